@@ -1,0 +1,309 @@
+"""The embedding engine: requests in, vectors out, batches by themselves.
+
+Guarantees:
+- A request's vectors are in the order of its inputs, whatever forwards they travelled in.
+- A failure belongs to the request that caused it: bad input is refused before it joins a batch, a batch that fails is
+  halved until only the culprit's request fails, and a vector that is not finite is an error, never an answer.
+- Tokenising runs beside the forward: the next batch is ready when the device is.
+- The texts of a cancelled request leave before the forward.
+- Admission counts tokens; past the limit a request is refused whole and at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from deployments.batcher import Batcher
+from deployments.embedding.model import Model, ModelInfo, TextToken, Tokens, Truncate
+from deployments.embedding.packing import pick
+from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError
+
+# Texts are tokenised in groups of about this many characters, so that a huge request does not hold up a small one.
+_TOKENISE_CHARS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds that a request spent; of its slowest text where texts differ."""
+
+    queue_s: float
+    tokenise_s: float
+    forward_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Texts, or lists of token ids (used verbatim), to be embedded alike.
+
+    Attributes:
+        inputs: at least one; none of them empty.
+        prompt: put in front of each text; not of token ids.
+        truncate: which end of a too long input is cut; with `none` the request is refused.
+    """
+
+    inputs: list[str] | list[list[int]]
+    prompt: str = ""
+    truncate: Truncate = "end"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbedResult:
+    """The answer to one request.
+
+    Attributes:
+        vectors: (n, dim) float32, C-contiguous, in the order of the inputs.
+        tokens: (n,) int32, tokens the model read, special tokens included, padding not.
+        truncated: (n,) bool.
+        timings: where the time went.
+    """
+
+    vectors: np.ndarray
+    tokens: np.ndarray
+    truncated: np.ndarray
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStats:
+    """One forward: texts, their real tokens, tokens with padding, seconds."""
+
+    texts: int
+    tokens: int
+    padded_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Gauges and counters since the start, for metrics."""
+
+    queued_texts: int
+    queued_tokens: int
+    running_forwards: int
+    forwards: int
+    texts: int
+    tokens: int
+    padded_tokens: int
+    forward_s: float
+    failed_texts: int
+    drain_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text on its way to the device."""
+
+    tokens: Tokens
+    queued_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Vector:
+    """A text's vector (dim,) float32 and its times."""
+
+    row: np.ndarray
+    queue_s: float
+    forward_s: float
+
+
+class Engine:
+    """Dynamic batching in front of one model. Belongs to one event loop.
+
+    Args:
+        model: local, remote or fake.
+        max_batch_tokens: padded tokens of a batch; None for what suits the model's device.
+        forwards_in_flight: forwards at a time; None for what suits the model's device.
+        queue_enabled: False runs each request as a batch of its own, in the order of arrival: a baseline.
+        max_queued_tokens: tokens that may wait before requests are refused; None for no limit.
+        on_batch: told of every forward that succeeded.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_batch_tokens: int | None = None,
+        forwards_in_flight: int | None = None,
+        queue_enabled: bool = True,
+        max_queued_tokens: int | None = None,
+        on_batch: Callable[[BatchStats], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.model = model
+        self._clock = clock
+        self._on_batch = on_batch
+        self._queue_enabled = queue_enabled
+        self._forwards = self._texts = self._tokens = self._padded_tokens = self._failed_texts = 0
+        self._forward_s = 0.0
+        self._tokeniser: Batcher[EmbedRequest, tuple[list[Tokens], float]] = Batcher(
+            self._tokenise, in_flight=1, budget=_TOKENISE_CHARS, cost=_characters, clock=clock
+        )
+        self._device: Batcher[_Text, _Vector] = Batcher(
+            self._forward,
+            in_flight=forwards_in_flight or model.forwards_in_flight,
+            budget=max_batch_tokens or model.max_batch_tokens,
+            cost=lambda text: len(text.tokens),
+            select=pick,
+            max_queued=max_queued_tokens,
+            bisect=True,
+            clock=clock,
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is known of the model."""
+        return self.model.info
+
+    def reconfigure(
+        self, *, max_batch_tokens: int | None, forwards_in_flight: int | None, max_queued_tokens: int | None
+    ) -> None:
+        """Change the limits while it runs; None as in the constructor."""
+        self._device.reconfigure(
+            in_flight=forwards_in_flight or self.model.forwards_in_flight,
+            budget=max_batch_tokens or self.model.max_batch_tokens,
+            max_queued=max_queued_tokens,
+        )
+
+    async def embed(self, requests: Sequence[EmbedRequest]) -> list[EmbedResult | Exception]:
+        """Embed many requests. Each gets its result or its own error; cancelling the call abandons them all."""
+        answers = await asyncio.gather(*(self.embed_one(request) for request in requests), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+                raise answer
+        return answers  # type: ignore[return-value]
+
+    async def embed_one(self, request: EmbedRequest) -> EmbedResult:
+        """Embed one request; cancelling the call takes its texts out of the queue.
+
+        Raises:
+            InvalidRequest: `param` names the input: empty, a token id outside the vocabulary, or too long with
+                truncate `none`.
+            Overloaded: too many tokens wait.
+            EmbeddingFailed: the model failed on one of these inputs alone, or its vector is not finite.
+            UpstreamFailed: a remote model failed.
+            Unavailable: the engine is closed.
+        """
+        self._check(request)
+        tokens, tokenise_s = await self._tokeniser.submit(request)
+        queued_at = self._clock()
+        texts = [_Text(one, queued_at) for one in tokens]
+        vectors = await self._device.submit_all(texts)
+        for index, vector in enumerate(vectors):
+            if isinstance(vector, MemserveError):
+                raise type(vector)(*vector.args) if isinstance(vector, EmbeddingFailed) else vector
+            if isinstance(vector, Exception):
+                raise EmbeddingFailed(f"The model failed on this input: {vector}", f"input.{index}") from vector
+        done = [vector for vector in vectors if isinstance(vector, _Vector)]
+        return EmbedResult(
+            np.stack([vector.row for vector in done]),
+            np.fromiter((len(one) for one in tokens), np.int32, len(tokens)),
+            np.fromiter((one.truncated for one in tokens), np.bool_, len(tokens)),
+            Timings(max(vector.queue_s for vector in done), tokenise_s, max(vector.forward_s for vector in done)),
+        )
+
+    def _check(self, request: EmbedRequest) -> None:
+        if not request.inputs:
+            raise InvalidRequest("There is no input.", "input")
+        vocab_size = self.info.vocab_size
+        for index, given in enumerate(request.inputs):
+            if not given:
+                raise InvalidRequest("An input must not be empty.", f"input.{index}")
+            if not isinstance(given, str):
+                outside = next((token for token in cast(list[int], given) if not 0 <= token < vocab_size), None)
+                if outside is not None:
+                    raise InvalidRequest(
+                        f"Token id {outside} is outside the vocabulary of {vocab_size} tokens.", f"input.{index}"
+                    )
+
+    async def _tokenise(self, requests: list[EmbedRequest]) -> list[tuple[list[Tokens], float] | Exception]:
+        started = self._clock()
+        answers: list[tuple[list[Tokens], float] | Exception] = []
+        for request in requests:
+            tokens = await self.model.tokenise(request.inputs, request.prompt, request.truncate)
+            answers.append(self._fitting(tokens))
+        seconds = self._clock() - started
+        return [answer if isinstance(answer, Exception) else (answer[0], seconds) for answer in answers]
+
+    def _fitting(self, tokens: list[Tokens | int]) -> tuple[list[Tokens], float] | Exception:
+        for index, one in enumerate(tokens):
+            if isinstance(one, int):
+                return InvalidRequest(
+                    f"Input {index} has {one} tokens; the model reads at most {self.info.max_tokens}.",
+                    f"input.{index}",
+                    "context_length_exceeded",
+                )
+        return [one for one in tokens if isinstance(one, Tokens)], 0.0
+
+    async def _forward(self, texts: list[_Text]) -> list[_Vector | Exception]:
+        started = self._clock()
+        matrix = await self.model.forward([text.tokens for text in texts])  # (texts, dim) float32
+        seconds = self._clock() - started
+        lengths = [len(text.tokens) for text in texts]
+        stats = BatchStats(len(texts), sum(lengths), len(texts) * max(lengths), seconds)
+        self._forwards += 1
+        self._texts += stats.texts
+        self._tokens += stats.tokens
+        self._padded_tokens += stats.padded_tokens
+        self._forward_s += seconds
+        if self._on_batch is not None:
+            self._on_batch(stats)
+        finite = np.isfinite(matrix).all(axis=1)
+        return [
+            _Vector(row, started - text.queued_at, seconds)
+            if good
+            else EmbeddingFailed("The model made a vector that is not finite.")
+            for text, row, good in zip(texts, matrix, finite.tolist(), strict=True)
+        ]
+
+    async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
+        """The tokens of each text with their places in it, uncut."""
+        return await self.model.split(texts, add_special_tokens=add_special_tokens)
+
+    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each list of token ids.
+
+        Raises:
+            InvalidRequest: a token id outside the vocabulary; `param` names the list.
+        """
+        self._check(EmbedRequest([list(sequence) for sequence in ids]))
+        return await self.model.decode(ids)
+
+    async def warm_up(self) -> None:
+        """Run the shapes that a batch can have, up to the full budget: the first caller does not pay for them."""
+        limit, budget = self.info.max_tokens, self._device.budget
+        for length in (limit, min(16, limit)):
+            await self.model.forward([Tokens([0] * length)] * max(1, budget // length))
+        await self.model.forward([Tokens([0] * min(16, limit))])
+
+    def stats(self) -> EngineStats:
+        """A snapshot for metrics."""
+        device = self._device
+        return EngineStats(
+            device.queued,
+            device.queued_cost,
+            device.running,
+            self._forwards,
+            self._texts,
+            self._tokens,
+            self._padded_tokens,
+            self._forward_s,
+            self._failed_texts,
+            device.drain_rate,
+        )
+
+    async def close(self) -> None:
+        """Finish the running forwards; what waits gets Unavailable. Then release the model."""
+        await self._tokeniser.close()
+        await self._device.close()
+        await self.model.close()
+
+
+def _characters(request: EmbedRequest) -> int:
+    return sum(len(given) for given in request.inputs) + len(request.inputs) * len(request.prompt)

@@ -1,0 +1,116 @@
+"""A model without weights, for tests and dry runs: deterministic, instant, and it counts its batches.
+
+A text's vector is the normalised sum of one pseudo-random vector a word, so texts that share words are closer, the same
+text gives the same bits on every machine, and a test can compute what it expects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from deployments.embedding.model import Model, ModelInfo, TextToken, Tokens, Truncate
+
+PROMPTS = {"query": "query: ", "document": ""}
+
+
+def word_id(word: str, vocab_size: int) -> int:
+    """The token id of a word: a hash of it."""
+    return int.from_bytes(hashlib.blake2b(word.lower().encode(), digest_size=8).digest(), "little") % vocab_size
+
+
+class FakeModel(Model):
+    """A word is a token, by hash; there are no special tokens.
+
+    Args:
+        dim: length of a vector.
+        max_tokens: words of the longest input.
+        vocab_size: token ids.
+        fail_word: a batch that holds this word raises, as a poisoned input would.
+        oom_above_tokens: a batch of more padded tokens raises MemoryError.
+        nan_word: a text that holds this word gets a vector that is not finite.
+
+    Attributes:
+        batches: the lengths of the texts of every forward, in order; failed ones included.
+    """
+
+    def __init__(
+        self,
+        dim: int = 32,
+        *,
+        max_tokens: int = 256,
+        vocab_size: int = 1 << 20,
+        name: str = "fake",
+        fail_word: str = "poison",
+        nan_word: str = "notanumber",
+        oom_above_tokens: int | None = None,
+    ) -> None:
+        self.info = ModelInfo(name, f"fake-{dim}", dim, max_tokens, vocab_size, dict(PROMPTS), "cpu", "float32")
+        self.batches: list[list[int]] = []
+        self.oom_above_tokens = oom_above_tokens
+        self._fail_id = word_id(fail_word, vocab_size)
+        self._nan_id = word_id(nan_word, vocab_size)
+        self._words: dict[int, np.ndarray] = {}
+
+    async def tokenise(
+        self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
+    ) -> list[Tokens | int]:
+        """See Model. White space separates tokens."""
+        limit = self.info.max_tokens
+        answer: list[Tokens | int] = []
+        for given in inputs:
+            if isinstance(given, str):
+                ids = [word_id(word, self.info.vocab_size) for word in (prompt + given).split()]
+            else:
+                ids = list(given)
+            if len(ids) > limit and truncate == "none":
+                answer.append(len(ids))
+                continue
+            cut = ids[-limit:] if truncate == "start" else ids[:limit]
+            prompt_tokens = len(prompt.split()) if isinstance(given, str) else 0
+            answer.append(Tokens(cut, min(prompt_tokens, len(cut)), len(ids) > limit))
+        return answer
+
+    async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
+        """See Model.
+
+        Raises:
+            RuntimeError: the batch holds the word it was told to fail on.
+            MemoryError: the batch is larger than it was told to bear.
+        """
+        lengths = [len(tokens) for tokens in batch]
+        self.batches.append(lengths)
+        if self.oom_above_tokens is not None and len(lengths) * max(lengths) > self.oom_above_tokens:
+            raise MemoryError("the fake device is out of memory")
+        if any(self._fail_id in tokens.ids for tokens in batch):
+            raise RuntimeError("the fake model was told to fail on this text")
+        return np.stack([self._vector(tokens.ids) for tokens in batch])
+
+    def _vector(self, ids: Sequence[int]) -> np.ndarray:
+        total = np.zeros(self.info.dim)  # (dim,) float64, so that the sum does not depend on the order of rounding
+        for token in ids:
+            word = self._words.get(token)
+            if word is None:
+                word = self._words[token] = np.random.default_rng(token).standard_normal(self.info.dim)
+            total += word
+        if self._nan_id in ids:
+            total[0] = np.nan
+        return (total / max(float(np.linalg.norm(total)), 1e-12)).astype(np.float32)
+
+    async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
+        """See Model."""
+        answer = []
+        for text in texts:
+            tokens, place = [], 0
+            for word in text.split():
+                start = text.index(word, place)
+                place = start + len(word)
+                tokens.append(TextToken(word_id(word, self.info.vocab_size), word, False, start, place))
+            answer.append(tokens)
+        return answer
+
+    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """See Model. Hashes have no way back: each id is written as `<id>`."""
+        return [" ".join(f"<{token}>" for token in sequence) for sequence in ids]

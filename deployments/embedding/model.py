@@ -1,0 +1,122 @@
+"""What the engine needs of an embedding model, wherever it runs: tokenise, forward, and a few numbers about it.
+
+A model answers in the order of its inputs, gives float32 vectors, and raises only errors of `deployments.errors` for
+what a caller can mend. Its two methods are coroutines; blocking work runs in threads that the model owns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Truncate = Literal["none", "end", "start"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known of a loaded model.
+
+    Attributes:
+        name: as configured.
+        revision: changes whenever the vectors may: part of every cache key.
+        dim: length of a full vector.
+        max_tokens: longest input in tokens, special tokens included.
+        vocab_size: token ids are in [0, vocab_size).
+        prompts: prompt name -> text put in front of an input.
+        default_prompt: what `encode` puts in front when no prompt is asked for; usually empty.
+        device: `cpu`, `cuda:0`, or `remote`.
+        dtype: of the weights.
+    """
+
+    name: str
+    revision: str
+    dim: int
+    max_tokens: int
+    vocab_size: int
+    prompts: dict[str, str]
+    device: str
+    dtype: str
+    default_prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One input, ready for the forward.
+
+    Attributes:
+        ids: token ids exactly as the model sees them, special tokens included.
+        prompt_tokens: how many leading tokens belong to the prompt, for models that leave it out of the pooling.
+        truncated: the input was longer than the model's limit and was cut.
+        text: what a model that tokenises elsewhere is sent; None where `ids` says it all.
+    """
+
+    ids: Sequence[int]
+    prompt_tokens: int = 0
+    truncated: bool = False
+    text: str | None = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TextToken:
+    """One token of a text: `start` and `stop` are character offsets, None for a token that is not in the text."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Model(ABC):
+    """An embedding model.
+
+    Attributes:
+        info: see ModelInfo.
+        max_batch_tokens: the padded tokens of a batch that suit its device.
+        forwards_in_flight: how many forwards keep its device busy.
+        pads: whether a batch is padded to its longest text (else only real tokens count against the budget).
+    """
+
+    info: ModelInfo
+    max_batch_tokens: int = 1024
+    forwards_in_flight: int = 1
+    pads: bool = True
+
+    @abstractmethod
+    async def tokenise(
+        self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
+    ) -> list[Tokens | int]:
+        """Make inputs ready for the forward.
+
+        Args:
+            inputs: texts, or lists of token ids that are inside the vocabulary and are used verbatim (no special tokens
+                added, no prompt).
+            prompt: put in front of each text.
+            truncate: which end of a too long input is cut; with `none` it is not.
+
+        Returns:
+            One an input: its Tokens or, with `none`, the token count of an input that is too long.
+        """
+
+    @abstractmethod
+    async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
+        """Run one batch. Returns (len(batch), dim) float32, C-contiguous, in the order of `batch`."""
+
+    async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
+        """The tokens of each text, with their place in it, uncut."""
+        raise NotImplementedError(f"{type(self).__name__} does not show its tokens")
+
+    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each list of token ids, special tokens left out."""
+        raise NotImplementedError(f"{type(self).__name__} does not decode tokens")
+
+    async def close(self) -> None:
+        """Release threads and connections."""
+        return None

@@ -1,0 +1,58 @@
+"""What is made of full vectors on the way out: fewer dimensions, smaller types, base64.
+
+The functions are pure and work on a copy, so that a cached vector stays what the model made.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Literal
+
+import numpy as np
+
+OutputDtype = Literal["float", "int8", "uint8", "binary", "ubinary"]
+
+
+def cut(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
+    """Keep the first dimensions and scale to length one again (Matryoshka representation learning, arXiv:2205.13147).
+
+    Args:
+        vectors: (n, dim) float32.
+        dimensions: at most dim; None, or dim itself, changes nothing.
+
+    Returns:
+        (n, dimensions) float32. A row whose kept part is zero stays zero.
+    """
+    if dimensions is None or dimensions == vectors.shape[1]:
+        return vectors
+    kept = vectors[:, :dimensions]
+    norms = np.linalg.norm(kept, axis=1, keepdims=True)
+    return np.ascontiguousarray(kept / np.where(norms > 0, norms, 1), dtype=np.float32)
+
+
+def quantise(vectors: np.ndarray, output_dtype: OutputDtype) -> np.ndarray:
+    """Make vectors smaller.
+
+    Args:
+        vectors: (n, dim) float32 with values in [-1, 1], which unit vectors have.
+        output_dtype: `float` as it is; `int8` and `uint8` one byte a value over the fixed range [-1, 1] (not
+            calibrated, so that a vector does not depend on its neighbours); `binary` and `ubinary` one bit a value, 1
+            where it is positive, eight to a byte, most significant first, as sentence-transformers packs them.
+
+    Returns:
+        (n, dim) float32, int8 or uint8; (n, ceil(dim / 8)) int8 or uint8 for the binary types.
+    """
+    if output_dtype == "float":
+        return vectors
+    if output_dtype == "int8":
+        return np.rint(np.clip(vectors, -1, 1) * 127).astype(np.int8)
+    if output_dtype == "uint8":
+        return (np.rint(np.clip(vectors, -1, 1) * 127) + 128).astype(np.uint8)
+    packed = np.packbits(vectors > 0, axis=1)
+    return packed if output_dtype == "ubinary" else (packed ^ 0x80).view(np.int8)
+
+
+def to_base64(vectors: np.ndarray) -> list[str]:
+    """Each row's little-endian bytes in base64, as OpenAI's `encoding_format: base64` has it."""
+    little = vectors.astype(vectors.dtype.newbyteorder("<"), copy=False)
+    return [base64.b64encode(row.tobytes()).decode("ascii") for row in little]
