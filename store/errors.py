@@ -1,13 +1,13 @@
 """The errors of the store. All survive pickling: positional arguments, passed to `super().__init__`.
 
-    StoreError
-    ├── InvalidInput      the request can never succeed; `param` is the path of the field
-    ├── NotFound          no such memory or user
-    ├── Conflict          the log's state contradicts the request
-    ├── LogUnavailable    the log cannot be read or written at the moment; safe to retry
-    ├── LogDamaged        the log's file or rows are damaged; never served in silence
-    ├── SchemaMismatch    the log was written by another version of the schema
-    └── ModelMismatch     the log was filled by another model
+StoreError
+├── InvalidInput      the request can never succeed; `param` is the path of the field
+├── NotFound          no such memory or user
+├── Conflict          the log's state contradicts the request
+├── LogUnavailable    the log cannot be read or written at the moment; safe to retry
+├── LogDamaged        the log's file or rows are damaged; never served in silence
+├── SchemaMismatch    the log was written by another version of the schema
+└── ModelMismatch     the log was filled by another model
 """
 
 from __future__ import annotations

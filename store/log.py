@@ -1,0 +1,303 @@
+"""The log: one SQL database, SQLite or PostgreSQL, that holds the truth.
+
+Guarantees:
+- A transaction that `write()` left without an exception is on disk (SQLite: WAL with synchronous FULL unless set
+  otherwise; PostgreSQL: its own commit) and visible to every reader that begins afterwards, in any process.
+- One that raised, or whose process died, left no trace.
+- `read()` sees one state of the log from its first statement to its last.
+- Writers of a SQLite log take turns from their first statement on (BEGIN IMMEDIATE), so none of them ever works on a
+  state that another has changed; on PostgreSQL the rows of the users they write are locked.
+
+What may be lost: with synchronous NORMAL the newest commits at a power cut, and a `memory://` log when the machine
+restarts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, create_engine, event, select, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from store import schema
+from store.errors import InvalidInput, LogDamaged, LogUnavailable, ModelMismatch, StoreError
+from store.schema import memories, meta
+
+Synchronous = Literal["FULL", "NORMAL"]
+_DAMAGE = ("malformed", "not a database", "file is encrypted", "invalid page", "could not read block")
+_ADVICE = "Restore it, or see what is left: python -m store verify"
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class Log:
+    """One database, its connections and its transactions. Not for several threads at once."""
+
+    def __init__(self, engine: Engine, path: Path | None, scratch: Path | None, model: str) -> None:
+        self.engine = engine
+        self.path = path
+        self.model = model
+        self.log_id = ""
+        self._scratch = scratch
+        self._snapshot = engine.execution_options(isolation_level="REPEATABLE READ") if path is None else engine
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        synchronous: Synchronous = "FULL",
+        lock_timeout_s: float = 5.0,
+        quick_check_bytes: int = 64 << 20,
+    ) -> Log:
+        """Open the log at `url`, create or migrate it where needed, and look it over.
+
+        Args:
+            url: `sqlite:///PATH`, `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, `memory://` (a throw-away log of
+                this process in memory) or `memory://NAME` (one that the processes of this machine share).
+            lock_timeout_s: how long a write waits for another writer.
+            quick_check_bytes: a SQLite file up to this size is checked whole before it is served.
+
+        Raises:
+            LogUnavailable: the database cannot be reached or opened.
+            LogDamaged: the file is damaged.
+            SchemaMismatch: it is no memory log, or a newer one.
+        """
+        scratch: Path | None = None
+        if url.startswith("memory://"):
+            scratch, url = _scratch_log(url.removeprefix("memory://"))
+        try:
+            parsed = make_url(url)
+        except Exception as error:
+            raise InvalidInput(f"The log's URL cannot be read: {error}", "url") from error
+        if parsed.get_backend_name() == "sqlite":
+            if not parsed.database:
+                raise InvalidInput("A SQLite log needs a path: sqlite:///PATH; memory:// is a throw-away log.", "url")
+            path = Path(parsed.database).absolute()
+            engine = _sqlite_engine(path, synchronous, lock_timeout_s)
+            log = cls(engine, path, scratch if scratch and scratch.name.endswith(".tmp") else None, "")
+            _look_over(path, quick_check_bytes)
+        elif parsed.get_backend_name() == "postgresql":
+            engine = create_engine(
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_size=2,
+                connect_args={
+                    "connect_timeout": max(1, round(lock_timeout_s)),
+                    "options": f"-c lock_timeout={round(lock_timeout_s * 1000)} -c timezone=UTC"
+                    f" -c idle_in_transaction_session_timeout={round(lock_timeout_s * 2000)}",
+                },
+            )
+            log = cls(engine, None, None, "")
+        else:
+            raise InvalidInput("The log's URL begins with sqlite:, postgresql: or memory:.", "url")
+        try:
+            with log.write() as connection:
+                if log.path is None:
+                    connection.execute(text("SELECT pg_advisory_xact_lock(7305428194)"))  # one migration at a time
+                schema.migrate(connection)
+                log.log_id = connection.execute(select(meta.c.value).where(meta.c.name == "log_id")).scalar() or ""
+                if not log.log_id:
+                    log.log_id = uuid.uuid4().hex
+                    connection.execute(meta.insert(), [{"name": "log_id", "value": log.log_id}])
+        except BaseException:
+            log.close()
+            raise
+        return log
+
+    def serve_model(self, model: str, dim: int) -> None:
+        """Declare that vectors of `model` are read and written from here on.
+
+        Raises:
+            ModelMismatch: the log's memories have vectors of another model, or of another dimension.
+        """
+        with self.write() as connection:
+            found = {name: value for name, value in connection.execute(select(meta.c.name, meta.c.value))}
+            if (found.get("model"), found.get("dim")) == (model, str(dim)):
+                pass
+            elif "model" not in found:
+                served = {"model": model, "dim": str(dim)}
+                connection.execute(meta.insert(), [{"name": name, "value": value} for name, value in served.items()])
+            elif connection.execute(select(memories.c.label).where(memories.c.deleted == 0).limit(1)).first() is None:
+                for name, value in (("model", model), ("dim", str(dim))):
+                    connection.execute(meta.update().where(meta.c.name == name).values(value=value))
+            else:
+                raise ModelMismatch(
+                    f"The log's vectors were made by {found['model']} ({found['dim']} dimensions), this server runs "
+                    f"{model} ({dim}). To move the log to it: python -m store reembed --log LOG_URL --model {model} "
+                    f"--url URL_OF_A_MEMSERVE_THAT_RUNS_IT",
+                    code="model_mismatch",
+                )
+        self.model = model
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A write transaction: committed when the block ends, undone when it raises."""
+        with _translated(), self.engine.connect() as connection:
+            connection.info["write"] = True
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A read transaction that sees one state of the log throughout."""
+        with _translated(), self._snapshot.connect() as connection:
+            connection.info["write"] = False
+            with connection.begin():
+                yield connection
+
+    def current_model(self, connection: Connection) -> None:
+        """Inside a write: keep the log from being switched to another model until the transaction ends.
+
+        Raises:
+            ModelMismatch: it was switched since this process opened it.
+        """
+        statement = select(meta.c.value).where(meta.c.name == "model").with_for_update(read=True)
+        check_model(connection.execute(statement).scalar(), self.model)
+
+    def ping(self) -> None:
+        """Raise LogUnavailable unless the log can be read now."""
+        with self.read() as connection:
+            connection.execute(select(meta.c.value).where(meta.c.name == "schema_version")).scalar()
+
+    def truncate_wal(self) -> bool:
+        """Move SQLite's write-ahead log into the database and empty it, so that no file holds erased text.
+
+        False where another connection was in the way: try again. PostgreSQL keeps its own house.
+        """
+        if self.path is None:
+            return True
+        with _translated():
+            raw = self.engine.raw_connection()
+            try:
+                busy, _, _ = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                raw.close()
+        return not busy
+
+    def wal_bytes(self) -> int:
+        """Size of SQLite's write-ahead log; 0 on PostgreSQL."""
+        if self.path is None:
+            return 0
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+    def close(self) -> None:
+        """Close every connection; a private `memory://` log is removed."""
+        self.engine.dispose()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def check_model(found: str | None, model: str) -> None:
+    """Raise ModelMismatch where the log serves another model than this process."""
+    if found != model:
+        raise ModelMismatch(
+            f"The log was switched to {found} while this server runs {model}: restart it with that model.",
+            code="model_switched",
+        )
+
+
+def discard(url: str) -> None:
+    """Remove a shared `memory://NAME` log."""
+    shutil.rmtree(_scratch_log(url.removeprefix("memory://"))[0], ignore_errors=True)
+
+
+def _scratch_log(name: str) -> tuple[Path, str]:
+    root = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    if name:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+            raise InvalidInput("The name of a memory:// log is made of letters, digits, '_', '.' and '-'.", "url")
+        folder = root / f"memserve-{os.getuid()}-{name}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="memserve-", suffix=".tmp", dir=root))
+    return folder, f"sqlite:///{folder}/log.db"
+
+
+def _sqlite_engine(path: Path, synchronous: Synchronous, lock_timeout_s: float) -> Engine:
+    if synchronous not in ("FULL", "NORMAL"):
+        raise InvalidInput("synchronous is FULL or NORMAL.", "synchronous")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LogUnavailable(f"The folder of the log cannot be made: {error}") from error
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": lock_timeout_s, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
+        for pragma in (
+            "journal_mode=WAL",
+            f"synchronous={synchronous}",
+            "secure_delete=ON",  # erased bytes are overwritten, not only forgotten
+            "cell_size_check=ON",
+            "cache_size=-16384",
+            "journal_size_limit=67108864",
+        ):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.info.get("write") else "BEGIN")
+
+    return engine
+
+
+def _look_over(path: Path, quick_check_bytes: int) -> None:
+    """Notice a damaged SQLite file before it is served: the whole of a small one, the frame of a large one."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return
+    if size == 0:
+        return
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=5)
+        try:
+            check = "quick_check" if size <= quick_check_bytes else "schema_version"
+            answer = connection.execute(f"PRAGMA {check}").fetchone()[0]
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise _from_driver(error, error) from error
+    if check == "quick_check" and answer != "ok":
+        raise LogDamaged(f"The log {path} is damaged: {answer}. {_ADVICE}")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """The one boundary where the driver's exceptions become the store's."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except DBAPIError as error:
+        raise _from_driver(error.orig or error, error) from error
+    except PoolTimeout as error:
+        raise LogUnavailable("No connection to the log is free.") from error
+    except sqlite3.Error as error:
+        raise _from_driver(error, error) from error
+
+
+def _from_driver(original: BaseException, error: Exception) -> StoreError:
+    message = str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
+    if any(sign in message.lower() for sign in _DAMAGE):
+        return LogDamaged(f"The log is damaged: {message}. {_ADVICE}")
+    # SQLite calls a mistake in a statement operational too: that is 1, SQLITE_ERROR
+    mistake = getattr(original, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR
+    lost = getattr(error, "connection_invalidated", False)
+    if lost or (isinstance(error, OperationalError | sqlite3.OperationalError) and not mistake):
+        return LogUnavailable(f"The log cannot be used at the moment: {message}", code="log_unavailable")
+    return StoreError(f"The log refused a statement: {message}")

@@ -1,0 +1,189 @@
+"""Every question that is asked of the log, answered inside a caller's read transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from sqlalchemy import BigInteger, Connection, and_, case, func, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from store.errors import LogDamaged
+from store.records import HistoryEvent, Vector
+from store.rows import CONTENT, load_vectors, moment
+from store.schema import history, memories, meta, reembedded, users
+from store.writing import CHUNK, or_never
+
+NEVER = np.iinfo(np.int64).max
+
+
+class byte_length(FunctionElement[int]):
+    """Bytes of a text in UTF-8."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(byte_length)
+def _octet_length(element: byte_length, compiler: SQLCompiler, **options: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **options)})"
+
+
+@compiles(byte_length, "sqlite")
+def _blob_length(element: byte_length, compiler: SQLCompiler, **options: Any) -> str:
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
+
+
+class Position(NamedTuple):
+    """Where the log stands for one user."""
+
+    uid: int
+    version: int
+    epoch: int
+    live: int
+    removed_version: int
+    erased_at: int
+    model: str | None
+
+
+class Changes(NamedTuple):
+    """What an index lacks, in the order of versions.
+
+    Of every row: labels (n,) int64, versions (n,) int64, kept (n,) bool: False for a deleted one. Of the m kept ones:
+    expires (m,) int64 microseconds or NEVER, vectors (m, dim) float32 as the model made them.
+    """
+
+    labels: npt.NDArray[np.int64]
+    versions: npt.NDArray[np.int64]
+    kept: npt.NDArray[np.bool_]
+    expires: npt.NDArray[np.int64]
+    vectors: Vector
+
+
+def positions(connection: Connection, uids: Iterable[int]) -> dict[int, Position]:
+    """Where the log stands for each of the users, and the model that it serves: one statement."""
+    model = select(meta.c.value).where(meta.c.name == "model").scalar_subquery()
+    ordered = list(set(uids))
+    found: dict[int, Position] = {}
+    for start in range(0, len(ordered), CHUNK):
+        statement = select(
+            users.c.uid,
+            users.c.version,
+            users.c.epoch,
+            users.c.live,
+            users.c.removed_version,
+            users.c.erased_at,
+            model,
+        ).where(users.c.uid.in_(ordered[start : start + CHUNK]))
+        found.update({row[0]: Position(*row) for row in connection.execute(statement)})
+    return found
+
+
+def changes(connection: Connection, uid: int, after: int, model: str, dim: int) -> Changes:
+    """What happened to a user after a version; from 0 on, only what is still there.
+
+    A vector that is on its way from another model is taken from `reembedded`.
+
+    Raises:
+        LogDamaged: a vector is not what was written, or missing.
+    """
+    staged = and_(
+        reembedded.c.label == memories.c.label,
+        reembedded.c.version == memories.c.version,
+        reembedded.c.model == model,
+        memories.c.model != model,
+    )
+    own = memories.c.model == model
+    statement = (
+        select(
+            memories.c.label,
+            memories.c.version,
+            memories.c.deleted,
+            memories.c.expires_at,
+            case((own, memories.c.vector_crc), else_=reembedded.c.vector_crc),
+            case((own, memories.c.embedding), else_=reembedded.c.embedding),
+        )
+        .select_from(memories.outerjoin(reembedded, staged))
+        .where(memories.c.uid == uid, memories.c.version > after)
+        .order_by(memories.c.version)
+    )
+    if after == 0:
+        statement = statement.where(memories.c.deleted == 0)
+    rows = connection.execute(statement).all()
+    alive = [row for row in rows if not row[2]]
+    if any(row[5] is None for row in alive):
+        raise LogDamaged(f"The log is damaged: a memory has no vector of {model}. See: python -m store verify")
+    return Changes(
+        np.fromiter((row[0] for row in rows), np.int64, len(rows)),
+        np.fromiter((row[1] for row in rows), np.int64, len(rows)),
+        np.fromiter((not row[2] for row in rows), np.bool_, len(rows)),
+        np.fromiter((NEVER if row[3] is None else row[3] for row in alive), np.int64, len(alive)),
+        load_vectors([row[5] for row in alive], [row[4] for row in alive], dim),
+    )
+
+
+def by_label(connection: Connection, labels: Sequence[int]) -> dict[int, Any]:
+    """The CONTENT of live memories, by label."""
+    found = {}
+    for start in range(0, len(labels), CHUNK):
+        statement = select(*CONTENT).where(memories.c.label.in_(labels[start : start + CHUNK]), memories.c.deleted == 0)
+        found.update({row[0]: row for row in connection.execute(statement)})
+    return found
+
+
+def by_key(connection: Connection, key: bytes, now: int) -> Any | None:
+    """The CONTENT of one memory, unless it is deleted or expired."""
+    statement = select(*CONTENT).where(
+        memories.c.key == key, memories.c.deleted == 0, or_never(memories.c.expires_at, now)
+    )
+    return connection.execute(statement).first()
+
+
+def expired(connection: Connection, uid: int, now: int) -> list[bytes]:
+    """Keys of a user's memories whose time is over."""
+    statement = select(memories.c.key).where(
+        memories.c.uid == uid, memories.c.deleted == 0, memories.c.expires_at <= now
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def events(connection: Connection, key: bytes) -> list[HistoryEvent]:
+    """The states of one memory, oldest first; empty for one that never was."""
+    current = select(
+        memories.c.label,
+        memories.c.version,
+        memories.c.event,
+        memories.c.updated_at,
+        memories.c.text,
+        memories.c.metadata,
+    ).where(memories.c.key == key)
+    newest = connection.execute(current).first()
+    if newest is None:
+        return []
+    superseded = (
+        select(history.c.label, history.c.version, history.c.event, history.c.at, history.c.text, history.c.metadata)
+        .where(history.c.label == newest.label)
+        .order_by(history.c.version)
+    )
+    return [
+        HistoryEvent(
+            event,
+            moment(at),
+            version,
+            None if event == "deleted" else text,
+            None if event == "deleted" or metadata is None else orjson.loads(metadata),
+        )
+        for _, version, event, at, text, metadata in [*connection.execute(superseded), newest]
+    ]
+
+
+def bytes_of(connection: Connection, uid: int) -> int:
+    """Bytes of a user's texts, metadata and vectors in the log."""
+    size = byte_length(memories.c.text) + byte_length(memories.c.metadata) + func.length(memories.c.embedding)
+    statement = select(func.coalesce(func.sum(size), 0)).where(memories.c.uid == uid)
+    return int(connection.execute(statement).scalar_one())
