@@ -1,0 +1,34 @@
+# make serve | test | check | bench | clean. Each makes .venv on its first run, and installs again only when
+# pyproject.toml or constraints.txt have changed.
+SHELL := /bin/bash
+# The first interpreter that runs and is 3.11 or 3.12.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+CONFIG ?= serve_config.yaml
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: serve test check bench clean
+
+serve: $(INSTALLED)
+	@exec $(BIN)/python -m deployments $(CONFIG)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "memserve needs Python 3.11 or 3.12; set PYTHON=/path/to/python3" >&2; exit 1; }
+	@command -v c++ >/dev/null || { echo "memserve needs a C++ compiler (hnswlib is built from source)" >&2; exit 1; }
+	@echo "Installing into $(VENV) (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

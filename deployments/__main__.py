@@ -1,0 +1,312 @@
+"""`python -m deployments [serve_config.yaml]`: Ray, HAProxy and the app on this machine, in the foreground.
+
+Guarantees: one line when the server answers; one line and exit 1, within seconds, when it cannot start; and when it
+ends, by Ctrl-C, by a signal or by an error, every process that it started has ended too.
+
+Two processes see to the last: the supervisor only waits, and ends what is left when the server process is gone, even by
+kill -9; the server process is told by the kernel when the supervisor dies. Both are subreapers (prctl(2)), so that a
+daemon which detached itself, as HAProxy does on a reload, is still theirs to find.
+"""
+
+import argparse
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+import psutil
+import yaml
+from pydantic import ValidationError
+
+from deployments.embedding.load import resolve
+from deployments.errors import MemserveError
+from deployments.settings import Settings, absolute_log_url, explain, load
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+READY_WITHIN_S = 300.0
+TERMINATE_WITHIN_S = 5.0
+OBJECT_STORE_BYTES = 256 * 1024**2
+HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+
+
+class CannotStart(Exception):
+    """The reason, in one line."""
+
+
+class Plan(NamedTuple):
+    """What is to be served, checked as far as that is possible without starting anything."""
+
+    config: dict[str, Any]
+    settings: Settings
+    host: str
+    port: int
+    data: str
+    env: dict[str, str]
+
+
+def main(argv: list[str]) -> int:
+    """Run until a signal. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m deployments", description="Serve memserve on this machine.")
+    parser.add_argument("config", nargs="?", default="serve_config.yaml", help="a Serve config file")
+    arguments = parser.parse_args(argv)
+    try:
+        plan = make_plan(Path(arguments.config))
+    except CannotStart as reason:
+        print(f"memserve: {reason}", file=sys.stderr)
+        return 1
+    return supervise(lambda: serve_until_signalled(plan))
+
+
+def make_plan(path: Path) -> Plan:
+    """Read and check a config file. Raises CannotStart."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise CannotStart(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise CannotStart(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    try:
+        (application,) = config["applications"]
+        args = application.get("args") or {}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise CannotStart(f"{path}: needs exactly one entry under `applications:`") from error
+    try:
+        settings = load(args)
+        if settings.model.provider == "local":
+            resolve(settings.model.name)
+    except ValidationError as error:
+        raise CannotStart(f"{path}: {explain(error)}") from error
+    except MemserveError as error:
+        raise CannotStart(str(error)) from error
+    http = config.get("http_options") or {}
+    host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
+    if not _is_free(host, port):
+        raise CannotStart(f"{host}:{port} is taken by another process (http_options.port in {path})")
+    return Plan(config, settings, host, port, _prepare_data(settings.store.url), _environment())
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _environment() -> dict[str, str]:
+    """What must stand in the environment before Ray starts. HAProxy's own ports move aside if they are taken."""
+    env = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    for name, port in HAPROXY_PORTS.items():
+        env[name] = str(port if _is_free("", port) else _free_port())
+    # What the user set wins.
+    return {name: os.environ.get(name, value) for name, value in env.items()}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _prepare_data(url: str) -> str:
+    """Make the directory of a SQLite log. Returns where the data lies, without a password."""
+    url = absolute_log_url(url, Path.cwd())
+    prefix = "sqlite:///"
+    if not url.startswith(prefix):
+        scheme, _, rest = url.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+    path = Path(url.removeprefix(prefix))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStart(f"store.url: cannot make {path.parent}: {error.strerror}") from error
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise CannotStart(f"store.url: {path} is not writable")
+    return str(path)
+
+
+def supervise(serve: Callable[[], int]) -> int:
+    """Run `serve` in a process of its own, pass signals on to it, and end whatever it leaves."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    supervisor = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.setsid()  # the terminal's Ctrl-C reaches the supervisor alone
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != supervisor:
+            os._exit(1)
+        status = 1
+        try:
+            status = serve()
+        except BaseException:  # noqa: BLE001 - the last frame of this process: said here or nowhere
+            traceback.print_exc()
+        finally:
+            end_descendants()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def pass_on(_: int, __: FrameType | None) -> None:
+        if psutil.pid_exists(child):
+            os.kill(child, signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
+    _, result = os.waitpid(child, 0)
+    end_descendants()
+    return os.waitstatus_to_exitcode(result) if os.WIFEXITED(result) else 1
+
+
+def end_descendants() -> None:
+    """End every process below this one: ask, wait, then force."""
+    while descendants := psutil.Process().children(recursive=True):
+        for process in descendants:
+            _signal(process, signal.SIGTERM)
+        _, alive = psutil.wait_procs(descendants, timeout=TERMINATE_WITHIN_S)
+        for process in alive:
+            _signal(process, signal.SIGKILL)
+        psutil.wait_procs(alive, timeout=TERMINATE_WITHIN_S)
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+class _Stop(BaseException):
+    """A signal asked for the end."""
+
+
+def _stop(_: int, __: FrameType | None) -> NoReturn:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise _Stop
+
+
+def _stop_on_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+
+
+def serve_until_signalled(plan: Plan) -> int:
+    """Start Ray and the app, say when it answers, and shut both down on SIGTERM. Returns the exit status."""
+    _stop_on_signals()
+    os.environ.update(plan.env)
+    try:
+        try:
+            ready = _start(plan)
+            url = f"http://{plan.host}:{plan.port}"
+            where = f"{ready['model']} on {ready['device']} ({ready['dtype']})"
+            print(f"memserve is ready: {url}  model {where}  data {plan.data}", flush=True)
+            while True:
+                signal.pause()
+        except CannotStart as reason:
+            print(f"memserve: {reason}", file=sys.stderr)
+            return 1
+        finally:
+            _shut_down()
+    except _Stop:
+        return 0
+
+
+def _start(plan: Plan) -> dict[str, str]:
+    """Start Ray, deploy, and wait until /health/ready answers 200. Returns its body. Raises CannotStart."""
+    import ray
+    from ray.serve._private.api import serve_start
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        config = ServeDeploySchema.model_validate(plan.config)
+    except ValidationError as error:
+        raise CannotStart(explain(error)) from error
+    ray.init(
+        address="local",
+        namespace="serve",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=OBJECT_STORE_BYTES,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in [os.getcwd(), *_python_path()])}},
+    )
+    _stop_on_signals()  # ray.init installs a handler of its own that ends the process at once
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    client = serve_start(
+        http_options=config.http_options.model_dump(),
+        proxy_location=config.proxy_location,
+        global_logging_config=config.logging_config,
+    )
+    client.deploy_apps(config, _blocking=False)
+    return _wait_until_ready(plan, config.applications[0].name)
+
+
+def _python_path() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+def _wait_until_ready(plan: Plan, app_name: str) -> dict[str, str]:
+    import httpx
+    from ray import serve
+
+    deadline = time.monotonic() + READY_WITHIN_S
+    last = "no answer yet"
+    with httpx.Client(base_url=f"http://{plan.host}:{plan.port}", timeout=10.0, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            application = serve.status().applications.get(app_name)
+            if application is not None and application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise CannotStart(_reason(application))
+            try:
+                answer = client.get("/health/ready")
+                if answer.status_code == 200:
+                    body: dict[str, str] = answer.json()
+                    return body
+                last = f"/health/ready answered {answer.status_code}"
+            except httpx.TransportError as error:
+                last = f"{type(error).__name__} from {plan.host}:{plan.port}"
+            time.sleep(0.1)
+    raise CannotStart(f"not ready within {READY_WITHIN_S:g} s: {last}")
+
+
+def _reason(application: Any) -> str:
+    """The line of a failed deployment's message that names the error: the last one of its traceback."""
+    messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
+    for message in reversed(messages):
+        lines = [line.strip() for line in message.splitlines() if ": " in line and not line.startswith(" ")]
+        if (lines and "Error" in message) or "Unavailable" in message:
+            return lines[-1]
+    return " ".join(application.message.split())
+
+
+def _shut_down() -> None:
+    import ray
+    from ray import serve
+
+    if ray.is_initialized():
+        serve.shutdown()
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,245 @@
+"""The gateway's side of its calls to the other deployments: coalesced, retried where that is safe, errors mapped.
+
+Hundreds of small HTTP requests become a few handle calls: while a call is on its way, everything that arrives waits,
+and rides the next one. A call that dies with its replica is sent again: an embed and a search change nothing, and an
+append carries the ids of its memories, so that the log takes it once however often it arrives.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar, cast
+
+import numpy as np
+import ray.exceptions
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from deployments.batcher import Batcher
+from deployments.embedding.cache import CachedVector, VectorCache, cache_key
+from deployments.embedding.engine import EmbedRequest, EmbedResult, Timings
+from deployments.embedding.model import ModelInfo, Truncate
+from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Overloaded, Unavailable
+from deployments.routing import partition_of
+from store import Append, AppendResult, Search, SearchResult, StoreError
+
+Answer = TypeVar("Answer")
+Inputs = list[str] | list[list[int]]
+
+ATTEMPTS = 3
+CHARACTERS_PER_TOKEN = 4  # English text; what waits is admitted by this estimate, the embedder counts exactly
+
+_REPLICA_LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.ActorUnavailableError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+)
+
+
+async def resilient(call: Callable[[], Awaitable[Answer]], what: str) -> Answer:
+    """Await `call()`, again if its replica died; only for calls that may be repeated.
+
+    Raises:
+        Overloaded: the deployment refuses more work.
+        Unavailable: no replica could answer in `ATTEMPTS` attempts.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return await call()
+        except _REPLICA_LOST as error:
+            if attempt == ATTEMPTS:
+                raise Unavailable(f"The {what} is restarting; try again.", None, f"{what}_unavailable") from error
+        except BackPressureError as error:
+            raise Overloaded(f"The {what} has more work than it admits.") from error
+        except (DeploymentUnavailableError, RayServeException) as error:
+            raise Unavailable(f"The {what} is not available; try again.", None, f"{what}_unavailable") from error
+    raise AssertionError("unreachable")
+
+
+def estimated_tokens(given: object) -> int:
+    """Tokens of one input before anything is tokenised: token ids exactly, a text by its length."""
+    if isinstance(given, str):
+        return len(given) // CHARACTERS_PER_TOKEN + 2
+    return len(cast(list[int], given))
+
+
+def _request_tokens(request: EmbedRequest) -> int:
+    return sum(map(estimated_tokens, request.inputs))
+
+
+class EmbedderCalls:
+    """Coalesced calls to the embedder, with the vectors of texts seen before in front of them.
+
+    Args:
+        handle: the Embedder deployment.
+        in_flight: calls at once.
+        call_tokens: estimated tokens in one call.
+        max_queued_tokens: estimated tokens that may wait; past it `Overloaded`.
+        cache_bytes: bytes of vectors to keep; 0 asks for every text anew.
+    """
+
+    def __init__(
+        self, handle: DeploymentHandle, *, in_flight: int, call_tokens: int, max_queued_tokens: int, cache_bytes: int
+    ) -> None:
+        self._handle = handle
+        self._call_tokens = call_tokens
+        self._info: ModelInfo | None = None
+        self.cache = VectorCache(cache_bytes)
+        self.batcher: Batcher[EmbedRequest, EmbedResult] = Batcher(
+            self._call, in_flight=in_flight, budget=call_tokens, cost=_request_tokens, max_queued=max_queued_tokens
+        )
+
+    async def _call(self, requests: list[EmbedRequest]) -> Sequence[EmbedResult | Exception]:
+        reply: list[EmbedResult | Exception] = await resilient(lambda: self._handle.embed.remote(requests), "embedder")
+        return reply
+
+    async def info(self) -> ModelInfo:
+        """What the model is; asked once."""
+        if self._info is None:
+            self._info = await resilient(self._handle.info.remote, "embedder")
+        assert self._info is not None
+        return self._info
+
+    async def probe(self) -> None:
+        """Have a text embedded, past the cache. Raises what is wrong."""
+        await self.batcher.submit(EmbedRequest(["ready?"]))
+
+    async def embed(
+        self, inputs: Inputs, prompt: str, truncate: Truncate, path_of: Callable[[int], str]
+    ) -> EmbedResult:
+        """Embed any number of inputs, in order.
+
+        Args:
+            inputs: texts, or lists of token ids.
+            prompt: put in front of each text.
+            truncate: which end of a too long input is cut.
+            path_of: the path of the n-th input in the caller's request, for errors.
+
+        Raises:
+            MemserveError: the error of the first input that failed.
+        """
+        if self.cache.max_bytes == 0:
+            return await self._embed(inputs, prompt, truncate, path_of)
+        revision = (await self.info()).revision
+        timings = Timings(0.0, 0.0, 0.0)
+
+        async def compute(missing: list[int]) -> list[CachedVector]:
+            nonlocal timings
+            picked = cast(Inputs, [inputs[position] for position in missing])
+            result = await self._embed(picked, prompt, truncate, lambda n: path_of(missing[n]))
+            timings = result.timings
+            rows = zip(result.vectors, result.tokens.tolist(), result.truncated.tolist(), strict=True)
+            # A copy of its own: a row of the reply would keep the whole reply in memory.
+            return [CachedVector(row.copy(), tokens, truncated) for row, tokens, truncated in rows]
+
+        keys = [cache_key(revision, prompt, truncate, item) for item in inputs]
+        entries = await self.cache.get_or_compute(keys, compute)
+        return EmbedResult(
+            vectors=np.stack([entry.vector for entry in entries]),
+            tokens=np.fromiter((entry.tokens for entry in entries), np.int32, len(entries)),
+            truncated=np.fromiter((entry.truncated for entry in entries), np.bool_, len(entries)),
+            timings=timings,
+        )
+
+    async def _embed(
+        self, inputs: Inputs, prompt: str, truncate: Truncate, path_of: Callable[[int], str]
+    ) -> EmbedResult:
+        """Cut inputs into requests that replicas can share, and put the answers together again in order."""
+        pieces = list(self._pieces(inputs))
+        requests = [EmbedRequest(inputs[start:end], prompt, truncate) for start, end in pieces]
+        results: list[EmbedResult] = []
+        for (start, _), answer in zip(pieces, await self.batcher.submit_all(requests), strict=True):
+            if isinstance(answer, MemserveError):
+                raise _renamed(answer, start, path_of) from answer
+            if isinstance(answer, Exception):
+                raise answer
+            results.append(answer)
+        return results[0] if len(results) == 1 else _joined(results)
+
+    def _pieces(self, inputs: Inputs) -> Iterator[tuple[int, int]]:
+        """(start, end) of runs of inputs of at most `call_tokens` estimated tokens, at least one input each."""
+        start, tokens = 0, 0
+        for position, item in enumerate(inputs):
+            cost = estimated_tokens(item)
+            if position > start and tokens + cost > self._call_tokens:
+                yield start, position
+                start, tokens = position, 0
+            tokens += cost
+        yield start, len(inputs)
+
+
+def _joined(results: Sequence[EmbedResult]) -> EmbedResult:
+    return EmbedResult(
+        vectors=np.concatenate([result.vectors for result in results]),
+        tokens=np.concatenate([result.tokens for result in results]),
+        truncated=np.concatenate([result.truncated for result in results]),
+        timings=Timings(
+            queue_s=max(result.timings.queue_s for result in results),
+            tokenise_s=max(result.timings.tokenise_s for result in results),
+            forward_s=max(result.timings.forward_s for result in results),
+        ),
+    )
+
+
+def _renamed(error: MemserveError, start: int, path_of: Callable[[int], str]) -> MemserveError:
+    """The engine's `input.N` as the caller knows it."""
+    match = re.match(r"input\.(\d+)", error.param or "")
+    if match is None or not isinstance(error, InvalidRequest | EmbeddingFailed):
+        return error
+    path = path_of(start + int(match[1]))
+    param = path + (error.param or "")[match.end() :]
+    return type(error)(error.message.replace(match[0], path), param, error.code)
+
+
+class StoreCalls:
+    """Coalesced calls to the store: appends to any replica, searches to the one that is warm for the user's partition.
+
+    Args:
+        handle: the Store deployment.
+        partitions: number of buckets that users hash to.
+        append_in_flight: write calls at once.
+        append_memories: memories in one write call.
+    """
+
+    def __init__(
+        self, handle: DeploymentHandle, *, partitions: int, append_in_flight: int, append_memories: int
+    ) -> None:
+        self._handle = handle
+        self._by_partition = [handle.options(session_id=f"partition-{number}") for number in range(partitions)]
+        self._appends: Batcher[Append, AppendResult] = Batcher(
+            self._append,
+            in_flight=append_in_flight,
+            budget=append_memories,
+            cost=lambda request: len(request.memories),
+        )
+        self._searches: list[Batcher[Search, SearchResult]] = [
+            Batcher(self._searcher(warm), in_flight=2, budget=64) for warm in self._by_partition
+        ]
+
+    async def _append(self, requests: list[Append]) -> Sequence[AppendResult | StoreError]:
+        return await resilient(lambda: self._handle.append.remote(requests), "store")
+
+    @staticmethod
+    def _searcher(
+        warm: DeploymentHandle,
+    ) -> Callable[[list[Search]], Awaitable[Sequence[SearchResult | StoreError]]]:
+        return lambda requests: resilient(lambda: warm.search.remote(requests), "store")
+
+    def _partition(self, tenant: str, user_id: str) -> int:
+        return partition_of(tenant, user_id, len(self._by_partition))
+
+    async def append(self, request: Append) -> AppendResult:
+        """Commit one request, in a transaction with whatever else waits. Raises its own error."""
+        return await self._appends.submit(request)
+
+    async def search(self, request: Search) -> SearchResult:
+        """Search one user. Raises its own error."""
+        return await self._searches[self._partition(request.tenant, request.user_id)].submit(request)
+
+    async def delete(self, tenant: str, user_id: str, memory_id: str) -> None:
+        """Delete one memory. Raises NotFound. Sent once: a repeated delete could answer NotFound for its own work."""
+        await self._handle.delete.remote(tenant, user_id, memory_id)
+
+    async def ping(self) -> None:
+        """Read the log."""
+        await resilient(self._handle.ping.remote, "store")

@@ -1,0 +1,60 @@
+"""The Embedder deployment: one `@serve.batch` method in front of the engine.
+
+`@serve.batch` is the intake: it collects the calls of one turn of the event loop and never waits for more unless it is
+told to. The engine behind it owns batching: what arrives while the device is busy rides the next forward.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import ray
+from ray import serve
+
+from deployments.embedding.engine import EmbedRequest, EmbedResult, Engine
+from deployments.embedding.load import load_model
+from deployments.embedding.model import ModelInfo
+from deployments.metrics import EmbedderMetrics
+from deployments.settings import Settings
+
+# What one call carries, and what it is answered: a result or an error for each request, in order.
+EmbedCall = Sequence[EmbedRequest]
+EmbedReply = list[EmbedResult | Exception]
+
+
+class Embedder:
+    """One replica: one model on one device."""
+
+    # Serve awaits an async constructor; type checkers want it synchronous.
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
+        threads = settings.embedder.num_threads or max(1, round(cpus))
+        self._metrics = EmbedderMetrics()
+        self._engine = Engine(
+            load_model(**settings.model.model_dump(), num_threads=threads),
+            max_batch_tokens=settings.queue.max_batch_tokens,
+            forwards_in_flight=settings.queue.forwards_in_flight,
+            max_queued_tokens=settings.queue.max_queued_tokens,
+            queue_enabled=settings.queue.enabled,
+            on_batch=self._metrics.batch,
+        )
+        await self._engine.warm_up()
+        self._intake.set_max_batch_size(settings.queue.max_batch_size)
+        self._intake.set_batch_wait_timeout_s(settings.queue.batch_wait_s)
+
+    async def embed(self, call: EmbedCall) -> EmbedReply:
+        """Embed the requests of one call; each gets its own result or its own error."""
+        reply = await (await self._intake(call))
+        self._metrics.call(reply, self._engine.stats())
+        return reply
+
+    # The intake hands out tasks instead of awaiting them: a short call is not held back by a long one beside it.
+    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0, max_concurrent_batches=64)
+    async def _intake(self, calls: list[EmbedCall]) -> list[asyncio.Task[EmbedReply]]:
+        return [asyncio.create_task(self._engine.embed(call)) for call in calls]
+
+    async def info(self) -> ModelInfo:
+        """What the model is."""
+        return self._engine.info
+
+    async def __del__(self) -> None:
+        await self._engine.close()

@@ -1,0 +1,131 @@
+"""How HTTP is read and answered, for every route alike.
+
+Bodies are bounded before they are parsed, ids in a path may hold any percent-encoded character, a slash included, and
+every 4xx and 5xx answers in the OpenAI shape, whoever raised it.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deployments import schemas
+from deployments.errors import HttpError, InvalidRequest, MemserveError, TooLarge, to_http
+from store import StoreError
+
+logger = logging.getLogger("ray.serve")
+
+_JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
+_ID = TypeAdapter(schemas.Id)
+
+
+class RawPath:
+    """ASGI middleware that routes on the path as it was sent, so that `%2F` inside an id does not split it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raw = scope.get("raw_path")
+        if scope["type"] == "http" and raw:
+            scope = {**scope, "path": raw.split(b"?", 1)[0].decode("latin-1")}
+        await self.app(scope, receive, send)
+
+
+def decode_id(segment: str, name: str) -> str:
+    """A path segment as it was meant. Raises InvalidRequest naming `name` unless it is a valid id."""
+    try:
+        return _ID.validate_python(unquote_to_bytes(segment).decode())
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name} must be percent-encoded UTF-8.", name) from error
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(f"{name}: {message}.", name) from error
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body. Raises TooLarge as soon as it is known to be longer than `max_bytes`."""
+    declared = request.headers.get("content-length", "")
+    too_large = TooLarge(f"The body is larger than {max_bytes} bytes.", None, "body_too_large")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """JSON by orjson: float32 arrays in their shortest form, times in UTC with a Z."""
+    return Response(orjson.dumps(content, option=_JSON_OPTIONS), status, headers, "application/json")
+
+
+def error_response(error: HttpError) -> Response:
+    """The OpenAI error shape, with Retry-After where waiting helps."""
+    headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
+    return json_response(error.body(), error.status, headers)
+
+
+_HTTP_TYPES = {404: "not_found_error", 405: "invalid_request_error", 401: "authentication_error"}
+
+
+def api_skeleton(on_error: Callable[[Exception], None]) -> FastAPI:
+    """The FastAPI application without its routes; `on_error` is told of every request that fails."""
+    api = FastAPI(
+        title="memserve",
+        description="Embeddings with dynamic batching, and a durable memory store with one vector index per user.",
+        version="0.1.0",
+    )
+    api.add_middleware(RawPath)
+
+    @api.exception_handler(MemserveError)
+    @api.exception_handler(StoreError)
+    async def _known(_: Request, error: Exception) -> Response:
+        on_error(error)
+        return error_response(to_http(error))
+
+    @api.exception_handler(HTTPException)
+    async def _routing(_: Request, error: HTTPException) -> Response:
+        on_error(error)
+        kind = _HTTP_TYPES.get(error.status_code, "invalid_request_error")
+        return error_response(HttpError(error.status_code, kind, f"{error.detail}.", None, None, None))
+
+    @api.exception_handler(Exception)
+    async def _unknown(request: Request, error: Exception) -> Response:
+        on_error(error)
+        logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
+        return error_response(to_http(error))
+
+    return api
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` that documents a body which the route parses by itself."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def document_bodies(api: FastAPI, models: Iterable[type[BaseModel]]) -> None:
+    """Add the schemas that `body_of` refers to to the OpenAPI document."""
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
+    )
+    generate = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        return document
+
+    api.openapi = openapi  # type: ignore[method-assign]

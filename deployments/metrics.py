@@ -1,0 +1,85 @@
+"""Every metric, named once. Ray exports them to Prometheus, prefixed `ray_`, labelled with deployment and replica.
+
+Counters and histograms are cheap (microseconds), and are fed where a batch or a request ends, not per text.
+"""
+
+from functools import cache
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from deployments.embedding.cache import VectorCache
+from deployments.embedding.engine import BatchStats, EmbedResult, EngineStats
+
+_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
+_TEXTS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+_TOKENS = [16, 64, 256, 512, 1024, 2048, 4096, 16384, 65536]
+_SHARE = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75]
+
+
+class EmbedderMetrics:
+    """What an embedder replica reports."""
+
+    def __init__(self) -> None:
+        self._queued = Gauge("memserve_queued_tokens", "Tokens that wait for the device.")
+        self._drain_rate = Gauge("memserve_drain_tokens_per_s", "Tokens a second that the device drains while busy.")
+        self._batch_texts = Histogram("memserve_batch_texts", "Texts of one forward.", boundaries=_TEXTS)
+        self._batch_tokens = Histogram("memserve_batch_tokens", "Real tokens of one forward.", boundaries=_TOKENS)
+        self._padding = Histogram("memserve_padding_share", "Share of a forward that is padding.", boundaries=_SHARE)
+        self._seconds = Histogram(
+            "memserve_embed_seconds", "Seconds of a call in each stage.", boundaries=_SECONDS, tag_keys=("stage",)
+        )
+        self._errors = Counter("memserve_embed_errors", "Requests that failed, by kind.", tag_keys=("kind",))
+
+    def batch(self, stats: BatchStats) -> None:
+        """One forward."""
+        self._batch_texts.observe(stats.texts)
+        self._batch_tokens.observe(stats.tokens)
+        self._padding.observe(1.0 - stats.tokens / stats.padded_tokens)
+        self._seconds.observe(stats.seconds, {"stage": "forward"})
+
+    def call(self, reply: list[EmbedResult | Exception], stats: EngineStats) -> None:
+        """One call, with the engine's state after it."""
+        self._queued.set(stats.queued_tokens)
+        self._drain_rate.set(stats.drain_rate)
+        done = [answer.timings for answer in reply if isinstance(answer, EmbedResult)]
+        if done:
+            self._seconds.observe(max(timings.queue_s for timings in done), {"stage": "queue"})
+            self._seconds.observe(max(timings.tokenise_s for timings in done), {"stage": "tokenise"})
+        for answer in reply:
+            if isinstance(answer, Exception):
+                self._errors.inc(tags={"kind": type(answer).__name__})
+
+
+class GatewayMetrics:
+    """What a gateway replica reports; requests, latencies and status codes by route are Serve's own metrics."""
+
+    def __init__(self, cache: VectorCache) -> None:
+        self._cache = cache
+        self._seen = (0, 0)
+        self._queued = Gauge(
+            "memserve_gateway_queued_tokens", "Tokens (estimated) that wait to be sent to the embedder."
+        )
+        self._hits = Counter("memserve_cache_hits", "Inputs whose vector was in the cache or already being computed.")
+        self._misses = Counter("memserve_cache_misses", "Inputs that had to be embedded.")
+        self._bytes = Gauge("memserve_cache_bytes", "Bytes that the cache holds.")
+
+    def embed(self, queued_tokens: int) -> None:
+        """After an embed: the queue and the cache."""
+        self._queued.set(queued_tokens)
+        hits, misses = self._cache.hits, self._cache.misses
+        if hits > self._seen[0]:
+            self._hits.inc(hits - self._seen[0])
+        if misses > self._seen[1]:
+            self._misses.inc(misses - self._seen[1])
+        self._seen = (hits, misses)
+        self._bytes.set(self._cache.bytes)
+
+
+def count_error(error: Exception) -> None:
+    """One failed HTTP request, by the kind of its error."""
+    _http_errors().inc(tags={"kind": type(error).__name__})
+
+
+@cache
+def _http_errors() -> Counter:
+    return Counter("memserve_errors", "HTTP requests that failed, by kind.", tag_keys=("kind",))

@@ -1,0 +1,312 @@
+"""What travels over HTTP, the contract of the routes; nothing past the gateway knows these models.
+
+A body is parsed and validated in one pass by pydantic's own JSON reader; the first violation becomes an
+`InvalidRequest` whose `param` is the path of the field (`memories.3.text`).
+"""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from deployments.errors import InvalidRequest
+from store import Appended, Memory
+
+MAX_INPUTS = 2_048
+MAX_TOP_K = 1_000
+MAX_METADATA_DEPTH = 32
+
+
+def _no_control_characters(value: str) -> str:
+    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in value):
+        raise ValueError("must not contain control characters")
+    return _encodable(value)
+
+
+def _encodable(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain NUL")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must be valid Unicode: it holds half of a surrogate pair") from error
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return _encodable(value)
+
+
+def _in_utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("must carry a time zone (RFC 3339)")
+    return value.astimezone(UTC)
+
+
+def _rfc3339(value: Any) -> Any:
+    if not isinstance(value, str | datetime):
+        raise ValueError("must be an RFC 3339 time")
+    return value
+
+
+def _storable(value: dict[str, Any]) -> dict[str, Any]:
+    """JSON as it can be given back: bounded in depth, finite numbers, integers that fit 64 bits."""
+    layer: list[Any] = [value]
+    for _ in range(MAX_METADATA_DEPTH):
+        children = [child for node in layer for child in (node.values() if isinstance(node, dict) else node)]
+        for key in (key for node in layer if isinstance(node, dict) for key in node):
+            _encodable(key)
+        for child in children:
+            if isinstance(child, float) and not math.isfinite(child):
+                raise ValueError("must hold finite numbers only")
+            if isinstance(child, str):
+                _encodable(child)
+            if isinstance(child, int) and not -(2**63) <= child < 2**63:
+                raise ValueError("must hold integers of at most 64 bits")
+        layer = [child for child in children if isinstance(child, dict | list)]
+        if not layer:
+            return value
+    raise ValueError(f"is nested more than {MAX_METADATA_DEPTH} levels deep")
+
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
+Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_not_blank)]
+Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
+Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
+Vector = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=16_384)]
+Filter = Metadata
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class EmbeddingsRequest(_Wire):
+    """`POST /v1/embeddings`, as OpenAI has it, with Cohere's `input_type`, `truncate` and output types."""
+
+    input: str | list[str] | list[int] | list[list[int]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
+    input_type: Literal["query", "document"] | None = None
+    truncate: Literal["none", "end", "start"] = "end"
+    output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] = "float"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_what_input_takes(cls, values: Any) -> Any:
+        """A union's own message names every branch; this one names the rule."""
+        if isinstance(values, dict) and "input" in values:
+            check_inputs(values["input"])
+        return values
+
+    def is_lone(self) -> bool:
+        """One input, given without a list around it."""
+        return isinstance(self.input, str) or isinstance(self.input[0], int)
+
+    def inputs(self) -> list[str] | list[list[int]]:
+        """The inputs as a list: a lone string or a lone list of token ids becomes a list of one."""
+        if isinstance(self.input, str):
+            return [self.input]
+        if isinstance(self.input[0], int):
+            return cast(list[list[int]], [self.input])
+        return self.input
+
+
+def check_inputs(value: Any) -> None:
+    """Raise InvalidRequest unless `value` is a string, a list of strings, token ids, or a list of token ids."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise InvalidRequest("input must not be empty.", "input", "empty_input")
+        _valid_unicode(value, "input")
+        return
+    if not isinstance(value, list):
+        raise InvalidRequest("input must be a string, a list of strings, or token ids.", "input")
+    if not value:
+        raise InvalidRequest("input must not be empty.", "input", "empty_input")
+    kind = type(value[0])
+    if kind is int:
+        _check_token_ids(value, "input")
+        return
+    if len(value) > MAX_INPUTS:
+        raise InvalidRequest(
+            f"input holds {len(value)} items; at most {MAX_INPUTS} are taken.", "input", "too_many_inputs"
+        )
+    for position, item in enumerate(value):
+        path = f"input.{position}"
+        if type(item) is not kind or kind not in (str, list):
+            raise InvalidRequest(f"{path} must be a string, or every input a list of token ids.", path)
+        if kind is str:
+            if not item.strip():
+                raise InvalidRequest(f"{path} must not be empty.", path, "empty_input")
+            _valid_unicode(item, path)
+        else:
+            _check_token_ids(item, path)
+
+
+def _valid_unicode(text: str, path: str) -> None:
+    try:
+        _encodable(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{path} {error}.", path) from error
+
+
+def _check_token_ids(ids: list[Any], path: str) -> None:
+    if not ids:
+        raise InvalidRequest(f"{path} must not be empty.", path, "empty_input")
+    for position, token in enumerate(ids):
+        if type(token) is not int or token < 0:
+            raise InvalidRequest(
+                f"{path}.{position} must be a token id (a non-negative integer).", f"{path}.{position}"
+            )
+
+
+class NewMemory(_Wire):
+    """One memory to add. Without an id the server makes one."""
+
+    text: Text
+    id: Id | None = None
+    metadata: Metadata = Field(default_factory=dict)
+    expires_at: Time | None = None
+    vector: Vector | None = None
+
+
+class UserMemory(NewMemory):
+    """One memory of a named user, for a call that carries many users."""
+
+    user_id: Id
+
+
+class AddRequest(NewMemory):
+    """`POST /v1/users/{user_id}/memories`: one memory inline, or a list under `memories`."""
+
+    text: Text | None = None  # type: ignore[assignment]
+    memories: list[NewMemory] | None = Field(None, min_length=1, max_length=MAX_INPUTS)
+    on_duplicate: Literal["add", "skip"] = "add"
+    upsert: bool = False
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "AddRequest":
+        inline = {"text", "id", "metadata", "expires_at", "vector"} & self.model_fields_set
+        if self.memories is None and self.text is None:
+            raise ValueError("give either text or memories")
+        if self.memories is not None and inline:
+            raise ValueError(f"give either memories or {sorted(inline)[0]}, not both")
+        return self
+
+    def items(self) -> list[NewMemory]:
+        """The memories, whichever form they came in."""
+        if self.memories is not None:
+            return self.memories
+        assert self.text is not None
+        return [
+            NewMemory.model_construct(
+                text=self.text, id=self.id, metadata=self.metadata, expires_at=self.expires_at, vector=self.vector
+            )
+        ]
+
+
+class AddManyRequest(_Wire):
+    """`POST /v1/memories`: memories of many users in one call."""
+
+    memories: list[UserMemory] = Field(min_length=1, max_length=MAX_INPUTS)
+    on_duplicate: Literal["add", "skip"] = "add"
+    upsert: bool = False
+
+
+class SearchRequest(_Wire):
+    """`POST /v1/users/{user_id}/memories/search`: by text or by vector."""
+
+    query: Text | None = None
+    vector: Vector | None = None
+    top_k: int = Field(10, ge=1, le=MAX_TOP_K)
+    filter: Filter | None = None
+    min_score: float | None = Field(None, ge=-1.0, le=1.0)
+    include_vectors: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_query_and_vector(self) -> "SearchRequest":
+        if (self.query is None) == (self.vector is None):
+            raise ValueError("give exactly one of query and vector")
+        return self
+
+
+class UserPath(_Wire):
+    """The user that a handle call names."""
+
+    user_id: Id
+
+
+class MemoryPath(UserPath):
+    """The memory that a handle call names."""
+
+    memory_id: Id
+
+
+def check(model: type[Body], values: Mapping[str, Any]) -> Body:
+    """Validate the arguments of a handle call. Raises InvalidRequest as `parse` does."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
+def parse(model: type[Body], raw: bytes) -> Body:
+    """Parse and validate a request body in one pass. Raises InvalidRequest with the path of the first wrong field."""
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
+def invalid(error: ValidationError) -> InvalidRequest:
+    """The first violation, with its path as `param`."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "json_invalid":
+        return InvalidRequest(f"The body is not valid JSON: {first['ctx']['error']}.", None, "invalid_json")
+    if first["type"] == "extra_forbidden":
+        return InvalidRequest(f"Unknown field {path}.", path, "unknown_field")
+    if first["type"] == "missing":
+        return InvalidRequest(f"{path} is required.", path, "missing_field")
+    message = first["msg"].removeprefix("Value error, ")
+    return InvalidRequest(f"{path}: {message}." if path else f"{message}.", path or None)
+
+
+def appended(entry: Appended) -> dict[str, Any]:
+    """What an added memory is answered with."""
+    return {"id": entry.id, "status": entry.status, "version": entry.version}
+
+
+def memory(found: Memory) -> dict[str, Any]:
+    """A memory as it travels; optional fields only where they are set."""
+    content: dict[str, Any] = {
+        "id": found.id,
+        "user_id": found.user_id,
+        "text": found.text,
+        "metadata": found.metadata,
+        "created_at": found.created_at,
+        "updated_at": found.updated_at,
+        "version": found.version,
+    }
+    for name in ("expires_at", "score", "vector"):
+        value = getattr(found, name)
+        if value is not None:
+            content[name] = value
+    return content

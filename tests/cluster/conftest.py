@@ -1,0 +1,37 @@
+"""One Serve for the whole suite: the real model in float32, two store replicas, so that any replica may answer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cluster.server import Server
+
+LIVE_ARGS = {
+    "model": {"dtype": "float32"},
+    "embedder": {"num_cpus": 0.6},
+    "store": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.2},
+    "gateway": {"num_cpus": 0.2},
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("live"), LIVE_ARGS)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def http(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client

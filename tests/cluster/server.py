@@ -1,0 +1,97 @@
+"""A memserve of the tests' own: `python -m deployments` on a free port, in a folder of its own, ended with its tests."""
+
+import contextlib
+import copy
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE_CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+READY_WITHIN_S = 120.0
+EXIT_WITHIN_S = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def config_with(args: dict[str, Any], port: int) -> dict[str, Any]:
+    """serve_config.yaml with other args and another port."""
+    config = copy.deepcopy(BASE_CONFIG)
+    config["http_options"]["port"] = port
+    config["applications"][0]["args"] = args
+    return config
+
+
+class Server:
+    """One `python -m deployments`, as `make serve` runs it."""
+
+    def __init__(self, folder: Path, args: dict[str, Any], port: int | None = None) -> None:
+        self.folder = folder
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config = folder / "serve_config.yaml"
+        self.config.write_text(yaml.safe_dump(config_with(args, self.port)))
+        self.process: subprocess.Popen[str] | None = None
+        self.lines: queue.Queue[str | None] = queue.Queue()
+        self.seen: list[str] = []
+
+    def launch(self) -> None:
+        """Start the process; its output is read line by line."""
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "deployments", str(self.config)],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+
+    def _read(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.lines.put(line.rstrip())
+        self.lines.put(None)
+
+    def start(self) -> str:
+        """Start and wait for the ready line, which is returned."""
+        self.launch()
+        while (line := self.lines.get(timeout=READY_WITHIN_S)) is not None:
+            self.seen.append(line)
+            if line.startswith("memserve is ready"):
+                return line
+        raise AssertionError("the server ended before it was ready:\n" + "\n".join(self.seen))
+
+    def descendants(self) -> list[psutil.Process]:
+        assert self.process is not None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.process.pid).children(recursive=True)
+        return []
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it by a signal. Returns its exit status; every process it had started is gone."""
+        assert self.process is not None
+        started = self.descendants()
+        self.process.send_signal(number)
+        status = self.process.wait(timeout=EXIT_WITHIN_S)
+        _, alive = psutil.wait_procs(started, timeout=EXIT_WITHIN_S)
+        assert not alive, f"left behind: {alive}"
+        return status
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60.0, trust_env=False)
