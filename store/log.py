@@ -237,6 +237,7 @@ def _sqlite_engine(path: Path, synchronous: Synchronous, lock_timeout_s: float) 
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
+        connection.create_function("unicode_lower", 1, _lower, deterministic=True)
         connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
         for pragma in (
             "journal_mode=WAL",
@@ -253,6 +254,10 @@ def _sqlite_engine(path: Path, synchronous: Synchronous, lock_timeout_s: float) 
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.info.get("write") else "BEGIN")
 
     return engine
+
+
+def _lower(value: Any) -> str | None:
+    return value.lower() if isinstance(value, str) else None
 
 
 def _look_over(path: Path, quick_check_bytes: int) -> None:

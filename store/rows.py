@@ -118,7 +118,10 @@ def _check_json(value: Any, param: str, depth: int) -> None:
     elif isinstance(value, list):
         for number, item in enumerate(value):
             _check_json(item, f"{param}.{number}", depth + 1)
-    elif value is not None and not isinstance(value, bool | int):
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise InvalidInput("Metadata holds an integer that does not fit 64 bits.", param)
+    elif value is not None:
         raise InvalidInput(f"Metadata holds a {type(value).__name__}, which is not JSON.", param)
 
 
