@@ -9,7 +9,9 @@ daemon which detached itself, as HAProxy does on a reload, is still theirs to fi
 """
 
 import argparse
+import contextlib
 import ctypes
+import io
 import logging
 import os
 import signal
@@ -110,6 +112,8 @@ def _environment() -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # HAProxy learns of a leaving gateway within 0.1 s and retries what it refuses; Serve would wait for 30 s.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }
     for name, port in HAPROXY_PORTS.items():
         env[name] = str(port if _is_free("", port) else _free_port())
@@ -304,8 +308,10 @@ def _shut_down() -> None:
     from ray import serve
 
     if ray.is_initialized():
-        serve.shutdown()
-        ray.shutdown()
+        # Ray reports the end of Serve's controller, which was asked for, as an error on stderr.
+        with contextlib.redirect_stderr(io.StringIO()):
+            serve.shutdown()
+            ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ Not thread-safe: a batcher belongs to one event loop. Nothing is durable: what w
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
@@ -39,12 +40,13 @@ class _Call:
 class Waiting(Generic[Item]):
     """An item in the queue. `passed_over` counts the batches that left before it with a younger item in them."""
 
-    __slots__ = ("_call", "_index", "cost", "item", "passed_over")
+    __slots__ = ("_call", "_index", "answered", "cost", "item", "passed_over")
 
     def __init__(self, item: Item, cost: int, call: _Call, index: int) -> None:
         self.item = item
         self.cost = cost
         self.passed_over = 0
+        self.answered = False
         self._call = call
         self._index = index
 
@@ -56,6 +58,7 @@ class Waiting(Generic[Item]):
     def answer(self, result: object) -> None:
         """Hand the result, or an exception as a value, to the caller."""
         call = self._call
+        self.answered = True
         call.results[self._index] = result
         call.remaining -= 1
         if call.remaining == 0 and not call.future.done():
@@ -171,6 +174,16 @@ class Batcher(Generic[Item, Result]):
         rate = self.drain_rate
         return (self._queued_cost + self._running_cost) / rate if rate else 1.0
 
+    def admit(self, cost: int) -> None:
+        """Refuse work that would not be admitted, before anything is spent on it.
+
+        Raises:
+            Overloaded: something waits, and `cost` more would pass `max_queued`.
+        """
+        if self.max_queued is not None and self._waiting and self._queued_cost + cost > self.max_queued:
+            retry_after_s = min(60.0, max(0.05, self.drain_s))
+            raise Overloaded("Too much work is queued; try again later.", None, "overloaded", retry_after_s)
+
     async def submit(self, item: Item) -> Result:
         """Wait for one item's result.
 
@@ -196,10 +209,7 @@ class Batcher(Generic[Item, Result]):
             return []
         costs = [self._cost(item) for item in items]
         total = sum(costs)
-        if self.max_queued is not None and self._waiting and self._queued_cost + total > self.max_queued:
-            raise Overloaded(
-                "Too much work is queued; try again later.", None, "overloaded", min(60.0, max(0.05, self.drain_s))
-            )
+        self.admit(total)
         call = _Call(len(items), asyncio.get_running_loop().create_future())
         self._waiting += [
             Waiting(item, cost, call, index) for index, (item, cost) in enumerate(zip(items, costs, strict=True))
@@ -210,9 +220,8 @@ class Batcher(Generic[Item, Result]):
             await call.future
         except asyncio.CancelledError:
             call.abandoned = True
-            kept = [entry for entry in self._waiting if entry._call is not call]
-            self._queued_cost -= sum(entry.cost for entry in self._waiting if entry._call is call)
-            self._waiting = kept
+            self._waiting = [entry for entry in self._waiting if not entry.abandoned]
+            self._queued_cost = sum(entry.cost for entry in self._waiting)
             raise
         return call.results  # type: ignore[return-value]
 
@@ -240,12 +249,14 @@ class Batcher(Generic[Item, Result]):
                 self._last_finish = self._clock()
             task = asyncio.get_running_loop().create_task(self._serve(batch, cost))
             self._tasks.add(task)
-            task.add_done_callback(self._finished)
+            task.add_done_callback(functools.partial(self._finished, batch))
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, batch: list[Waiting[Item]], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if self._waiting:
-            self._pump()
+        for entry in batch:
+            if not entry.answered:  # the task was cancelled: the loop is going down
+                entry.answer(Unavailable("The server is shutting down."))
+        self._pump()
 
     async def _serve(self, batch: list[Waiting[Item]], cost: int) -> None:
         try:
@@ -257,27 +268,28 @@ class Batcher(Generic[Item, Result]):
             self._drain_s = 0.9 * self._drain_s + (now - self._last_finish)
             self._last_finish = now
 
-    async def _attempt(self, batch: list[Waiting[Item]]) -> None:
+    async def _attempt(self, entries: list[Waiting[Item]]) -> None:
         """Run a batch and answer each of its items once, whatever happens."""
+        batch = []
+        for entry in entries:
+            if entry.abandoned:  # since the batch was picked, or since it failed
+                entry.answer(None)
+            else:
+                batch.append(entry)
+        if not batch:
+            return
+        results: Sequence[Result | Exception]
         try:
             results = await self._run_batch([entry.item for entry in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"run returned {len(results)} results for {len(batch)} items")
-        except asyncio.CancelledError:
-            for entry in batch:
-                entry.answer(Unavailable("The server is shutting down."))
-            raise
         except Exception as error:  # noqa: BLE001 - handed to everyone who waits, or to the culprit alone
             if self._bisect and len(batch) > 1:
                 middle = len(batch) // 2
-                for half in (batch[:middle], batch[middle:]):
-                    alive = [entry for entry in half if not entry.abandoned]
-                    if alive:
-                        await self._attempt(alive)
+                await self._attempt(batch[:middle])
+                await self._attempt(batch[middle:])
                 return
-            for entry in batch:
-                entry.answer(error)
-            return
+            results = [error] * len(batch)
         for entry, result in zip(batch, results, strict=True):
             entry.answer(result)
 

@@ -191,6 +191,14 @@ def _renamed(error: MemserveError, start: int, path_of: Callable[[int], str]) ->
     return type(error)(error.message.replace(match[0], path), param, error.code)
 
 
+async def _answer(call: Callable[[], Awaitable[Answer | StoreError]]) -> Answer:
+    """A store call's answer; an error that came as a value is raised here."""
+    answer = await resilient(call, "store")
+    if isinstance(answer, StoreError):
+        raise answer
+    return answer
+
+
 class StoreCalls:
     """Coalesced calls to the store: appends to any replica, searches to the one that is warm for the user's partition.
 
@@ -217,13 +225,13 @@ class StoreCalls:
         ]
 
     async def _append(self, requests: list[Append]) -> Sequence[AppendResult | StoreError]:
-        return await resilient(lambda: self._handle.append.remote(requests), "store")
+        return await _answer(lambda: self._handle.append.remote(requests))
 
     @staticmethod
     def _searcher(
         warm: DeploymentHandle,
     ) -> Callable[[list[Search]], Awaitable[Sequence[SearchResult | StoreError]]]:
-        return lambda requests: resilient(lambda: warm.search.remote(requests), "store")
+        return lambda requests: _answer(lambda: warm.search.remote(requests))
 
     def _partition(self, tenant: str, user_id: str) -> int:
         return partition_of(tenant, user_id, len(self._by_partition))
@@ -237,9 +245,9 @@ class StoreCalls:
         return await self._searches[self._partition(request.tenant, request.user_id)].submit(request)
 
     async def delete(self, tenant: str, user_id: str, memory_id: str) -> None:
-        """Delete one memory. Raises NotFound. Sent once: a repeated delete could answer NotFound for its own work."""
-        await self._handle.delete.remote(tenant, user_id, memory_id)
+        """Delete one memory. Raises NotFound, also for a delete that its replica committed and did not live to answer."""
+        await _answer(lambda: self._handle.delete.remote(tenant, user_id, memory_id))
 
     async def ping(self) -> None:
         """Read the log."""
-        await resilient(self._handle.ping.remote, "store")
+        await _answer(self._handle.ping.remote)

@@ -43,21 +43,28 @@ class Store:
     async def _run(self, job: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._worker, job)
 
-    async def append(self, requests: Sequence[Append]) -> list[AppendResult | StoreError]:
+    async def _answer(self, job: Callable[[], Answer]) -> Answer | StoreError:
+        """The job's result, or its error as a value: what a caller did wrong is no failure of this replica."""
+        try:
+            return await self._run(job)
+        except StoreError as error:
+            return error
+
+    async def append(self, requests: Sequence[Append]) -> list[AppendResult | StoreError] | StoreError:
         """Commit all requests in one transaction; each gets its own result or its own error."""
-        return await self._run(lambda: self._memories.append(requests))
+        return await self._answer(lambda: self._memories.append(requests))
 
-    async def search(self, requests: Sequence[Search]) -> list[SearchResult | StoreError]:
+    async def search(self, requests: Sequence[Search]) -> list[SearchResult | StoreError] | StoreError:
         """Search each user's index, caught up with the log first."""
-        return await self._run(lambda: self._memories.search(requests))
+        return await self._answer(lambda: self._memories.search(requests))
 
-    async def delete(self, tenant: str, user_id: str, memory_id: str) -> None:
-        """Delete one memory. Raises NotFound."""
-        await self._run(lambda: self._memories.delete(tenant, user_id, memory_id))
+    async def delete(self, tenant: str, user_id: str, memory_id: str) -> int | StoreError:
+        """Delete one memory. Returns the user's version after it."""
+        return await self._answer(lambda: self._memories.delete(tenant, user_id, memory_id))
 
-    async def ping(self) -> None:
-        """Read the log. Raises LogUnavailable."""
-        await self._run(self._memories.ping)
+    async def ping(self) -> StoreError | None:
+        """Read the log."""
+        return await self._answer(self._memories.ping)
 
     def __del__(self) -> None:
         if hasattr(self, "_memories"):
