@@ -179,7 +179,11 @@ class Log:
         with _translated():
             raw = self.engine.raw_connection()
             try:
-                busy, _, _ = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                cursor = raw.cursor()
+                (patience,) = cursor.execute("PRAGMA busy_timeout").fetchone()
+                cursor.execute("PRAGMA busy_timeout=100")  # readers are in the way for moments, or it can wait
+                busy, _, _ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                cursor.execute(f"PRAGMA busy_timeout={patience}")
             finally:
                 raw.close()
         return not busy

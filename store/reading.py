@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import orjson
-from sqlalchemy import BigInteger, Connection, and_, case, func, select
+from sqlalchemy import BigInteger, Column, ColumnElement, Connection, FromClause, and_, case, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from store.errors import LogDamaged
-from store.records import HistoryEvent, Vector
+from store.filters import condition
+from store.records import Filter, HistoryEvent, Vector
 from store.rows import CONTENT, load_vectors, moment
 from store.schema import history, memories, meta, reembedded, users
 from store.writing import CHUNK, or_never
@@ -65,6 +66,32 @@ class Changes(NamedTuple):
     vectors: Vector
 
 
+def VECTOR(model: str) -> tuple[ColumnElement[int], ColumnElement[bytes]]:
+    """Checksum and bytes of a memory's vector of `model`; NULL where it has none."""
+    own = memories.c.model == model
+    return (
+        case((own, memories.c.vector_crc), else_=reembedded.c.vector_crc),
+        case((own, memories.c.embedding), else_=reembedded.c.embedding),
+    )
+
+
+def with_staged(model: str) -> FromClause:
+    """Memories, with those vectors of `model` that are still on their way into them."""
+    staged = and_(
+        reembedded.c.label == memories.c.label,
+        reembedded.c.version == memories.c.version,
+        reembedded.c.model == model,
+        memories.c.model != model,
+    )
+    return memories.outerjoin(reembedded, staged)
+
+
+def _present(pairs: Sequence[tuple[Any, Any]], model: str) -> tuple[list[bytes], list[int]]:
+    if any(blob is None for _, blob in pairs):
+        raise LogDamaged(f"The log is damaged: a memory has no vector of {model}. See: python -m store verify")
+    return [blob for _, blob in pairs], [checksum for checksum, _ in pairs]
+
+
 def positions(connection: Connection, uids: Iterable[int]) -> dict[int, Position]:
     """Where the log stands for each of the users, and the model that it serves: one statement."""
     model = select(meta.c.value).where(meta.c.name == "model").scalar_subquery()
@@ -92,23 +119,9 @@ def changes(connection: Connection, uid: int, after: int, model: str, dim: int) 
     Raises:
         LogDamaged: a vector is not what was written, or missing.
     """
-    staged = and_(
-        reembedded.c.label == memories.c.label,
-        reembedded.c.version == memories.c.version,
-        reembedded.c.model == model,
-        memories.c.model != model,
-    )
-    own = memories.c.model == model
     statement = (
-        select(
-            memories.c.label,
-            memories.c.version,
-            memories.c.deleted,
-            memories.c.expires_at,
-            case((own, memories.c.vector_crc), else_=reembedded.c.vector_crc),
-            case((own, memories.c.embedding), else_=reembedded.c.embedding),
-        )
-        .select_from(memories.outerjoin(reembedded, staged))
+        select(memories.c.label, memories.c.version, memories.c.deleted, memories.c.expires_at, *VECTOR(model))
+        .select_from(with_staged(model))
         .where(memories.c.uid == uid, memories.c.version > after)
         .order_by(memories.c.version)
     )
@@ -116,14 +129,12 @@ def changes(connection: Connection, uid: int, after: int, model: str, dim: int) 
         statement = statement.where(memories.c.deleted == 0)
     rows = connection.execute(statement).all()
     alive = [row for row in rows if not row[2]]
-    if any(row[5] is None for row in alive):
-        raise LogDamaged(f"The log is damaged: a memory has no vector of {model}. See: python -m store verify")
     return Changes(
         np.fromiter((row[0] for row in rows), np.int64, len(rows)),
         np.fromiter((row[1] for row in rows), np.int64, len(rows)),
         np.fromiter((not row[2] for row in rows), np.bool_, len(rows)),
         np.fromiter((NEVER if row[3] is None else row[3] for row in alive), np.int64, len(alive)),
-        load_vectors([row[5] for row in alive], [row[4] for row in alive], dim),
+        load_vectors(*_present([row[4:] for row in alive], model), dim),
     )
 
 
@@ -136,20 +147,46 @@ def by_label(connection: Connection, labels: Sequence[int]) -> dict[int, Any]:
     return found
 
 
+def vectors(connection: Connection, labels: Sequence[int], model: str, dim: int) -> Vector:
+    """(n, dim) float32 as the model made them, in the order of the labels.
+
+    Raises:
+        LogDamaged: a vector is not what was written, or missing.
+    """
+    found: dict[int, Any] = {}
+    for start in range(0, len(labels), CHUNK):
+        statement = select(memories.c.label, *VECTOR(model)).select_from(with_staged(model))
+        statement = statement.where(memories.c.label.in_(labels[start : start + CHUNK]), memories.c.deleted == 0)
+        found.update({row[0]: row for row in connection.execute(statement)})
+    rows = [found.get(label) for label in labels]
+    return load_vectors(*_present([row[1:] if row is not None else (None, None) for row in rows], model), dim)
+
+
+def is_there(key: bytes, now: int) -> tuple[ColumnElement[bool], ...]:
+    """Conditions: it has this key, and is neither deleted nor expired."""
+    return memories.c.key == key, memories.c.deleted == 0, or_never(memories.c.expires_at, now)
+
+
 def by_key(connection: Connection, key: bytes, now: int) -> Any | None:
     """The CONTENT of one memory, unless it is deleted or expired."""
-    statement = select(*CONTENT).where(
-        memories.c.key == key, memories.c.deleted == 0, or_never(memories.c.expires_at, now)
-    )
-    return connection.execute(statement).first()
+    return connection.execute(select(*CONTENT).where(*is_there(key, now))).first()
 
 
-def expired(connection: Connection, uid: int, now: int) -> list[bytes]:
-    """Keys of a user's memories whose time is over."""
-    statement = select(memories.c.key).where(
-        memories.c.uid == uid, memories.c.deleted == 0, memories.c.expires_at <= now
+def matching(connection: Connection, uid: int, column: Column[Any], filter: Filter, now: int) -> list[Any]:
+    """`column` of the user's memories that match."""
+    statement = select(column).where(
+        memories.c.uid == uid,
+        memories.c.deleted == 0,
+        or_never(memories.c.expires_at, now),
+        condition(filter, connection.dialect.name),
     )
     return list(connection.execute(statement).scalars())
+
+
+def expired(connection: Connection, now: int, limit: int) -> list[tuple[int, bytes]]:
+    """(uid, key) of memories whose time is over, of any users."""
+    statement = select(memories.c.uid, memories.c.key).where(memories.c.expires_at <= now).limit(limit)
+    return [(uid, key) for uid, key in connection.execute(statement)]
 
 
 def events(connection: Connection, key: bytes) -> list[HistoryEvent]:
@@ -180,10 +217,3 @@ def events(connection: Connection, key: bytes) -> list[HistoryEvent]:
         )
         for _, version, event, at, text, metadata in [*connection.execute(superseded), newest]
     ]
-
-
-def bytes_of(connection: Connection, uid: int) -> int:
-    """Bytes of a user's texts, metadata and vectors in the log."""
-    size = byte_length(memories.c.text) + byte_length(memories.c.metadata) + func.length(memories.c.embedding)
-    statement = select(func.coalesce(func.sum(size), 0)).where(memories.c.uid == uid)
-    return int(connection.execute(statement).scalar_one())

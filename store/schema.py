@@ -25,12 +25,16 @@ from sqlalchemy import (
     UniqueConstraint,
     inspect,
     select,
+    text,
 )
 
 from store.errors import SchemaMismatch
 
 metadata = MetaData()
 _Label = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only in an INTEGER PRIMARY KEY
+
+_Name = Text().with_variant(Text(collation="C"), "postgresql")  # sorted by code points, as SQLite does
+_EXPIRES = text("expires_at IS NOT NULL")
 
 meta = Table("meta", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
 """schema_version; model and dim of the vectors that are served; log_id, which snapshots carry."""
@@ -39,8 +43,8 @@ users = Table(
     "users",
     metadata,
     Column("uid", _Label, primary_key=True),
-    Column("tenant", Text, nullable=False),
-    Column("user_id", Text, nullable=False),
+    Column("tenant", _Name, nullable=False),
+    Column("user_id", _Name, nullable=False),
     Column("version", BigInteger, nullable=False),  # of the newest write; every row it stamped has its own
     Column("epoch", BigInteger, nullable=False),  # changes where an index cannot catch up and must be dropped
     Column("live", BigInteger, nullable=False),  # memories that are not deleted
@@ -73,6 +77,7 @@ memories = Table(
     Index("memories_version", "uid", "version", unique=True),
     Index("memories_created", "uid", "created_at", "label"),
     Index("memories_content", "content_hash"),
+    Index("memories_expiry", "expires_at", sqlite_where=_EXPIRES, postgresql_where=_EXPIRES),
     sqlite_autoincrement=True,
 )
 """One row a memory, deleted ones as tombstones without content until they are compacted away."""

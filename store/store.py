@@ -1,7 +1,7 @@
 """The store of one replica: the log, and the indexes that are resident here.
 
 Guarantees:
-- What a call returned as written is on disk; a call that raised wrote nothing.
+- What a call returned as written is on disk; a call that raised wrote nothing (an import: nothing of its last part).
 - A search sees every write that was committed before it was called, by whichever process.
 - A user's rows are found under that tenant and user id only.
 - Any number of stores may work on one log at once; one that dies loses nothing but its cache.
@@ -12,43 +12,71 @@ Not for several threads at once: one worker thread owns a store.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection
+import numpy as np
+from sqlalchemy import Connection, select
 
-from store import reading, rows, writing
-from store.errors import InvalidInput, NotFound, StoreError
-from store.index import UserIndex, normalised
+from store import export, filters, listing, reading, rows, writing
+from store.background import Background
+from store.errors import Conflict, InvalidInput, LogDamaged, NotFound, StoreError
+from store.index import Hits, UserIndex, normalised
 from store.log import Log, Synchronous, check_model
 from store.records import (
+    KEEP,
     Append,
     AppendResult,
+    Filter,
     HistoryEvent,
+    Imported,
     IndexOptions,
+    Keep,
     Memory,
+    NewMemory,
+    Order,
+    Page,
     Search,
     SearchResult,
+    UsersPage,
     UserStats,
+    Vector,
 )
+from store.resident import Resident
+from store.schema import memories
+from store.snapshots import Snapshots
 
+Name = tuple[str, str]
 _KNOWN_USERS = 65_536
+_Planned = tuple[Search, UserIndex | None, Hits | None, int]
 
 
 class Store:
     """A durable memory store. Made by `Store.open`."""
 
     def __init__(
-        self, log: Log, *, dim: int, index: IndexOptions, index_budget_bytes: int, now: Callable[[], datetime]
+        self,
+        log: Log,
+        *,
+        dim: int,
+        index: IndexOptions,
+        index_budget_bytes: int,
+        snapshots: Snapshots | None,
+        now: Callable[[], datetime],
     ) -> None:
         self.dim = dim
-        self._log = log
+        self.log = log
+        self.resident = Resident(index_budget_bytes)
+        self.snapshots = snapshots
         self._options = index
-        self._budget = index_budget_bytes
         self._now = now
-        self._uids: OrderedDict[tuple[str, str], int] = OrderedDict()  # rows of users are never removed
-        self._resident: OrderedDict[int, UserIndex] = OrderedDict()
+        self._uids: OrderedDict[Name, int] = OrderedDict()  # rows of users are never removed
+        self._background = Background(log, self.resident, snapshots, self._catch_up)
 
     @classmethod
     def open(
@@ -66,16 +94,28 @@ class Store:
     ) -> Store:
         """Open the log at `url` for vectors of `model` with `dim` dimensions, making it where there is none.
 
+        Args:
+            url: see `Log.open`.
+            index_budget_bytes: memory for the indexes of this store.
+            snapshot_dir: a local folder that belongs to this store alone; None keeps no snapshots.
+            lock_timeout_s: how long a write waits for another writer.
+
         Raises:
             LogUnavailable, LogDamaged, SchemaMismatch, ModelMismatch: see store/errors.py.
         """
+        options = index or IndexOptions()
         log = Log.open(url, synchronous=synchronous, lock_timeout_s=lock_timeout_s)
         try:
             log.serve_model(model, dim)
+            snapshots = None
+            if snapshot_dir is not None:
+                snapshots = Snapshots(Path(snapshot_dir), log_id=log.log_id, model=model, dim=dim, options=options)
         except BaseException:
             log.close()
             raise
-        return cls(log, dim=dim, index=index or IndexOptions(), index_budget_bytes=index_budget_bytes, now=now)
+        return cls(log, dim=dim, index=options, index_budget_bytes=index_budget_bytes, snapshots=snapshots, now=now)
+
+    # Writes
 
     def append(self, requests: Sequence[Append]) -> list[AppendResult | StoreError]:
         """Write all requests in one transaction. One result a request, in order; one's error is its alone.
@@ -93,58 +133,70 @@ class Store:
                 results.append(error)
         if accepted:
             now = self._micros()
-            with self._log.write() as connection:
-                self._log.current_model(connection)
-                locked = self._lock(connection, [request.user for request in accepted])
-                written = iter(writing.append(connection, accepted, locked, self._log.model, now))
-                writing.save_users(connection, list(locked.values()))
-            self._remember({name: user.uid for name, user in locked.items()})
+            with self._writing([request.user for request in accepted]) as (connection, locked):
+                written = iter(writing.append(connection, accepted, locked, self.log.model, now))
             results = [next(written) if result is None else result for result in results]
         return [result for result in results if result is not None]
 
-    def search(self, requests: Sequence[Search]) -> list[SearchResult | StoreError]:
-        """Answer all requests from one state of the log, which holds every write that was committed before.
-
-        Raises:
-            LogUnavailable, LogDamaged, ModelMismatch: none could be answered.
-        """
-        now = self._micros()
-        with self._log.read() as connection:
-            uids = self._find(connection, [(request.tenant, request.user_id) for request in requests])
-            standing = reading.positions(connection, uids.values())
-            results: list[SearchResult | StoreError] = []
-            for request in requests:
-                try:
-                    results.append(self._search_one(connection, request, uids, standing, now))
-                except (InvalidInput, NotFound) as error:
-                    results.append(error)
-        self._trim()
-        return results
-
-    def get(self, tenant: str, user_id: str, id: str) -> Memory:
-        """One memory.
+    def update(
+        self,
+        tenant: str,
+        user_id: str,
+        id: str,
+        *,
+        text: str | Keep = KEEP,
+        vector: Vector | Keep = KEEP,
+        metadata: dict[str, Any] | Keep = KEEP,
+        expires_at: datetime | Keep | None = KEEP,
+        if_version: int | None = None,
+    ) -> Memory:
+        """Change what is given and leave the rest; nothing changes where everything is as given already.
 
         Raises:
             NotFound: this user has no such memory.
+            Conflict: the memory has another version than `if_version`.
+            InvalidInput: also for a new text without its vector.
         """
-        with self._log.read() as connection:
-            uid = self._uid(connection, tenant, user_id)
-            row = reading.by_key(connection, rows.user_key(uid, id), self._micros())
-        if row is None:
-            raise NotFound(f"No memory {id!r}.", "id")
-        return rows.memory(row, user_id)
-
-    def history(self, tenant: str, user_id: str, id: str) -> list[HistoryEvent]:
-        """The states of one memory, oldest first.
-
-        Raises:
-            NotFound: this user never had such a memory, or was erased.
-        """
-        with self._log.read() as connection:
-            events = reading.events(connection, rows.user_key(self._uid(connection, tenant, user_id), id))
-        if not events:
-            raise NotFound(f"No memory {id!r}.", "id")
-        return events
+        if text is not KEEP and vector is KEEP:
+            raise InvalidInput("A new text comes with its vector.", "vector")
+        now = self._micros()
+        with self._writing([(tenant, user_id)], make=False) as (connection, locked):
+            user = locked[tenant, user_id]
+            key = rows.user_key(user.uid, id)
+            statement = select(*rows.CONTENT, *reading.VECTOR(self.log.model))
+            statement = statement.select_from(reading.with_staged(self.log.model))
+            found = connection.execute(statement.where(*reading.is_there(key, now))).first()
+            if found is None:
+                raise NotFound(f"No memory {id!r}.", "id")
+            before = rows.memory(found, user_id)
+            if if_version is not None and before.version != if_version:
+                raise Conflict(
+                    f"The memory has version {before.version}, not {if_version}.", "if_version", "version_mismatch"
+                )
+            new = NewMemory(
+                id,
+                before.text if isinstance(text, Keep) else text,
+                rows.load_vectors([found[11]], [found[10]], self.dim)[0] if isinstance(vector, Keep) else vector,
+                before.metadata if isinstance(metadata, Keep) else metadata,
+                before.expires_at if isinstance(expires_at, Keep) else expires_at,
+            )
+            checked = rows.checked(new, self.dim, "")
+            digest = rows.content_hash(user.uid, checked.text, checked.canonical)
+            same = (digest, checked.expires_at) == (found.content_hash, found.expires_at)
+            if same and (isinstance(vector, Keep) or checked.vector_crc == found[10]):
+                return before
+            row = writing.row_of(checked, digest, self.log.model) | {
+                "of_key": key,
+                "born_at": None,
+                "version": user.stamp(),
+                "event": "updated",
+                "updated_at": now,
+            }
+            writing.write_changes(connection, [row])
+            after = reading.by_key(connection, key, now)
+            if after is None:  # the new expiry is in the past: it is gone
+                raise NotFound(f"No memory {id!r}.", "id")
+        return rows.memory(after, user_id)
 
     def delete(self, tenant: str, user_id: str, id: str) -> int:
         """Delete one memory with its vector and the text of its history. Returns the user's version after it.
@@ -153,53 +205,214 @@ class Store:
             NotFound: this user has no such memory.
         """
         now = self._micros()
-        with self._log.write() as connection:
-            self._log.current_model(connection)
-            key = rows.user_key(self._uid(connection, tenant, user_id), id)
-            user = self._lock(connection, [(tenant, user_id)])[tenant, user_id]
+        with self._writing([(tenant, user_id)], make=False) as (connection, locked):
+            user = locked[tenant, user_id]
+            key = rows.user_key(user.uid, id)
             if reading.by_key(connection, key, now) is None:
                 raise NotFound(f"No memory {id!r}.", "id")
             writing.bury(connection, user, [key], now)
-            writing.save_users(connection, [user])
+        self._background.removed(user.uid, whole=False)
         return user.version
 
+    def delete_where(self, tenant: str, user_id: str, filter: Filter) -> int:
+        """Delete a user's memories that match, in one transaction. Returns how many there were.
+
+        Raises:
+            InvalidInput: for a filter that is empty (`erase_user` deletes all) or cannot be used.
+        """
+        filters.check(filter)
+        now = self._micros()
+        try:
+            with self._writing([(tenant, user_id)], make=False) as (connection, locked):
+                user = locked[tenant, user_id]
+                keys = reading.matching(connection, user.uid, memories.c.key, filter, now)
+                if keys:
+                    writing.bury(connection, user, keys, now)
+        except NotFound:
+            return 0
+        if keys:
+            self._background.removed(user.uid, whole=False)
+        return len(keys)
+
     def erase_user(self, tenant: str, user_id: str) -> tuple[int, int]:
-        """Delete everything of a user. Returns how many memories there were, and the user's version after it."""
+        """Delete everything of a user: memories, history, snapshots, cached copies.
+
+        No write that was issued before can bring any of it back. Returns how many memories there were, and the user's
+        version after it.
+        """
         rows.check_id(user_id, "user_id")
-        with self._log.write() as connection:
-            self._log.current_model(connection)
-            user = self._lock(connection, [(tenant, user_id)])[tenant, user_id]
+        with self._writing([(tenant, user_id)]) as (connection, locked):
+            user = locked[tenant, user_id]
             erased = writing.erase(connection, user, self._micros())
-            writing.save_users(connection, [user])
-        self._resident.pop(user.uid, None)
-        self._log.truncate_wal()
+        self._background.removed(user.uid, whole=True)
         return erased, user.version
+
+    def import_lines(self, tenant: str, user_id: str, lines: Iterable[bytes]) -> Imported:
+        """Import NDJSON, as `export` makes it, some hundred lines a transaction.
+
+        A user without memories gets the versions of the export; else new ones are given.
+
+        Raises:
+            InvalidInput: a line cannot be used; `param` is `lines.NUMBER.FIELD`. The parts before it are written.
+            Conflict: a line has the id of a memory with other content.
+        """
+        rows.check_id(user_id, "user_id")
+        imported = unchanged = 0
+        checked = export.numbered(iter(lines), self.log.model, self.dim)
+        first = True
+        while part := list(islice(checked, export.PAGE)):
+            with self._writing([(tenant, user_id)]) as (connection, locked):
+                user = locked[tenant, user_id]
+                if first:
+                    export.begin_import(connection, user)
+                added, there = export.import_part(connection, user, part, self.log.model)
+            first = False
+            imported, unchanged = imported + added, unchanged + there
+        return Imported(imported, unchanged)
+
+    # Reads
+
+    def search(self, requests: Sequence[Search]) -> list[SearchResult | StoreError]:
+        """Answer all requests from one state of the log, which holds every write that was committed before.
+
+        Raises:
+            LogUnavailable, LogDamaged, ModelMismatch: none could be answered.
+        """
+        now = self._micros()
+        with self.log.read() as connection:
+            uids = self._find(connection, [(request.tenant, request.user_id) for request in requests])
+            standing = reading.positions(connection, uids.values())
+            planned: list[_Planned | StoreError] = []
+            for request in requests:
+                try:
+                    planned.append(self._plan(connection, request, uids, standing, now))
+                except InvalidInput as error:
+                    planned.append(error)
+            found: dict[int, Any] = {}
+            vectors: dict[int, Vector] = {}
+            labels = {label for plan in planned if not isinstance(plan, StoreError) for label in _labels(plan)}
+            if labels:
+                found = reading.by_label(connection, list(labels))
+            with_vectors = {
+                label
+                for plan in planned
+                if not isinstance(plan, StoreError) and plan[0].include_vectors
+                for label in _labels(plan)
+            }
+            if with_vectors:
+                ordered = list(with_vectors)
+                fetched = reading.vectors(connection, ordered, self.log.model, self.dim)
+                vectors = dict(zip(ordered, fetched, strict=True))
+        self.resident.trim()
+        return [plan if isinstance(plan, StoreError) else _result(plan, found, vectors) for plan in planned]
+
+    def get(self, tenant: str, user_id: str, id: str, *, include_vector: bool = False) -> Memory:
+        """One memory.
+
+        Raises:
+            NotFound: this user has no such memory.
+        """
+        with self.log.read() as connection:
+            uid = self._uid(connection, tenant, user_id)
+            row = reading.by_key(connection, rows.user_key(uid, id), self._micros())
+            if row is None:
+                raise NotFound(f"No memory {id!r}.", "id")
+            vector = None
+            if include_vector:
+                vector = reading.vectors(connection, [row.label], self.log.model, self.dim)[0]
+        return rows.memory(row, user_id, None, vector)
+
+    def list(
+        self,
+        tenant: str,
+        user_id: str,
+        *,
+        limit: int = 100,
+        cursor: str | None = None,
+        filter: Filter | None = None,
+        order: Order = "-created_at",
+    ) -> Page:
+        """One page of a user's memories; of a user that never was, an empty one.
+
+        Raises:
+            InvalidInput: for a limit out of 1 to 1000, an unknown order, a cursor of another list, a wrong filter.
+        """
+        if filter is not None:
+            filters.check(filter)
+        with self.log.read() as connection:
+            uid = self._find(connection, [(tenant, user_id)]).get((tenant, user_id), 0)
+            found, following = listing.page_of_memories(
+                connection, uid, limit=limit, cursor=cursor, filter=filter, order=order, now=self._micros()
+            )
+        return Page([rows.memory(row, user_id) for row in found], following)
+
+    def history(self, tenant: str, user_id: str, id: str) -> Sequence[HistoryEvent]:
+        """The states of one memory, oldest first.
+
+        Raises:
+            NotFound: this user never had such a memory, or was erased.
+        """
+        with self.log.read() as connection:
+            events = reading.events(connection, rows.user_key(self._uid(connection, tenant, user_id), id))
+        if not events:
+            raise NotFound(f"No memory {id!r}.", "id")
+        return events
 
     def user(self, tenant: str, user_id: str) -> UserStats:
         """What there is of one user; all zero for one that never was."""
-        with self._log.read() as connection:
+        with self.log.read() as connection:
             uid = self._find(connection, [(tenant, user_id)]).get((tenant, user_id))
             if uid is None:
                 return UserStats(user_id, 0, 0, 0, None, False)
             standing = reading.positions(connection, [uid])[uid]
-            size = reading.bytes_of(connection, uid)
-        index = self._resident.get(uid)
-        return UserStats(
-            user_id, standing.live, standing.version, size, index.kind if index else None, index is not None
-        )
+            size = listing.bytes_of(connection, [uid]).get(uid, 0)
+        return self._stats(uid, user_id, standing.live, standing.version, size)
+
+    def users(self, tenant: str, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> UsersPage:
+        """One page of the tenant's users that have memories, by user id.
+
+        Raises:
+            InvalidInput: for a limit out of 1 to 1000, or a cursor of another list.
+        """
+        with self.log.read() as connection:
+            found, following = listing.page_of_users(connection, tenant, prefix=prefix, limit=limit, cursor=cursor)
+        return UsersPage([self._stats(*row) for row in found], following)
+
+    def export(self, tenant: str, user_id: str) -> Iterator[bytes]:
+        """NDJSON: one memory with vector and history a line, ending in a newline, in the order of versions.
+
+        Read page by page: memories that are changed meanwhile may come twice, the newer state later.
+        """
+        after: int | None = 0
+        while after is not None:
+            with self.log.read() as connection:
+                uid = self._find(connection, [(tenant, user_id)]).get((tenant, user_id))
+                if uid is None:
+                    return
+                lines, after = export.export_page(
+                    connection, uid, after, model=self.log.model, dim=self.dim, now=self._micros()
+                )
+            yield from lines
+
+    # The rest
 
     def fold(self) -> bool:
-        """Do one bounded step of background work; True where more is waiting."""
-        return False
+        """Do one bounded step of background work; True where more is waiting.
+
+        It folds tails into graphs, rebuilds, saves snapshots, deletes what has expired, and sees to it that no file
+        holds what was erased. Call it again and again while idle, and at least every 10 s.
+        """
+        return self._background.step(self._micros())
 
     def ping(self) -> None:
         """Raise LogUnavailable unless the log can be read now."""
-        self._log.ping()
+        self.log.ping()
 
     def close(self) -> None:
-        """Close the log and drop the indexes."""
-        self._resident.clear()
-        self._log.close()
+        """Save what a restart would build again, drop the indexes and close the log."""
+        self._background.close()
+        self.resident.clear()
+        self.log.close()
 
     def _checked(self, request: Append) -> writing.CheckedAppend:
         rows.check_id(request.user_id, "user_id")
@@ -213,69 +426,111 @@ class Store:
             rows.micros(request.issued_at, "issued_at"),
         )
 
-    def _search_one(
+    def _plan(
         self,
         connection: Connection,
         request: Search,
-        uids: dict[tuple[str, str], int],
+        uids: dict[Name, int],
         standing: dict[int, reading.Position],
         now: int,
-    ) -> SearchResult:
-        if not request.top_k >= 1:
-            raise InvalidInput("top_k is at least 1.", "top_k")
-        if request.filter is not None:
-            raise InvalidInput("Filters are not known yet.", "filter")
+    ) -> _Planned:
+        """The request with its index and hits; the index is caught up with the log first."""
+        if not isinstance(request.top_k, int) or request.top_k < 1:
+            raise InvalidInput("top_k is a whole number from 1 on.", "top_k")
         query = normalised(rows.check_vector(request.vector, self.dim, "vector")[None, :])[0]
+        if request.filter is not None:
+            filters.check(request.filter)
         uid = uids.get((request.tenant, request.user_id))
         if uid is None:
-            return SearchResult([], "exact", 0)
+            return request, None, None, 0
         index = self._caught_up(connection, standing[uid])
         index.expire(now)
-        hits = index.search(query, request.top_k)
-        wanted = [
-            (int(label), float(score))
-            for label, score in zip(hits.labels, hits.scores, strict=True)
-            if request.min_score is None or score >= request.min_score
-        ]
-        found = reading.by_label(connection, [label for label, _ in wanted])
-        results = [rows.memory(found[label], request.user_id, score) for label, score in wanted]
-        return SearchResult(results, index.kind, standing[uid].version)
+        allowed = None
+        if request.filter is not None:
+            labels = reading.matching(connection, uid, memories.c.label, request.filter, now)
+            allowed = np.array(labels, np.int64)
+
+        def fetch(labels: Any) -> Vector:
+            return reading.vectors(connection, labels.tolist(), self.log.model, self.dim)
+
+        hits = index.search(query, request.top_k, fetch, allowed)
+        if request.min_score is not None:
+            good = hits.scores >= request.min_score
+            hits = Hits(hits.labels[good], hits.scores[good])
+        return request, index, hits, standing[uid].version
 
     def _caught_up(self, connection: Connection, position: reading.Position) -> UserIndex:
         """The user's index, holding what the log holds."""
-        check_model(position.model, self._log.model)
-        index = self._resident.get(position.uid)
-        if index is None or index.epoch != position.epoch or index.version > position.version:
-            index = UserIndex(position.uid, self.dim, self._options)
-            index.epoch = position.epoch
-        if index.version < position.version:
-            index.apply(
-                reading.changes(connection, position.uid, index.version, self._log.model, self.dim), position.version
-            )
-        self._resident[position.uid] = index
-        self._resident.move_to_end(position.uid)
+        check_model(position.model, self.log.model)
+        uid, version = position.uid, position.version
+        index = self.resident.get(uid)
+        if index is None or index.epoch != position.epoch or index.version > version:
+            index = None
+            if self.snapshots is not None and position.live > self._options.switch // 2:
+                index = self.snapshots.load(uid, position.epoch, version, position.removed_version)
+            if index is None:
+                index = UserIndex(uid, position.epoch, self.dim, self._options)
+        self._catch_up(connection, index, position)
+        self.resident.put(index)
         return index
 
-    def _trim(self) -> None:
-        used = sum(index.bytes for index in self._resident.values())
-        while used > self._budget and len(self._resident) > 1:
-            used -= self._resident.popitem(last=False)[1].bytes
+    def _catch_up(self, connection: Connection, index: UserIndex, position: reading.Position) -> None:
+        """Apply what the log has and the index lacks."""
+        if index.version == position.version:
+            return
+        fresh = index.version == 0
+        changes = reading.changes(connection, index.uid, index.version, self.log.model, self.dim)
+        index.apply(changes, position.version)
+        if fresh and index.live != position.live:
+            raise LogDamaged(
+                f"The log is damaged: a user has {index.live} memories where {position.live} were written. "
+                "See: python -m store verify"
+            )
+        self._background.changed(index)
 
-    def _lock(self, connection: Connection, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], writing.User]:
+    def _stats(self, uid: int, user_id: str, live: int, version: int, size: int) -> UserStats:
+        index = self.resident.get(uid)
+        return UserStats(user_id, live, version, size, index.kind if index else None, index is not None)
+
+    @contextmanager
+    def _writing(
+        self, names: Sequence[Name], *, make: bool = True
+    ) -> Iterator[tuple[Connection, dict[Name, writing.User]]]:
+        """A write transaction with the rows of users locked, which are saved at its end.
+
+        Raises:
+            NotFound: without `make`, where a user has no row.
+        """
+        with self.log.write() as connection:
+            self.log.current_model(connection)
+            locked = self._lock(connection, names, make)
+            before = {name: replace(user) for name, user in locked.items()}
+            yield connection, locked
+            writing.save_users(connection, [user for name, user in locked.items() if user != before[name]])
+        self._remember({name: user.uid for name, user in locked.items()})
+
+    def _lock(self, connection: Connection, names: Sequence[Name], make: bool) -> dict[Name, writing.User]:
         wanted = list(dict.fromkeys(names))
         unknown = [name for name in wanted if name not in self._uids]
         uids = {name: self._uids[name] for name in wanted if name in self._uids}
         if unknown:
-            writing.make_users(connection, unknown)
+            if make:
+                writing.make_users(connection, unknown)
             uids |= writing.find_users(connection, unknown)
+        for name in wanted:
+            if name not in uids:
+                raise NotFound(f"No user {name[1]!r}.", "user_id")
         locked = writing.lock_users(connection, uids.values())
         return {name: locked[uids[name]] for name in wanted}
 
-    def _find(self, connection: Connection, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    def _find(self, connection: Connection, names: Sequence[Name]) -> dict[Name, int]:
         unknown = {name for name in names if name not in self._uids}
+        found = {name: self._uids[name] for name in names if name in self._uids}
         if unknown:
-            self._remember(writing.find_users(connection, unknown))
-        return {name: self._uids[name] for name in names if name in self._uids}
+            fresh = writing.find_users(connection, unknown)
+            self._remember(fresh)
+            found |= fresh
+        return found
 
     def _uid(self, connection: Connection, tenant: str, user_id: str) -> int:
         uid = self._find(connection, [(tenant, user_id)]).get((tenant, user_id))
@@ -283,7 +538,7 @@ class Store:
             raise NotFound(f"No user {user_id!r}.", "user_id")
         return uid
 
-    def _remember(self, uids: dict[tuple[str, str], int]) -> None:
+    def _remember(self, uids: dict[Name, int]) -> None:
         """Keep the uids of users whose row is committed."""
         self._uids.update(uids)
         while len(self._uids) > _KNOWN_USERS:
@@ -291,3 +546,19 @@ class Store:
 
     def _micros(self) -> int:
         return rows.micros(self._now(), "now")
+
+
+def _labels(plan: _Planned) -> list[int]:
+    return plan[2].labels.tolist() if plan[2] is not None else []
+
+
+def _result(plan: _Planned, found: dict[int, Any], vectors: dict[int, Vector]) -> SearchResult:
+    request, index, hits, version = plan
+    if index is None or hits is None:
+        return SearchResult([], "exact", 0)
+    results = []
+    for label, score in zip(hits.labels.tolist(), hits.scores.tolist(), strict=True):
+        if label not in found:
+            raise LogDamaged("The log is damaged: an indexed memory is missing. See: python -m store verify")
+        results.append(rows.memory(found[label], request.user_id, score, vectors.get(label)))
+    return SearchResult(results, index.kind, version)

@@ -200,6 +200,20 @@ _FORGET_VECTOR = delete(reembedded).where(
 )
 
 
+def row_of(memory: Checked, digest: bytes, model: str) -> dict[str, Any]:
+    """The columns that hold a memory's content."""
+    return {
+        "expires_at": memory.expires_at,
+        "deleted": 0,
+        "content_hash": digest,
+        "model": model,
+        "vector_crc": memory.vector_crc,
+        "text": memory.text,
+        "metadata": memory.metadata,
+        "embedding": memory.embedding,
+    }
+
+
 def write_changes(connection: Connection, rows: list[dict[str, Any]]) -> None:
     """Give memories that exist a new state, keeping the old one in the history. Each key at most once."""
     if rows:
@@ -348,19 +362,8 @@ class _Batch:
             twin = fresh.get(digest) or self._known.get(digest)
             if twin is not None and self._holds(user_key(user.uid, twin.id), digest, fresh):
                 return Appended(twin.id, "unchanged", twin.version)
-        row = {
-            "version": user.stamp(),
-            "event": "updated" if live else "added",
-            "updated_at": self._now,
-            "expires_at": memory.expires_at,
-            "deleted": 0,
-            "content_hash": digest,
-            "model": self._model,
-            "vector_crc": memory.vector_crc,
-            "text": memory.text,
-            "metadata": memory.metadata,
-            "embedding": memory.embedding,
-        }
+        stamp = {"version": user.stamp(), "event": "updated" if live else "added", "updated_at": self._now}
+        row = row_of(memory, digest, self._model) | stamp
         if state is None:
             row |= {"uid": user.uid, "key": key, "id": memory.id, "created_at": self._now}
         else:

@@ -1,0 +1,143 @@
+"""What a store does while nobody waits: fold, rebuild, save, purge what has expired, and clean up after erasures.
+
+Guarantees: a step takes some milliseconds (deciding what to do is one SQL statement at most; saving a snapshot of a
+large graph and emptying SQLite's write-ahead log take as long as the disk does). While steps are called at least every
+10 s, 60 s after an erasure no file of this store holds what was erased, whichever process erased it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from store import reading, writing
+from store.index import UserIndex
+from store.log import Log
+from store.reading import Position
+from store.resident import Resident
+from store.snapshots import Snapshots
+
+_SWEEP_US = 15_000_000  # between two looks for what was erased elsewhere
+_SWEEP_OWN_US = 5_000_000  # where this store erased something
+_PURGE_US = 1_000_000  # between two looks for what has expired
+_PURGE = 100  # memories a step
+_SAVE_GROWTH = 1.1  # a graph is saved again when it has grown by so much
+
+
+class Background:
+    """The pending work of one store."""
+
+    def __init__(
+        self,
+        log: Log,
+        resident: Resident,
+        snapshots: Snapshots | None,
+        catch_up: Callable[[Connection, UserIndex, Position], None],
+    ) -> None:
+        self._log = log
+        self._resident = resident
+        self._snapshots = snapshots
+        self._catch_up = catch_up
+        self._unfolded: OrderedDict[int, None] = OrderedDict()
+        self._unsaved: OrderedDict[int, None] = OrderedDict()
+        self._saved_rows: dict[int, int] = {}
+        self._swept_at = self._purged_at = 0
+        self._removed = False
+
+    def changed(self, index: UserIndex) -> None:
+        """An index took in rows."""
+        self._unfolded[index.uid] = None
+
+    def removed(self, uid: int, *, whole: bool) -> None:
+        """Content of a user was erased by this store: its copies here go, the write-ahead log's within seconds."""
+        if whole:
+            self._resident.drop(uid)
+        if self._snapshots is not None:
+            self._snapshots.remove(uid)
+            self._saved_rows.pop(uid, None)
+        self._removed = True
+
+    def step(self, now: int) -> bool:
+        """Do one thing. True where more is waiting. `now` in microseconds."""
+        if now >= self._swept_at + (_SWEEP_OWN_US if self._removed else _SWEEP_US):
+            self._swept_at = now
+            self._sweep()
+            return True
+        if now >= self._purged_at + _PURGE_US:
+            if not self._purge(now):
+                self._purged_at = now
+            return True
+        return self._fold() or self._save()
+
+    def close(self) -> None:
+        """Save the graphs that a restart would have to build again, and empty the write-ahead log."""
+        for index in self._resident:
+            if self._snapshots is not None and self._saved_rows.get(index.uid) != index.live:
+                self._snapshots.save(index)
+        self._log.truncate_wal()
+
+    def _sweep(self) -> None:
+        """Whatever holds content that was erased, by whichever process: snapshots, indexes, the write-ahead log."""
+        names = self._snapshots.names() if self._snapshots is not None else []
+        uids = {name.uid for name in names} | {index.uid for index in self._resident}
+        with self._log.read() as connection:
+            standing = reading.positions(connection, uids)
+            for index in self._resident:
+                position = standing.get(index.uid)
+                if position is None or position.epoch != index.epoch or position.model != self._log.model:
+                    self._resident.drop(index.uid)
+                elif position.removed_version > index.version:
+                    self._catch_up(connection, index, position)
+                    self._resident.measure(index)
+        for name in names:
+            position = standing.get(name.uid)
+            gone = position is None or position.epoch != name.epoch or position.removed_version > name.version
+            if gone and self._snapshots is not None:
+                self._snapshots.remove(name.uid)
+                self._saved_rows.pop(name.uid, None)
+        self._removed = self._log.wal_bytes() > 0 and not self._log.truncate_wal()
+
+    def _purge(self, now: int) -> bool:
+        """Delete some of the memories whose time is over. True where there may be more."""
+        with self._log.read() as connection:
+            due = reading.expired(connection, now, _PURGE)
+        if not due:
+            return False
+        with self._log.write() as connection:
+            self._log.current_model(connection)
+            locked = writing.lock_users(connection, [uid for uid, _ in due])
+            still = set(reading.expired(connection, now, _PURGE))
+            for uid, user in locked.items():
+                keys = [key for owner, key in due if owner == uid and (owner, key) in still]
+                if keys:
+                    writing.bury(connection, user, keys, now)
+            writing.save_users(connection, list(locked.values()))
+        for uid in locked:
+            self.removed(uid, whole=False)
+        return len(due) == _PURGE
+
+    def _fold(self) -> bool:
+        while self._unfolded:
+            uid = next(iter(self._unfolded))
+            index = self._resident.get(uid)
+            if index is not None:
+                more = index.fold()
+                self._resident.measure(index)
+                if more:
+                    self._unfolded.move_to_end(uid)
+                    return True
+                if self._snapshots is not None and index.live >= self._saved_rows.get(uid, 1) * _SAVE_GROWTH:
+                    self._unsaved[uid] = None
+            del self._unfolded[uid]
+        return False
+
+    def _save(self) -> bool:
+        while self._unsaved:
+            uid, _ = self._unsaved.popitem(last=False)
+            index = self._resident.get(uid)
+            if index is not None and self._snapshots is not None and self._snapshots.save(index):
+                self._saved_rows[uid] = index.live
+                return True
+        return False

@@ -1,0 +1,256 @@
+"""A user's memories as NDJSON, out and in: one memory with its vector and history a line.
+
+Guarantees: what is exported, imported into a user without memories and exported again is the same byte for byte. An
+import is written in transactions of some hundred lines and can be repeated: lines that are there already are
+`unchanged`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import orjson
+from sqlalchemy import Connection, delete, func, insert, select
+
+from store.errors import Conflict, InvalidInput
+from store.reading import VECTOR, with_staged
+from store.rows import (
+    CONTENT,
+    Checked,
+    check_id,
+    check_text,
+    content_hash,
+    dump_metadata,
+    dump_vector,
+    load_vectors,
+    memory,
+    micros,
+    moment,
+    user_key,
+)
+from store.schema import history, memories
+from store.writing import User, or_never, row_of
+
+PAGE = 200
+_EVENTS = ("added", "updated", "deleted")
+
+
+def export_page(
+    connection: Connection, uid: int, after: int, *, model: str, dim: int, now: int
+) -> tuple[list[bytes], int | None]:
+    """The lines of the next memories above version `after`, and the version to go on from, or None at the end.
+
+    Raises:
+        LogDamaged: a row is not what was written.
+    """
+    statement = (
+        select(*CONTENT, memories.c.event, *VECTOR(model))
+        .select_from(with_staged(model))
+        .where(
+            memories.c.uid == uid,
+            memories.c.version > after,
+            memories.c.deleted == 0,
+            or_never(memories.c.expires_at, now),
+        )
+        .order_by(memories.c.version)
+        .limit(PAGE)
+    )
+    found = list(connection.execute(statement))
+    past: dict[int, list[Any]] = {}
+    events = (
+        select(history.c.label, history.c.event, history.c.at, history.c.version, history.c.text, history.c.metadata)
+        .where(history.c.label.in_([row.label for row in found]))
+        .order_by(history.c.label, history.c.version)
+    )
+    for label, rows in groupby(connection.execute(events), key=lambda row: row.label):
+        past[label] = [_event_out(row) for row in rows]
+    vectors = load_vectors([row[12] for row in found], [row[11] for row in found], dim)
+    lines = []
+    for row, vector in zip(found, vectors, strict=True):
+        memory(row, "")  # raises where the row is damaged
+        line = {
+            "id": row.id,
+            "text": row.text,
+            "metadata": orjson.Fragment(row.metadata),
+            "created_at": _time_out(row.created_at),
+            "updated_at": _time_out(row.updated_at),
+            "expires_at": None if row.expires_at is None else _time_out(row.expires_at),
+            "version": row.version,
+            "event": row.event,
+            "history": past.get(row.label, []),
+            "model": model,
+            "vector": vector,
+        }
+        lines.append(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+    return lines, found[-1].version if len(found) == PAGE else None
+
+
+class Line:
+    """One checked line of an import."""
+
+    __slots__ = ("checked", "created_at", "event", "history", "number", "updated_at", "version")
+
+    def __init__(self, data: bytes, number: int, model: str, dim: int) -> None:
+        """Raises InvalidInput with `param` lines.NUMBER.FIELD."""
+        self.number = number
+        param = f"lines.{number}"
+        try:
+            line = orjson.loads(data)
+        except ValueError as error:
+            raise InvalidInput(f"Line {number} is not JSON: {error}", param) from error
+        if not isinstance(line, dict):
+            raise InvalidInput(f"Line {number} is not a JSON object.", param)
+        if line.get("model", model) != model:
+            raise InvalidInput(f"The vector was made by {line['model']}, this log serves {model}.", f"{param}.model")
+        check_id(line.get("id", ""), f"{param}.id")
+        check_text(line.get("text", 0), f"{param}.text")
+        stored, canonical = dump_metadata(line.get("metadata", {}), f"{param}.metadata")
+        vector = line.get("vector")
+        if not isinstance(vector, list):
+            raise InvalidInput("A line holds the vector.", f"{param}.vector")
+        embedding, crc = dump_vector(np.array(vector, dtype=np.float32), dim, f"{param}.vector")
+        now = micros(datetime.now(UTC), param)
+        expires_at = None if line.get("expires_at") is None else _time_in(line["expires_at"], f"{param}.expires_at")
+        self.checked = Checked(line["id"], line["text"], stored, canonical, expires_at, embedding, crc)
+        self.created_at = _time_in(line["created_at"], f"{param}.created_at") if "created_at" in line else now
+        self.updated_at = _time_in(line["updated_at"], f"{param}.updated_at") if "updated_at" in line else now
+        self.version = _version_in(line.get("version", 0), f"{param}.version", -1, 2**62)
+        self.event = line.get("event", "added")
+        if self.event not in ("added", "updated"):
+            raise InvalidInput("The event of a memory is added or updated.", f"{param}.event")
+        events = line.get("history", [])
+        if not isinstance(events, list):
+            raise InvalidInput("The history is a list.", f"{param}.history")
+        self.history: list[dict[str, Any]] = []
+        newest = 0
+        for n, event in enumerate(events):
+            self.history.append(_event_in(event, f"{param}.history.{n}", newest, self.version))
+            newest = self.history[-1]["version"]
+
+
+def begin_import(connection: Connection, user: User) -> None:
+    """A user without memories begins anew, so that the imported versions can be kept.
+
+    Its tombstones go; what they kept out stays out, by the time of its erasure.
+    """
+    if user.live:
+        return
+    newest = connection.execute(select(func.max(memories.c.updated_at)).where(memories.c.uid == user.uid)).scalar()
+    for table in (history, memories):
+        connection.execute(delete(table).where(table.c.uid == user.uid))
+    user.erased_at = max(user.erased_at, newest or 0)
+    user.version = user.removed_version = 0
+    user.epoch += 1
+
+
+def import_part(connection: Connection, user: User, lines: Sequence[Line], model: str) -> tuple[int, int]:
+    """Write some lines. Returns how many were imported, and how many were there already.
+
+    Raises:
+        Conflict: the user has a memory of a line's id with other content.
+    """
+    keys = [user_key(user.uid, line.checked.id) for line in lines]
+    statement = select(
+        memories.c.key, memories.c.label, memories.c.deleted, memories.c.content_hash, memories.c.expires_at
+    ).where(memories.c.key.in_(keys))
+    known = {row.key: row for row in connection.execute(statement)}
+    buried = [row.label for row in known.values() if row.deleted]
+    if buried:
+        connection.execute(delete(history).where(history.c.label.in_(buried)))
+        connection.execute(delete(memories).where(memories.c.label.in_(buried)))
+    added: dict[bytes, tuple[Line, dict[str, Any]]] = {}
+    unchanged = 0
+    for key, line in zip(keys, lines, strict=True):
+        checked = line.checked
+        digest = content_hash(user.uid, checked.text, checked.canonical)
+        row = known.get(key)
+        there: tuple[bytes, int | None] | None = None
+        if key in added:
+            there = added[key][1]["content_hash"], added[key][1]["expires_at"]
+        elif row is not None and not row.deleted:
+            there = row.content_hash, row.expires_at
+        if there is not None:
+            if there != (digest, checked.expires_at):
+                raise Conflict(f"The id {checked.id!r} has other content.", f"lines.{line.number}.id", "id_conflict")
+            unchanged += 1
+            continue
+        user.version = max(user.version + 1, line.version)
+        user.live += 1
+        added[key] = (
+            line,
+            {
+                **row_of(checked, digest, model),
+                "uid": user.uid,
+                "key": key,
+                "id": checked.id,
+                "version": user.version,
+                "event": line.event,
+                "created_at": line.created_at,
+                "updated_at": line.updated_at,
+            },
+        )
+    if added:
+        connection.execute(insert(memories), [row for _, row in added.values()])
+    with_past = [key for key, (line, _) in added.items() if line.history]
+    if with_past:
+        labels = select(memories.c.key, memories.c.label).where(memories.c.key.in_(with_past))
+        events = [
+            {**event, "label": label, "uid": user.uid}
+            for key, label in connection.execute(labels)
+            for event in added[key][0].history
+        ]
+        connection.execute(insert(history), events)
+    return len(added), unchanged
+
+
+def numbered(lines: Iterator[bytes], model: str, dim: int) -> Iterator[Line]:
+    """Check lines as they come; empty ones are skipped."""
+    for number, data in enumerate(lines):
+        if data.strip():
+            yield Line(data, number, model, dim)
+
+
+def _event_out(row: Any) -> dict[str, Any]:
+    return {
+        "event": row.event,
+        "at": _time_out(row.at),
+        "version": row.version,
+        "text": None if row.event == "deleted" else row.text,
+        "metadata": None if row.event == "deleted" or row.metadata is None else orjson.Fragment(row.metadata),
+    }
+
+
+def _event_in(event: Any, param: str, newest: int, version: int) -> dict[str, Any]:
+    if not isinstance(event, dict) or event.get("event") not in _EVENTS:
+        raise InvalidInput(f"An event is one of {', '.join(_EVENTS)}.", f"{param}.event")
+    text, metadata = event.get("text"), event.get("metadata")
+    if text is not None:
+        check_text(text, f"{param}.text")
+    return {
+        "event": event["event"],
+        "at": _time_in(event.get("at"), f"{param}.at"),
+        "version": _version_in(event.get("version"), f"{param}.version", newest, version),
+        "text": text,
+        "metadata": None if metadata is None else dump_metadata(metadata, f"{param}.metadata")[0],
+    }
+
+
+def _version_in(value: Any, param: str, above: int, below: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not above < value < below:
+        raise InvalidInput("Versions are whole numbers that grow along the history.", param)
+    return value
+
+
+def _time_out(value: int) -> str:
+    return moment(value).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _time_in(value: Any, param: str) -> int:
+    try:
+        return micros(datetime.fromisoformat(value), param)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput("A time is an RFC 3339 string with its zone.", param) from error

@@ -1,0 +1,447 @@
+"""Every operation, by two stores on one log that stand for two replicas, against plain dictionaries."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from store import (
+    KEEP,
+    Append,
+    Conflict,
+    IndexOptions,
+    InvalidInput,
+    Memory,
+    NewMemory,
+    NotFound,
+    Search,
+    SearchResult,
+    Store,
+)
+
+from .conftest import DIM, Clock
+from .test_filters import matches
+
+VECTORS = np.random.default_rng(3).normal(size=(7, DIM)).astype(np.float32)
+USERS = [("a", "ann"), ("a", "bob"), ("b", "ann")]
+users = st.sampled_from(USERS)
+stores = st.integers(0, 1)
+ids = st.sampled_from(["1", "2", "3", "4", "5", "6", "7", "8"])
+texts = st.sampled_from(["tea", "coffee", "rain", "Ä"])
+vectors = st.integers(0, len(VECTORS) - 1)
+metadata = st.sampled_from([{}, {"k": 1}, {"k": 2}, {"k": "x", "l": [1]}])
+lifetimes = st.sampled_from([None, None, None, 5.0, 50.0])
+filters = st.sampled_from([None, {"k": 1}, {"k": {"ne": 1}}, {"OR": [{"k": 2}, {"l": {"contains": 1}}]}, {"k": "no"}])
+new_memories = st.lists(
+    st.tuples(ids, texts, vectors, metadata, lifetimes), min_size=1, max_size=6, unique_by=lambda new: new[0]
+)
+
+
+@dataclass
+class Known:
+    """What the model knows of one user."""
+
+    version: int = 0
+    erased_at: Any = None
+    memories: dict[str, Memory] = field(default_factory=dict)
+    deleted_at: dict[str, Any] = field(default_factory=dict)
+    events: dict[str, list[tuple[str, str | None]]] = field(default_factory=dict)
+
+
+class Replicas(RuleBasedStateMachine):
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.folder = tempfile.TemporaryDirectory()
+        self.known = {user: Known() for user in USERS}
+        self.stores: list[Store] = []
+
+    @initialize()
+    def start(self) -> None:
+        self.log_url = self.new_log()
+        self.stores = [self.open(n) for n in range(2)]
+
+    def new_log(self) -> str:
+        return f"sqlite:///{self.folder.name}/log.db"
+
+    def open(self, number: int) -> Store:
+        return Store.open(
+            self.log_url,
+            dim=DIM,
+            model="fake",
+            synchronous="NORMAL",
+            index=IndexOptions(switch=4, m=8, ef_construction=64),
+            index_budget_bytes=6_000_000,
+            snapshot_dir=Path(self.folder.name) / f"snapshots{number}",
+            now=self.clock,
+        )
+
+    def teardown(self) -> None:
+        for store in self.stores:
+            store.close()
+        self.folder.cleanup()
+
+    def live(self, user: tuple[str, str]) -> dict[str, Memory]:
+        """What is there and has not expired; what has expired and is touched by a write becomes a tombstone."""
+        found = self.known[user].memories
+        return {id: m for id, m in found.items() if m.expires_at is None or m.expires_at > self.clock.now}
+
+    def bury(self, user: tuple[str, str], id: str) -> None:
+        known = self.known[user]
+        known.events[id] = [(event, None) for event, _ in known.events[id]] + [("deleted", None)]
+        del known.memories[id]
+
+    @rule(n=stores, seconds=st.sampled_from([0.0, 1.0, 20.0]))
+    def wait(self, n: int, seconds: float) -> None:
+        self.clock.advance(seconds)
+        for _ in range(6):
+            self.stores[n].fold()
+
+    @rule(n=stores)
+    def restart(self, n: int) -> None:
+        self.stores[n].close()
+        self.stores[n] = self.open(n)
+
+    @rule(
+        n=stores,
+        batch=st.lists(
+            st.tuples(users, new_memories, st.booleans(), st.booleans(), st.sampled_from([0.0, 0.0, 0.0, 30.0])),
+            min_size=1,
+            max_size=4,
+        ),
+    )
+    def append(self, n: int, batch: list[Any]) -> None:
+        requests = []
+        for (tenant, user_id), new, upsert, skip, age in batch:
+            memories = tuple(
+                NewMemory(
+                    id,
+                    text,
+                    VECTORS[vector],
+                    data,
+                    None if life is None else self.clock.now + timedelta(seconds=life),
+                )
+                for id, text, vector, data, life in new
+            )
+            issued_at = self.clock.now - timedelta(seconds=age)
+            requests.append(Append(tenant, user_id, memories, "skip" if skip else "add", upsert, issued_at))
+        results = self.stores[n].append(requests)
+        now = self.clock.now
+        for request, result in zip(requests, results, strict=True):
+            self._expect_append(request, result, now)
+
+    def _expect_append(self, request: Append, result: Any, now: Any) -> None:
+        user = (request.tenant, request.user_id)
+        known = self.known[user]
+        for id in [id for id, m in known.memories.items() if m.expires_at is not None and m.expires_at <= now]:
+            if any(new.id == id for new in request.memories):  # it gives way, at the time when its own was over
+                known.deleted_at[id] = known.memories[id].expires_at
+                self.bury(user, id)
+        if isinstance(result, Conflict):
+            stale = known.erased_at is not None and request.issued_at <= known.erased_at
+            clash = any(
+                new.id in known.memories
+                and not request.upsert
+                and (known.memories[new.id].text, known.memories[new.id].metadata, known.memories[new.id].expires_at)
+                != (new.text, new.metadata, new.expires_at)
+                for new in request.memories
+            )
+            buried = any(
+                new.id not in known.memories
+                and known.deleted_at.get(new.id) is not None
+                and request.issued_at <= known.deleted_at[new.id]
+                for new in request.memories
+            )
+            assert stale or clash or buried, result
+            return
+        assert not isinstance(result, Exception), result
+        assert known.erased_at is None or request.issued_at > known.erased_at
+        for new, done in zip(request.memories, result.memories, strict=True):
+            old = known.memories.get(new.id)
+            same = old is not None and (old.text, old.metadata, old.expires_at) == (
+                new.text,
+                new.metadata,
+                new.expires_at,
+            )
+            if done.status == "unchanged" and not same:
+                twin = known.memories[done.id]
+                assert request.on_duplicate == "skip"
+                assert old is None
+                assert (twin.text, twin.metadata, twin.version) == (new.text, new.metadata, done.version)
+                continue
+            assert done.id == new.id
+            if same:
+                assert old is not None
+                assert (done.status, done.version) == ("unchanged", old.version)
+                continue
+            if request.on_duplicate == "skip" and old is None:
+                live = self.live(user).values()
+                assert not any((m.text, m.metadata) == (new.text, new.metadata) for m in live), "a duplicate was added"
+            assert done.status == ("added" if old is None else "updated")
+            assert old is None or request.upsert
+            assert done.version > known.version
+            known.version = done.version
+            known.deleted_at.pop(new.id, None)
+            known.events.setdefault(new.id, []).append((done.status, new.text))
+            known.memories[new.id] = Memory(
+                new.id,
+                request.user_id,
+                new.text,
+                new.metadata,
+                now if old is None else old.created_at,
+                now,
+                new.expires_at,
+                done.version,
+                vector=new.vector,
+            )
+        assert result.version >= known.version
+
+    @rule(
+        n=stores,
+        user=users,
+        id=ids,
+        text=st.none() | texts,
+        vector=vectors,
+        data=st.none() | metadata,
+        stale=st.booleans(),
+    )
+    def update(self, n: int, user: Any, id: str, text: Any, vector: int, data: Any, stale: bool) -> None:
+        old = self.live(user).get(id)
+        changes: dict[str, Any] = {"metadata": KEEP if data is None else data}
+        if text is not None:
+            changes |= {"text": text, "vector": VECTORS[vector]}
+        if old is not None:
+            changes["if_version"] = old.version - 1 if stale else old.version
+        try:
+            got = self.stores[n].update(*user, id, **changes)
+        except NotFound:
+            assert id not in self.live(user)
+            return
+        except Conflict:
+            assert old is not None
+            assert stale
+            return
+        assert old is not None
+        assert not stale
+        known = self.known[user]
+        new = replace(
+            old,
+            text=old.text if text is None else text,
+            vector=old.vector if text is None else VECTORS[vector],
+            metadata=old.metadata if data is None else data,
+        )
+        if (new.text, new.metadata) != (old.text, old.metadata) or not np.array_equal(new.vector, old.vector):
+            assert got.version > known.version
+            known.version = got.version
+            new = replace(new, version=got.version, updated_at=self.clock.now)
+            known.events[id].append(("updated", new.text))
+        known.memories[id] = new
+        assert got == replace(new, vector=None)
+
+    @rule(n=stores, user=users, id=ids)
+    def delete(self, n: int, user: Any, id: str) -> None:
+        try:
+            version = self.stores[n].delete(*user, id)
+        except NotFound:
+            assert id not in self.live(user)
+            return
+        assert version > self.known[user].version
+        self.known[user].version = version
+        self.known[user].deleted_at[id] = self.clock.now
+        self.bury(user, id)
+
+    @rule(n=stores, user=users, filter=filters.filter(bool))
+    def delete_where(self, n: int, user: Any, filter: Any) -> None:
+        gone = self.stores[n].delete_where(*user, filter)
+        expected = [id for id, m in self.live(user).items() if matches(filter, m.metadata)]
+        assert gone == len(expected)
+        for id in expected:
+            self.known[user].deleted_at[id] = self.clock.now
+            self.bury(user, id)
+
+    @rule(n=stores, user=users)
+    def erase(self, n: int, user: Any) -> None:
+        gone, version = self.stores[n].erase_user(*user)
+        known = self.known[user]
+        assert len(self.live(user)) <= gone <= len(known.memories)
+        assert version > known.version
+        self.known[user] = Known(version=version, erased_at=self.clock.now)
+
+    @rule(n=stores, user=users)
+    def export_erase_import(self, n: int, user: Any) -> None:
+        lines = list(self.stores[n].export(*user))
+        live = self.live(user)
+        if len(live) != len(self.known[user].memories):
+            return
+        self.erase(n, user)
+        done = self.stores[1 - n].import_lines(*user, lines)
+        assert (done.imported, done.unchanged) == (len(live), 0)
+        assert list(self.stores[n].export(*user)) == lines
+        known = self.known[user]
+        known.memories = live
+        known.version = max((m.version for m in live.values()), default=known.version)
+        events = {id: [(e.event, e.text) for e in self.stores[n].history(*user, id)] for id in live}
+        known.events = events
+
+    @rule(
+        n=stores,
+        wanted=st.lists(
+            st.tuples(users, vectors, st.sampled_from([1, 3, 100]), filters, st.booleans()), min_size=1, max_size=4
+        ),
+    )
+    def search(self, n: int, wanted: list[Any]) -> None:
+        requests = [
+            Search(*user, VECTORS[vector], k, filter, include_vectors=with_vectors)
+            for user, vector, k, filter, with_vectors in wanted
+        ]
+        for request, result in zip(requests, self.stores[n].search(requests), strict=True):
+            self._expect_search(request, result)
+
+    def _expect_search(self, request: Search, result: Any) -> None:
+        assert isinstance(result, SearchResult), result
+        live = self.live((request.tenant, request.user_id))
+        matching = [m for m in live.values() if request.filter is None or matches(request.filter, m.metadata)]
+        assert len(result.results) == min(request.top_k, len(matching))
+
+        def score(memory: Memory) -> float:
+            assert memory.vector is not None
+            a, b = memory.vector.astype(np.float64), request.vector.astype(np.float64)
+            return round(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)), 4)
+
+        expected = sorted(matching, key=lambda m: (-score(m), -m.version))[: request.top_k]
+        assert [round(m.score or 0.0, 4) for m in result.results] == pytest.approx(
+            [score(m) for m in expected], abs=2e-4
+        )
+        if result.index == "exact":
+            assert [m.id for m in result.results] == [m.id for m in expected]
+        for found in result.results:
+            own = live[found.id]
+            assert replace(found, score=None, vector=None) == replace(own, vector=None)
+            assert (found.vector is None) != request.include_vectors
+            assert found.vector is None or np.array_equal(found.vector, own.vector)
+
+    @rule(n=stores, user=users, limit=st.sampled_from([1, 3, 1000]), filter=filters, falling=st.booleans())
+    def list(self, n: int, user: Any, limit: int, filter: Any, falling: bool) -> None:
+        found: list[Memory] = []
+        cursor = None
+        for order in ("created_at", "updated_at"):
+            found, cursor = [], None
+            while True:
+                page = self.stores[n].list(
+                    *user, limit=limit, cursor=cursor, filter=filter, order=("-" if falling else "") + order
+                )
+                assert len(page.memories) <= limit
+                found += page.memories
+                cursor = page.next_cursor
+                if cursor is None:
+                    break
+            matching = [m for m in self.live(user).values() if filter is None or matches(filter, m.metadata)]
+            key = (lambda m: m.version) if order == "updated_at" else (lambda m: (m.created_at, m.id))
+            ours = sorted(matching, key=lambda m: m.version if order == "updated_at" else m.created_at, reverse=falling)
+            if order == "updated_at":
+                assert [m.id for m in found] == [m.id for m in ours]
+            else:  # memories of one batch share their time
+                assert [m.created_at for m in found] == [m.created_at for m in ours]
+                assert sorted(map(key, found)) == sorted(map(key, ours))
+
+    @rule(n=stores, user=users, id=ids)
+    def get(self, n: int, user: Any, id: str) -> None:
+        expected = self.live(user).get(id)
+        if expected is None:
+            with pytest.raises(NotFound):
+                self.stores[n].get(*user, id)
+        else:
+            assert self.stores[n].get(*user, id) == replace(expected, vector=None)
+
+    @rule(n=stores, user=users, id=ids)
+    def history(self, n: int, user: Any, id: str) -> None:
+        expected = self.known[user].events.get(id)
+        if expected is None:
+            with pytest.raises(NotFound):
+                self.stores[n].history(*user, id)
+            return
+        events = [(event.event, event.text) for event in self.stores[n].history(*user, id)]
+        if id in self.known[user].memories and id not in self.live(user):  # the purge may have been there
+            assert [event for event, _ in events[: len(expected)]] == [event for event, _ in expected]
+        else:
+            assert events[: len(expected)] == expected
+
+    @rule(n=stores)
+    def count(self, n: int) -> None:
+        for user in USERS:
+            stats = self.stores[n].user(*user)
+            assert len(self.live(user)) <= stats.memories <= len(self.known[user].memories)
+            assert stats.version >= self.known[user].version
+        for tenant in ("a", "b"):
+            page = self.stores[n].users(tenant)
+            named = {user.user_id for user in page.users}
+            assert {u for t, u in USERS if t == tenant and self.live((t, u))} <= named
+
+    @rule(n=stores)
+    def refuse(self, n: int) -> None:
+        wrong = NewMemory("9", "x", np.zeros(DIM, np.float32))
+        right = NewMemory("9", "x", VECTORS[0])
+        results = self.stores[n].append([Append("a", "ann", (right, wrong))])
+        assert isinstance(results[0], InvalidInput)
+        assert results[0].param == "memories.1.vector"
+
+    @invariant()
+    def forget_purged(self) -> None:
+        """What has expired may be purged at any time; the model follows as soon as it is seen."""
+        if not self.stores:
+            return
+        for user, known in self.known.items():
+            for id in [id for id in known.memories if id not in self.live(user)]:
+                events = self.stores[0].history(*user, id)
+                if events[-1].event == "deleted":
+                    known.deleted_at[id] = events[-1].at
+                    self.bury(user, id)
+                    known.version = max(known.version, events[-1].version)
+
+
+_settings = settings(
+    deadline=None,
+    max_examples=60,
+    stateful_step_count=30,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
+
+
+class OnSqlite(Replicas):
+    pass
+
+
+TestSqlite = OnSqlite.TestCase
+TestSqlite.settings = _settings
+
+
+def test_postgresql(postgres: str) -> None:
+    names = iter(range(100_000))
+
+    class OnPostgres(Replicas):
+        def new_log(self) -> str:
+            self.name = f"model{next(names)}"
+            with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE {self.name}")
+            return f"{postgres}/{self.name}"
+
+        def teardown(self) -> None:
+            super().teardown()
+            with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+                connection.execute(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
+
+    machine = OnPostgres.TestCase
+    machine.settings = settings(_settings, max_examples=12)
+    machine("runTest").runTest()
