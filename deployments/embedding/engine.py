@@ -15,14 +15,14 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
-from deployments.batcher import Batcher
+from deployments.batcher import Batcher, oldest_first
 from deployments.embedding.model import Model, ModelInfo, TextToken, Tokens, Truncate
 from deployments.embedding.packing import pick
-from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError
+from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Unavailable, UpstreamFailed
 
 # Texts are tokenised in groups of about this many characters, so that a huge request does not hold up a small one.
 _TOKENISE_CHARS = 65_536
@@ -112,6 +112,10 @@ class _Vector:
     forward_s: float
 
 
+# A request's texts, ready for the device, and the seconds that it took.
+_Tokenised = tuple[list[Tokens], float]
+
+
 class Engine:
     """Dynamic batching in front of one model. Belongs to one event loop.
 
@@ -139,22 +143,35 @@ class Engine:
         self.model = model
         self._clock = clock
         self._on_batch = on_batch
-        self._queue_enabled = queue_enabled
         self._forwards = self._texts = self._tokens = self._padded_tokens = self._failed_texts = 0
         self._forward_s = 0.0
-        self._tokeniser: Batcher[EmbedRequest, tuple[list[Tokens], float]] = Batcher(
-            self._tokenise, in_flight=1, budget=_TOKENISE_CHARS, cost=_characters, clock=clock
+        self._tokeniser: Batcher[EmbedRequest, _Tokenised] = Batcher(
+            self._tokenise, in_flight=1, budget=_TOKENISE_CHARS, cost=_characters, bisect=True, clock=clock
         )
-        self._device: Batcher[_Text, _Vector] = Batcher(
-            self._forward,
-            in_flight=forwards_in_flight or model.forwards_in_flight,
-            budget=max_batch_tokens or model.max_batch_tokens,
-            cost=lambda text: len(text.tokens),
-            select=pick,
-            max_queued=max_queued_tokens,
-            bisect=True,
-            clock=clock,
-        )
+        in_flight = forwards_in_flight or model.forwards_in_flight
+        self._texts_queue: Batcher[_Text, _Vector] | None = None
+        self._requests_queue: Batcher[list[_Text], list[_Vector | Exception]] | None = None
+        self._device: Batcher[Any, Any]
+        if queue_enabled:
+            self._device = self._texts_queue = Batcher(
+                self._forward,
+                in_flight=in_flight,
+                budget=max_batch_tokens or model.max_batch_tokens,
+                cost=lambda text: len(text.tokens),
+                select=pick if model.pads else oldest_first,
+                max_queued=max_queued_tokens,
+                bisect=True,
+                clock=clock,
+            )
+        else:
+            self._device = self._requests_queue = Batcher(
+                self._forward_alone,
+                in_flight=in_flight,
+                budget=1,
+                cost=lambda texts: sum(len(text.tokens) for text in texts),
+                max_queued=max_queued_tokens,
+                clock=clock,
+            )
 
     @property
     def info(self) -> ModelInfo:
@@ -162,12 +179,16 @@ class Engine:
         return self.model.info
 
     def reconfigure(
-        self, *, max_batch_tokens: int | None, forwards_in_flight: int | None, max_queued_tokens: int | None
+        self,
+        *,
+        max_batch_tokens: int | None = None,
+        forwards_in_flight: int | None = None,
+        max_queued_tokens: int | None = None,
     ) -> None:
         """Change the limits while it runs; None as in the constructor."""
         self._device.reconfigure(
             in_flight=forwards_in_flight or self.model.forwards_in_flight,
-            budget=max_batch_tokens or self.model.max_batch_tokens,
+            budget=(max_batch_tokens or self.model.max_batch_tokens) if self._texts_queue else 1,
             max_queued=max_queued_tokens,
         )
 
@@ -191,21 +212,26 @@ class Engine:
             Unavailable: the engine is closed.
         """
         self._check(request)
+        self._device.admit(len(request.inputs))  # before any work; with the exact count once it is known
         tokens, tokenise_s = await self._tokeniser.submit(request)
         queued_at = self._clock()
         texts = [_Text(one, queued_at) for one in tokens]
-        vectors = await self._device.submit_all(texts)
-        for index, vector in enumerate(vectors):
-            if isinstance(vector, MemserveError):
-                raise type(vector)(*vector.args) if isinstance(vector, EmbeddingFailed) else vector
-            if isinstance(vector, Exception):
-                raise EmbeddingFailed(f"The model failed on this input: {vector}", f"input.{index}") from vector
-        done = [vector for vector in vectors if isinstance(vector, _Vector)]
+        if self._texts_queue is not None:
+            answers = await self._texts_queue.submit_all(texts)
+        else:
+            assert self._requests_queue is not None
+            answers = await self._requests_queue.submit(texts)
+        vectors = []
+        for index, answer in enumerate(answers):
+            if isinstance(answer, Exception):
+                self._failed_texts += 1
+                raise _error_of(answer, index) from answer
+            vectors.append(answer)
         return EmbedResult(
-            np.stack([vector.row for vector in done]),
+            np.stack([vector.row for vector in vectors]),
             np.fromiter((len(one) for one in tokens), np.int32, len(tokens)),
             np.fromiter((one.truncated for one in tokens), np.bool_, len(tokens)),
-            Timings(max(vector.queue_s for vector in done), tokenise_s, max(vector.forward_s for vector in done)),
+            Timings(max(vector.queue_s for vector in vectors), tokenise_s, max(vector.forward_s for vector in vectors)),
         )
 
     def _check(self, request: EmbedRequest) -> None:
@@ -215,38 +241,58 @@ class Engine:
         for index, given in enumerate(request.inputs):
             if not given:
                 raise InvalidRequest("An input must not be empty.", f"input.{index}")
-            if not isinstance(given, str):
+            if isinstance(given, str):
+                try:
+                    given.encode()
+                except UnicodeEncodeError as error:
+                    message = "An input is not valid Unicode: it holds half of a surrogate pair."
+                    raise InvalidRequest(message, f"input.{index}") from error
+            else:
                 outside = next((token for token in cast(list[int], given) if not 0 <= token < vocab_size), None)
                 if outside is not None:
                     raise InvalidRequest(
                         f"Token id {outside} is outside the vocabulary of {vocab_size} tokens.", f"input.{index}"
                     )
 
-    async def _tokenise(self, requests: list[EmbedRequest]) -> list[tuple[list[Tokens], float] | Exception]:
+    async def _tokenise(self, requests: list[EmbedRequest]) -> list[_Tokenised | Exception]:
         started = self._clock()
-        answers: list[tuple[list[Tokens], float] | Exception] = []
-        for request in requests:
-            tokens = await self.model.tokenise(request.inputs, request.prompt, request.truncate)
-            answers.append(self._fitting(tokens))
+        alike: dict[tuple[str, Truncate, bool], list[int]] = {}
+        for index, request in enumerate(requests):
+            are_texts = isinstance(request.inputs[0], str)
+            alike.setdefault((request.prompt, request.truncate, are_texts), []).append(index)
+        tokens: list[list[Tokens | int]] = [[] for _ in requests]
+        for (prompt, truncate, _), members in alike.items():
+            inputs: list[Any] = [given for index in members for given in requests[index].inputs]
+            made = iter(await self.model.tokenise(inputs, prompt, truncate))
+            for index in members:
+                tokens[index] = [next(made) for _ in requests[index].inputs]
         seconds = self._clock() - started
-        return [answer if isinstance(answer, Exception) else (answer[0], seconds) for answer in answers]
+        return [self._fitting(one, seconds) for one in tokens]
 
-    def _fitting(self, tokens: list[Tokens | int]) -> tuple[list[Tokens], float] | Exception:
+    def _fitting(self, tokens: list[Tokens | int], seconds: float) -> _Tokenised | Exception:
+        fitting = []
         for index, one in enumerate(tokens):
             if isinstance(one, int):
-                return InvalidRequest(
-                    f"Input {index} has {one} tokens; the model reads at most {self.info.max_tokens}.",
-                    f"input.{index}",
-                    "context_length_exceeded",
-                )
-        return [one for one in tokens if isinstance(one, Tokens)], 0.0
+                message = f"Input {index} has {one} tokens; the model reads at most {self.info.max_tokens}."
+                return InvalidRequest(message, f"input.{index}", "context_length_exceeded")
+            if len(one) == 0:
+                return InvalidRequest("There is nothing to embed in this input.", f"input.{index}")
+            fitting.append(one)
+        return fitting, seconds
+
+    async def _forward_alone(self, requests: list[list[_Text]]) -> list[list[_Vector | Exception] | Exception]:
+        return [await self._forward(texts) for texts in requests]
 
     async def _forward(self, texts: list[_Text]) -> list[_Vector | Exception]:
         started = self._clock()
-        matrix = await self.model.forward([text.tokens for text in texts])  # (texts, dim) float32
+        try:
+            matrix = await self.model.forward([text.tokens for text in texts])  # (texts, dim) float32
+        except (UpstreamFailed, Unavailable) as error:
+            return [error] * len(texts)  # nobody's fault here: smaller batches would fail as well
         seconds = self._clock() - started
         lengths = [len(text.tokens) for text in texts]
-        stats = BatchStats(len(texts), sum(lengths), len(texts) * max(lengths), seconds)
+        padded = len(texts) * max(lengths) if self.model.pads else sum(lengths)
+        stats = BatchStats(len(texts), sum(lengths), padded, seconds)
         self._forwards += 1
         self._texts += stats.texts
         self._tokens += stats.tokens
@@ -261,6 +307,11 @@ class Engine:
             else EmbeddingFailed("The model made a vector that is not finite.")
             for text, row, good in zip(texts, matrix, finite.tolist(), strict=True)
         ]
+
+    def check_health(self) -> None:
+        """Raises Unavailable when the model's device is lost, so that only a new process can help."""
+        if self.model.lost is not None:
+            raise Unavailable(f"The model's device is lost: {self.model.lost}")
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
         """The tokens of each text with their places in it, uncut."""
@@ -277,10 +328,7 @@ class Engine:
 
     async def warm_up(self) -> None:
         """Run the shapes that a batch can have, up to the full budget: the first caller does not pay for them."""
-        limit, budget = self.info.max_tokens, self._device.budget
-        for length in (limit, min(16, limit)):
-            await self.model.forward([Tokens([0] * length)] * max(1, budget // length))
-        await self.model.forward([Tokens([0] * min(16, limit))])
+        await self.model.warm_up(self._device.budget)
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics."""
@@ -307,3 +355,13 @@ class Engine:
 
 def _characters(request: EmbedRequest) -> int:
     return sum(len(given) for given in request.inputs) + len(request.inputs) * len(request.prompt)
+
+
+def _error_of(error: Exception, index: int) -> Exception:
+    """What the caller is told about a text that failed."""
+    if isinstance(error, EmbeddingFailed):
+        return EmbeddingFailed(error.message, f"input.{index}", error.code)
+    if isinstance(error, MemserveError):
+        return error
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return EmbeddingFailed(f"The model failed on this input: {reason}", f"input.{index}")

@@ -64,7 +64,7 @@ def load_model(
         base_url, api_key_env, timeout_s, max_retries: openai: where, the environment variable that holds the key, and
             how patient to be.
         dim: openai: length of its vectors (asked of the provider where None); fake: likewise, 32 where None.
-        max_tokens: longest input in tokens where the provider cannot be asked (openai 8,192, fake 256 where None).
+        max_tokens: longest input in tokens. None: what the model reads; openai 8,192, fake 256.
 
     Raises:
         ModelUnavailable: it cannot be loaded; one line for an operator.
@@ -94,6 +94,7 @@ def load_model(
             device=device,
             dtype=dtype,
             num_threads=num_threads,
+            max_tokens=max_tokens,
             allow_download=allow_download,
         )
     raise ModelUnavailable(f"Unknown model provider {provider!r}: local, openai or fake.")

@@ -1,44 +1,49 @@
 """A sentence-transformers model on this machine's CPU or GPU.
 
-The vectors are `SentenceTransformer.encode`'s: the model's own modules run, only the loop around them is ours.
-Nothing is fetched from a hub unless it is asked for.
+The vectors are `SentenceTransformer.encode`'s: the model's own modules run, and its own tokeniser; only the loop around
+them is ours. Batches are not padded where the model can do without (unpadded.py), half-precision weights are laid out
+once on CPU (packed.py), and on CUDA transfers overlap compute and small batches are CUDA graphs (cuda.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Transformer
+from tokenizers import Tokenizer
 
+from deployments.embedding import packed, unpadded
 from deployments.embedding.model import Model, ModelInfo, TextToken, Tokens, Truncate
+from deployments.embedding.revision import revision_of
 from deployments.errors import ModelUnavailable
 
-if TYPE_CHECKING:
-    import torch
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# How far the two ways of running a batch may differ, as 1 - cosine: rounding is far below, a wrong position far above.
+_SAME = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def choose_device(device: str) -> str:
     """`auto` is the first GPU, or the CPU where there is none."""
-    import torch
-
-    if device != "auto":
-        return device
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return "cuda:0" if device == "cuda" else device
 
 
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
     """`auto` is bfloat16 where it is fast (CUDA; CPUs with avx512_bf16 or AMX), float32 elsewhere."""
-    import torch
-
     if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
-    if device.startswith("cuda"):
-        return torch.bfloat16
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return _DTYPES[dtype]
+    fast = device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -46,11 +51,12 @@ class LocalModel(Model):
     """See the module.
 
     Args:
-        path: a folder that sentence-transformers can load, or a hub name with `allow_download` or in the local cache.
+        path: a folder that sentence-transformers can load, or a hub name.
         name: what it is called in answers.
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         dtype: `float32`, `bfloat16`, `float16` or `auto`.
         num_threads: intra-op threads of the process on CPU; None leaves torch's choice.
+        max_tokens: read no more of an input than so many tokens, where the model would.
         allow_download: fetch from the hub what is not on disk.
 
     Raises:
@@ -65,47 +71,74 @@ class LocalModel(Model):
         device: str = "auto",
         dtype: str = "auto",
         num_threads: int | None = None,
+        max_tokens: int | None = None,
         allow_download: bool = False,
     ) -> None:
-        import torch
-        from sentence_transformers import SentenceTransformer
-
         device = choose_device(device)
         weights = choose_dtype(dtype, device)
+        network = _load(path, device, weights, allow_download)
+        self._network = network
+        self._transformer = network[0]
+        self._device = torch.device(device)
+        limit = _longest_input(network)
+        self._tokenisers = _tokenisers(network.tokenizer.backend_tokenizer, min(limit, max_tokens or limit))
+        self._special = frozenset(network.tokenizer.all_special_ids)
+        self._pad_id = network.tokenizer.pad_token_id or 0
+        self._pools_without_prompt = any(getattr(module, "include_prompt", True) is False for module in network)
+        prompts = {key: prompt or "" for key, prompt in (network.prompts or {}).items()}
+        dtype_name = str(weights).removeprefix("torch.")
+        self.info = ModelInfo(
+            name=name or Path(path).name,
+            revision=f"{revision_of(path, network)}-{dtype_name}",
+            dim=int(network.get_embedding_dimension()),
+            max_tokens=min(limit, max_tokens or limit),
+            vocab_size=int(network[0].model.get_input_embeddings().num_embeddings),
+            prompts=prompts,
+            device=device,
+            dtype=dtype_name,
+            default_prompt=prompts.get(network.default_prompt_name or "", ""),
+        )
+        on_gpu = self._device.type == "cuda"
+        self.max_batch_tokens = 65_536 if on_gpu else 1024
+        self.forwards_in_flight = 2 if on_gpu else 1
+        self._tokenise_thread = ThreadPoolExecutor(1, "tokenise")
+        self._forward_threads = ThreadPoolExecutor(
+            self.forwards_in_flight, "forward", torch.set_num_threads, (num_threads or torch.get_num_threads(),)
+        )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
+        self._first_position = unpadded.first_position(self._transformer.model)
+        # Flash attention on CUDA has no float32.
+        half = weights != torch.float32
+        unpaddable = (half or not on_gpu) and unpadded.install(self._transformer.model)
+        self.pads = not (unpaddable and self._agrees_without_padding(weights))
+        if not on_gpu and half and packed.available():
+            packed.pack_linears(network)
+        self._gpu = None
+        if on_gpu and not self.pads:
+            from deployments.embedding.cuda import Gpu
+
+            self._gpu = Gpu(self._vectors, self._device, self.info.dim)
+
+    def _agrees_without_padding(self, weights: torch.dtype) -> bool:
+        """Run a few texts padded and unpadded, and compare."""
+        random = np.random.default_rng(0)
+        lengths = [min(length, self.info.max_tokens) for length in (3, 17, 9, 17)]
+        probe = [Tokens(random.integers(0, self.info.vocab_size, length).tolist()) for length in lengths]
         try:
-            network = SentenceTransformer(
-                path, device=device, local_files_only=not allow_download, model_kwargs={"dtype": weights}
-            )
-        except Exception as error:
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ModelUnavailable(f"The model {path!r} cannot be loaded: {first_line}") from error
-        self._network = network.to(weights).eval()
-        self._device = torch.device(device)
-        self._tokenisers = _tokenisers(network)
-        self._special = set(network.tokenizer.all_special_ids)
-        self._pad_id = network.tokenizer.pad_token_id or 0
-        self._splits_prompts = any(getattr(module, "include_prompt", True) is False for module in network)
-        prompts = dict(network.prompts or {})
-        default = prompts.get(network.default_prompt_name or "", "")
-        dim = network.get_embedding_dimension()
-        self.info = ModelInfo(
-            name or Path(path).name,
-            f"{name or Path(path).name}-{str(weights).removeprefix('torch.')}",
-            int(dim),
-            int(network.max_seq_length),
-            len(network.tokenizer),
-            prompts,
-            device,
-            str(weights).removeprefix("torch."),
-            default,
-        )
-        cuda = device.startswith("cuda")
-        self.max_batch_tokens = 65_536 if cuda else 1024
-        self.forwards_in_flight = 2 if cuda else 1
-        self._tokenise_thread = ThreadPoolExecutor(1, "tokenise")
-        self._forward_threads = ThreadPoolExecutor(self.forwards_in_flight, "forward")
+            with torch.inference_mode():
+                flat = unpadded.flatten(probe, self._first_position)
+                ours = self._vectors(unpadded.features(flat, self._device)).float().cpu().numpy()[flat.place]
+                theirs = self._vectors(self._padded(probe)).float().cpu().numpy()
+        except Exception as error:  # noqa: BLE001 - whatever a foreign model raises, it can be run padded
+            logger.info("%s is run with padding: %s", self.info.name, error)
+            return False
+        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        apart = float(np.max(1 - np.sum(ours * theirs, axis=1) / np.maximum(norms, 1e-12)))
+        if not apart <= _SAME[weights]:
+            logger.info("%s is run with padding: without it vectors differ by %g", self.info.name, apart)
+            return False
+        return True
 
     async def tokenise(
         self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
@@ -118,49 +151,91 @@ class LocalModel(Model):
         self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
     ) -> list[Tokens | int]:
         limit = self.info.max_tokens
-        answer: list[Tokens | int] = []
         texts = [prompt + given for given in inputs if isinstance(given, str)]
-        prompt_tokens = self._prompt_tokens(prompt) if prompt and self._splits_prompts else 0
-        tokeniser = self._tokenisers[truncate]
-        encodings = iter(tokeniser.encode_batch_fast(texts)) if texts else iter(())
+        encodings = iter(self._tokenisers[truncate].encode_batch_fast(texts) if texts else ())
+        prompt_tokens = self._prompt_tokens(prompt) if prompt and self._pools_without_prompt else 0
+        answer: list[Tokens | int] = []
         for given in inputs:
             if isinstance(given, str):
                 encoding = next(encodings)
-                ids = encoding.ids
-                if len(ids) > limit:
-                    answer.append(len(ids))
-                else:
-                    answer.append(Tokens(ids, prompt_tokens, len(ids) == limit and bool(encoding.overflowing)))
-            elif len(given) > limit and truncate == "none":
-                answer.append(len(given))
+                ids, too_long = encoding.ids, len(encoding) >= limit and bool(encoding.overflowing)
             else:
-                answer.append(Tokens(given[-limit:] if truncate == "start" else given[:limit], 0, len(given) > limit))
+                ids, too_long = list(given), len(given) > limit
+            if len(ids) > limit and truncate == "none":
+                answer.append(len(ids))
+            else:
+                cut = ids[-limit:] if truncate == "start" else ids[:limit]
+                answer.append(Tokens(cut, prompt_tokens if isinstance(given, str) else 0, too_long))
         return answer
 
     def _prompt_tokens(self, prompt: str) -> int:
+        # As sentence-transformers counts them: a special token at the end belongs to the text.
         ids = self._tokenisers["end"].encode(prompt).ids
-        return len(ids) - 1 if ids[-1] in self._special else len(ids)
+        return len(ids) - 1 if ids and ids[-1] in self._special else len(ids)
 
     async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
         """See Model."""
-        return await asyncio.get_running_loop().run_in_executor(self._forward_threads, self._forward, batch)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._forward_threads, self._forward, batch)
+        except torch.AcceleratorError as error:  # sticky: the CUDA context is gone
+            self.lost = str(error).splitlines()[0]
+            raise
 
     def _forward(self, batch: Sequence[Tokens]) -> np.ndarray:
-        import torch
+        if self._pools_without_prompt and len({tokens.prompt_tokens for tokens in batch}) > 1:
+            # Pooling takes one prompt length for a whole batch.
+            vectors = np.empty((len(batch), self.info.dim), np.float32)
+            for length in {tokens.prompt_tokens for tokens in batch}:
+                rows = [row for row, tokens in enumerate(batch) if tokens.prompt_tokens == length]
+                vectors[rows] = self._forward([batch[row] for row in rows])
+            return vectors
+        prompt_tokens = batch[0].prompt_tokens if self._pools_without_prompt else 0
+        with torch.inference_mode():
+            if self.pads:
+                return self._to_host(self._vectors(self._padded(batch), prompt_tokens))
+            flat = unpadded.flatten(batch, self._first_position)
+            if self._gpu is not None and not prompt_tokens:
+                return self._gpu.run(flat)
+            return self._to_host(self._vectors(unpadded.features(flat, self._device), prompt_tokens))[flat.place]
 
+    def _vectors(self, features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
+        """Run the model's modules. Returns (texts, dim) in the dtype of the weights, on the device."""
+        if prompt_tokens:
+            features["prompt_length"] = prompt_tokens
+        for module in self._network:
+            features = module(features)
+        return features["sentence_embedding"]
+
+    def _padded(self, batch: Sequence[Tokens]) -> dict[str, Any]:
         longest = max(len(tokens) for tokens in batch)
         ids = np.full((len(batch), longest), self._pad_id, np.int64)  # (batch, seq)
         mask = np.zeros((len(batch), longest), np.int64)  # (batch, seq)
         for row, tokens in enumerate(batch):
             ids[row, : len(tokens)] = tokens.ids
             mask[row, : len(tokens)] = 1
-        features = {
+        return {
             "input_ids": torch.from_numpy(ids).to(self._device),
             "attention_mask": torch.from_numpy(mask).to(self._device),
         }
-        with torch.inference_mode():
-            vectors = self._network(features)["sentence_embedding"]
-            return np.ascontiguousarray(vectors.float().cpu().numpy())
+
+    @staticmethod
+    def _to_host(vectors: torch.Tensor) -> np.ndarray:
+        return np.ascontiguousarray(vectors.float().cpu().numpy())
+
+    async def warm_up(self, max_batch_tokens: int) -> None:
+        """See Model. On CUDA also captures the graphs of small batches."""
+        loop = asyncio.get_running_loop()
+        if self._gpu is not None:
+            # One capture for each thread: a graph's memory belongs to one forward at a time.
+            workers = range(self.forwards_in_flight)
+            longest, first = self.info.max_tokens, self._first_position
+            await asyncio.gather(
+                *(
+                    loop.run_in_executor(self._forward_threads, self._gpu.capture, longest, first, max_batch_tokens)
+                    for _ in workers
+                )
+            )
+        await super().warm_up(max_batch_tokens)
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
         """See Model."""
@@ -182,9 +257,8 @@ class LocalModel(Model):
     async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """See Model."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._tokenise_thread, self._tokenisers["none"].decode_batch, [list(sequence) for sequence in ids]
-        )
+        lists = [list(sequence) for sequence in ids]
+        return await loop.run_in_executor(self._tokenise_thread, self._tokenisers["none"].decode_batch, lists)
 
     async def close(self) -> None:
         """See Model."""
@@ -192,16 +266,40 @@ class LocalModel(Model):
         self._forward_threads.shutdown(wait=False)
 
 
-def _tokenisers(network: Any) -> dict[str, Any]:
-    """One tokeniser a way of truncation: the setting is state of the object, and threads share it."""
-    from tokenizers import Tokenizer
+def _load(path: str, device: str, weights: torch.dtype, allow_download: bool) -> Any:
+    try:
+        network = SentenceTransformer(
+            path, device=device, local_files_only=not allow_download, model_kwargs={"dtype": weights}
+        )
+    except Exception as error:  # whatever goes wrong in a foreign loader, an operator wants one line
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelUnavailable(f"The model {path!r} cannot be loaded: {first_line}") from error
+    if not isinstance(network[0], Transformer) or not hasattr(network.tokenizer, "backend_tokenizer"):
+        raise ModelUnavailable(
+            f"The model {path!r} is not a transformer with a fast tokeniser; no other kind is served."
+        )
+    if "message" in network[0].modality_config:
+        raise ModelUnavailable(f"The model {path!r} reads chat messages, which are not served.")
+    return network.to(weights).eval()
 
-    own = network.tokenizer.backend_tokenizer.to_str()
-    made = {"none": Tokenizer.from_str(own), "end": Tokenizer.from_str(own), "start": Tokenizer.from_str(own)}
-    for truncate, tokeniser in made.items():
+
+def _longest_input(network: Any) -> int:
+    """In tokens, special tokens included; some tokenisers have no limit of their own."""
+    positions = getattr(network[0].model.config, "max_position_embeddings", None)
+    limits = [limit for limit in (network.max_seq_length, positions) if limit]
+    if not limits:
+        raise ModelUnavailable("The model does not say how long an input may be: set model.max_tokens in its folder.")
+    return int(min(limits))
+
+
+def _tokenisers(own: Any, limit: int) -> dict[Truncate, Tokenizer]:
+    """One tokeniser for each way of truncation: the setting is state of the object."""
+    made: dict[Truncate, Tokenizer] = {}
+    ways: tuple[Truncate, ...] = ("none", "end", "start")
+    for truncate in ways:
+        tokeniser = made[truncate] = Tokenizer.from_str(own.to_str())
         tokeniser.no_padding()
         tokeniser.no_truncation()
         if truncate != "none":
-            direction = "right" if truncate == "end" else "left"
-            tokeniser.enable_truncation(network.max_seq_length, direction=direction)
+            tokeniser.enable_truncation(limit, direction="right" if truncate == "end" else "left")
     return made

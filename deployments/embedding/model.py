@@ -81,13 +81,15 @@ class Model(ABC):
         info: see ModelInfo.
         max_batch_tokens: the padded tokens of a batch that suit its device.
         forwards_in_flight: how many forwards keep its device busy.
-        pads: whether a batch is padded to its longest text (else only real tokens count against the budget).
+        lost: why no forward can succeed in this process any more; None while one can.
+        pads: whether a batch is padded to its longest text; where not, its tokens are its real ones.
     """
 
     info: ModelInfo
     max_batch_tokens: int = 1024
     forwards_in_flight: int = 1
     pads: bool = True
+    lost: str | None = None
 
     @abstractmethod
     async def tokenise(
@@ -108,6 +110,13 @@ class Model(ABC):
     @abstractmethod
     async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
         """Run one batch. Returns (len(batch), dim) float32, C-contiguous, in the order of `batch`."""
+
+    async def warm_up(self, max_batch_tokens: int) -> None:
+        """Run what a batch can look like, up to the full budget, so that no caller pays for the first time."""
+        limit = self.info.max_tokens
+        for length in (limit, min(16, limit)):
+            await self.forward([Tokens([0] * length)] * max(1, max_batch_tokens // length))
+        await self.forward([Tokens([0] * min(16, limit))])
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
         """The tokens of each text, with their place in it, uncut."""

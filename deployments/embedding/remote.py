@@ -102,6 +102,9 @@ class RemoteModel(Model):
             raise UpstreamFailed(error.message, None, None, status) from error
         return np.stack(_rows(sorted(answer.data, key=lambda one: one.index)))
 
+    async def warm_up(self, max_batch_tokens: int) -> None:
+        """See Model. Nothing is sent: calls cost money."""
+
     async def close(self) -> None:
         """See Model."""
         await self._client.close()

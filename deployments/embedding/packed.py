@@ -1,0 +1,51 @@
+"""Linear layers whose weights are laid out once for the CPU's matrix units, instead of in every call.
+
+In half precision torch's linear reorders its weight into oneDNN's blocked layout in each call, which costs a short text
+more than the product itself. oneDNN takes a weight that was reordered before and gives bit-identical results; this is
+what torch.compile's freezing does, without compiling. The GELU behind a BERT-like intermediate layer is fused into its
+product, which saves a pass over the widest activation and rounds once less.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+
+def available() -> bool:
+    """Whether this build of torch has oneDNN with the operators that are used here."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def pack_linears(model: torch.nn.Module) -> int:
+    """Give every linear layer of a half-precision CPU model a reordered weight, in place; for inference only.
+
+    The original weights are dropped: what is left of them is their shape and dtype.
+
+    Returns:
+        How many layers were packed.
+    """
+    packed = 0
+    for parent in model.modules():
+        activation = getattr(parent, "intermediate_act_fn", None)
+        for name, layer in parent.named_children():
+            if type(layer) is not torch.nn.Linear or layer.weight.dtype not in (torch.bfloat16, torch.float16):
+                continue
+            fuse = name == "dense" and type(activation).__name__ == "GELUActivation" and _is_exact_gelu(activation)
+            weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+            layer.forward = functools.partial(_linear, weight, layer.bias, "gelu" if fuse else "none")  # type: ignore[method-assign]
+            layer.weight = torch.nn.Parameter(layer.weight.to("meta"), requires_grad=False)
+            if fuse:
+                parent.intermediate_act_fn = torch.nn.Identity()
+            packed += 1
+    return packed
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None, activation: str, inputs: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], "none")
+
+
+def _is_exact_gelu(activation: Any) -> bool:
+    return getattr(activation, "act", None) is torch.nn.functional.gelu

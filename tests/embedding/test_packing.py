@@ -1,0 +1,95 @@
+"""Packing: never over the budget, nobody passed over more than twice, nobody starves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.embedding.packing import MAX_PASSES, pick
+
+
+@dataclass
+class Text:
+    """A waiting text, with the passes counted here and not by the batcher."""
+
+    cost: int
+    passed_over: int = 0
+
+
+def leave(waiting: list[Text], budget: int) -> list[Text]:
+    """Pick a batch, check the rules, and take it out of `waiting`."""
+    chosen = pick(waiting, budget)
+    assert len(set(chosen)) == len(chosen) > 0
+    batch = [waiting[index] for index in chosen]
+    assert len(batch) == 1 or len(batch) * max(text.cost for text in batch) <= budget
+    for index, text in enumerate(waiting):
+        if index not in chosen and index < max(chosen):
+            text.passed_over += 1
+            assert text.passed_over <= MAX_PASSES
+    waiting[:] = [text for index, text in enumerate(waiting) if index not in chosen]
+    return batch
+
+
+lengths = st.integers(1, 300)
+arrivals = st.lists(st.lists(lengths, max_size=12), min_size=1, max_size=20)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(arrivals, st.integers(1, 600), st.data())
+def test_never_over_budget_and_never_passed_over_thrice(
+    rounds: list[list[int]], budget: int, data: st.DataObject
+) -> None:
+    waiting: list[Text] = []
+    for arrived in rounds:
+        waiting += [Text(length) for length in arrived]
+        if waiting and data.draw(st.booleans()):  # a caller goes away
+            waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
+        if waiting:
+            leave(waiting, budget)
+    while waiting:
+        leave(waiting, budget)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(lengths, min_size=1, max_size=40), st.lists(lengths, min_size=1, max_size=8), st.integers(300, 2000))
+def test_the_oldest_leaves_with_the_next_batch_however_many_keep_arriving(
+    queue: list[int], stream: list[int], budget: int
+) -> None:
+    waiting = [Text(length) for length in queue]
+    while waiting:
+        oldest = waiting[0]
+        assert oldest in leave(waiting, budget)
+        if len(queue) > 0:
+            queue.pop()
+            waiting += [Text(length) for length in stream]
+        else:
+            break
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(lengths, min_size=1, max_size=60), st.integers(1, 600), st.integers(1, 600))
+def test_a_smaller_budget_in_between_breaks_no_rule(queue: list[int], budget: int, smaller: int) -> None:
+    waiting = [Text(length) for length in queue]
+    turn = 0
+    while waiting:
+        leave(waiting, budget if turn % 2 else min(budget, smaller))
+        turn += 1
+
+
+def test_like_lengths_travel_together() -> None:
+    waiting = [Text(length) for length in (5, 200, 6, 190, 5, 210, 7, 195)]
+    first = sorted(text.cost for text in leave(waiting, 840))
+    second = sorted(text.cost for text in leave(waiting, 840))
+    assert (first, second) == ([5, 5, 6, 7], [190, 195, 200, 210])
+
+
+def test_what_fits_goes_in_one_batch() -> None:
+    waiting = [Text(length) for length in (10, 12, 8)]
+    assert len(leave(waiting, 64)) == 3
+
+
+def test_a_text_over_the_budget_goes_alone() -> None:
+    waiting = [Text(500), Text(3), Text(4)]
+    assert [text.cost for text in leave(waiting, 100)] == [500]

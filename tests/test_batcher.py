@@ -1,0 +1,368 @@
+"""The batcher: everyone is answered once, with their own result, whatever the interleaving; no clock, no sleep."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deployments.batcher import Batcher
+from deployments.errors import Overloaded, Unavailable
+
+CASES = 10_000
+
+
+async def turns(count: int = 4) -> None:
+    """Let the loop run what is ready; a batcher needs at most three turns from a submission to its batch."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class Device:
+    """A `run` whose batches finish when the test says so, each item doubled; poison makes its whole batch raise."""
+
+    def __init__(self) -> None:
+        self.started: list[list[int]] = []
+        self.gates: list[asyncio.Future[None]] = []
+        self.most_at_once = 0
+        self.at_once = 0
+
+    async def __call__(self, items: list[int]) -> Sequence[int | Exception]:
+        gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.started.append(list(items))
+        self.gates.append(gate)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await gate
+        finally:
+            self.at_once -= 1
+        return [item * 2 for item in items]
+
+    async def finish(self, index: int = -1, error: Exception | None = None) -> None:
+        gate = self.gates[index]
+        if error is None:
+            gate.set_result(None)
+        else:
+            gate.set_exception(error)
+        await turns()
+
+
+def start(submission: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    return asyncio.get_running_loop().create_task(submission)
+
+
+async def test_alone_is_served_at_once_and_what_arrives_meanwhile_rides_the_next() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=10)
+    first = start(batcher.submit(1))
+    await turns()
+    assert device.started == [[1]]
+    others = [start(batcher.submit(item)) for item in (2, 3, 4)]
+    await turns()
+    assert device.started == [[1]]
+    assert (batcher.queued, batcher.queued_cost, batcher.running) == (3, 3, 1)
+    await device.finish()
+    assert device.started == [[1], [2, 3, 4]]
+    await device.finish()
+    assert [await task for task in (first, *others)] == [2, 4, 6, 8]
+    assert (batcher.queued, batcher.queued_cost, batcher.running) == (0, 0, 0)
+
+
+async def test_those_who_submit_in_one_turn_share_a_batch() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=2, budget=10)
+    tasks = [start(batcher.submit(item)) for item in range(5)]
+    await turns()
+    assert device.started == [[0, 1, 2, 3, 4]]
+    await device.finish()
+    assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8]
+
+
+async def test_a_large_call_is_split_and_put_together_in_order() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=2, budget=3)
+    task = start(batcher.submit_all(range(8)))
+    await turns()
+    assert device.started == [[0, 1, 2], [3, 4, 5]]
+    await device.finish(1)
+    await device.finish(0)
+    await device.finish(2)
+    assert await task == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert device.most_at_once == 2
+
+
+async def test_an_item_over_the_budget_travels_alone() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=3, budget=5, cost=lambda item: item)
+    start(batcher.submit_all([2, 9, 3]))
+    await turns()
+    assert device.started == [[2], [9], [3]]
+    await batcher_ended(batcher, device)
+
+
+async def test_a_cancelled_caller_leaves_before_its_batch() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=10)
+    first = start(batcher.submit(1))
+    await turns()
+    gone, stays = start(batcher.submit_all([2, 3])), start(batcher.submit(4))
+    await turns()
+    gone.cancel()
+    await turns()
+    assert (batcher.queued, batcher.queued_cost) == (1, 1)
+    await device.finish()
+    assert device.started == [[1], [4]]
+    await device.finish()
+    assert [await first, await stays] == [2, 8]
+    assert gone.cancelled()
+
+
+async def test_poison_fails_alone_in_a_batch_of_64() -> None:
+    batches: list[int] = []
+
+    async def run(items: list[int]) -> list[int]:
+        batches.append(len(items))
+        if 37 in items:
+            raise ValueError("poison")
+        return [item * 2 for item in items]
+
+    batcher = Batcher(run, in_flight=1, budget=64, bisect=True)
+    answers = await batcher.submit_all(range(64))
+    assert [item for item, answer in enumerate(answers) if isinstance(answer, ValueError)] == [37]
+    assert all(answer == item * 2 for item, answer in enumerate(answers) if item != 37)
+    assert batches == [64, 32, 32, 16, 8, 4, 4, 2, 1, 1, 2, 8, 16]
+
+
+async def test_without_bisect_the_whole_batch_gets_the_error() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=10)
+    tasks = [start(batcher.submit(item)) for item in range(3)]
+    await turns()
+    await device.finish(0, KeyError("down"))
+    assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == [KeyError] * 3
+
+
+async def test_a_wrong_number_of_results_is_an_error_for_all() -> None:
+    async def run(items: list[int]) -> list[int]:
+        return items[1:]
+
+    batcher = Batcher(run, in_flight=1, budget=10)
+    with pytest.raises(RuntimeError, match="1 results for 2 items"):
+        raise (await batcher.submit_all([1, 2]))[0]  # type: ignore[misc]
+
+
+async def test_past_the_limit_a_call_is_refused_whole_with_the_measured_drain_time() -> None:
+    now = [0.0]
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=4, max_queued=6, clock=lambda: now[0])
+    start(batcher.submit_all([0] * 4))
+    await turns()
+    now[0] = 2.0
+    await device.finish()  # 4 in 2 s: two a second
+    assert batcher.drain_rate == 2.0
+    start(batcher.submit_all([1] * 4))
+    await turns()
+    start(batcher.submit_all([2] * 6))
+    await turns()
+    for many in (1, 50):
+        with pytest.raises(Overloaded) as refused:
+            await batcher.submit_all([3] * many)
+        assert refused.value.retry_after_s == 5.0  # 4 running and 6 waiting, at two a second
+    assert batcher.queued == 6
+    await batcher_ended(batcher, device)
+
+
+async def test_an_empty_queue_admits_a_call_of_any_size() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=4, max_queued=6)
+    start(batcher.submit_all([0] * 50))
+    await turns()
+    assert (batcher.queued, batcher.running) == (46, 1)
+    await batcher_ended(batcher, device)
+
+
+async def test_limits_change_while_it_runs() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=1)
+    start(batcher.submit_all(range(6)))
+    await turns()
+    assert device.started == [[0]]
+    batcher.reconfigure(in_flight=2, budget=3, max_queued=0)
+    await turns()
+    assert device.started == [[0], [1, 2, 3]]
+    with pytest.raises(Overloaded):
+        await batcher.submit(7)
+    await batcher_ended(batcher, device)
+
+
+async def test_close_finishes_what_was_taken_and_refuses_the_rest() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=1)
+    taken, waits = start(batcher.submit(1)), start(batcher.submit(2))
+    await turns()
+    closing = start(batcher.close())
+    await turns()
+    assert isinstance(waits.exception(), Unavailable)
+    assert not closing.done()
+    await device.finish()
+    await closing
+    assert await taken == 2
+    with pytest.raises(Unavailable):
+        await batcher.submit(3)
+
+
+async def test_a_batch_whose_task_is_cancelled_still_answers() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=8)
+    task = start(batcher.submit(1))
+    await turns()
+    (running,) = batcher._tasks
+    running.cancel()
+    with pytest.raises(Unavailable):
+        await task
+
+
+async def batcher_ended(batcher: Batcher[int, int], device: Device) -> None:
+    while batcher.running:
+        for gate in device.gates:
+            if not gate.done():
+                gate.set_result(None)
+        await turns()
+
+
+# Interleavings. A script is a list of steps; each is an action and a number that picks its object.
+
+POISON = 7  # an item whose number ends in 7 makes any batch that holds it raise
+ACTIONS = ("submit", "submit", "submit many", "finish", "finish", "fail", "cancel", "turn", "reconfigure")
+scripts = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9)), min_size=1, max_size=24)
+
+
+class Interleaving:
+    """Plays a script and checks every rule that an outsider can see."""
+
+    def __init__(self, in_flight: int, budget: int, max_queued: int | None, bisect: bool) -> None:
+        self.batcher: Batcher[int, int] = Batcher(
+            self.run,
+            in_flight=in_flight,
+            budget=budget,
+            cost=lambda item: 1 + item % 3,
+            max_queued=max_queued,
+            bisect=bisect,
+        )
+        self.bisect = bisect
+        self.items: Iterator[int] = iter(range(1_000_000))
+        self.calls: list[tuple[list[int], asyncio.Task[list[int | Exception]]]] = []
+        self.owner: dict[int, int] = {}
+        self.running: list[tuple[list[int], asyncio.Future[None]]] = []
+        self.succeeded: Counter[int] = Counter()
+        self.failed_runs: dict[int, list[int]] = {}
+
+    async def run(self, items: list[int]) -> Sequence[int | Exception]:
+        assert items
+        for item in items:
+            call = self.calls[self.owner[item]][1]
+            assert not call.done(), "an item of a caller that was answered or has gone away reached the device"
+        gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.running.append((items, gate))
+        assert len(self.running) <= self.batcher.in_flight or self.shrunk
+        cost = sum(1 + item % 3 for item in items)
+        assert cost <= self.budget_then or len(items) == 1
+        try:
+            await gate
+            if any(item % 10 == POISON for item in items):
+                raise ValueError("poison")
+        except (ValueError, ConnectionError):
+            for item in items:
+                self.failed_runs[item] = [len(items), *self.failed_runs.get(item, [])]
+            raise
+        finally:
+            self.running.remove((items, gate))
+        self.succeeded.update(items)
+        return [item * 2 for item in items]
+
+    async def play(self, script: list[tuple[str, int]]) -> None:
+        self.shrunk = False
+        self.budget_then = self.batcher.budget
+        for action, number in script:
+            if action in ("submit", "submit many"):
+                items = [next(self.items) for _ in range(1 if action == "submit" else number)]
+                self.owner.update(dict.fromkeys(items, len(self.calls)))
+                self.calls.append((items, start(self.batcher.submit_all(items))))
+            elif action in ("finish", "fail") and self.running:
+                gate = self.running[number % len(self.running)][1]
+                if not gate.done():
+                    if action == "finish":
+                        gate.set_result(None)
+                    else:
+                        gate.set_exception(ConnectionError("down"))
+            elif action == "cancel" and self.calls:
+                self.calls[number % len(self.calls)][1].cancel()
+            elif action == "turn":
+                await turns(number % 4)
+            elif action == "reconfigure":
+                # Retries of a batch that was packed under the old budget may exceed the new one: compare with the most.
+                self.shrunk = True
+                self.budget_then = max(self.budget_then, 1 + number)
+                self.batcher.reconfigure(in_flight=1 + number % 3, budget=1 + number, max_queued=None)
+        await turns()
+        while self.running:
+            for _, gate in list(self.running):
+                if not gate.done():
+                    gate.set_result(None)
+            await turns()
+        await turns()
+        self.check()
+
+    def check(self) -> None:
+        """Every caller has what it is owed, and nothing is left."""
+        assert (self.batcher.queued, self.batcher.queued_cost, self.batcher.running) == (0, 0, 0)
+        for items, call in self.calls:
+            assert call.done()
+            if call.cancelled():
+                continue
+            if call.exception() is not None:
+                assert isinstance(call.exception(), Overloaded)
+                assert not any(self.succeeded[item] or item in self.failed_runs for item in items)
+                continue
+            answers = call.result()
+            assert len(answers) == len(items)
+            for item, answer in zip(items, answers, strict=True):
+                if isinstance(answer, Exception):
+                    assert self.succeeded[item] == 0
+                    assert isinstance(answer, ValueError | ConnectionError)
+                    # Its own fault, or the batch's: with bisect it must have failed alone.
+                    assert not self.bisect or self.failed_runs[item][0] == 1
+                    assert not isinstance(answer, ValueError) or not self.bisect or item % 10 == POISON
+                else:
+                    assert answer == item * 2
+                    assert self.succeeded[item] == 1
+                    assert item % 10 != POISON
+
+
+@pytest.fixture(scope="module")
+def loop_of_cases() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(
+    script=scripts,
+    limits=st.tuples(st.integers(1, 3), st.integers(1, 9), st.none() | st.integers(1, 12)),
+    bisect=st.booleans(),
+)
+def test_everyone_is_answered_once_in_any_interleaving(
+    loop_of_cases: asyncio.AbstractEventLoop,
+    script: list[tuple[str, int]],
+    limits: tuple[int, int, int | None],
+    bisect: bool,
+) -> None:
+    case = Interleaving(*limits, bisect)
+    loop_of_cases.run_until_complete(case.play(script))
