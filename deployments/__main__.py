@@ -11,12 +11,15 @@ daemon which detached itself, as HAProxy does on a reload, is still theirs to fi
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import io
 import logging
 import os
+import re
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -30,7 +33,7 @@ from pydantic import ValidationError
 
 from deployments.embedding.load import resolve
 from deployments.errors import MemserveError
-from deployments.settings import Settings, absolute_log_url, explain, load
+from deployments.settings import ModelSettings, Settings, absolute_log_url, explain, load
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -38,6 +41,10 @@ READY_WITHIN_S = 300.0
 TERMINATE_WITHIN_S = 5.0
 OBJECT_STORE_BYTES = 256 * 1024**2
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+# Gateways listen behind HAProxy from 30000 up, and share a port that is taken (SO_REUSEPORT): a second server on this
+# machine must have ports of its own, or it would answer the first one's requests.
+GATEWAY_PORTS = range(30_000, 32_000, 100)
+GRPC_OFFSET = 10_000
 
 
 class CannotStart(Exception):
@@ -83,8 +90,7 @@ def make_plan(path: Path) -> Plan:
         raise CannotStart(f"{path}: needs exactly one entry under `applications:`") from error
     try:
         settings = load(args)
-        if settings.model.provider == "local":
-            resolve(settings.model.name)
+        _check_model(settings.model)
     except ValidationError as error:
         raise CannotStart(f"{path}: {explain(error)}") from error
     except MemserveError as error:
@@ -94,6 +100,25 @@ def make_plan(path: Path) -> Plan:
     if not _is_free(host, port):
         raise CannotStart(f"{host}:{port} is taken by another process (http_options.port in {path})")
     return Plan(config, settings, host, port, _prepare_data(settings.store.url), _environment())
+
+
+def _check_model(model: ModelSettings) -> None:
+    """Raises CannotStart or ModelUnavailable for a local model that is not there, before a replica spends its time."""
+    if model.provider != "local":
+        return
+    path = resolve(model.name)
+    if Path(path).is_dir():
+        if not any((Path(path) / name).is_file() for name in ("modules.json", "config.json")):
+            raise CannotStart(f"model.name: the folder {path!r} holds no model (no modules.json, no config.json)")
+        return
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(path, "config.json", local_files_only=not model.allow_download, etag_timeout=5.0)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CannotStart(f"model.name: {path!r} is no folder, and no hub model that can be had: {reason}") from error
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -115,10 +140,29 @@ def _environment() -> dict[str, str]:
         # HAProxy learns of a leaving gateway within 0.1 s and retries what it refuses; Serve would wait for 30 s.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }
+    first = _claim_gateway_ports()
+    for protocol, offset in (("HTTP", 0), ("GRPC", GRPC_OFFSET)):
+        env[f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT"] = str(first + offset)
+        env[f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT"] = str(first + offset + GATEWAY_PORTS.step - 1)
     for name, port in HAPROXY_PORTS.items():
         env[name] = str(port if _is_free("", port) else _free_port())
     # What the user set wins.
     return {name: os.environ.get(name, value) for name, value in env.items()}
+
+
+def _claim_gateway_ports() -> int:
+    """The first of a run of ports that no other server here uses; claimed until this process and its children end."""
+    for first in GATEWAY_PORTS:
+        lock = os.open(f"{tempfile.gettempdir()}/memserve-ports-{first}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        if all(_is_free("", port) for port in range(first, first + 10)):
+            return first  # the descriptor stays open, and with it the claim
+        os.close(lock)
+    raise CannotStart(f"no free run of ports between {GATEWAY_PORTS.start} and {GATEWAY_PORTS.stop}")
 
 
 def _free_port() -> int:
@@ -299,7 +343,7 @@ def _reason(application: Any) -> str:
     for message in reversed(messages):
         lines = [line.strip() for line in message.splitlines() if ": " in line and not line.startswith(" ")]
         if (lines and "Error" in message) or "Unavailable" in message:
-            return lines[-1]
+            return re.sub(r"^(\w+\.)+\w+: ", "", lines[-1])
     return " ".join(application.message.split())
 
 

@@ -245,7 +245,11 @@ class StoreCalls:
         return await self._searches[self._partition(request.tenant, request.user_id)].submit(request)
 
     async def delete(self, tenant: str, user_id: str, memory_id: str) -> None:
-        """Delete one memory. Raises NotFound, also for a delete that its replica committed and did not live to answer."""
+        """Delete one memory.
+
+        Raises:
+            NotFound: no such memory; also after a delete that its replica committed and did not live to answer.
+        """
         await _answer(lambda: self._handle.delete.remote(tenant, user_id, memory_id))
 
     async def ping(self) -> None:

@@ -1,5 +1,6 @@
 """One Serve for the whole suite: the real model in float32, two store replicas, so that any replica may answer."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import httpx
 import pytest
 
 from tests.cluster.server import Server
+
+# A driver that names a cluster's address must bring the token that the cluster asks for (~/.ray/auth_token).
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 LIVE_ARGS = {
     "model": {"dtype": "float32"},

@@ -1,4 +1,4 @@
-"""A memserve of the tests' own: `python -m deployments` on a free port, in a folder of its own, ended with its tests."""
+"""A memserve of the tests' own: `python -m deployments` on a free port and in a folder of its own."""
 
 import contextlib
 import copy
@@ -71,6 +71,10 @@ class Server:
     def start(self) -> str:
         """Start and wait for the ready line, which is returned."""
         self.launch()
+        return self.wait_until_ready()
+
+    def wait_until_ready(self) -> str:
+        """The ready line of a launched server."""
         while (line := self.lines.get(timeout=READY_WITHIN_S)) is not None:
             self.seen.append(line)
             if line.startswith("memserve is ready"):
@@ -82,6 +86,14 @@ class Server:
         with contextlib.suppress(psutil.NoSuchProcess):
             return psutil.Process(self.process.pid).children(recursive=True)
         return []
+
+    def ray_address(self) -> str:
+        """Where a driver connects: read from the command line of this server's own raylet."""
+        for process in self.descendants():
+            flags = dict(part.lstrip("-").split("=", 1) for part in process.cmdline() if "=" in part)
+            if process.name() == "raylet" and "gcs-address" in flags:
+                return flags["gcs-address"]
+        raise AssertionError("no raylet below the server")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it by a signal. Returns its exit status; every process it had started is gone."""

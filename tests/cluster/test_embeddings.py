@@ -10,7 +10,13 @@ from sentence_transformers import SentenceTransformer
 
 from deployments.embedding.load import DEFAULT_MODEL, resolve
 
-TEXTS = ["A short text.", "Dynamic batching follows the device. " * 12, "kurz", "猫が好きです", "emoji 🦊 and accents é"]
+TEXTS = [
+    "A short text.",
+    "Dynamic batching follows the device. " * 12,
+    "kurz",
+    "猫が好きです",
+    "emoji 🦊 and accents é",
+]
 
 
 @pytest.fixture(scope="module")

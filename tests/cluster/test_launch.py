@@ -1,0 +1,161 @@
+"""`python -m deployments`, as `make serve` runs it: what it says, how it ends, what it leaves behind, what it keeps."""
+
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.cluster.server import EXIT_WITHIN_S, Server, free_port
+
+FAKE_ARGS: dict[str, Any] = {"model": {"provider": "fake"}, "embedder": {"num_cpus": 0.1}}
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Makes servers in this test's folder; what still runs at its end is ended."""
+    servers: list[Server] = []
+
+    def make(args: dict[str, Any], port: int | None = None) -> Server:
+        servers.append(Server(tmp_path, args, port))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        if server.process is not None and server.process.poll() is None:
+            server.stop()
+
+
+def refused(server: Server) -> str:
+    """Launch a server that cannot start: it says one line, exits with 1 within seconds, and leaves nothing behind."""
+    started = time.monotonic()
+    server.launch()
+    assert server.process is not None
+    assert server.process.wait(timeout=30) == 1
+    assert time.monotonic() - started < 30
+    lines = []
+    while (line := server.lines.get(timeout=5)) is not None:
+        lines.append(line)
+    (line,) = lines
+    return line
+
+
+def test_a_taken_port_is_one_line(launch: Callable[..., Server], tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        line = refused(launch(FAKE_ARGS, port))
+    assert line.startswith(f"memserve: 127.0.0.1:{port} is taken")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"model": {"nmae": "x"}}, "model.nmae: unknown setting"),
+        ({"embeder": {}}, "embeder: unknown setting"),
+        ({"queue": {"max_batch_size": 0}}, "queue.max_batch_size: Input should be greater than or equal to 1"),
+        ({"model": {"name": "/no/such/model"}}, "There is no model at '/no/such/model'"),
+        ({"store": {"url": "sqlite:////proc/no/memserve.db"}}, "store.url: cannot make /proc/no"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(
+    launch: Callable[..., Server], tmp_path: Path, args: dict[str, Any], message: str
+) -> None:
+    assert message in refused(launch(args))
+
+
+def test_a_config_that_is_not_there_is_one_line(launch: Callable[..., Server], tmp_path: Path) -> None:
+    server = launch(FAKE_ARGS)
+    server.config.unlink()
+    assert refused(server).endswith("serve_config.yaml: No such file or directory")
+
+
+def test_a_folder_that_holds_no_model_is_one_line(launch: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    line = refused(launch({"model": {"name": str(tmp_path / "model")}}))
+    assert (
+        line == f"memserve: model.name: the folder '{tmp_path}/model' holds no model (no modules.json, no config.json)"
+    )
+
+
+def test_a_hub_model_that_cannot_be_had_is_one_line(launch: Callable[..., Server], tmp_path: Path) -> None:
+    line = refused(launch({"model": {"name": "nobody/no-such-model"}}))
+    assert line.startswith("memserve: model.name: 'nobody/no-such-model' is no folder, and no hub model")
+
+
+def test_a_model_that_does_not_load_is_one_line(launch: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    line = refused_late(launch({"model": {"name": str(tmp_path / "model")}}))
+    assert line.startswith(f"memserve: The model '{tmp_path}/model' cannot be loaded: ")
+
+
+def refused_late(server: Server) -> str:
+    """As `refused`, for what only shows when the replica loads it."""
+    server.launch()
+    assert server.process is not None
+    assert server.process.wait(timeout=100) == 1
+    lines = []
+    while (line := server.lines.get(timeout=5)) is not None:
+        lines.append(line)
+    (line,) = lines
+    return line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_everything_ends_with_the_server_and_the_memories_stay(
+    launch: Callable[..., Server], tmp_path: Path, number: int
+) -> None:
+    server = launch(FAKE_ARGS)
+    line = server.start()
+    assert line == f"memserve is ready: {server.url}  model fake on cpu (float32)  data {tmp_path}/data/memserve.db"
+    assert "haproxy" in {process.name() for process in server.descendants()}
+    with server.client() as http:
+        for n in range(5):
+            assert http.post("/v1/users/u/memories", json={"text": f"kept {n}"}).status_code == 201
+    assert server.stop(number) == (0 if number != signal.SIGKILL else -signal.SIGKILL)
+
+    again = launch(FAKE_ARGS, free_port())
+    again.start()
+    with again.client() as http:
+        found = http.post("/v1/users/u/memories/search", json={"query": "kept 3"}).json()["results"]
+    assert {memory["text"] for memory in found} == {f"kept {n}" for n in range(5)}
+    assert found[0]["text"] == "kept 3"
+    # The server process itself dies by kill -9: the supervisor ends the rest.
+    assert again.process is not None
+    (inner,) = psutil.Process(again.process.pid).children()
+    started = again.descendants()
+    inner.kill()
+    assert again.process.wait(timeout=EXIT_WITHIN_S) == 1
+    assert not [process for process in psutil.wait_procs(started, timeout=EXIT_WITHIN_S)[1]]
+
+
+def test_two_servers_on_one_machine_stay_apart(tmp_path: Path) -> None:
+    """Gateways share a taken port silently (SO_REUSEPORT): each server must have a run of ports of its own."""
+    servers = []
+    try:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            servers.append(Server(tmp_path / name, FAKE_ARGS))
+        for server in servers:
+            server.launch()
+        for server in servers:
+            server.wait_until_ready()
+        for n in range(10):
+            for server in servers:
+                with server.client() as http:
+                    text = f"{server.folder.name} {n}"
+                    assert http.post("/v1/users/u/memories", json={"text": text}).status_code == 201
+        for server in servers:
+            with server.client() as http:
+                found = http.post("/v1/users/u/memories/search", json={"query": "x", "top_k": 100}).json()["results"]
+            assert {memory["text"] for memory in found} == {f"{server.folder.name} {n}" for n in range(10)}
+    finally:
+        for server in servers:
+            if server.process is not None and server.process.poll() is None:
+                server.stop()

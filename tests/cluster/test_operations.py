@@ -1,0 +1,57 @@
+"""Health, documentation, and the one shape of every error."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.cluster.server import Server
+
+
+def test_health(http: httpx.Client) -> None:
+    assert http.get("/health/live").status_code == 200
+    for path in ("/health/ready", "/health"):
+        assert http.get(path).json() == {
+            "status": "ready",
+            "model": "all-MiniLM-L6-v2",
+            "device": "cpu",
+            "dtype": "float32",
+        }
+
+
+def test_docs_describe_the_routes_and_their_bodies(http: httpx.Client) -> None:
+    assert "swagger" in http.get("/docs").text
+    document = http.get("/openapi.json").json()
+    body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/EmbeddingsRequest"}
+    assert "input" in document["components"]["schemas"]["EmbeddingsRequest"]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/nowhere", b"", 404),
+        ("PUT", "/v1/models", b"", 405),
+        ("POST", "/v1/embeddings", b"{", 400),
+        ("POST", "/v1/embeddings", b'"text"', 400),
+        ("POST", "/v1/users/%ff/memories", b'{"text": "a"}', 400),
+        ("POST", "/v1/users/a%0Ab/memories", b'{"text": "a"}', 400),
+        ("DELETE", "/v1/users/nobody/memories/none", b"", 404),
+        ("POST", "/v1/embeddings", b" " * (16 * 1024 * 1024 + 1), 413),
+    ],
+)
+def test_every_error_has_the_same_shape(http: httpx.Client, method: str, path: str, body: bytes, status: int) -> None:
+    answer = http.request(method, path, content=body)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and error["type"]
+
+
+def test_an_unread_body_of_unknown_length_is_bounded(server: Server) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(17):
+            yield b" " * 1024 * 1024
+
+    with server.client() as client:
+        assert client.post("/v1/embeddings", content=endless()).status_code == 413
