@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # What an entry costs beside its vector: key, objects and the dictionary's slot.
-_ENTRY_BYTES = 300
+_ENTRY_BYTES = 400
 
 Key = bytes
 
@@ -27,6 +27,9 @@ class CachedVector:
     vector: np.ndarray
     tokens: int
     truncated: bool
+
+
+Compute = Callable[[list[int]], Awaitable[Sequence[CachedVector]]]
 
 
 def cache_key(revision: str, prompt: str, truncate: str, given: str | Sequence[int]) -> Key:
@@ -81,9 +84,7 @@ class VectorCache:
             _, evicted = self._entries.popitem(last=False)
             self.bytes -= evicted.vector.nbytes + _ENTRY_BYTES
 
-    async def get_or_compute(
-        self, keys: Sequence[Key], compute: Callable[[list[int]], Awaitable[Sequence[CachedVector]]]
-    ) -> list[CachedVector]:
+    async def get_or_compute(self, keys: Sequence[Key], compute: Compute) -> list[CachedVector]:
         """The entries of `keys`, in order; what is neither kept nor being computed is computed in one call.
 
         Args:
@@ -91,52 +92,71 @@ class VectorCache:
             compute: takes indices into `keys`, returns an entry each.
 
         Raises:
-            Exception: what `compute` raises. Whoever waits for the same key then computes it anew.
+            Exception: what `compute` raises. Whoever waits for the same key then computes it anew; when the one who
+                computes is cancelled, one of those who wait takes over.
         """
+        wanted: dict[Key, int] = {}
+        for index, key in enumerate(keys):
+            wanted.setdefault(key, index)
+        absent = sum(key not in self._entries and key not in self._flights for key in wanted)
+        self.misses += absent
+        self.hits += len(keys) - absent
+        found = await self._resolve(wanted, compute)
+        return [found[key] for key in keys]
+
+    async def _resolve(self, wanted: dict[Key, int], compute: Compute) -> dict[Key, CachedVector]:
         found: dict[Key, CachedVector] = {}
         mine: dict[Key, int] = {}
         theirs: dict[Key, asyncio.Future[CachedVector]] = {}
-        for index, key in enumerate(keys):
-            if key in found or key in mine or key in theirs:
-                self.hits += 1
-            elif (entry := self.get(key)) is not None:
+        for key, index in wanted.items():
+            if (entry := self.get(key)) is not None:
                 found[key] = entry
-                self.hits += 1
             elif (flight := self._flights.get(key)) is not None:
                 theirs[key] = flight
-                self.hits += 1
             else:
                 mine[key] = index
-                self.misses += 1
         if mine:
             found |= await self._fly(mine, compute)
+        failed: dict[Key, int] = {}
+        abandoned: dict[Key, int] = {}
         for key, flight in theirs.items():
-            # The other's failure or cancellation is not ours: compute it after all.
             await asyncio.wait([flight])
-            if not flight.cancelled() and flight.exception() is None:
+            if flight.cancelled():
+                abandoned[key] = wanted[key]
+            elif flight.exception() is not None:
+                failed[key] = wanted[key]
+            else:
                 found[key] = flight.result()
-        lost = {key: index for index, key in enumerate(keys) if key not in found}
-        if lost:
-            found |= await self._fly(lost, compute)
-        return [found[key] for key in keys]
+        if failed:
+            # Their request failed, perhaps for another of its texts: only a try of one's own can tell.
+            found |= self._keep(failed, await compute(list(failed.values())))
+        if abandoned:
+            found |= await self._resolve(abandoned, compute)
+        return found
 
-    async def _fly(
-        self, mine: dict[Key, int], compute: Callable[[list[int]], Awaitable[Sequence[CachedVector]]]
-    ) -> dict[Key, CachedVector]:
+    async def _fly(self, mine: dict[Key, int], compute: Compute) -> dict[Key, CachedVector]:
         loop = asyncio.get_running_loop()
-        flights = {key: loop.create_future() for key in mine}
+        flights: dict[Key, asyncio.Future[CachedVector]] = {key: loop.create_future() for key in mine}
         self._flights |= flights
         try:
-            entries = await compute(list(mine.values()))
-            made = dict(zip(mine, entries, strict=True))
-            for key, entry in made.items():
-                entry.vector.setflags(write=False)
-                self.put(key, entry)
-                flights[key].set_result(entry)
+            made = self._keep(mine, await compute(list(mine.values())))
+        except Exception as error:
+            for flight in flights.values():
+                flight.set_exception(error)
+                flight.exception()  # whoever waits asks again; if nobody does, that is no news either
+            raise
+        else:
+            for key, flight in flights.items():
+                flight.set_result(made[key])
             return made
         finally:
             for key, flight in flights.items():
-                if not flight.done():
-                    flight.cancel()
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
+                flight.cancel()  # does nothing to one that has its result
+                del self._flights[key]
+
+    def _keep(self, wanted: dict[Key, int], entries: Sequence[CachedVector]) -> dict[Key, CachedVector]:
+        made = dict(zip(wanted, entries, strict=True))
+        for key, entry in made.items():
+            entry.vector.setflags(write=False)
+            self.put(key, entry)
+        return made

@@ -281,7 +281,13 @@ class Engine:
         return fitting, seconds
 
     async def _forward_alone(self, requests: list[list[_Text]]) -> list[list[_Vector | Exception] | Exception]:
-        return [await self._forward(texts) for texts in requests]
+        answers: list[list[_Vector | Exception] | Exception] = []
+        for texts in requests:
+            try:
+                answers.append(await self._forward(texts))
+            except Exception as error:  # noqa: BLE001 - handed to the one who waits
+                answers.append([error] * len(texts))
+        return answers
 
     async def _forward(self, texts: list[_Text]) -> list[_Vector | Exception]:
         started = self._clock()

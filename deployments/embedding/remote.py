@@ -12,25 +12,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import openai
 
 from deployments.embedding.model import Model, ModelInfo, Tokens, Truncate
 from deployments.errors import InvalidRequest, ModelUnavailable, UpstreamFailed
+
+# The most inputs that OpenAI takes in one call.
+_CALL_INPUTS = 2048
 
 
 class RemoteModel(Model):
     """See the module.
 
+    Too long inputs are the provider's to judge: its 400 is the caller's. Token counts are estimates, since the
+    provider's tokeniser is not here.
+
     Args:
         name: what the provider calls the model.
         base_url: of its API, `/v1` included; None for OpenAI's own.
-        api_key_env: the environment variable that holds the key.
+        api_key_env: the environment variable that holds the key; a provider of one's own may do without.
         dim: length of a vector; None asks the provider at the start.
         max_tokens: longest input in tokens.
         timeout_s: of one attempt.
         max_retries: attempts after the first.
 
     Raises:
-        ModelUnavailable: there is no key, or the provider cannot be asked for the dimension.
+        ModelUnavailable: there is no key for OpenAI's own API, or the provider cannot be asked for the dimension.
     """
 
     max_batch_tokens = 32_768
@@ -48,19 +55,23 @@ class RemoteModel(Model):
         timeout_s: float = 60.0,
         max_retries: int = 3,
     ) -> None:
-        import openai
-
         key = os.environ.get(api_key_env)
-        if not key:
+        if not key and base_url is None:
             raise ModelUnavailable(f"The environment variable {api_key_env} holds no key for the model {name!r}.")
-        self._client = openai.AsyncOpenAI(api_key=key, base_url=base_url, timeout=timeout_s, max_retries=max_retries)
+        options: dict[str, Any] = {
+            "api_key": key or "none",
+            "base_url": base_url,
+            "timeout": timeout_s,
+            "max_retries": max_retries,
+        }
+        self._client = openai.AsyncOpenAI(**options)
         if dim is None:
-            with openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout_s, max_retries=max_retries) as client:
-                try:
+            try:
+                with openai.OpenAI(**options) as client:
                     answer = client.embeddings.create(model=name, input=["dimension"], encoding_format="base64")
-                except openai.OpenAIError as error:
-                    raise ModelUnavailable(f"The model {name!r} does not answer: {error}") from error
-                dim = len(_rows(answer.data)[0])
+                    dim = _matrix(answer, 1, None).shape[1]
+            except (openai.OpenAIError, UpstreamFailed) as error:
+                raise ModelUnavailable(f"The model {name!r} does not answer: {error}") from error
         self.info = ModelInfo(name, f"{base_url or 'openai'}/{name}", dim, max_tokens, 1 << 31, {}, "remote", "float32")
 
     async def tokenise(
@@ -81,26 +92,34 @@ class RemoteModel(Model):
 
         Raises:
             UpstreamFailed: with status 502, 503 or 504 and the upstream's message.
+            InvalidRequest: the upstream says that an input is wrong.
         """
-        import openai
+        vectors = np.empty((len(batch), self.info.dim), np.float32)
+        # One call takes texts or token ids, not both.
+        rows_of_texts = [row for row, tokens in enumerate(batch) if tokens.text is not None]
+        rows_of_ids = [row for row, tokens in enumerate(batch) if tokens.text is None]
+        for rows in (rows_of_texts, rows_of_ids):
+            for start in range(0, len(rows), _CALL_INPUTS):
+                part = rows[start : start + _CALL_INPUTS]
+                vectors[part] = await self._call([batch[row].text or list(batch[row].ids) for row in part])
+        return vectors
 
-        given = [tokens.text if tokens.text is not None else list(tokens.ids) for tokens in batch]
+    async def _call(self, inputs: list[Any]) -> np.ndarray:
         try:
-            answer = await self._client.embeddings.create(
-                model=self.info.name,
-                input=given,  # type: ignore[arg-type]
-                encoding_format="base64",
-            )
+            answer = await self._client.embeddings.create(model=self.info.name, input=inputs, encoding_format="base64")
         except openai.APITimeoutError as error:
-            raise UpstreamFailed(f"The embedding provider did not answer in time: {error}", None, None, 504) from error
+            raise UpstreamFailed("The embedding provider did not answer in time.", None, "timeout", 504) from error
         except openai.APIConnectionError as error:
-            raise UpstreamFailed(f"The embedding provider is away: {error}", None, None, 503) from error
-        except openai.BadRequestError as error:
-            raise InvalidRequest(error.message) from error
+            raise UpstreamFailed(
+                f"The embedding provider is away: {error.__cause__ or error}", None, None, 503
+            ) from error
         except openai.APIStatusError as error:
-            status = 503 if error.status_code in (429, 503) else 504 if error.status_code == 504 else 502
-            raise UpstreamFailed(error.message, None, None, status) from error
-        return np.stack(_rows(sorted(answer.data, key=lambda one: one.index)))
+            if error.status_code in (400, 413, 422):
+                raise InvalidRequest(_said(error), "input") from error
+            raise UpstreamFailed(_said(error), None, None, _STATUS.get(error.status_code, 502)) from error
+        except openai.OpenAIError as error:
+            raise UpstreamFailed(f"The embedding provider's answer makes no sense: {error}") from error
+        return _matrix(answer, len(inputs), self.info.dim)
 
     async def warm_up(self, max_batch_tokens: int) -> None:
         """See Model. Nothing is sent: calls cost money."""
@@ -110,12 +129,34 @@ class RemoteModel(Model):
         await self._client.close()
 
 
-def _rows(data: Sequence[Any]) -> list[np.ndarray]:
-    rows = []
-    for one in data:
-        embedding = one.embedding
-        if isinstance(embedding, str):
-            rows.append(np.frombuffer(base64.b64decode(embedding), "<f4"))
-        else:
-            rows.append(np.asarray(embedding, np.float32))
-    return rows
+# The upstream's status -> what our caller is answered; 502 for the rest. Its 401 and 403 are our operator's to mend.
+_STATUS = {429: 503, 503: 503, 408: 504, 504: 504}
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """The upstream's own message, without the client's wrapping."""
+    body = error.body
+    if isinstance(body, dict) and isinstance(body.get("error"), dict):
+        body = body["error"]
+    message = body.get("message") if isinstance(body, dict) else None
+    return str(message or error.message)
+
+
+def _matrix(answer: Any, count: int, dim: int | None) -> np.ndarray:
+    """The vectors of an answer, (count, dim) float32, in the order of the inputs."""
+    try:
+        rows = [
+            np.frombuffer(base64.b64decode(one.embedding), "<f4")
+            if isinstance(one.embedding, str)
+            else np.asarray(one.embedding, np.float32)
+            for one in sorted(answer.data, key=lambda one: one.index)
+        ]
+        matrix = np.stack(rows).astype(np.float32, copy=False)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UpstreamFailed(f"The embedding provider's answer makes no sense: {error}") from error
+    if len(rows) != count or (dim is not None and matrix.shape[1] != dim):
+        raise UpstreamFailed(
+            f"The embedding provider sent {len(rows)} vectors of {matrix.shape[1]} dimensions for {count} inputs"
+            f" of {dim or 'any'}."
+        )
+    return matrix

@@ -1,0 +1,151 @@
+"""The cache: bit-identical hits, bounded bytes, one computation for what is asked for at once."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from deployments.embedding.cache import _ENTRY_BYTES, CachedVector, VectorCache, cache_key
+
+
+def entry(value: float, dim: int = 4) -> CachedVector:
+    return CachedVector(np.full(dim, value, np.float32), 3, False)
+
+
+def keys(*texts: str) -> list[bytes]:
+    return [cache_key("r1", "", "end", text) for text in texts]
+
+
+class Counting:
+    """Computes entries for indices of `texts`, and remembers what it was asked for."""
+
+    def __init__(self, gate: asyncio.Event | None = None, fail: bool = False) -> None:
+        self.asked: list[list[int]] = []
+        self.gate = gate
+        self.fail = fail
+
+    async def __call__(self, indices: list[int]) -> list[CachedVector]:
+        self.asked.append(indices)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fail:
+            raise RuntimeError("down")
+        return [entry(index + 0.1) for index in indices]
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_hit_is_the_same_bits_and_computes_nothing() -> None:
+    cache, compute = VectorCache(10_000), Counting()
+    first = await cache.get_or_compute(keys("a", "b"), compute)
+    second = await cache.get_or_compute(keys("b", "c", "a"), compute)
+    assert compute.asked == [[0, 1], [1]]
+    assert second[2].vector.tobytes() == first[0].vector.tobytes()
+    assert second[0] is first[1]
+    assert (cache.hits, cache.misses, len(cache)) == (2, 3, 3)
+    with pytest.raises(ValueError, match="read-only"):
+        first[0].vector[0] = 0
+
+
+async def test_equal_texts_of_one_call_are_computed_once() -> None:
+    cache, compute = VectorCache(10_000), Counting()
+    answers = await cache.get_or_compute(keys("a", "b", "a"), compute)
+    assert compute.asked == [[0, 1]]
+    assert answers[0] is answers[2]
+    assert (cache.hits, cache.misses) == (1, 2)
+
+
+async def test_what_is_asked_for_at_once_is_computed_once() -> None:
+    gate = asyncio.Event()
+    cache, one, two = VectorCache(10_000), Counting(gate), Counting(gate)
+    first = asyncio.create_task(cache.get_or_compute(keys("a", "b"), one))
+    await turns()
+    second = asyncio.create_task(cache.get_or_compute(keys("c", "b"), two))
+    await turns()
+    gate.set()
+    assert (await first)[1] is (await second)[1]
+    assert (one.asked, two.asked) == ([[0, 1]], [[0]])
+    assert (cache.hits, cache.misses) == (1, 3)
+
+
+async def test_when_the_one_who_computes_is_cancelled_one_of_those_who_wait_takes_over() -> None:
+    gate = asyncio.Event()
+    cache, first, others = VectorCache(10_000), Counting(gate), [Counting(gate) for _ in range(3)]
+    gone = asyncio.create_task(cache.get_or_compute(keys("a"), first))
+    await turns()
+    waiting = [asyncio.create_task(cache.get_or_compute(keys("a"), other)) for other in others]
+    await turns()
+    gone.cancel()
+    await turns()
+    gate.set()
+    answers = [(await task)[0] for task in waiting]
+    assert [other.asked for other in others] == [[[0]], [], []]
+    assert answers[0] is answers[1] is answers[2]
+
+
+async def test_anothers_failure_is_not_ones_own() -> None:
+    gate = asyncio.Event()
+    cache, failing, fine = VectorCache(10_000), Counting(gate, fail=True), Counting(gate)
+    first = asyncio.create_task(cache.get_or_compute(keys("a", "poison"), failing))
+    await turns()
+    second = asyncio.create_task(cache.get_or_compute(keys("a"), fine))
+    await turns()
+    gate.set()
+    with pytest.raises(RuntimeError, match="down"):
+        await first
+    assert (await second)[0].vector[0] == np.float32(0.1)
+    assert fine.asked == [[0]]
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    size = 16 + _ENTRY_BYTES
+    cache = VectorCache(3 * size)
+    a, b, c, d = keys("a", "b", "c", "d")
+    for key in (a, b, c):
+        cache.put(key, entry(1))
+    assert cache.get(a) is not None
+    cache.put(d, entry(1))
+    assert [cache.get(key) is not None for key in (a, b, c, d)] == [True, False, True, True]
+    assert cache.bytes == 3 * size
+    cache.put(d, entry(2))
+    assert (cache.bytes, len(cache)) == (3 * size, 3)
+
+
+async def test_nothing_is_kept_in_no_bytes() -> None:
+    cache, compute = VectorCache(0), Counting()
+    await cache.get_or_compute(keys("a"), compute)
+    await cache.get_or_compute(keys("a"), compute)
+    assert compute.asked == [[0], [0]]
+    assert (len(cache), cache.bytes) == (0, 0)
+
+
+def test_the_bytes_it_counts_are_the_bytes_it_takes() -> None:
+    cache = VectorCache(1 << 30)
+    tracemalloc.start()
+    for index in range(5_000):
+        cache.put(cache_key("r1", "", "end", str(index)), entry(index, dim=384))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.8 * cache.bytes <= taken <= 1.05 * cache.bytes
+
+
+def test_whatever_changes_the_vector_changes_the_key() -> None:
+    made = [
+        cache_key("r1", "", "end", "ab"),
+        cache_key("r2", "", "end", "ab"),
+        cache_key("r1", "p", "end", "ab"),
+        cache_key("r1", "", "start", "ab"),
+        cache_key("r1", "", "end", "abc"),
+        cache_key("r1", "a", "end", "b"),
+        cache_key("r1", "", "end", [1, 2]),
+        cache_key("r1", "", "end", [2, 1]),
+        cache_key("r1", "", "end", "\x01\x00\x00\x00\x00\x00\x00\x00"),
+        cache_key("r1", "", "end", [1]),
+    ]
+    assert len(set(made)) == len(made)

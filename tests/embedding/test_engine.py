@@ -1,0 +1,276 @@
+"""The engine, on the fake model: exact vectors, exact batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from deployments.embedding.engine import BatchStats, EmbedRequest, EmbedResult, Engine
+from deployments.embedding.fake import FakeModel
+from deployments.embedding.model import Tokens, Truncate
+from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, Unavailable, UpstreamFailed
+
+
+class Held(FakeModel):
+    """A fake model whose forwards wait until they are let go."""
+
+    forwards_in_flight = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[asyncio.Event] = []
+        self.tokenised = 0
+
+    async def tokenise(
+        self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
+    ) -> list[Tokens | int]:
+        self.tokenised += len(inputs)
+        return await super().tokenise(inputs, prompt, truncate)
+
+    async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
+        gate = asyncio.Event()
+        self.held.append(gate)
+        await gate.wait()
+        return await super().forward(batch)
+
+    async def let_go(self) -> None:
+        await turns()
+        self.held.pop(0).set()
+        await turns()
+
+
+async def turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def expected(model: FakeModel, texts: list[str], prompt: str = "") -> np.ndarray:
+    tokens = await model.tokenise(texts, prompt, "end")
+    return np.stack([model._vector(one.ids) for one in tokens if isinstance(one, Tokens)])
+
+
+def result(answer: EmbedResult | Exception) -> EmbedResult:
+    assert isinstance(answer, EmbedResult), answer
+    return answer
+
+
+async def test_vectors_come_in_the_order_of_the_inputs_over_many_forwards() -> None:
+    model = FakeModel()
+    engine = Engine(model, max_batch_tokens=16)
+    texts = [" ".join(f"w{number}" for number in range(1 + index * 7 % 11)) for index in range(40)]
+    answer = await engine.embed_one(EmbedRequest(texts))
+    assert np.array_equal(answer.vectors, await expected(model, texts))
+    assert answer.vectors.dtype == np.float32 and answer.vectors.flags["C_CONTIGUOUS"]
+    assert answer.tokens.tolist() == [len(text.split()) for text in texts] and answer.tokens.dtype == np.int32
+    assert answer.truncated.tolist() == [False] * 40
+    assert len(model.batches) > 1
+    assert all(len(batch) == 1 or len(batch) * max(batch) <= 16 for batch in model.batches)
+
+
+async def test_many_requests_share_forwards_and_keep_their_own_vectors() -> None:
+    model = FakeModel()
+    engine = Engine(model, max_batch_tokens=1024)
+    requests = [EmbedRequest([f"a{index}", f"b{index}"], prompt="query: " if index % 2 else "") for index in range(30)]
+    answers = await engine.embed(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        assert np.array_equal(
+            result(answer).vectors, await expected(model, list(map(str, request.inputs)), request.prompt)
+        )
+    assert [len(batch) for batch in model.batches] == [60]
+
+
+async def test_poison_in_a_batch_of_64_fails_alone() -> None:
+    model = FakeModel()
+    engine = Engine(model, max_batch_tokens=1024)
+    texts = [f"text {index}" if index != 41 else "poison here" for index in range(64)]
+    answers = await engine.embed([EmbedRequest([text]) for text in texts])
+    assert [index for index, answer in enumerate(answers) if isinstance(answer, Exception)] == [41]
+    failed = answers[41]
+    assert isinstance(failed, EmbeddingFailed) and failed.param == "input.0"
+    assert str(failed) == "The model failed on this input: the fake model was told to fail on this text"
+    assert np.array_equal(result(answers[40]).vectors, await expected(model, [texts[40]]))
+    assert len(model.batches[0]) == 64
+    assert engine.stats().failed_texts == 1
+
+
+async def test_out_of_memory_halves_the_batch_and_only_what_fails_alone_fails() -> None:
+    model = FakeModel(oom_above_tokens=40)
+    engine = Engine(model, max_batch_tokens=256)
+    texts = ["one two three"] * 30 + [" ".join(["long"] * 41)]
+    answers = await engine.embed([EmbedRequest([text]) for text in texts])
+    assert [index for index, answer in enumerate(answers) if isinstance(answer, EmbeddingFailed)] == [30]
+    assert np.array_equal(result(answers[0]).vectors, await expected(model, texts[:1]))
+    assert max(len(batch) * max(batch) for batch in model.batches) > 40
+
+
+async def test_a_vector_that_is_not_finite_is_an_error_of_its_request() -> None:
+    engine = Engine(FakeModel())
+    good, bad = await engine.embed([EmbedRequest(["fine"]), EmbedRequest(["fine", "notanumber"])])
+    assert isinstance(bad, EmbeddingFailed) and bad.param == "input.1"
+    assert np.isfinite(result(good).vectors).all()
+
+
+@pytest.mark.parametrize(
+    ("request_", "param", "message"),
+    [
+        (EmbedRequest([]), "input", "There is no input."),
+        (EmbedRequest(["a", ""]), "input.1", "An input must not be empty."),
+        (EmbedRequest([[1], []]), "input.1", "An input must not be empty."),
+        (
+            EmbedRequest([[1, 2, 1 << 20]]),
+            "input.0",
+            f"Token id {1 << 20} is outside the vocabulary of {1 << 20} tokens.",
+        ),
+        (EmbedRequest([[-1]]), "input.0", f"Token id -1 is outside the vocabulary of {1 << 20} tokens."),
+        (
+            EmbedRequest(["a", "b " * 300], truncate="none"),
+            "input.1",
+            "Input 1 has 300 tokens; the model reads at most 256.",
+        ),
+        (EmbedRequest([[7] * 257], truncate="none"), "input.0", "Input 0 has 257 tokens; the model reads at most 256."),
+        (EmbedRequest(["a", "\ud800"]), "input.1", "An input is not valid Unicode: it holds half of a surrogate pair."),
+        (EmbedRequest([" "]), "input.0", "There is nothing to embed in this input."),
+    ],
+)
+async def test_bad_input_is_refused_before_it_joins_a_batch(request_: EmbedRequest, param: str, message: str) -> None:
+    model = FakeModel()
+    good, bad = await Engine(model).embed([EmbedRequest(["fine"]), request_])
+    assert isinstance(bad, InvalidRequest)
+    assert (bad.param, str(bad)) == (param, message)
+    assert isinstance(good, EmbedResult)
+    assert model.batches == [[1]]
+
+
+@pytest.mark.parametrize(("truncate", "kept"), [("end", slice(0, 256)), ("start", slice(44, 300))])
+async def test_too_long_inputs_are_cut_at_the_asked_for_end(truncate: Truncate, kept: slice) -> None:
+    model = FakeModel()
+    words = [f"w{index}" for index in range(300)]
+    answer = await Engine(model).embed_one(EmbedRequest([" ".join(words), "short"], truncate=truncate))
+    assert np.array_equal(answer.vectors, await expected(model, [" ".join(words[kept]), "short"]))
+    assert (answer.tokens.tolist(), answer.truncated.tolist()) == ([256, 1], [True, False])
+
+
+async def test_token_ids_are_used_verbatim_beside_texts() -> None:
+    model = FakeModel()
+    texts, ids = await Engine(model).embed([EmbedRequest(["x y"], "query: "), EmbedRequest([[5, 6, 5]], "query: ")])
+    assert np.array_equal(result(texts).vectors, await expected(model, ["query: x y"]))
+    assert np.array_equal(result(ids).vectors[0], model._vector([5, 6, 5]))
+
+
+async def test_a_cancelled_request_leaves_before_the_forward() -> None:
+    model = Held()
+    engine = Engine(model)
+    first = asyncio.create_task(engine.embed_one(EmbedRequest(["first"])))
+    await turns()
+    gone = asyncio.create_task(engine.embed([EmbedRequest(["gone away"] * 5)]))
+    stays = asyncio.create_task(engine.embed_one(EmbedRequest(["stays"])))
+    await turns()
+    assert engine.stats().queued_texts == 6
+    gone.cancel()
+    await turns()
+    assert (engine.stats().queued_texts, engine.stats().queued_tokens) == (1, 1)
+    await model.let_go()
+    await model.let_go()
+    assert np.array_equal((await stays).vectors, await expected(model, ["stays"]))
+    assert (await first).vectors.shape == (1, 32)
+    assert model.batches == [[1], [1]]
+
+
+async def test_the_next_batch_is_tokenised_while_a_forward_runs() -> None:
+    model = Held()
+    engine = Engine(model)
+    tasks = [asyncio.create_task(engine.embed_one(EmbedRequest(["a"])))]
+    await turns()
+    assert len(model.held) == 1
+    tasks += [asyncio.create_task(engine.embed_one(EmbedRequest(["b"]))) for _ in range(9)]
+    await turns()
+    assert (model.tokenised, engine.stats().queued_texts) == (10, 9)
+    await model.let_go()
+    await model.let_go()
+    await asyncio.gather(*tasks)
+    assert model.batches == [[1], [1] * 9]
+
+
+async def test_past_the_limit_requests_are_refused_before_they_are_tokenised() -> None:
+    model = Held()
+    engine = Engine(model, max_queued_tokens=10)
+    tasks = [asyncio.create_task(engine.embed_one(EmbedRequest(["a"])))]
+    await turns()
+    tasks += [asyncio.create_task(engine.embed_one(EmbedRequest(["b c d e f"] * 2)))]
+    await turns()
+    tokenised = model.tokenised
+    for many in (1, 500):
+        with pytest.raises(Overloaded):
+            await engine.embed_one(EmbedRequest(["x"] * many))
+    assert model.tokenised == tokenised
+    await model.let_go()
+    await model.let_go()
+    await asyncio.gather(*tasks)
+    assert engine.stats().queued_tokens == 0
+
+
+async def test_without_the_queue_each_request_is_a_forward_of_its_own() -> None:
+    model = FakeModel()
+    engine = Engine(model, queue_enabled=False, max_batch_tokens=4)
+    answers = await engine.embed([EmbedRequest(["a", "b c d e f"]), EmbedRequest(["g"]), EmbedRequest(["poison"])])
+    assert np.array_equal(result(answers[0]).vectors, await expected(model, ["a", "b c d e f"]))
+    assert isinstance(answers[2], EmbeddingFailed)
+    assert model.batches == [[1, 5], [1], [1]]
+
+
+async def test_an_upstream_that_is_down_is_not_asked_again_in_halves() -> None:
+    class Down(FakeModel):
+        calls = 0
+
+        async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
+            self.calls += 1
+            raise UpstreamFailed("no")
+
+    model = Down()
+    answers = await Engine(model).embed([EmbedRequest(["a"]) for _ in range(8)])
+    assert [type(answer) for answer in answers] == [UpstreamFailed] * 8
+    assert model.calls == 1
+
+
+async def test_batches_and_timings_are_told() -> None:
+    now = [0.0]
+
+    class Slow(FakeModel):
+        async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
+            now[0] += 2.0
+            return await super().forward(batch)
+
+    told: list[BatchStats] = []
+    engine = Engine(Slow(), max_batch_tokens=6, on_batch=told.append, clock=lambda: now[0])
+    answer = await engine.embed_one(EmbedRequest(["a b c", "d", "e f g"]))
+    assert told == [BatchStats(2, 6, 6, 2.0), BatchStats(1, 1, 1, 2.0)]
+    assert (answer.timings.queue_s, answer.timings.tokenise_s, answer.timings.forward_s) == (2.0, 0.0, 2.0)
+    stats = engine.stats()
+    assert (stats.forwards, stats.texts, stats.tokens, stats.padded_tokens, stats.forward_s) == (2, 3, 7, 7, 4.0)
+
+
+async def test_limits_change_while_it_runs() -> None:
+    model = FakeModel()
+    engine = Engine(model, max_batch_tokens=2)
+    engine.reconfigure(max_batch_tokens=3)
+    await engine.embed_one(EmbedRequest(["a"] * 4))
+    assert model.batches == [[1, 1, 1], [1]]
+
+
+async def test_a_lost_device_is_unhealthy() -> None:
+    model = FakeModel()
+    engine = Engine(model)
+    engine.check_health()
+    model.lost = "an illegal memory access was encountered"
+    with pytest.raises(Unavailable, match="illegal memory access"):
+        engine.check_health()
+
+
+async def test_after_close_requests_are_unavailable() -> None:
+    engine = Engine(FakeModel())
+    await engine.close()
+    with pytest.raises(Unavailable):
+        await engine.embed_one(EmbedRequest(["late"]))

@@ -1,0 +1,48 @@
+"""From settings to a model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deployments.embedding.load import load_model, resolve
+from deployments.errors import ModelUnavailable
+
+
+def test_the_default_name_is_the_packaged_folder(minilm_folder: Path) -> None:
+    assert Path(resolve("all-MiniLM-L6-v2")) == minilm_folder
+
+
+def test_a_folder_is_itself_and_another_name_is_the_hubs(tmp_path: Path) -> None:
+    assert resolve(str(tmp_path)) == str(tmp_path)
+    assert resolve("intfloat/e5-small-v2") == "intfloat/e5-small-v2"
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "./missing", "~/missing", "a/b/c"])
+def test_a_path_that_is_not_there_is_one_clear_line(name: str) -> None:
+    with pytest.raises(ModelUnavailable, match=f"There is no model at '{name}': not a folder"):
+        load_model("local", name)
+
+
+def test_a_hub_model_that_is_not_here_is_not_fetched() -> None:
+    with pytest.raises(ModelUnavailable) as unavailable:
+        load_model("local", "no-such-owner/no-such-model")
+    assert "\n" not in str(unavailable.value)
+
+
+def test_resolving_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from deployments.embedding.load import load_model, resolve; resolve('all-MiniLM-L6-v2'); "
+        "load_model('fake'); "
+        "print(sorted({'torch', 'transformers', 'sentence_transformers', 'openai'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_fake_model_takes_its_size_from_the_settings() -> None:
+    info = load_model("fake", dim=8, max_tokens=12).info
+    assert (info.dim, info.max_tokens) == (8, 12)

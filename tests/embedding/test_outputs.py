@@ -1,0 +1,57 @@
+"""Dimensions, output types, base64."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+from sentence_transformers.util import quantize_embeddings
+
+from deployments.embedding.outputs import cut, quantise, to_base64
+
+
+def units(count: int, dim: int) -> np.ndarray:
+    rows = np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_cut_keeps_the_first_dimensions_at_length_one() -> None:
+    vectors = units(5, 12)
+    before = vectors.copy()
+    shorter = cut(vectors, 5)
+    assert shorter.shape == (5, 5) and shorter.dtype == np.float32 and shorter.flags["C_CONTIGUOUS"]
+    assert np.allclose(np.linalg.norm(shorter, axis=1), 1, atol=1e-6)  # float32 rounding
+    assert np.allclose(shorter[0] / shorter[0, 0], vectors[0, :5] / vectors[0, 0], rtol=1e-5)
+    assert np.array_equal(vectors, before)
+    assert cut(vectors, None) is vectors and cut(vectors, 12) is vectors
+    assert np.array_equal(cut(np.asarray([[0, 0, 1]], np.float32), 2), [[0, 0]])
+
+
+def test_bits_are_packed_as_sentence_transformers_packs_them() -> None:
+    vectors = units(7, 40)
+    for precision in ("binary", "ubinary"):
+        ours, theirs = quantise(vectors, precision), quantize_embeddings(vectors, precision)
+        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+
+
+def test_bytes_span_minus_one_to_one() -> None:
+    vectors = np.asarray([[-1, -0.5, 0, 0.25, 1, 1.5]], np.float32)
+    assert quantise(vectors, "int8").tolist() == [[-127, -64, 0, 32, 127, 127]]
+    assert quantise(vectors, "uint8").tolist() == [[1, 64, 128, 160, 255, 255]]
+    assert (quantise(vectors, "int8").dtype, quantise(vectors, "uint8").dtype) == (np.int8, np.uint8)
+    assert quantise(vectors, "float") is vectors
+
+
+def test_int8_keeps_the_direction() -> None:
+    vectors = units(50, 384)
+    bytes_ = quantise(vectors, "int8").astype(np.float32)
+    cosines = np.sum(vectors * bytes_, axis=1) / np.linalg.norm(bytes_, axis=1)
+    assert cosines.min() > 0.998  # a step is 1/127, a value of a unit vector of 384 dimensions about 1/20
+
+
+def test_base64_is_the_little_endian_rows() -> None:
+    vectors = units(3, 8)
+    for output_dtype in ("float", "int8", "ubinary"):
+        rows = quantise(vectors, output_dtype)  # type: ignore[arg-type]
+        for text, row in zip(to_base64(rows), rows, strict=True):
+            assert np.array_equal(np.frombuffer(base64.b64decode(text), row.dtype.newbyteorder("<")), row)
