@@ -1,6 +1,6 @@
 """Unpadded forwards on one CUDA device.
 
-Each forward thread has a stream, pinned staging memory and graphs of its own: while one batch computes, the other's
+Each forward in flight has a stream, pinned staging memory and graphs of its own: while one batch computes, the other's
 token ids go in and its vectors come out. A small batch replays a CUDA graph of the next larger shape, one launch in
 place of hundreds; a large one, which keeps the card busy by itself, runs in its exact shape.
 """
@@ -8,7 +8,6 @@ place of hundreds; a large one, which keeps the card busy by itself, runs in its
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from deployments.embedding import unpadded
+from deployments.embedding.model import Tokens
 from deployments.embedding.unpadded import Flat, Layout
 
 logger = logging.getLogger(__name__)
@@ -35,24 +35,22 @@ class Gpu:
     Args:
         vectors: the model: features -> (texts, dim), on the device.
         device: a CUDA device.
-        dim: length of a vector.
     """
 
-    def __init__(self, vectors: Callable[[dict[str, Any]], torch.Tensor], device: torch.device, dim: int) -> None:
+    def __init__(self, vectors: Callable[[dict[str, Any]], torch.Tensor], device: torch.device) -> None:
         self._vectors = vectors
         self._device = device
-        self._dim = dim
-        self._local = threading.local()
-        self._capturing = threading.Lock()
+        # A stack: the workers with graphs, which come back on top, are taken first.
+        self._idle: list[_Worker] = []
         torch.cuda.synchronize(device)  # the weights came in on another stream
 
     def run(self, flat: Flat) -> np.ndarray:
         """Run one batch. Returns (texts, dim) float32 in the caller's order.
 
         Raises:
-            torch.OutOfMemoryError: the batch does not fit; what it held is given back first.
+            torch.OutOfMemoryError: the batch does not fit; what was cached is given back first.
         """
-        worker = self._worker()
+        worker = self._take()
         try:
             with torch.inference_mode(), torch.cuda.device(self._device), torch.cuda.stream(worker.stream):
                 for graph in worker.graphs:
@@ -63,45 +61,47 @@ class Gpu:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             raise
+        finally:
+            self._give_back(worker)
 
-    def capture(self, longest: int, first_position: int, max_batch_tokens: int) -> None:
-        """Make this thread's graphs, largest first so that they share its memory.
+    def capture(self, forwards: int, longest: int, first_position: int, max_batch_tokens: int) -> None:
+        """Make the graphs of so many forwards in flight. Nothing else may run on the device meanwhile.
 
         Args:
             longest: tokens of the longest text that the model reads.
             first_position: what the model calls the position of a text's first token.
             max_batch_tokens: no graph is larger than the smallest that holds it.
         """
-        worker = self._worker()
         sizes = [tokens for tokens in GRAPH_TOKENS if tokens < 2 * max_batch_tokens]
-        # A capture watches the whole device: one at a time, and no other thread may allocate meanwhile.
-        with self._capturing, torch.inference_mode(), torch.cuda.device(self._device):
-            for tokens in reversed(sizes):
-                one = Flat(
-                    np.zeros(1, np.int64),
-                    np.full(1, first_position, np.int64),
-                    np.zeros(1, np.int64),
-                    np.asarray([0, 1], np.int32),
-                    ((0, 1, 1),),
-                    1,
-                    np.zeros(1, np.int64),
-                )
-                sample = unpadded.fill(one, tokens, graph_texts(tokens), min(longest, tokens))
-                try:
-                    worker.graphs.insert(0, _Graph(self._vectors, sample, worker, self._device))
-                except RuntimeError as error:
-                    logger.warning("No CUDA graphs, small batches are launched kernel by kernel: %s", error)
-                    return
+        one = unpadded.flatten([Tokens([0])], first_position)
+        workers = [_Worker(self._device) for _ in range(forwards)]
+        try:
+            with torch.inference_mode(), torch.cuda.device(self._device):
+                for worker in workers:
+                    for tokens in reversed(sizes):  # the largest first: the others fit into its memory
+                        sample = unpadded.fill(one, tokens, graph_texts(tokens), min(longest, tokens))
+                        worker.graphs.insert(0, _Graph(self._vectors, sample, worker))
+        except RuntimeError as error:
+            logger.warning("No CUDA graphs, small batches are launched kernel by kernel: %s", error)
+            for worker in workers:
+                worker.graphs.clear()
+        self._idle += workers
 
-    def _worker(self) -> _Worker:
-        worker: _Worker | None = getattr(self._local, "worker", None)
-        if worker is None:
-            worker = self._local.worker = _Worker(self._device)
-        return worker
+    def _take(self) -> _Worker:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return _Worker(self._device)
+
+    def _give_back(self, worker: _Worker) -> None:
+        if worker.graphs:
+            self._idle.append(worker)
+        else:
+            self._idle.insert(0, worker)
 
 
 class _Worker:
-    """What one thread owns: a stream, pinned memory in both directions, graphs smallest first."""
+    """What one forward in flight owns: a stream, pinned memory in both directions, graphs smallest first."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -115,7 +115,7 @@ class _Worker:
     def stage(self, flat: Flat) -> tuple[torch.Tensor, torch.Tensor]:
         """Copy a batch to the device without waiting: (3, tokens) int64 of ids, positions, texts; (texts + 1,) int32.
 
-        The pinned memory is free again when `read` has returned, which is before the thread's next batch.
+        The pinned memory is free again when `read` has returned, which is before the worker's next batch.
         """
         tokens, bounds = len(flat.ids), len(flat.bounds)
         if self._ids.shape[1] < tokens:
@@ -147,9 +147,7 @@ class _Worker:
 class _Graph:
     """One captured forward of a bounded shape."""
 
-    def __init__(
-        self, vectors: Callable[[dict[str, Any]], torch.Tensor], sample: Flat, worker: _Worker, device: torch.device
-    ) -> None:
+    def __init__(self, vectors: Callable[[dict[str, Any]], torch.Tensor], sample: Flat, worker: _Worker) -> None:
         self.tokens = len(sample.ids)
         self.texts = len(sample.bounds) - 1
         self.longest = sample.longest

@@ -334,7 +334,8 @@ class Engine:
 
     async def warm_up(self) -> None:
         """Run the shapes that a batch can have, up to the full budget: the first caller does not pay for them."""
-        await self.model.warm_up(self._device.budget)
+        budget = self._device.budget if self._texts_queue else self.model.max_batch_tokens
+        await self.model.warm_up(budget, self._device.in_flight)
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics."""

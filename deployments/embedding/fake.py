@@ -99,7 +99,7 @@ class FakeModel(Model):
             total[0] = np.nan
         return (total / max(float(np.linalg.norm(total)), 1e-12)).astype(np.float32)
 
-    async def warm_up(self, max_batch_tokens: int) -> None:
+    async def warm_up(self, max_batch_tokens: int, forwards: int) -> None:
         """See Model. There is nothing to warm up, and `batches` starts empty."""
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:

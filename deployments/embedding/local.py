@@ -31,6 +31,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 # How far the two ways of running a batch may differ, as 1 - cosine: rounding is far below, a wrong position far above.
 _SAME = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
+# The engine bounds the forwards in flight; threads are made as they are needed, up to so many.
+_MOST_FORWARDS = 16
+
 
 def choose_device(device: str) -> str:
     """`auto` is the first GPU, or the CPU where there is none."""
@@ -103,7 +106,7 @@ class LocalModel(Model):
         self.forwards_in_flight = 2 if on_gpu else 1
         self._tokenise_thread = ThreadPoolExecutor(1, "tokenise")
         self._forward_threads = ThreadPoolExecutor(
-            self.forwards_in_flight, "forward", torch.set_num_threads, (num_threads or torch.get_num_threads(),)
+            _MOST_FORWARDS, "forward", torch.set_num_threads, (num_threads or torch.get_num_threads(),)
         )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
@@ -118,7 +121,7 @@ class LocalModel(Model):
         if on_gpu and not self.pads:
             from deployments.embedding.cuda import Gpu
 
-            self._gpu = Gpu(self._vectors, self._device, self.info.dim)
+            self._gpu = Gpu(self._vectors, self._device)
 
     def _agrees_without_padding(self, weights: torch.dtype) -> bool:
         """Run a few texts padded and unpadded, and compare."""
@@ -222,20 +225,12 @@ class LocalModel(Model):
     def _to_host(vectors: torch.Tensor) -> np.ndarray:
         return np.ascontiguousarray(vectors.float().cpu().numpy())
 
-    async def warm_up(self, max_batch_tokens: int) -> None:
+    async def warm_up(self, max_batch_tokens: int, forwards: int) -> None:
         """See Model. On CUDA also captures the graphs of small batches."""
-        loop = asyncio.get_running_loop()
         if self._gpu is not None:
-            # One capture for each thread: a graph's memory belongs to one forward at a time.
-            workers = range(self.forwards_in_flight)
-            longest, first = self.info.max_tokens, self._first_position
-            await asyncio.gather(
-                *(
-                    loop.run_in_executor(self._forward_threads, self._gpu.capture, longest, first, max_batch_tokens)
-                    for _ in workers
-                )
-            )
-        await super().warm_up(max_batch_tokens)
+            shape = (forwards, self.info.max_tokens, self._first_position, max_batch_tokens)
+            await asyncio.get_running_loop().run_in_executor(self._forward_threads, self._gpu.capture, *shape)
+        await super().warm_up(max_batch_tokens, forwards)
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
         """See Model."""

@@ -6,6 +6,7 @@ what a caller can mend. Its two methods are coroutines; blocking work runs in th
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -111,12 +112,17 @@ class Model(ABC):
     async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
         """Run one batch. Returns (len(batch), dim) float32, C-contiguous, in the order of `batch`."""
 
-    async def warm_up(self, max_batch_tokens: int) -> None:
-        """Run what a batch can look like, up to the full budget, so that no caller pays for the first time."""
-        limit = self.info.max_tokens
-        for length in (limit, min(16, limit)):
-            await self.forward([Tokens([0] * length)] * max(1, max_batch_tokens // length))
-        await self.forward([Tokens([0] * min(16, limit))])
+    async def warm_up(self, max_batch_tokens: int, forwards: int) -> None:
+        """Run what a batch can look like, up to the full budget, so that no caller pays for the first time.
+
+        Args:
+            max_batch_tokens: tokens of the largest batch.
+            forwards: how many will be in flight.
+        """
+        limit, short = self.info.max_tokens, min(16, self.info.max_tokens)
+        for length, texts in ((limit, max_batch_tokens // limit), (short, max_batch_tokens // short), (short, 1)):
+            batch = [Tokens([0] * length)] * max(1, texts)
+            await asyncio.gather(*(self.forward(batch) for _ in range(forwards)))
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
         """The tokens of each text, with their place in it, uncut."""

@@ -121,7 +121,7 @@ class RemoteModel(Model):
             raise UpstreamFailed(f"The embedding provider's answer makes no sense: {error}") from error
         return _matrix(answer, len(inputs), self.info.dim)
 
-    async def warm_up(self, max_batch_tokens: int) -> None:
+    async def warm_up(self, max_batch_tokens: int, forwards: int) -> None:
         """See Model. Nothing is sent: calls cost money."""
 
     async def close(self) -> None:

@@ -186,6 +186,9 @@ def attend(
     if query.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
 
+        unusual: dict[str, Any] = {"window_size": (-1, 0)} if is_causal else {}
+        if grouped:
+            unusual["enable_gqa"] = True
         mixed = varlen_attn(
             query[0].transpose(0, 1),  # (tokens, heads, head_dim)
             key[0].transpose(0, 1),
@@ -195,8 +198,7 @@ def attend(
             layout.longest,
             layout.longest,
             scale=scaling,
-            window_size=(-1, 0) if is_causal else (-1, -1),
-            enable_gqa=grouped,
+            **unusual,
         )
         return cast(torch.Tensor, mixed)[None], None
     parts = []

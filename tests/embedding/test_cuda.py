@@ -1,0 +1,103 @@
+"""The CUDA path. Needs a card; what of it is arithmetic on shapes is tested without one in test_local.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from deployments.embedding.cuda import GRAPH_TOKENS
+from deployments.embedding.engine import EmbedRequest, EmbedResult, Engine
+from deployments.embedding.load import load_model
+from deployments.embedding.local import LocalModel
+from deployments.embedding.model import Tokens
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none"),
+]
+
+Sentences = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def model() -> LocalModel:
+    made = load_model("local", device="cuda")
+    assert isinstance(made, LocalModel)
+    return made
+
+
+@pytest.fixture(scope="module")
+def reference(sentences: Sentences, minilm_folder: Path) -> tuple[list[str], np.ndarray]:
+    """Texts of every length, and their float32 vectors from the CPU."""
+    texts = sentences(600, 1, longest=250)
+    return texts, SentenceTransformer(str(minilm_folder), device="cpu").encode(texts)
+
+
+def worst_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.min(np.sum(ours * theirs, axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)))
+
+
+def test_it_runs_unpadded_in_bfloat16(model: LocalModel) -> None:
+    assert (model.info.device, model.info.dtype, model.pads) == ("cuda:0", "bfloat16", False)
+
+
+async def test_large_and_small_batches_keep_encodes_direction(
+    model: LocalModel, reference: tuple[list[str], np.ndarray]
+) -> None:
+    texts, expected = reference
+    engine = Engine(model)
+    await engine.warm_up()
+    assert model._gpu is not None
+    graphs = [len(worker.graphs) for worker in model._gpu._idle]
+    assert graphs == [len(GRAPH_TOKENS)] * model.forwards_in_flight
+    whole = await engine.embed_one(EmbedRequest(texts))
+    assert worst_cosine(whole.vectors, expected) >= 0.9999
+    for size in (1, 2, 7, 30):  # through graphs of several shapes
+        part = await engine.embed_one(EmbedRequest(texts[:size]))
+        assert worst_cosine(part.vectors, expected[:size]) >= 0.9999
+
+
+async def test_forwards_in_flight_do_not_mix_their_batches(
+    model: LocalModel, reference: tuple[list[str], np.ndarray]
+) -> None:
+    texts, expected = reference
+    engine = Engine(model, max_batch_tokens=512, forwards_in_flight=2)
+    answers = await asyncio.gather(*(engine.embed_one(EmbedRequest([text])) for text in texts))
+    vectors = np.concatenate([answer.vectors for answer in answers if isinstance(answer, EmbedResult)])
+    assert worst_cosine(vectors, expected) >= 0.9999
+
+
+async def test_a_text_alone_is_itself_in_any_batch(model: LocalModel, sentences: Sentences) -> None:
+    tokens = [one for one in await model.tokenise(sentences(64, 2), "", "end") if isinstance(one, Tokens)]
+    alone = (await model.forward(tokens[:1]))[0]
+    for size in range(1, 64):
+        together = (await model.forward(tokens[:size]))[0]
+        assert float(alone @ together) >= 0.9999  # bfloat16: other shapes, other kernels
+
+
+async def test_float32_is_encode(minilm_folder: Path, sentences: Sentences) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    single = load_model("local", device="cuda", dtype="float32")
+    assert isinstance(single, LocalModel) and single.pads
+    texts = sentences(64, 3)
+    tokens = [one for one in await single.tokenise(texts, "", "end") if isinstance(one, Tokens)]
+    expected = SentenceTransformer(str(minilm_folder), device="cuda").encode(texts)
+    assert np.abs(await single.forward(tokens) - expected).max() <= 1e-5
+    await single.close()
+
+
+async def test_out_of_memory_is_survived(model: LocalModel, reference: tuple[list[str], np.ndarray]) -> None:
+    texts, expected = reference
+    _, total = torch.cuda.mem_get_info()
+    try:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + (64 << 20)) / total))
+        answer = await Engine(model, max_batch_tokens=1 << 22).embed_one(EmbedRequest(texts * 20))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert worst_cosine(answer.vectors, np.tile(expected, (20, 1))) >= 0.9999
