@@ -16,7 +16,7 @@ import torch
 
 from deployments.embedding import unpadded
 from deployments.embedding.model import Tokens
-from deployments.embedding.unpadded import Flat, Layout
+from deployments.embedding.unpadded import Flat
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,5 @@ def _features(staged: tuple[torch.Tensor, torch.Tensor], flat: Flat) -> dict[str
         "input_ids": ids[0][None],
         "position_ids": ids[1][None],
         "seq_idx": ids[2][None],
-        "cu_seq_lens_q": bounds,
-        "layout": Layout(flat.runs, bounds, flat.longest),
+        **unpadded.layout(flat, bounds),
     }

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How far the two ways of running a batch may differ, as 1 - cosine: rounding is far below, a wrong position far above.
-_SAME = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+_SAME = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
 # The engine bounds the forwards in flight; threads are made as they are needed, up to so many.
 _MOST_FORWARDS = 16
@@ -126,8 +126,9 @@ class LocalModel(Model):
     def _agrees_without_padding(self, weights: torch.dtype) -> bool:
         """Run a few texts padded and unpadded, and compare."""
         random = np.random.default_rng(0)
-        lengths = [min(length, self.info.max_tokens) for length in (3, 17, 9, 17)]
-        probe = [Tokens(random.integers(0, self.info.vocab_size, length).tolist()) for length in lengths]
+        words = np.setdiff1d(np.arange(self.info.vocab_size), list(self._special))
+        lengths = [min(length, self.info.max_tokens) for length in (3, 17, 9, 17, 300)]  # 300 is behind most windows
+        probe = [Tokens(random.choice(words, length).tolist()) for length in lengths]
         try:
             with torch.inference_mode():
                 flat = unpadded.flatten(probe, self._first_position)

@@ -126,9 +126,15 @@ def features(flat: Flat, device: torch.device) -> dict[str, Any]:
         "input_ids": torch.from_numpy(flat.ids).to(device)[None],
         "position_ids": torch.from_numpy(flat.positions).to(device)[None],
         "seq_idx": torch.from_numpy(flat.text_of).to(device)[None],
-        "cu_seq_lens_q": bounds,
-        "layout": Layout(flat.runs, bounds, flat.longest),
+        **layout(flat, bounds),
     }
+
+
+def layout(flat: Flat, bounds: torch.Tensor) -> dict[str, Any]:
+    """The features that are not token by token. `bounds` are the batch's, on the device."""
+    # A mask of four dimensions is taken as it is: none is built for the whole batch, tokens x tokens, to be ignored.
+    mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=bounds.device)
+    return {"cu_seq_lens_q": bounds, "attention_mask": mask, "layout": Layout(flat.runs, bounds, flat.longest)}
 
 
 def first_position(model: torch.nn.Module) -> int:
@@ -173,20 +179,27 @@ def attend(
         (1, tokens, heads, head_dim), and None for the weights.
 
     Raises:
-        NotImplementedError: the layer asks for what the unpadded form does not have (a window, a bias, a cap).
+        NotImplementedError: the layer asks for what the unpadded form does not have (a bias, a cap, a causal window).
     """
     if layout is None:
         sdpa = AttentionInterface._global_mapping["sdpa"]
         return sdpa(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
-    for name in ("sliding_window", "position_bias", "softcap", "s_aux", "cache"):
+    for name in ("position_bias", "softcap", "s_aux", "cache"):
         if options.get(name) is not None:
             raise NotImplementedError(f"unpadded attention has no {name}")
     is_causal = bool(getattr(module, "is_causal", False) if options.get("is_causal") is None else options["is_causal"])
+    reach = None  # how far to either side a token sees
+    if options.get("sliding_window") is not None:
+        if is_causal:
+            raise NotImplementedError("unpadded attention has no causal window")
+        reach = options["sliding_window"] - 1
     grouped = query.shape[1] != key.shape[1]
     if query.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
 
-        unusual: dict[str, Any] = {"window_size": (-1, 0)} if is_causal else {}
+        unusual: dict[str, Any] = {}
+        if is_causal or reach is not None:
+            unusual["window_size"] = (-1, 0) if reach is None else (reach, reach)
         if grouped:
             unusual["enable_gqa"] = True
         mixed = varlen_attn(
@@ -206,6 +219,12 @@ def attend(
         end = start + texts * length
         # (1, heads, texts * length, head_dim) -> (texts, heads, length, head_dim), views
         q, k, v = (one[0, :, start:end].unflatten(1, (texts, length)).transpose(0, 1) for one in (query, key, value))
-        out = scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=is_causal, enable_gqa=grouped)
+        seen = None
+        if reach is not None and length > reach + 1:
+            near = torch.arange(length, device=query.device)
+            seen = (near[:, None] - near[None]).abs() <= reach
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, scale=scaling, is_causal=is_causal, enable_gqa=grouped
+        )
         parts.append(out.transpose(1, 2).flatten(0, 1))  # (texts * length, heads, head_dim)
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None

@@ -55,7 +55,17 @@ def _save(
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-    from transformers import AutoTokenizer, BertConfig, BertModel, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
+    from transformers import (
+        AutoTokenizer,
+        BertConfig,
+        BertModel,
+        ModernBertConfig,
+        ModernBertModel,
+        MPNetConfig,
+        MPNetModel,
+        RobertaConfig,
+        RobertaModel,
+    )
 
     torch.manual_seed(len(kind) + len(pooling))
     shape: dict[str, Any] = {
@@ -68,10 +78,13 @@ def _save(
         "initializer_range": 0.4,
         "pad_token_id": 0,
     }
-    classes = {
+    if kind == "modernbert":  # every other layer sees eight tokens to either side
+        shape |= {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 101, "sep_token_id": 102}
+    classes: dict[str, Any] = {
         "bert": (BertConfig, BertModel),
         "roberta": (RobertaConfig, RobertaModel),
         "mpnet": (MPNetConfig, MPNetModel),
+        "modernbert": (ModernBertConfig, ModernBertModel),
     }
     config, model = classes[kind]
     model(config(**shape)).save_pretrained(folder / "backbone")

@@ -39,7 +39,7 @@ def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.sum(ours * theirs, axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "mpnet"])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("more", [(), ("dense",), ("normalize",), ("dense", "normalize")])
 async def test_every_chain_of_modules_gives_encodes_vectors(

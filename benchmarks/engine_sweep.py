@@ -1,0 +1,217 @@
+"""Sweep the engine over token budgets, length mixes and threads, against `encode` on the same texts.
+
+    python benchmarks/engine_sweep.py                                     # this machine's CPU, or its first GPU
+    python benchmarks/engine_sweep.py --device cuda --threads 1 --budgets 4096,16384,65536,262144 --texts 20000
+
+Prints a table and writes JSON into benchmarks/results/. The reference and the engine take turns, and each figure is the
+best of the repeats: on a shared machine the best is what the code can do, the rest is what others left of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from deployments.embedding.engine import EmbedRequest, Engine
+from deployments.embedding.load import DEFAULT_MODEL, load_model, resolve
+from deployments.embedding.local import LocalModel
+from deployments.embedding.model import Tokens
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = (ROOT / "tests" / "embedding" / "words.txt").read_text().split()
+CLIENTS = 64
+
+
+def texts_of(mix: str, count: int, seed: int = 0) -> list[str]:
+    """Texts of the words that the tests use, in lengths of a mix."""
+    random = np.random.default_rng(seed)
+    lengths = {
+        "4-12 words": lambda: random.integers(4, 13, count),
+        "32 words": lambda: np.full(count, 32),
+        "4-200 words, log-normal": lambda: np.clip(random.lognormal(3.4, 0.9, count), 4, 200).astype(int),
+        "200 words": lambda: np.full(count, 200),
+    }[mix]()
+    return [" ".join(random.choice(WORDS, length)) for length in lengths]
+
+
+MIXES = ("4-12 words", "32 words", "4-200 words, log-normal", "200 words")
+
+
+def provenance(commit: str | None) -> dict[str, Any]:
+    """What a figure has to be read with."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    packages = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
+    return {
+        "commit": commit or _git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(_git("status", "--porcelain", "--", "deployments", "benchmarks")),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[0],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def matrix_flops(network: Any, tokens: list[int]) -> float:
+    """Floating-point operations of the matrix products of one pass over texts of so many tokens each."""
+    config = network[0].model.config
+    weights = sum(
+        module.in_features * module.out_features
+        for module in network[0].model.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    attention = 4 * config.hidden_size * config.num_hidden_layers
+    return float(sum(2 * weights * length + attention * length * length for length in tokens))
+
+
+async def seconds_of_engine(engine: Engine, texts: list[str], one_each: bool) -> float:
+    """One request of all texts, or `CLIENTS` clients that send one text at a time."""
+    started = time.perf_counter()
+    if not one_each:
+        await engine.embed_one(EmbedRequest(texts))
+    else:
+        left = iter(texts)
+
+        async def client() -> None:
+            for text in left:
+                await engine.embed_one(EmbedRequest([text]))
+
+        await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    return time.perf_counter() - started
+
+
+async def lone(engine: Engine, model: LocalModel, repeats: int) -> dict[str, float]:
+    """Median milliseconds of one short text: the bare forward, and the whole engine."""
+    texts = texts_of("4-12 words", repeats)
+    tokens = [one for one in await model.tokenise(texts, "", "end") if isinstance(one, Tokens)]
+    bare, whole = [], []
+    for text, one in zip(texts, tokens, strict=True):
+        started = time.perf_counter()
+        await model.forward([one])
+        between = time.perf_counter()
+        await engine.embed_one(EmbedRequest([text]))
+        bare.append(between - started)
+        whole.append(time.perf_counter() - between)
+    return {"bare_ms": float(np.median(bare)) * 1e3, "engine_ms": float(np.median(whole)) * 1e3}
+
+
+async def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is printed and written."""
+    found: dict[str, Any] = {**provenance(arguments.commit), "rows": [], "lone": []}
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        model = load_model(
+            "local", arguments.model, device=arguments.device, dtype=arguments.dtype, num_threads=threads
+        )
+        assert isinstance(model, LocalModel)
+        info = model.info
+        found |= {"model": info.name, "revision": info.revision, "device": info.device, "dtype": info.dtype}
+        weights = getattr(torch, info.dtype)
+        reference = SentenceTransformer(resolve(arguments.model), device=info.device, model_kwargs={"dtype": weights})
+        reference = reference.to(weights)
+        warm = Engine(model)
+        await warm.warm_up()
+        found["lone"].append({"threads": threads, **await lone(warm, model, 40)})
+        for mix in arguments.mixes:
+            texts = texts_of(mix, arguments.texts)
+            lengths = [len(one) for one in await model.tokenise(texts, "", "end") if isinstance(one, Tokens)]
+            flops = matrix_flops(reference, lengths)
+            engines = [Engine(model, max_batch_tokens=budget) for budget in arguments.budgets]
+            reference.encode(texts[:8])
+            encode_s = float("inf")
+            best = [float("inf")] * (2 * len(engines))
+            for _ in range(arguments.repeats):
+                started = time.perf_counter()
+                reference.encode(texts, batch_size=arguments.encode_batch)
+                encode_s = min(encode_s, time.perf_counter() - started)
+                for index, engine in enumerate(engines):
+                    for one_each in (False, True):
+                        place = 2 * index + one_each
+                        best[place] = min(best[place], await seconds_of_engine(engine, texts, one_each))
+            for index, engine in enumerate(engines):
+                stats = engine.stats()
+                row = {
+                    "threads": threads,
+                    "mix": mix,
+                    "budget": arguments.budgets[index],
+                    "encode_texts_s": len(texts) / encode_s,
+                    "engine_texts_s": len(texts) / best[2 * index],
+                    "clients_texts_s": len(texts) / best[2 * index + 1],
+                    "tokens_s": sum(lengths) / best[2 * index],
+                    "texts_a_forward": stats.texts / stats.forwards,
+                    "padding": 1 - stats.tokens / stats.padded_tokens,
+                    "tflops": flops / best[2 * index] / 1e12,
+                }
+                found["rows"].append(row)
+                gain = row["engine_texts_s"] / row["encode_texts_s"]
+                print(
+                    f"{threads:2d} threads  {mix:23s}  budget {row['budget']:7d}  texts/s: encode {row['encode_texts_s']:7.0f}"
+                    f"  engine {row['engine_texts_s']:7.0f} ({gain:4.2f}x)  {CLIENTS} clients {row['clients_texts_s']:7.0f}"
+                    f"  padding {row['padding']:4.2f}  {row['tflops']:7.3f} TFLOP/s",
+                    flush=True,
+                )
+        await model.close()
+        print(f"{threads:2d} threads  lone text: {found['lone'][-1]}")
+    return found
+
+
+def main() -> None:
+    """Run the sweep that the arguments ask for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=lambda text: [int(part) for part in text.split(",")], default=[1])
+    parser.add_argument(
+        "--budgets", type=lambda text: [int(part) for part in text.split(",")], default=[512, 1024, 2048]
+    )
+    parser.add_argument("--mixes", type=lambda text: text.split(";"), default=list(MIXES))
+    parser.add_argument("--texts", type=int, default=128, help="in each measurement")
+    parser.add_argument("--encode-batch", type=int, default=32, help="batch_size of the reference (its default)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--commit", help="where there is no git")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    arguments = parser.parse_args()
+    found = asyncio.run(sweep(arguments))
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    device = (found["gpu"] if found["device"].startswith("cuda") else "cpu").lower().replace(" ", "-")
+    path = arguments.results / f"engine-{device}-{found['dtype']}-{found['commit'][:8]}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
