@@ -8,8 +8,8 @@ import is written in transactions of some hundred lines and can be repeated: lin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import orjson
 from sqlalchemy import Connection, delete, func, insert, select
 
 from store.errors import Conflict, InvalidInput
-from store.reading import VECTOR, with_staged
+from store.reading import VECTOR, what_was_said, with_contents
 from store.rows import (
     CONTENT,
     Checked,
@@ -33,14 +33,14 @@ from store.rows import (
     user_key,
 )
 from store.schema import history, memories
-from store.writing import User, or_never, row_of
+from store.writing import User, content_of, forget, or_never, write_contents
 
 PAGE = 200
 _EVENTS = ("added", "updated", "deleted")
 
 
 def export_page(
-    connection: Connection, uid: int, after: int, *, model: str, dim: int, now: int
+    connection: Connection, uid: int, after: int, *, model: str, model_id: int, dim: int, now: int
 ) -> tuple[list[bytes], int | None]:
     """The lines of the next memories above version `after`, and the version to go on from, or None at the end.
 
@@ -48,8 +48,8 @@ def export_page(
         LogDamaged: a row is not what was written.
     """
     statement = (
-        select(*CONTENT, memories.c.event, *VECTOR(model))
-        .select_from(with_staged(model))
+        select(*CONTENT, *VECTOR, memories.c.event)
+        .select_from(with_contents(model_id))
         .where(
             memories.c.uid == uid,
             memories.c.version > after,
@@ -60,18 +60,21 @@ def export_page(
         .limit(PAGE)
     )
     found = list(connection.execute(statement))
-    past: dict[int, list[Any]] = {}
     events = (
-        select(history.c.label, history.c.event, history.c.at, history.c.version, history.c.text, history.c.metadata)
+        select(history.c.label, history.c.event, history.c.at, history.c.version)
         .where(history.c.label.in_([row.label for row in found]))
         .order_by(history.c.label, history.c.version)
     )
-    for label, rows in groupby(connection.execute(events), key=lambda row: row.label):
-        past[label] = [_event_out(row) for row in rows]
-    vectors = load_vectors([row[12] for row in found], [row[11] for row in found], dim)
+    superseded = list(connection.execute(events))
+    said = what_was_said(connection, uid, [row.version for row in superseded])
+    past: dict[int, list[Any]] = {}
+    for event in superseded:
+        text, written = said.get((uid, event.version), (None, None))
+        past.setdefault(event.label, []).append(_event_out(event, text, written))
+    checked = [memory(row, "") for row in found]  # raises where a row is damaged
+    vectors = load_vectors([row.embedding for row in found], [row.vector_crc for row in found], dim)
     lines = []
-    for row, vector in zip(found, vectors, strict=True):
-        memory(row, "")  # raises where the row is damaged
+    for row, _, vector in zip(found, checked, vectors, strict=True):
         line = {
             "id": row.id,
             "text": row.text,
@@ -87,6 +90,19 @@ def export_page(
         }
         lines.append(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
     return lines, found[-1].version if len(found) == PAGE else None
+
+
+@dataclass(slots=True)
+class Past:
+    """A superseded state of an imported memory. Its vector is not kept."""
+
+    event: str
+    at: int
+    version: int
+    text: str | None
+    metadata: str
+    embedding: bytes = b""
+    vector_crc: int = 0
 
 
 class Line:
@@ -125,11 +141,11 @@ class Line:
         events = line.get("history", [])
         if not isinstance(events, list):
             raise InvalidInput("The history is a list.", f"{param}.history")
-        self.history: list[dict[str, Any]] = []
+        self.history: list[Past] = []
         newest = 0
         for n, event in enumerate(events):
             self.history.append(_event_in(event, f"{param}.history.{n}", newest, self.version))
-            newest = self.history[-1]["version"]
+            newest = self.history[-1].version
 
 
 def begin_import(connection: Connection, user: User) -> None:
@@ -140,14 +156,13 @@ def begin_import(connection: Connection, user: User) -> None:
     if user.live:
         return
     newest = connection.execute(select(func.max(memories.c.updated_at)).where(memories.c.uid == user.uid)).scalar()
-    for table in (history, memories):
-        connection.execute(delete(table).where(table.c.uid == user.uid))
+    forget(connection, user)
     user.erased_at = max(user.erased_at, newest or 0)
     user.version = user.removed_version = 0
     user.epoch += 1
 
 
-def import_part(connection: Connection, user: User, lines: Sequence[Line], model: str) -> tuple[int, int]:
+def import_part(connection: Connection, user: User, lines: Sequence[Line], model: int) -> tuple[int, int]:
     """Write some lines. Returns how many were imported, and how many were there already.
 
     Raises:
@@ -162,6 +177,10 @@ def import_part(connection: Connection, user: User, lines: Sequence[Line], model
     if buried:
         connection.execute(delete(history).where(history.c.label.in_(buried)))
         connection.execute(delete(memories).where(memories.c.label.in_(buried)))
+    taken = {
+        version
+        for _, version in what_was_said(connection, user.uid, [e.version for line in lines for e in line.history])
+    }
     added: dict[bytes, tuple[Line, dict[str, Any]]] = {}
     unchanged = 0
     for key, line in zip(keys, lines, strict=True):
@@ -178,28 +197,41 @@ def import_part(connection: Connection, user: User, lines: Sequence[Line], model
                 raise Conflict(f"The id {checked.id!r} has other content.", f"lines.{line.number}.id", "id_conflict")
             unchanged += 1
             continue
-        user.version = max(user.version + 1, line.version)
+        versions = {event.version for event in line.history}
+        if line.version <= user.version or versions & taken:
+            for event in line.history:
+                event.version = user.stamp()
+            user.stamp()
+        else:
+            user.version = line.version
+        taken.update(event.version for event in line.history)
         user.live += 1
         added[key] = (
             line,
             {
-                **row_of(checked, digest, model),
                 "uid": user.uid,
                 "key": key,
-                "id": checked.id,
                 "version": user.version,
                 "event": line.event,
                 "created_at": line.created_at,
                 "updated_at": line.updated_at,
+                "expires_at": checked.expires_at,
+                "deleted": 0,
+                "content_hash": digest,
+                "id": checked.id,
             },
         )
     if added:
         connection.execute(insert(memories), [row for _, row in added.values()])
+        said = [content_of(line.checked, user.uid, row["version"], model) for line, row in added.values()]
+        past = [event for line, _ in added.values() for event in line.history if event.text is not None]
+        said += [content_of(event, user.uid, event.version, model) for event in past]
+        write_contents(connection, said)
     with_past = [key for key, (line, _) in added.items() if line.history]
     if with_past:
         labels = select(memories.c.key, memories.c.label).where(memories.c.key.in_(with_past))
         events = [
-            {**event, "label": label, "uid": user.uid}
+            {"label": label, "uid": user.uid, "version": event.version, "event": event.event, "at": event.at}
             for key, label in connection.execute(labels)
             for event in added[key][0].history
         ]
@@ -214,29 +246,29 @@ def numbered(lines: Iterator[bytes], model: str, dim: int) -> Iterator[Line]:
             yield Line(data, number, model, dim)
 
 
-def _event_out(row: Any) -> dict[str, Any]:
+def _event_out(row: Any, text: str | None, metadata: str | None) -> dict[str, Any]:
     return {
         "event": row.event,
         "at": _time_out(row.at),
         "version": row.version,
-        "text": None if row.event == "deleted" else row.text,
-        "metadata": None if row.event == "deleted" or row.metadata is None else orjson.Fragment(row.metadata),
+        "text": text,
+        "metadata": None if metadata is None else orjson.Fragment(metadata),
     }
 
 
-def _event_in(event: Any, param: str, newest: int, version: int) -> dict[str, Any]:
+def _event_in(event: Any, param: str, newest: int, version: int) -> Past:
     if not isinstance(event, dict) or event.get("event") not in _EVENTS:
         raise InvalidInput(f"An event is one of {', '.join(_EVENTS)}.", f"{param}.event")
     text, metadata = event.get("text"), event.get("metadata")
     if text is not None:
         check_text(text, f"{param}.text")
-    return {
-        "event": event["event"],
-        "at": _time_in(event.get("at"), f"{param}.at"),
-        "version": _version_in(event.get("version"), f"{param}.version", newest, version),
-        "text": text,
-        "metadata": None if metadata is None else dump_metadata(metadata, f"{param}.metadata")[0],
-    }
+    return Past(
+        event["event"],
+        _time_in(event.get("at"), f"{param}.at"),
+        _version_in(event.get("version"), f"{param}.version", newest, version),
+        text,
+        "{}" if metadata is None else dump_metadata(metadata, f"{param}.metadata")[0],
+    )
 
 
 def _version_in(value: Any, param: str, above: int, below: int) -> int:

@@ -41,7 +41,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSON
 from store.errors import InvalidInput
 from store.records import Filter
 from store.rows import micros
-from store.schema import memories
+from store.schema import contents, memories
 
 Condition = ColumnElement[bool]
 OPERATORS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "contains", "icontains", "exists")
@@ -59,7 +59,7 @@ _MAX_LEAVES = 256
 
 
 def condition(filter: Filter, dialect: str, param: str = "filter") -> Condition:
-    """The SQL condition on `memories` that `filter` stands for. It is never NULL.
+    """The SQL condition on `memories` and their `contents` that `filter` stands for. It is never NULL.
 
     Args:
         dialect: `sqlite` or `postgresql`.
@@ -81,7 +81,7 @@ class _SQLite:
 
     def at(self, path: tuple[str, ...]) -> Any:
         where = "$" + "".join(f'."{segment}"' for segment in path)
-        return func.json_type(memories.c.metadata, where), func.json_extract(memories.c.metadata, where)
+        return func.json_type(contents.c.metadata, where), func.json_extract(contents.c.metadata, where)
 
     def there(self, place: Any) -> Any:
         return place[0].is_not(None)
@@ -113,7 +113,7 @@ class _SQLite:
 
     def any_element(self, path: tuple[str, ...], test: Callable[[Any], Any]) -> Any:
         where = "$" + "".join(f'."{segment}"' for segment in path)
-        element = func.json_each(memories.c.metadata, where).table_valued("type", "value", name="element")
+        element = func.json_each(contents.c.metadata, where).table_valued("type", "value", name="element")
         found = exists().select_from(element).where(test((element.c.type, element.c.value)))
         return and_(self.at(path)[0] == "array", found)
 
@@ -122,7 +122,7 @@ class _PostgreSQL:
     """JSON in PostgreSQL: a place in a document is an expression of type json, which keeps numbers as written."""
 
     def at(self, path: tuple[str, ...]) -> Any:
-        place: Any = cast(memories.c.metadata, JSON)
+        place: Any = cast(contents.c.metadata, JSON)
         for segment in path:  # by text keys only, which never count into an array
             place = place.op("->", return_type=JSON())(literal(segment, Text))
         return place

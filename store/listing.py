@@ -14,10 +14,10 @@ from sqlalchemy import Connection, func, select, tuple_
 
 from store import filters
 from store.errors import InvalidInput
-from store.reading import byte_length
+from store.reading import byte_length, with_contents
 from store.records import Filter, Order
 from store.rows import CONTENT
-from store.schema import memories, users
+from store.schema import contents, memories, users
 from store.writing import or_never
 
 _ORDERS: dict[str, tuple[Any, Any]] = {
@@ -28,7 +28,15 @@ MAX_PAGE = 1000
 
 
 def page_of_memories(
-    connection: Connection, uid: int, *, limit: int, cursor: str | None, filter: Filter | None, order: Order, now: int
+    connection: Connection,
+    uid: int,
+    *,
+    model: int,
+    limit: int,
+    cursor: str | None,
+    filter: Filter | None,
+    order: Order,
+    now: int,
 ) -> tuple[list[Any], str | None]:
     """CONTENT rows of a user's memories, and the cursor of the next page.
 
@@ -39,9 +47,8 @@ def page_of_memories(
     if name not in _ORDERS:
         raise InvalidInput("The orders are created_at, -created_at, updated_at, -updated_at.", "order")
     keys = _ORDERS[name]
-    statement = select(*CONTENT).where(
-        memories.c.uid == uid, memories.c.deleted == 0, or_never(memories.c.expires_at, now)
-    )
+    statement = select(*CONTENT).select_from(with_contents(model))
+    statement = statement.where(memories.c.uid == uid, memories.c.deleted == 0, or_never(memories.c.expires_at, now))
     if filter is not None:
         statement = statement.where(filters.condition(filter, connection.dialect.name))
     if cursor is not None:
@@ -58,7 +65,7 @@ def page_of_memories(
 
 
 def page_of_users(
-    connection: Connection, tenant: str, *, prefix: str, limit: int, cursor: str | None
+    connection: Connection, tenant: str, *, model: int, prefix: str, limit: int, cursor: str | None
 ) -> tuple[list[Any], str | None]:
     """Rows (uid, user_id, live, version, bytes) of the users that have memories, by user id, and the next cursor."""
     statement = select(users.c.uid, users.c.user_id, users.c.live, users.c.version).where(
@@ -71,16 +78,17 @@ def page_of_users(
     found = list(connection.execute(statement.order_by(users.c.user_id).limit(check_limit(limit) + 1)))
     more = len(found) > limit
     found = found[:limit]
-    sizes = bytes_of(connection, [row.uid for row in found])
+    sizes = bytes_of(connection, [row.uid for row in found], model)
     rows = [(row.uid, row.user_id, row.live, row.version, sizes.get(row.uid, 0)) for row in found]
     return rows, _encode("users", [found[-1].user_id]) if more else None
 
 
-def bytes_of(connection: Connection, uids: list[int]) -> dict[int, int]:
-    """Bytes of each user's texts, metadata and vectors in the log."""
-    size = byte_length(memories.c.text) + byte_length(memories.c.metadata) + func.length(memories.c.embedding)
+def bytes_of(connection: Connection, uids: list[int], model: int) -> dict[int, int]:
+    """Bytes of each user's texts, metadata and vectors in the log, superseded states not counted."""
+    size = byte_length(contents.c.text) + byte_length(contents.c.metadata) + func.length(contents.c.embedding)
     statement = (
         select(memories.c.uid, func.sum(size))
+        .select_from(with_contents(model))
         .where(memories.c.uid.in_(uids), memories.c.deleted == 0)
         .group_by(memories.c.uid)
     )

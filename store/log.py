@@ -32,7 +32,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from store import schema
 from store.errors import InvalidInput, LogDamaged, LogUnavailable, ModelMismatch, StoreError
-from store.schema import memories, meta
+from store.schema import insert_ignore, memories, meta, models
 
 Synchronous = Literal["FULL", "NORMAL"]
 _DAMAGE = ("malformed", "not a database", "file is encrypted", "invalid page", "could not read block")
@@ -47,6 +47,7 @@ class Log:
         self.engine = engine
         self.path = path
         self.model = model
+        self.model_id = 0
         self.log_id = ""
         self._scratch = scratch
         self._snapshot = engine.execution_options(isolation_level="REPEATABLE READ") if path is None else engine
@@ -137,6 +138,7 @@ class Log:
                     f"--url URL_OF_A_MEMSERVE_THAT_RUNS_IT",
                     code="model_mismatch",
                 )
+            self.model_id = model_id(connection, model)
         self.model = model
 
     @contextmanager
@@ -211,6 +213,16 @@ def check_model(found: str | None, model: str) -> None:
             f"The log was switched to {found} while this server runs {model}: restart it with that model.",
             code="model_switched",
         )
+
+
+def model_id(connection: Connection, name: str) -> int:
+    """The number of a model in this log, which is given to it where it is new."""
+    statement = select(models.c.model).where(models.c.name == name)
+    found = connection.execute(statement).scalar()
+    if found is None:
+        insert_ignore(connection, models, [{"name": name}])
+        found = connection.execute(statement).scalar_one()
+    return int(found)
 
 
 def discard(url: str) -> None:

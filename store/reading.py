@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import orjson
-from sqlalchemy import BigInteger, Column, ColumnElement, Connection, FromClause, and_, case, select
+from sqlalchemy import BigInteger, Column, Connection, FromClause, and_, literal_column, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -17,7 +17,7 @@ from store.errors import LogDamaged
 from store.filters import condition
 from store.records import Filter, HistoryEvent, Vector
 from store.rows import CONTENT, load_vectors, moment
-from store.schema import history, memories, meta, reembedded, users
+from store.schema import contents, history, memories, meta, users
 from store.writing import CHUNK, or_never
 
 NEVER = np.iinfo(np.int64).max
@@ -66,29 +66,26 @@ class Changes(NamedTuple):
     vectors: Vector
 
 
-def VECTOR(model: str) -> tuple[ColumnElement[int], ColumnElement[bytes]]:
-    """Checksum and bytes of a memory's vector of `model`; NULL where it has none."""
-    own = memories.c.model == model
-    return (
-        case((own, memories.c.vector_crc), else_=reembedded.c.vector_crc),
-        case((own, memories.c.embedding), else_=reembedded.c.embedding),
+VECTOR = (contents.c.vector_crc, contents.c.embedding)
+"""Checksum and bytes of a memory's vector, of `with_contents`; NULL where it has none."""
+
+
+def with_contents(model: int) -> FromClause:
+    """Memories with what they say now, and their vectors of `model`; with NULLs where the log is damaged."""
+    return memories.outerjoin(
+        contents,
+        and_(
+            contents.c.uid == memories.c.uid,
+            contents.c.version == memories.c.version,
+            contents.c.model == model,
+            contents.c.blank == literal_column("0"),
+        ),
     )
 
 
-def with_staged(model: str) -> FromClause:
-    """Memories, with those vectors of `model` that are still on their way into them."""
-    staged = and_(
-        reembedded.c.label == memories.c.label,
-        reembedded.c.version == memories.c.version,
-        reembedded.c.model == model,
-        memories.c.model != model,
-    )
-    return memories.outerjoin(reembedded, staged)
-
-
-def _present(pairs: Sequence[tuple[Any, Any]], model: str) -> tuple[list[bytes], list[int]]:
+def _present(pairs: Sequence[tuple[Any, Any]]) -> tuple[list[bytes], list[int]]:
     if any(blob is None for _, blob in pairs):
-        raise LogDamaged(f"The log is damaged: a memory has no vector of {model}. See: python -m store verify")
+        raise LogDamaged("The log is damaged: a memory has no vector. See: python -m store verify")
     return [blob for _, blob in pairs], [checksum for checksum, _ in pairs]
 
 
@@ -111,17 +108,15 @@ def positions(connection: Connection, uids: Iterable[int]) -> dict[int, Position
     return found
 
 
-def changes(connection: Connection, uid: int, after: int, model: str, dim: int) -> Changes:
+def changes(connection: Connection, uid: int, after: int, model: int, dim: int) -> Changes:
     """What happened to a user after a version; from 0 on, only what is still there.
-
-    A vector that is on its way from another model is taken from `reembedded`.
 
     Raises:
         LogDamaged: a vector is not what was written, or missing.
     """
     statement = (
-        select(memories.c.label, memories.c.version, memories.c.deleted, memories.c.expires_at, *VECTOR(model))
-        .select_from(with_staged(model))
+        select(memories.c.label, memories.c.version, memories.c.deleted, memories.c.expires_at, *VECTOR)
+        .select_from(with_contents(model))
         .where(memories.c.uid == uid, memories.c.version > after)
         .order_by(memories.c.version)
     )
@@ -134,20 +129,21 @@ def changes(connection: Connection, uid: int, after: int, model: str, dim: int) 
         np.fromiter((row[1] for row in rows), np.int64, len(rows)),
         np.fromiter((not row[2] for row in rows), np.bool_, len(rows)),
         np.fromiter((NEVER if row[3] is None else row[3] for row in alive), np.int64, len(alive)),
-        load_vectors(*_present([row[4:] for row in alive], model), dim),
+        load_vectors(*_present([row[4:] for row in alive]), dim),
     )
 
 
-def by_label(connection: Connection, labels: Sequence[int]) -> dict[int, Any]:
+def by_label(connection: Connection, labels: Sequence[int], model: int) -> dict[int, Any]:
     """The CONTENT of live memories, by label."""
     found = {}
     for start in range(0, len(labels), CHUNK):
-        statement = select(*CONTENT).where(memories.c.label.in_(labels[start : start + CHUNK]), memories.c.deleted == 0)
+        statement = select(*CONTENT).select_from(with_contents(model))
+        statement = statement.where(memories.c.label.in_(labels[start : start + CHUNK]), memories.c.deleted == 0)
         found.update({row[0]: row for row in connection.execute(statement)})
     return found
 
 
-def vectors(connection: Connection, labels: Sequence[int], model: str, dim: int) -> Vector:
+def vectors(connection: Connection, labels: Sequence[int], model: int, dim: int) -> Vector:
     """(n, dim) float32 as the model made them, in the order of the labels.
 
     Raises:
@@ -155,26 +151,26 @@ def vectors(connection: Connection, labels: Sequence[int], model: str, dim: int)
     """
     found: dict[int, Any] = {}
     for start in range(0, len(labels), CHUNK):
-        statement = select(memories.c.label, *VECTOR(model)).select_from(with_staged(model))
+        statement = select(memories.c.label, *VECTOR).select_from(with_contents(model))
         statement = statement.where(memories.c.label.in_(labels[start : start + CHUNK]), memories.c.deleted == 0)
         found.update({row[0]: row for row in connection.execute(statement)})
     rows = [found.get(label) for label in labels]
-    return load_vectors(*_present([row[1:] if row is not None else (None, None) for row in rows], model), dim)
+    return load_vectors(*_present([row[1:] if row is not None else (None, None) for row in rows]), dim)
 
 
-def is_there(key: bytes, now: int) -> tuple[ColumnElement[bool], ...]:
-    """Conditions: it has this key, and is neither deleted nor expired."""
-    return memories.c.key == key, memories.c.deleted == 0, or_never(memories.c.expires_at, now)
+def by_key(connection: Connection, key: bytes, model: int, now: int) -> Any | None:
+    """The CONTENT, and the VECTOR, of one memory, unless it is deleted or expired."""
+    statement = select(*CONTENT, *VECTOR).select_from(with_contents(model))
+    there = memories.c.key == key, memories.c.deleted == 0, or_never(memories.c.expires_at, now)
+    return connection.execute(statement.where(*there)).first()
 
 
-def by_key(connection: Connection, key: bytes, now: int) -> Any | None:
-    """The CONTENT of one memory, unless it is deleted or expired."""
-    return connection.execute(select(*CONTENT).where(*is_there(key, now))).first()
-
-
-def matching(connection: Connection, uid: int, column: Column[Any], filter: Filter, now: int) -> list[Any]:
+def matching(
+    connection: Connection, uid: int, column: Column[Any], *, filter: Filter, model: int, now: int
+) -> list[Any]:
     """`column` of the user's memories that match."""
-    statement = select(column).where(
+    statement = select(column).select_from(with_contents(model))
+    statement = statement.where(
         memories.c.uid == uid,
         memories.c.deleted == 0,
         or_never(memories.c.expires_at, now),
@@ -192,28 +188,30 @@ def expired(connection: Connection, now: int, limit: int) -> list[tuple[int, byt
 def events(connection: Connection, key: bytes) -> list[HistoryEvent]:
     """The states of one memory, oldest first; empty for one that never was."""
     current = select(
-        memories.c.label,
-        memories.c.version,
-        memories.c.event,
-        memories.c.updated_at,
-        memories.c.text,
-        memories.c.metadata,
+        memories.c.label, memories.c.uid, memories.c.version, memories.c.event, memories.c.updated_at
     ).where(memories.c.key == key)
     newest = connection.execute(current).first()
     if newest is None:
         return []
-    superseded = (
-        select(history.c.label, history.c.version, history.c.event, history.c.at, history.c.text, history.c.metadata)
-        .where(history.c.label == newest.label)
-        .order_by(history.c.version)
-    )
-    return [
-        HistoryEvent(
-            event,
-            moment(at),
-            version,
-            None if event == "deleted" else text,
-            None if event == "deleted" or metadata is None else orjson.loads(metadata),
+    superseded = select(history.c.version, history.c.event, history.c.at).where(history.c.label == newest.label)
+    states = [*connection.execute(superseded.order_by(history.c.version)), newest[2:]]
+    said = what_was_said(connection, newest.uid, [version for version, _, _ in states])
+    events = []
+    for version, event, at in states:
+        text, metadata = said.get((newest.uid, version), (None, None))
+        parsed = None if metadata is None else orjson.loads(metadata)
+        events.append(HistoryEvent(event, moment(at), version, text, parsed))
+    return events
+
+
+def what_was_said(connection: Connection, uid: int, versions: Sequence[int]) -> dict[tuple[int, int], tuple[str, str]]:
+    """Text and metadata by (uid, version), of those states that were not erased."""
+    found: dict[tuple[int, int], tuple[str, str]] = {}
+    for start in range(0, len(versions), CHUNK):
+        statement = select(contents.c.version, contents.c.text, contents.c.metadata).where(
+            contents.c.uid == uid,
+            contents.c.version.in_(versions[start : start + CHUNK]),
+            contents.c.blank == literal_column("0"),
         )
-        for _, version, event, at, text, metadata in [*connection.execute(superseded), newest]
-    ]
+        found.update({(uid, version): (text, metadata) for version, text, metadata in connection.execute(statement)})
+    return found

@@ -21,15 +21,15 @@ import orjson
 
 from store.errors import InvalidInput, LogDamaged
 from store.records import Memory, NewMemory, Vector
-from store.schema import memories
+from store.schema import contents, memories
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 CONTENT = (
     memories.c.label,
     memories.c.id,
-    memories.c.text,
-    memories.c.metadata,
+    contents.c.text,
+    contents.c.metadata,
     memories.c.created_at,
     memories.c.updated_at,
     memories.c.expires_at,
@@ -37,7 +37,7 @@ CONTENT = (
     memories.c.content_hash,
     memories.c.uid,
 )
-"""The columns that `memory()` takes, in its order."""
+"""The columns that `memory()` takes, in its order, of `reading.with_contents`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def memory(row: Any, user_id: str, score: float | None = None, vector: Vector | 
     """
     _, id, text, metadata, created_at, updated_at, expires_at, version, digest, uid = row[:10]
     try:
-        if stored_hash(uid, text, metadata) != digest:
+        if text is None or stored_hash(uid, text, metadata) != digest:
             raise ValueError("hash")
         parsed = orjson.loads(metadata)
     except ValueError as error:

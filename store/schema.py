@@ -10,6 +10,7 @@ transaction; one that is newer is refused.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 from store.errors import SchemaMismatch
 
@@ -35,6 +37,7 @@ _Label = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by 
 
 _Name = Text().with_variant(Text(collation="C"), "postgresql")  # sorted by code points, as SQLite does
 _EXPIRES = text("expires_at IS NOT NULL")
+_WRITTEN = text("blank = 0")
 
 meta = Table("meta", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
 """schema_version; model and dim of the vectors that are served; log_id, which snapshots carry."""
@@ -67,12 +70,7 @@ memories = Table(
     Column("expires_at", BigInteger),
     Column("deleted", SmallInteger, nullable=False),
     Column("content_hash", LargeBinary, nullable=False),  # of uid, text and metadata: finds duplicates and damage
-    Column("model", Text, nullable=False),
-    Column("vector_crc", BigInteger, nullable=False),
     Column("id", Text, nullable=False),
-    Column("text", Text, nullable=False),
-    Column("metadata", Text, nullable=False),
-    Column("embedding", LargeBinary, nullable=False),  # (dim,) float32, little-endian, as the model made it
     Index("memories_key", "key", unique=True),
     Index("memories_version", "uid", "version", unique=True),
     Index("memories_created", "uid", "created_at", "label"),
@@ -80,7 +78,29 @@ memories = Table(
     Index("memories_expiry", "expires_at", sqlite_where=_EXPIRES, postgresql_where=_EXPIRES),
     sqlite_autoincrement=True,
 )
-"""One row a memory, deleted ones as tombstones without content until they are compacted away."""
+"""One row a memory, deleted ones as tombstones until they are compacted away. What it says is in `contents`."""
+
+contents = Table(
+    "contents",
+    metadata,
+    Column("cid", _Label, primary_key=True),
+    Column("blank", SmallInteger, nullable=False),
+    Column("uid", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),  # of the state, of a memory of that user, that said this
+    Column("model", BigInteger, nullable=False),
+    Column("vector_crc", BigInteger, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("metadata", Text, nullable=False),
+    Column("embedding", LargeBinary, nullable=False),  # (dim,) float32, little-endian, as the model made it
+    Index("contents_state", "uid", "version", "model", unique=True, sqlite_where=_WRITTEN, postgresql_where=_WRITTEN),
+    sqlite_autoincrement=True,
+)
+"""What the states of memories say, with a vector of one model each.
+
+Rows are only ever added at the end, and erased by overwriting them in place with blanks of the same size. SQLite's
+secure_delete does not overwrite the copies that stay behind in a page when a row moves to another; these rows never
+move, because nothing grows, shrinks or is removed beside them (but by VACUUM, which writes every page anew).
+"""
 
 history = Table(
     "history",
@@ -90,24 +110,23 @@ history = Table(
     Column("uid", BigInteger, nullable=False),
     Column("event", Text, nullable=False),
     Column("at", BigInteger, nullable=False),
-    Column("text", Text),
-    Column("metadata", Text),
     Index("history_uid", "uid"),
 )
 """The states that were superseded; the newest state of a memory is its row in `memories`."""
 
-reembedded = Table(
-    "reembedded",
+models = Table(
+    "models",
     metadata,
-    Column("label", BigInteger, primary_key=True, autoincrement=False),
-    Column("uid", BigInteger, nullable=False),
-    Column("version", BigInteger, nullable=False),  # of the memory whose text was embedded
-    Column("model", Text, nullable=False),
-    Column("vector_crc", BigInteger, nullable=False),
-    Column("embedding", LargeBinary, nullable=False),
-    Index("reembedded_uid", "uid"),
+    Column("model", _Label, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
 )
-"""Vectors of a model that is to be, or has just been, switched to, on their way into `memories`."""
+"""Every model that a vector in this log was made by."""
+
+
+def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    """Insert rows, leaving those that are there already."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
 
 
 def _first(connection: Connection) -> None:

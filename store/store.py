@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from store import export, filters, listing, reading, rows, writing
 from store.background import Background
@@ -134,7 +134,7 @@ class Store:
         if accepted:
             now = self._micros()
             with self._writing([request.user for request in accepted]) as (connection, locked):
-                written = iter(writing.append(connection, accepted, locked, self.log.model, now))
+                written = iter(writing.append(connection, accepted, locked, self.log.model_id, now))
             results = [next(written) if result is None else result for result in results]
         return [result for result in results if result is not None]
 
@@ -163,9 +163,7 @@ class Store:
         with self._writing([(tenant, user_id)], make=False) as (connection, locked):
             user = locked[tenant, user_id]
             key = rows.user_key(user.uid, id)
-            statement = select(*rows.CONTENT, *reading.VECTOR(self.log.model))
-            statement = statement.select_from(reading.with_staged(self.log.model))
-            found = connection.execute(statement.where(*reading.is_there(key, now))).first()
+            found = reading.by_key(connection, key, self.log.model_id, now)
             if found is None:
                 raise NotFound(f"No memory {id!r}.", "id")
             before = rows.memory(found, user_id)
@@ -176,24 +174,30 @@ class Store:
             new = NewMemory(
                 id,
                 before.text if isinstance(text, Keep) else text,
-                rows.load_vectors([found[11]], [found[10]], self.dim)[0] if isinstance(vector, Keep) else vector,
+                rows.load_vectors([found.embedding], [found.vector_crc], self.dim)[0]
+                if isinstance(vector, Keep)
+                else vector,
                 before.metadata if isinstance(metadata, Keep) else metadata,
                 before.expires_at if isinstance(expires_at, Keep) else expires_at,
             )
             checked = rows.checked(new, self.dim, "")
             digest = rows.content_hash(user.uid, checked.text, checked.canonical)
             same = (digest, checked.expires_at) == (found.content_hash, found.expires_at)
-            if same and (isinstance(vector, Keep) or checked.vector_crc == found[10]):
+            if same and (isinstance(vector, Keep) or checked.vector_crc == found.vector_crc):
                 return before
-            row = writing.row_of(checked, digest, self.log.model) | {
+            row = {
                 "of_key": key,
                 "born_at": None,
                 "version": user.stamp(),
                 "event": "updated",
                 "updated_at": now,
+                "expires_at": checked.expires_at,
+                "deleted": 0,
+                "content_hash": digest,
             }
             writing.write_changes(connection, [row])
-            after = reading.by_key(connection, key, now)
+            writing.write_contents(connection, [writing.content_of(checked, user.uid, user.version, self.log.model_id)])
+            after = reading.by_key(connection, key, self.log.model_id, now)
             if after is None:  # the new expiry is in the past: it is gone
                 raise NotFound(f"No memory {id!r}.", "id")
         return rows.memory(after, user_id)
@@ -208,7 +212,7 @@ class Store:
         with self._writing([(tenant, user_id)], make=False) as (connection, locked):
             user = locked[tenant, user_id]
             key = rows.user_key(user.uid, id)
-            if reading.by_key(connection, key, now) is None:
+            if reading.by_key(connection, key, self.log.model_id, now) is None:
                 raise NotFound(f"No memory {id!r}.", "id")
             writing.bury(connection, user, [key], now)
         self._background.removed(user.uid, whole=False)
@@ -225,7 +229,7 @@ class Store:
         try:
             with self._writing([(tenant, user_id)], make=False) as (connection, locked):
                 user = locked[tenant, user_id]
-                keys = reading.matching(connection, user.uid, memories.c.key, filter, now)
+                keys = self._matching(connection, user.uid, memories.c.key, filter, now)
                 if keys:
                     writing.bury(connection, user, keys, now)
         except NotFound:
@@ -265,7 +269,7 @@ class Store:
                 user = locked[tenant, user_id]
                 if first:
                     export.begin_import(connection, user)
-                added, there = export.import_part(connection, user, part, self.log.model)
+                added, there = export.import_part(connection, user, part, self.log.model_id)
             first = False
             imported, unchanged = imported + added, unchanged + there
         return Imported(imported, unchanged)
@@ -292,7 +296,7 @@ class Store:
             vectors: dict[int, Vector] = {}
             labels = {label for plan in planned if not isinstance(plan, StoreError) for label in _labels(plan)}
             if labels:
-                found = reading.by_label(connection, list(labels))
+                found = reading.by_label(connection, list(labels), self.log.model_id)
             with_vectors = {
                 label
                 for plan in planned
@@ -301,7 +305,7 @@ class Store:
             }
             if with_vectors:
                 ordered = list(with_vectors)
-                fetched = reading.vectors(connection, ordered, self.log.model, self.dim)
+                fetched = reading.vectors(connection, ordered, self.log.model_id, self.dim)
                 vectors = dict(zip(ordered, fetched, strict=True))
         self.resident.trim()
         return [plan if isinstance(plan, StoreError) else _result(plan, found, vectors) for plan in planned]
@@ -314,12 +318,10 @@ class Store:
         """
         with self.log.read() as connection:
             uid = self._uid(connection, tenant, user_id)
-            row = reading.by_key(connection, rows.user_key(uid, id), self._micros())
+            row = reading.by_key(connection, rows.user_key(uid, id), self.log.model_id, self._micros())
             if row is None:
                 raise NotFound(f"No memory {id!r}.", "id")
-            vector = None
-            if include_vector:
-                vector = reading.vectors(connection, [row.label], self.log.model, self.dim)[0]
+            vector = self._vector(row) if include_vector else None
         return rows.memory(row, user_id, None, vector)
 
     def list(
@@ -342,7 +344,14 @@ class Store:
         with self.log.read() as connection:
             uid = self._find(connection, [(tenant, user_id)]).get((tenant, user_id), 0)
             found, following = listing.page_of_memories(
-                connection, uid, limit=limit, cursor=cursor, filter=filter, order=order, now=self._micros()
+                connection,
+                uid,
+                model=self.log.model_id,
+                limit=limit,
+                cursor=cursor,
+                filter=filter,
+                order=order,
+                now=self._micros(),
             )
         return Page([rows.memory(row, user_id) for row in found], following)
 
@@ -365,7 +374,7 @@ class Store:
             if uid is None:
                 return UserStats(user_id, 0, 0, 0, None, False)
             standing = reading.positions(connection, [uid])[uid]
-            size = listing.bytes_of(connection, [uid]).get(uid, 0)
+            size = listing.bytes_of(connection, [uid], self.log.model_id).get(uid, 0)
         return self._stats(uid, user_id, standing.live, standing.version, size)
 
     def users(self, tenant: str, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> UsersPage:
@@ -375,7 +384,9 @@ class Store:
             InvalidInput: for a limit out of 1 to 1000, or a cursor of another list.
         """
         with self.log.read() as connection:
-            found, following = listing.page_of_users(connection, tenant, prefix=prefix, limit=limit, cursor=cursor)
+            found, following = listing.page_of_users(
+                connection, tenant, model=self.log.model_id, prefix=prefix, limit=limit, cursor=cursor
+            )
         return UsersPage([self._stats(*row) for row in found], following)
 
     def export(self, tenant: str, user_id: str) -> Iterator[bytes]:
@@ -390,7 +401,13 @@ class Store:
                 if uid is None:
                     return
                 lines, after = export.export_page(
-                    connection, uid, after, model=self.log.model, dim=self.dim, now=self._micros()
+                    connection,
+                    uid,
+                    after,
+                    model=self.log.model,
+                    model_id=self.log.model_id,
+                    dim=self.dim,
+                    now=self._micros(),
                 )
             yield from lines
 
@@ -447,11 +464,11 @@ class Store:
         index.expire(now)
         allowed = None
         if request.filter is not None:
-            labels = reading.matching(connection, uid, memories.c.label, request.filter, now)
+            labels = self._matching(connection, uid, memories.c.label, request.filter, now)
             allowed = np.array(labels, np.int64)
 
         def fetch(labels: Any) -> Vector:
-            return reading.vectors(connection, labels.tolist(), self.log.model, self.dim)
+            return reading.vectors(connection, labels.tolist(), self.log.model_id, self.dim)
 
         hits = index.search(query, request.top_k, fetch, allowed)
         if request.min_score is not None:
@@ -479,7 +496,7 @@ class Store:
         if index.version == position.version:
             return
         fresh = index.version == 0
-        changes = reading.changes(connection, index.uid, index.version, self.log.model, self.dim)
+        changes = reading.changes(connection, index.uid, index.version, self.log.model_id, self.dim)
         index.apply(changes, position.version)
         if fresh and index.live != position.live:
             raise LogDamaged(
@@ -491,6 +508,15 @@ class Store:
     def _stats(self, uid: int, user_id: str, live: int, version: int, size: int) -> UserStats:
         index = self.resident.get(uid)
         return UserStats(user_id, live, version, size, index.kind if index else None, index is not None)
+
+    def _vector(self, row: Any) -> Vector:
+        """(dim,) float32 of a row of `reading.by_key`."""
+        found: Vector = rows.load_vectors([row.embedding], [row.vector_crc], self.dim)[0]
+        return found
+
+    def _matching(self, connection: Connection, uid: int, column: Any, filter: Filter, now: int) -> Any:
+        """`column` of a user's memories that match."""
+        return reading.matching(connection, uid, column, filter=filter, model=self.log.model_id, now=now)
 
     @contextmanager
     def _writing(
@@ -558,7 +584,8 @@ def _result(plan: _Planned, found: dict[int, Any], vectors: dict[int, Vector]) -
         return SearchResult([], "exact", 0)
     results = []
     for label, score in zip(hits.labels.tolist(), hits.scores.tolist(), strict=True):
+        vector = vectors[label] if request.include_vectors else None
         if label not in found:
             raise LogDamaged("The log is damaged: an indexed memory is missing. See: python -m store verify")
-        results.append(rows.memory(found[label], request.user_id, score, vectors.get(label)))
+        results.append(rows.memory(found[label], request.user_id, score, vector))
     return SearchResult(results, index.kind, version)

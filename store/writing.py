@@ -11,17 +11,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from sqlalchemy import BigInteger, Connection, Table, bindparam, delete, func, insert, literal, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    LargeBinary,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from store.errors import Conflict, StoreError
 from store.records import Appended, AppendResult
 from store.rows import Checked, content_hash, user_key
-from store.schema import history, memories, reembedded, users
+from store.schema import contents, history, insert_ignore, memories, users
 
 CHUNK = 5000  # look-ups and changes a statement: below every driver's limit of parameters
+
+
+class Said(Protocol):
+    """What a row of `contents` is made from."""
+
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def metadata(self) -> str: ...
+    @property
+    def embedding(self) -> bytes: ...
+    @property
+    def vector_crc(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -59,6 +87,16 @@ class _Wave:
     touched: set[bytes] = field(default_factory=set)
     added: list[dict[str, Any]] = field(default_factory=list)
     changed: list[dict[str, Any]] = field(default_factory=list)
+    contents: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What one request would change: states by key, ids by content hash, and (key, row, row of `contents`)."""
+
+    known: dict[bytes, _State] = field(default_factory=dict)
+    twins: dict[bytes, list[str]] = field(default_factory=dict)
+    rows: list[tuple[bytes, dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +108,6 @@ class CheckedAppend:
     skip_duplicates: bool
     upsert: bool
     issued_at: int
-
-
-def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
-    """Insert rows, leaving those that are there already."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
 
 
 def find_users(connection: Connection, names: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
@@ -141,31 +173,40 @@ def save_users(connection: Connection, changed: Sequence[User]) -> None:
         connection.execute(_SAVE_USER, rows)
 
 
+class blanked(FunctionElement[Any]):
+    """A value that says nothing, of the same size in SQLite's record, so that it takes the place of the old one."""
+
+    inherit_cache = True
+
+
+@compiles(blanked)
+def _empty(element: blanked, compiler: SQLCompiler, **options: Any) -> str:
+    return "''"
+
+
+@compiles(blanked, "sqlite")
+def _same_size(element: blanked, compiler: SQLCompiler, **options: Any) -> str:
+    (column,) = element.clauses
+    value = compiler.process(column, **options)
+    if isinstance(column.type, LargeBinary):
+        return f"zeroblob(length({value}))"
+    return f"printf('%*s', length(CAST({value} AS BLOB)), '')"
+
+
+_BLANK = update(contents).values(
+    blank=1,
+    vector_crc=contents.c.vector_crc,
+    text=blanked(contents.c.text),
+    metadata=blanked(contents.c.metadata),
+    embedding=blanked(contents.c.embedding),
+)
 _KEEP_STATE = insert(history).from_select(
-    ["label", "version", "uid", "event", "at", "text", "metadata"],
-    select(
-        memories.c.label,
-        memories.c.version,
-        memories.c.uid,
-        memories.c.event,
-        memories.c.updated_at,
-        memories.c.text,
-        memories.c.metadata,
-    ).where(memories.c.key == bindparam("of_key")),
+    ["label", "version", "uid", "event", "at"],
+    select(memories.c.label, memories.c.version, memories.c.uid, memories.c.event, memories.c.updated_at).where(
+        memories.c.key == bindparam("of_key")
+    ),
 )
-_CHANGED = (
-    "version",
-    "event",
-    "updated_at",
-    "expires_at",
-    "deleted",
-    "content_hash",
-    "model",
-    "vector_crc",
-    "text",
-    "metadata",
-    "embedding",
-)
+_CHANGED = ("version", "event", "updated_at", "expires_at", "deleted", "content_hash")
 _CHANGE = (
     update(memories)
     .where(memories.c.key == bindparam("of_key"))
@@ -182,30 +223,25 @@ _BURY = (
         deleted=1,
         expires_at=None,
         content_hash=literal(b""),
-        vector_crc=0,
-        text="",
-        metadata="{}",
-        embedding=literal(b""),
     )
 )
-_FORGET_HISTORY = (
-    update(history)
-    .where(
-        history.c.label == select(memories.c.label).where(memories.c.key == bindparam("of_key")).scalar_subquery(),
-    )
-    .values(text=None, metadata=None)
-)
-_FORGET_VECTOR = delete(reembedded).where(
-    reembedded.c.label == select(memories.c.label).where(memories.c.key == bindparam("of_key")).scalar_subquery()
+_BLANK_STATES = _BLANK.where(
+    contents.c.uid == bindparam("of_uid"),
+    contents.c.blank == literal_column("0"),
+    contents.c.version.in_(
+        select(history.c.version).where(
+            history.c.label == select(memories.c.label).where(memories.c.key == bindparam("of_key")).scalar_subquery()
+        )
+    ),
 )
 
 
-def row_of(memory: Checked, digest: bytes, model: str) -> dict[str, Any]:
-    """The columns that hold a memory's content."""
+def content_of(memory: Said, uid: int, version: int, model: int) -> dict[str, Any]:
+    """The row of `contents` that holds what a memory says."""
     return {
-        "expires_at": memory.expires_at,
-        "deleted": 0,
-        "content_hash": digest,
+        "blank": 0,
+        "uid": uid,
+        "version": version,
         "model": model,
         "vector_crc": memory.vector_crc,
         "text": memory.text,
@@ -217,18 +253,22 @@ def row_of(memory: Checked, digest: bytes, model: str) -> dict[str, Any]:
 def write_changes(connection: Connection, rows: list[dict[str, Any]]) -> None:
     """Give memories that exist a new state, keeping the old one in the history. Each key at most once."""
     if rows:
-        keys = [{"of_key": row["of_key"]} for row in rows]
-        connection.execute(_KEEP_STATE, keys)
+        connection.execute(_KEEP_STATE, [{"of_key": row["of_key"]} for row in rows])
         connection.execute(_CHANGE, rows)
 
 
+def write_contents(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    """Add what new states say."""
+    if rows:
+        connection.execute(insert(contents), rows)
+
+
 def bury(connection: Connection, user: User, keys: Sequence[bytes], now: int) -> None:
-    """Delete live memories of one user: their content, their history's and every vector; a tombstone stays."""
+    """Delete live memories of one user: what all their states say, with every vector; a tombstone stays."""
     for start in range(0, len(keys), CHUNK):
         part = [{"of_key": key} for key in keys[start : start + CHUNK]]
         connection.execute(_KEEP_STATE, part)
-        connection.execute(_FORGET_HISTORY, part)
-        connection.execute(_FORGET_VECTOR, part)
+        connection.execute(_BLANK_STATES, [{**row, "of_uid": user.uid} for row in part])
         connection.execute(_BURY, [{**row, "version": user.stamp(), "updated_at": now} for row in part])
     user.live -= len(keys)
     user.removed_version = user.version
@@ -236,8 +276,7 @@ def bury(connection: Connection, user: User, keys: Sequence[bytes], now: int) ->
 
 def erase(connection: Connection, user: User, now: int) -> int:
     """Delete everything of a user but its row. Returns how many live memories there were."""
-    for table in (history, reembedded, memories):
-        connection.execute(delete(table).where(table.c.uid == user.uid))
+    forget(connection, user)
     erased, user.live = user.live, 0
     user.removed_version = user.stamp()
     user.epoch += 1
@@ -245,11 +284,18 @@ def erase(connection: Connection, user: User, now: int) -> int:
     return erased
 
 
+def forget(connection: Connection, user: User) -> None:
+    """Remove every state of a user's memories, and what they say."""
+    connection.execute(_BLANK.where(contents.c.uid == user.uid, contents.c.blank == literal_column("0")))
+    for table in (history, memories):
+        connection.execute(delete(table).where(table.c.uid == user.uid))
+
+
 def append(
     connection: Connection,
     requests: Sequence[CheckedAppend],
     locked: dict[tuple[str, str], User],
-    model: str,
+    model: int,
     now: int,
 ) -> list[AppendResult | StoreError]:
     """Write the requests' memories in order; one whose memory conflicts is left out whole.
@@ -257,19 +303,20 @@ def append(
     Args:
         locked: the requests' users, whose versions and counts are advanced.
     """
-    batch = _Batch(model, now, _known(connection, requests, locked, now))
+    batch = _Batch(model, now, *_known(connection, requests, locked, now))
     results = [batch.plan(request, locked[request.user]) for request in requests]
     for wave in batch.waves:
         if wave.added:
             connection.execute(insert(memories), wave.added)
         write_changes(connection, wave.changed)
+        write_contents(connection, wave.contents)
     return results
 
 
 def _known(
     connection: Connection, requests: Sequence[CheckedAppend], locked: dict[tuple[str, str], User], now: int
-) -> dict[bytes, _State]:
-    """What the log holds under the requests' keys and, where duplicates are to be skipped, content hashes.
+) -> tuple[dict[bytes, _State], dict[bytes, list[str]]]:
+    """What the log holds under the requests' keys; and, where duplicates are to be skipped, ids by content hash.
 
     A memory that has expired but is not purged yet is deleted on the way.
     """
@@ -282,6 +329,7 @@ def _known(
             hashes.update(content_hash(uid, memory.text, memory.canonical) for memory in request.memories)
     by_uid = {user.uid: user for user in locked.values()}
     known: dict[bytes, _State] = {}
+    twins: dict[bytes, list[str]] = {}
     for column, wanted in ((memories.c.key, list(keys)), (memories.c.content_hash, list(hashes))):
         for start in range(0, len(wanted), CHUNK):
             statement = select(
@@ -295,44 +343,50 @@ def _known(
                 memories.c.deleted,
                 memories.c.updated_at,
             ).where(column.in_(wanted[start : start + CHUNK]))
+            statement = statement.order_by(memories.c.uid, memories.c.version)
             for found, key, uid, id, version, digest, expires_at, deleted, at in connection.execute(statement).all():
                 if not deleted and expires_at is not None and expires_at <= now:
                     bury(connection, by_uid[uid], [key], now)
-                    if column is memories.c.key:
-                        known[found] = _State(id, by_uid[uid].version, b"", None, expires_at)
-                elif column is memories.c.key or found not in known or version < known[found].version:
-                    known[found] = _State(id, version, digest, expires_at, at if deleted else None)
-    return known
+                    if key in keys:
+                        known[key] = _State(id, by_uid[uid].version, b"", None, expires_at)
+                else:
+                    known[key] = _State(id, version, digest, expires_at, at if deleted else None)
+                    if column is memories.c.content_hash:
+                        twins.setdefault(found, []).append(id)
+    return known, twins
 
 
 class _Batch:
     """The changes of one transaction, as its requests add them: each request sees those before it."""
 
-    def __init__(self, model: str, now: int, known: dict[bytes, _State]) -> None:
+    def __init__(self, model: int, now: int, known: dict[bytes, _State], twins: dict[bytes, list[str]]) -> None:
         self.waves = [_Wave()]
         self._model = model
         self._now = now
-        self._known = known  # by key, and by content hash
+        self._known = known  # by key
+        self._twins = twins  # ids by content hash: who has, or had earlier in this transaction, that content
 
     def plan(self, request: CheckedAppend, user: User) -> AppendResult | StoreError:
         """Add one request's rows, all or none, and advance its user."""
         version, live = user.version, user.live
-        fresh: dict[bytes, _State] = {}
-        planned: list[tuple[bytes, dict[str, Any], bool]] = []
+        plan = _Plan()
         try:
             if request.issued_at <= user.erased_at:
                 raise Conflict("The user was erased after this write was sent.", "issued_at", "erased")
-            appended = [self._plan_one(n, request, user, fresh, planned) for n in range(len(request.memories))]
+            appended = [self._plan_one(n, request, user, plan) for n in range(len(request.memories))]
         except Conflict as conflict:
             user.version, user.live = version, live
             return conflict
-        self._known.update(fresh)
-        for key, row, exists in planned:
+        self._known.update(plan.known)
+        for digest, ids in plan.twins.items():
+            self._twins.setdefault(digest, []).extend(ids)
+        for key, row, content in plan.rows:
             if key in self.waves[-1].touched:
                 self.waves.append(_Wave())
             wave = self.waves[-1]
             wave.touched.add(key)
-            (wave.changed if exists else wave.added).append(row)
+            (wave.changed if "of_key" in row else wave.added).append(row)
+            wave.contents.append(content)
         return AppendResult(appended, user.version)
 
     def _plan_one(
@@ -340,14 +394,13 @@ class _Batch:
         number: int,
         request: CheckedAppend,
         user: User,
-        fresh: dict[bytes, _State],
-        planned: list[tuple[bytes, dict[str, Any], bool]],
+        plan: _Plan,
     ) -> Appended:
-        """What becomes of one memory; its row goes to `planned`, its state to `fresh`."""
+        """What becomes of one memory; its row and its state go to `plan`."""
         memory, param = request.memories[number], f"memories.{number}.id"
         key = user_key(user.uid, memory.id)
         digest = content_hash(user.uid, memory.text, memory.canonical)
-        if key in fresh:
+        if key in plan.known:
             raise Conflict(f"The request holds the id {memory.id!r} twice.", param, "duplicate_id")
         state = self._known.get(key)
         live = state is not None and state.deleted_at is None
@@ -359,24 +412,27 @@ class _Batch:
         elif state is not None and state.deleted_at is not None and request.issued_at <= state.deleted_at:
             raise Conflict(f"The memory {memory.id!r} was deleted after this write was sent.", param, "deleted")
         if request.skip_duplicates and not live:
-            twin = fresh.get(digest) or self._known.get(digest)
-            if twin is not None and self._holds(user_key(user.uid, twin.id), digest, fresh):
-                return Appended(twin.id, "unchanged", twin.version)
-        stamp = {"version": user.stamp(), "event": "updated" if live else "added", "updated_at": self._now}
-        row = row_of(memory, digest, self._model) | stamp
+            for twin in [*self._twins.get(digest, ()), *plan.twins.get(digest, ())]:
+                held = plan.known.get(user_key(user.uid, twin)) or self._known[user_key(user.uid, twin)]
+                if held.digest == digest and held.deleted_at is None:
+                    return Appended(twin, "unchanged", held.version)
+        row = {
+            "version": user.stamp(),
+            "event": "updated" if live else "added",
+            "updated_at": self._now,
+            "expires_at": memory.expires_at,
+            "deleted": 0,
+            "content_hash": digest,
+        }
         if state is None:
             row |= {"uid": user.uid, "key": key, "id": memory.id, "created_at": self._now}
         else:
             row |= {"of_key": key, "born_at": None if live else self._now}
-        planned.append((key, row, state is not None))
+        plan.rows.append((key, row, content_of(memory, user.uid, user.version, self._model)))
+        plan.twins.setdefault(digest, []).append(memory.id)
         user.live += not live
-        fresh[key] = fresh[digest] = _State(memory.id, user.version, digest, memory.expires_at, None)
+        plan.known[key] = _State(memory.id, user.version, digest, memory.expires_at, None)
         return Appended(memory.id, "updated" if live else "added", user.version)
-
-    def _holds(self, key: bytes, digest: bytes, fresh: dict[bytes, _State]) -> bool:
-        """Whether that memory still has that content, after the earlier changes of this transaction."""
-        state = fresh.get(key) or self._known.get(key)
-        return state is None or (state.digest == digest and state.deleted_at is None)
 
 
 def or_never(column: Any, now: int) -> Any:

@@ -13,8 +13,9 @@ from sqlalchemy import Connection, delete, insert, select
 
 from store import InvalidInput, filters
 from store.log import Log
+from store.reading import with_contents
 from store.rows import dump_metadata, micros
-from store.schema import memories
+from store.schema import contents, memories
 
 CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 UPDATED = datetime(2026, 2, 1, 12, 30, tzinfo=UTC)
@@ -165,16 +166,30 @@ def _insert(connection: Connection, documents: list[dict[str, Any]]) -> None:
             "updated_at": micros(UPDATED, ""),
             "deleted": 0,
             "content_hash": b"",
-            "model": "",
-            "vector_crc": 0,
             "id": str(number),
+        }
+        for number in range(len(documents))
+    ]
+    connection.execute(insert(memories), rows)
+    said = [
+        {
+            "blank": 0,
+            "uid": 1,
+            "version": number,
+            "model": 1,
+            "vector_crc": 0,
             "text": "",
             "metadata": dump_metadata(document, "metadata")[0],
             "embedding": b"",
         }
         for number, document in enumerate(documents)
     ]
-    connection.execute(insert(memories), rows)
+    connection.execute(insert(contents), said)
+
+
+def _matching(filter: dict[str, Any], connection: Connection) -> Any:
+    statement = select(memories.c.label).select_from(with_contents(1))
+    return statement.where(filters.condition(filter, connection.dialect.name))
 
 
 @pytest.fixture
@@ -191,11 +206,10 @@ def log(url: str) -> Any:
 def test_sql_means_what_python_means(log: Log, documents: list[dict[str, Any]], tried: list[dict[str, Any]]) -> None:
     with log.write() as connection:
         connection.execute(delete(memories))
+        connection.execute(delete(contents))
         _insert(connection, documents)
         for filter in tried:
-            found = connection.execute(
-                select(memories.c.label).where(filters.condition(filter, connection.dialect.name))
-            ).scalars()
+            found = connection.execute(_matching(filter, connection)).scalars()
             assert set(found) == {n for n, document in enumerate(documents) if matches(filter, document)}, filter
 
 
@@ -225,7 +239,7 @@ def test_examples(log: Log, filter: dict[str, Any], expected: list[int]) -> None
     ]
     with log.write() as connection:
         _insert(connection, documents)
-        statement = select(memories.c.label).where(filters.condition(filter, connection.dialect.name))
+        statement = _matching(filter, connection)
         assert list(connection.execute(statement.order_by(memories.c.label)).scalars()) == expected
     assert [n for n, document in enumerate(documents) if matches(filter, document)] == expected
 

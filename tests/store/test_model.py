@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -217,7 +217,7 @@ class Replicas(RuleBasedStateMachine):
         data=st.none() | metadata,
         stale=st.booleans(),
     )
-    def update(self, n: int, user: Any, id: str, text: Any, vector: int, data: Any, stale: bool) -> None:
+    def update(self, *, n: int, user: Any, id: str, text: Any, vector: int, data: Any, stale: bool) -> None:
         old = self.live(user).get(id)
         changes: dict[str, Any] = {"metadata": KEEP if data is None else data}
         if text is not None:
@@ -414,6 +414,7 @@ class Replicas(RuleBasedStateMachine):
 _settings = settings(
     deadline=None,
     max_examples=60,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
     stateful_step_count=30,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
@@ -443,5 +444,5 @@ def test_postgresql(postgres: str) -> None:
                 connection.execute(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
 
     machine = OnPostgres.TestCase
-    machine.settings = settings(_settings, max_examples=12)
+    machine.settings = settings(_settings, max_examples=10, phases=[Phase.generate])
     machine("runTest").runTest()

@@ -1,0 +1,104 @@
+"""After a deletion no file under the data directory holds the text: checked by searching the bytes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from store import Append, IndexOptions, NewMemory, Search, Store
+
+from .conftest import DIM, Clock
+
+T = "default"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/log.db"
+
+
+def files_with(folder: Path, secret: bytes) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file() and secret in path.read_bytes()]
+
+
+def settle(clock: Clock, *stores: Store) -> None:
+    """The background work of at most 60 s."""
+    for _ in range(5):
+        clock.advance(11)
+        for store in stores:
+            while store.fold():
+                pass
+
+
+def put(store: Store, user: str, id: str, text: str, vector: np.ndarray, **fields: object) -> None:
+    memory = NewMemory(id, text, vector, **fields)  # type: ignore[arg-type]
+    (result,) = store.append([Append(T, user, (memory,), upsert=True, issued_at=store._now())])
+    assert not isinstance(result, Exception), result
+
+
+def test_nothing_is_left_of_a_user_or_a_memory(
+    open_store: Callable[..., Store], tmp_path: Path, clock: Clock, rng: np.random.Generator
+) -> None:
+    one, other = open_store(index=IndexOptions(switch=60)), open_store(index=IndexOptions(switch=60))
+    chance = random.Random(5)
+    vectors = rng.normal(size=(400, DIM)).astype(np.float32)
+    for n in range(400):  # users interleaved, texts of many sizes, so that pages split and rows move
+        user = ("keep", "gone")[n % 2]
+        filler = "x" * chance.randrange(0, 900)
+        put(
+            one, user, str(n), f"secret-{user}-{n}-text {filler}", vectors[n], metadata={"m": f"secret-{user}-{n}-meta"}
+        )
+    for n in chance.sample(range(400), 200):
+        user = ("keep", "gone")[n % 2]
+        filler = "y" * chance.randrange(0, 1800)
+        one.update(T, user, str(n), text=f"secret-{user}-{n}-new {filler}", vector=vectors[n] + 1)
+    for store in (one, other):
+        store.search([Search(T, user, vectors[0], 5) for user in ("keep", "gone")])
+        settle(clock, store)
+    deleted = [n for n in range(0, 400, 2) if chance.random() < 0.3]
+    for n in deleted:
+        one.delete(T, "keep", str(n))
+    one.erase_user(T, "gone")
+    settle(clock, one, other)
+
+    assert files_with(tmp_path, b"secret-keep-") == ["log.db"]
+    left = (tmp_path / "log.db").read_bytes()
+    assert left.count(b"secret-gone") == 0
+    for n in deleted:
+        assert f"secret-keep-{n}-".encode() not in left
+    for n in [*range(1, 400, 2), *deleted]:
+        for vector in (vectors[n], vectors[n] + 1):
+            assert files_with(tmp_path, vector.astype("<f4").tobytes()) == []
+
+
+def test_expired_memories_leave_the_files_too(store: Store, tmp_path: Path, clock: Clock) -> None:
+    from datetime import timedelta
+
+    soon = clock.now + timedelta(seconds=5)
+    put(store, "ann", "1", "secret-expired", np.ones(DIM, np.float32), expires_at=soon)
+    settle(clock, store)
+    assert files_with(tmp_path, b"secret-expired") == []
+
+
+def test_the_other_stores_snapshots_go_too(
+    open_store: Callable[..., Store], tmp_path: Path, clock: Clock, rng: np.random.Generator
+) -> None:
+    one, other = open_store(), open_store()
+    vectors = rng.normal(size=(100, DIM)).astype(np.float32)
+    for n, vector in enumerate(vectors):
+        put(one, "ann", str(n), f"text {n}", vector)
+    for store in (one, other):
+        store.search([Search(T, "ann", vectors[0], 5)])
+        settle(clock, store)
+    folders = [tmp_path / "snapshots0", tmp_path / "snapshots1"]
+    assert [len(list(folder.iterdir())) for folder in folders] == [2, 2]
+    one.delete(T, "ann", "7")
+    assert [len(list(folder.iterdir())) for folder in folders] == [0, 2]
+    settle(clock, one, other)
+    assert [len(list(folder.iterdir())) for folder in folders] == [0, 0]
+    unit = vectors[7] / np.linalg.norm(vectors[7].astype(np.float64))
+    assert files_with(tmp_path, unit.astype("<f4").tobytes()[:16]) == []

@@ -1,0 +1,147 @@
+"""Snapshots: whole or not there, and never trusted before their checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from store import Append, IndexOptions, NewMemory, Search, SearchResult, Store
+from store.snapshots import Name, Snapshots
+
+DIM = 8
+T = "default"
+OPTIONS = IndexOptions(switch=50)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/log.db"
+
+
+@pytest.fixture
+def vectors(rng: np.random.Generator) -> Any:
+    return rng.normal(size=(120, DIM)).astype(np.float32)
+
+
+def fill(store: Store, vectors: Any) -> None:
+    memories = tuple(NewMemory(str(n), f"text {n}", vector) for n, vector in enumerate(vectors))
+    store.append([Append(T, "ann", memories, issued_at=store._now())])
+    answers(store, vectors)
+    while store.fold():
+        pass
+
+
+def answers(store: Store, vectors: Any) -> list[list[str]]:
+    results = store.search([Search(T, "ann", vector, 5) for vector in vectors[:10]])
+    return [[memory.id for memory in result.results] for result in results if isinstance(result, SearchResult)]
+
+
+def test_a_restart_begins_with_the_snapshot(open_store: Callable[..., Store], tmp_path: Path, vectors: Any) -> None:
+    folder = tmp_path / "snapshots"
+    first = open_store(index=OPTIONS, snapshot_dir=folder)
+    fill(first, vectors)
+    expected = answers(first, vectors)
+    assert sorted(path.name for path in folder.iterdir()) == ["1-0-120.hnsw", "1-0-120.rows"]
+    first.append([Append(T, "ann", (NewMemory("late", "x", vectors[0]),), issued_at=first._now())])
+    second = open_store(index=OPTIONS, snapshot_dir=folder)
+    result = second.search([Search(T, "ann", vectors[0], 2)])[0]
+    assert isinstance(result, SearchResult)
+    assert (result.index, [memory.id for memory in result.results]) == ("hnsw", ["late", "0"])
+    second.delete(T, "ann", "late")
+    assert answers(second, vectors) == expected
+    assert list(folder.iterdir()) == []
+
+
+def test_a_snapshot_of_something_else_is_refused(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any
+) -> None:
+    folder = tmp_path / "snapshots"
+    store = open_store(index=OPTIONS, snapshot_dir=folder)
+    fill(store, vectors)
+    name = Name(1, 0, 120)
+    same = {"log_id": store.log.log_id, "model": "fake", "dim": DIM, "options": OPTIONS}
+    Snapshots(folder, **same).verify(name)
+    for other in ({"log_id": "x"}, {"model": "x"}, {"dim": 4}, {"options": IndexOptions(m=8)}):
+        with pytest.raises(ValueError, match="something else"):
+            Snapshots(folder, **{**same, **other}).verify(name)
+    for suffix in ("rows", "hnsw"):
+        (folder / f"1-0-120.{suffix}").rename(folder / f"2-0-120.{suffix}")
+    with pytest.raises(ValueError, match="something else"):
+        Snapshots(folder, **same).verify(Name(2, 0, 120))
+
+
+def test_what_a_dead_write_left_is_removed(open_store: Callable[..., Store], tmp_path: Path, vectors: Any) -> None:
+    folder = tmp_path / "snapshots"
+    store = open_store(index=OPTIONS, snapshot_dir=folder)
+    fill(store, vectors)
+    for left in ("1-0-130.hnsw.part", "1-0-130.rows.part", "7-0-1.hnsw", "junk"):
+        (folder / left).write_bytes(b"x")
+    open_store(index=OPTIONS, snapshot_dir=folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["1-0-120.hnsw", "1-0-120.rows"]
+
+
+def _damage(rng: np.random.Generator, data: bytes) -> bytes:
+    """Truncated, with bits flipped, with a stretch of zeros or noise, or with bytes added."""
+    damaged = bytearray(data)
+    match rng.integers(5):
+        case 0:
+            del damaged[rng.integers(len(data)) :]
+        case 1 | 2:
+            for bit in rng.integers(0, 8 * len(data), rng.integers(1, 4)).tolist():
+                damaged[bit // 8] ^= 1 << (bit % 8)
+        case 3:
+            at, size = int(rng.integers(len(data))), int(rng.integers(1, 512))
+            damaged[at : at + size] = rng.bytes(len(damaged[at : at + size]))
+        case 4:
+            damaged += rng.bytes(int(rng.integers(1, 64)))
+    return bytes(damaged)
+
+
+def test_no_damaged_snapshot_is_believed(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, rng: np.random.Generator
+) -> None:
+    folder = tmp_path / "snapshots"
+    store = open_store(index=OPTIONS, snapshot_dir=folder)
+    fill(store, vectors)
+    snapshots = Snapshots(folder, log_id=store.log.log_id, model="fake", dim=DIM, options=OPTIONS)
+    name = Name(1, 0, 120)
+    snapshots.verify(name)
+    files = [folder / "1-0-120.rows", folder / "1-0-120.hnsw"]
+    for path in files:
+        sound = path.read_bytes()
+        for _ in range(5000):
+            damaged = _damage(rng, sound)
+            if damaged == sound:
+                continue
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError):
+                snapshots.verify(name)
+        path.write_bytes(sound)
+    snapshots.verify(name)
+
+
+def test_a_damaged_snapshot_is_replaced_from_the_log(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, rng: np.random.Generator
+) -> None:
+    folder = tmp_path / "snapshots"
+    store = open_store(index=OPTIONS, snapshot_dir=folder)
+    fill(store, vectors)
+    expected = answers(store, vectors)
+    sound = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for round in range(60):
+        for name, data in sound.items():
+            (folder / name).write_bytes(data)
+        victim = folder / sorted(sound)[round % 2]
+        victim.write_bytes(_damage(rng, victim.read_bytes()))
+        if round % 10 == 9:
+            victim.unlink()
+        fresh = open_store(index=OPTIONS, snapshot_dir=folder)
+        assert answers(fresh, vectors) == expected
+        assert fresh.snapshots is not None
+        if victim.name.endswith("hnsw") or round % 10 != 9:
+            assert fresh.snapshots.refused <= 1
+        fresh.log.close()

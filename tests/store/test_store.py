@@ -1,0 +1,391 @@
+"""The face of the store, on SQLite and PostgreSQL: what each call answers, to the field."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from store import (
+    Append,
+    Appended,
+    AppendResult,
+    Conflict,
+    HistoryEvent,
+    IndexOptions,
+    InvalidInput,
+    LogUnavailable,
+    Memory,
+    NewMemory,
+    NotFound,
+    Search,
+    SearchResult,
+    Store,
+    UserStats,
+    errors,
+)
+
+from .conftest import DIM, Clock
+
+T = "default"
+EYE = np.eye(DIM, dtype=np.float32)
+
+
+def new(id: str, axis: int = 0, text: str | None = None, **fields: Any) -> NewMemory:
+    return NewMemory(id, text or f"text {id}", EYE[axis], **fields)
+
+
+def put(store: Store, user: str, *memories: NewMemory, **options: Any) -> Any:
+    options.setdefault("issued_at", store._now())
+    return store.append([Append(T, user, memories, **options)])[0]
+
+
+def find(store: Store, user: str, axis: int = 0, k: int = 10, **options: Any) -> list[str]:
+    result = store.search([Search(T, user, EYE[axis], k, **options)])[0]
+    assert isinstance(result, SearchResult), result
+    return [memory.id for memory in result.results]
+
+
+def test_a_batch_of_many_users_is_answered_in_order(store: Store) -> None:
+    results = store.append(
+        [
+            Append(T, "ann", (new("1", 0), new("2", 1)), issued_at=store._now()),
+            Append(T, "bob", (new("1", 2),), issued_at=store._now()),
+            Append("other", "ann", (new("1", 3),), issued_at=store._now()),
+            Append(T, "ann", (new("3", 4),), issued_at=store._now()),
+        ]
+    )
+    assert results == [
+        AppendResult([Appended("1", "added", 1), Appended("2", "added", 2)], 2),
+        AppendResult([Appended("1", "added", 1)], 1),
+        AppendResult([Appended("1", "added", 1)], 1),
+        AppendResult([Appended("3", "added", 3)], 3),
+    ]
+    assert find(store, "ann", 4) == ["3", "2", "1"]
+    assert find(store, "bob") == ["1"]
+
+
+def test_a_search_result_holds_the_memory(store: Store, clock: Clock) -> None:
+    vector = np.array([3, 4, 0, 0, 0, 0, 0, 0], np.float32)
+    expires_at = datetime(2030, 5, 1, 12, 0, 0, 123456, tzinfo=UTC)
+    data = {"z": 1, "a": [None, True, 1.5, "ä"], "o": {"k": -1}}
+    put(store, "ann", NewMemory("ü 1", "tea\nwith Ä", vector, data, expires_at))
+    result = store.search([Search(T, "ann", EYE[0], 3, include_vectors=True)])[0]
+    assert isinstance(result, SearchResult)
+    (memory,) = result.results
+    assert memory.vector is not None
+    assert memory.vector.tolist() == vector.tolist()
+    at = memory.created_at
+    assert replace(memory, vector=None) == Memory("ü 1", "ann", "tea\nwith Ä", data, at, at, expires_at, 1, score=0.6)
+    assert list(memory.metadata) == ["z", "a", "o"]
+    assert (result.index, result.version) == ("exact", 1)
+    assert clock.now - at < timedelta(seconds=1)
+
+
+def test_an_unknown_user_has_nothing(store: Store) -> None:
+    assert store.search([Search(T, "nobody", EYE[0])]) == [SearchResult([], "exact", 0)]
+    assert store.list(T, "nobody").memories == []
+    assert store.user(T, "nobody") == UserStats("nobody", 0, 0, 0, None, False)
+    assert list(store.export(T, "nobody")) == []
+    assert store.delete_where(T, "nobody", {"a": 1}) == 0
+    for call in (store.get, store.delete, store.history, store.update):
+        with pytest.raises(NotFound):
+            call(T, "nobody", "1")
+
+
+def test_the_same_id_and_content_is_unchanged(store: Store) -> None:
+    put(store, "ann", new("1", metadata={"a": 1, "b": 2}))
+    again = put(store, "ann", new("1", metadata={"b": 2, "a": 1}))
+    assert again == AppendResult([Appended("1", "unchanged", 1)], 1)
+
+
+def test_the_same_id_with_other_content_is_a_conflict_of_that_request_alone(store: Store) -> None:
+    put(store, "ann", new("1"))
+    at = store._now()
+    results = store.append(
+        [
+            Append(T, "ann", (new("2"), new("1", text="other")), issued_at=at),
+            Append(T, "ann", (new("3"),), issued_at=at),
+            Append(T, "ann", (new("1", text="other"),), upsert=True, issued_at=at),
+        ]
+    )
+    assert isinstance(results[0], Conflict)
+    assert (results[0].param, results[0].code) == ("memories.1.id", "id_conflict")
+    assert results[1:] == [
+        AppendResult([Appended("3", "added", 2)], 2),
+        AppendResult([Appended("1", "updated", 3)], 3),
+    ]
+    assert sorted(find(store, "ann")) == ["1", "3"]
+
+
+def test_duplicates_are_skipped_on_request(store: Store) -> None:
+    put(store, "ann", new("1", text="tea"))
+    put(store, "bob", new("9", text="tea"))
+    skipped = put(store, "ann", new("2", text="tea"), new("3", text="rain"), new("4", text="rain"), on_duplicate="skip")
+    assert skipped.memories == [
+        Appended("1", "unchanged", 1),
+        Appended("3", "added", 2),
+        Appended("3", "unchanged", 2),
+    ]
+    assert put(store, "ann", new("5", text="tea")).memories == [Appended("5", "added", 3)]
+
+
+@pytest.mark.parametrize(
+    ("memory", "param"),
+    [
+        (NewMemory("", "x", EYE[0]), "id"),
+        (NewMemory("a" * 257, "x", EYE[0]), "id"),
+        (NewMemory("a\x1f", "x", EYE[0]), "id"),
+        (NewMemory("a\x85", "x", EYE[0]), "id"),
+        (NewMemory("1", "a\0b", EYE[0]), "text"),
+        (NewMemory("1", "\ud800", EYE[0]), "text"),
+        (NewMemory("1", "x", np.zeros(DIM, np.float32)), "vector"),
+        (NewMemory("1", "x", np.full(DIM, np.nan, np.float32)), "vector"),
+        (NewMemory("1", "x", np.full(DIM, np.inf, np.float32)), "vector"),
+        (NewMemory("1", "x", np.ones(DIM + 1, np.float32)), "vector"),
+        (NewMemory("1", "x", EYE[0], {"a": {"b": [float("nan")]}}), "metadata.a.b.0"),
+        (NewMemory("1", "x", EYE[0], {"a": 2**63}), "metadata.a"),
+        (NewMemory("1", "x", EYE[0], {"a": "\0"}), "metadata.a"),
+        (NewMemory("1", "x", EYE[0], {"a": {1}}), "metadata.a"),
+        (NewMemory("1", "x", EYE[0], {1: 1}), "metadata"),  # type: ignore[dict-item]
+        (NewMemory("1", "x", EYE[0], {"a": "\udc00"}), "metadata"),
+        (NewMemory("1", "x", EYE[0], {}, datetime(2030, 1, 1)), "expires_at"),
+    ],
+)
+def test_what_cannot_be_stored_is_named(store: Store, memory: NewMemory, param: str) -> None:
+    at = store._now()
+    results = store.append(
+        [Append(T, "ann", (new("7"), memory), issued_at=at), Append(T, "ann", (new("8"),), issued_at=at)]
+    )
+    assert isinstance(results[0], InvalidInput)
+    assert results[0].param == f"memories.1.{param}"
+    assert results[1] == AppendResult([Appended("8", "added", 1)], 1)
+
+
+def test_vectors_of_any_length_are_compared_by_direction(store: Store) -> None:
+    tiny, huge = EYE[0] * np.float32(1e-15), EYE[1] * np.float32(1e15)
+    put(store, "ann", NewMemory("tiny", "a", tiny), NewMemory("huge", "b", huge))
+    result = store.search([Search(T, "ann", (EYE[0] + EYE[1]) * np.float32(1e-12), 2)])[0]
+    assert isinstance(result, SearchResult)
+    assert [(memory.id, memory.score) for memory in result.results] == [("huge", 0.707107), ("tiny", 0.707107)]
+
+
+def test_ties_go_to_the_newest(store: Store) -> None:
+    for n in range(20):
+        put(store, "ann", new(str(n)))
+    put(store, "ann", new("5", metadata={"new": True}), upsert=True)
+    assert find(store, "ann", k=3) == ["5", "19", "18"]
+
+
+def test_min_score_and_filter(store: Store) -> None:
+    put(store, "ann", *(new(str(n), n, metadata={"even": n % 2 == 0}) for n in range(DIM)))
+    assert find(store, "ann", 3, min_score=0.5) == ["3"]
+    assert sorted(find(store, "ann", 3, filter={"even": True})) == ["0", "2", "4", "6"]
+    assert find(store, "ann", filter={"even": "no"}) == []
+    result = store.search([Search(T, "ann", EYE[0], filter={"AND": [{"even": {"foo": 1}}]})])[0]
+    assert isinstance(result, InvalidInput)
+    assert result.param == "filter.AND.0.even.foo"
+
+
+@pytest.mark.parametrize(
+    ("search", "param"),
+    [
+        (Search(T, "ann", EYE[0], 0), "top_k"),
+        (Search(T, "ann", np.zeros(DIM, np.float32)), "vector"),
+        (Search(T, "ann", np.ones(3, np.float32)), "vector"),
+    ],
+)
+def test_a_wrong_search_fails_alone(store: Store, search: Search, param: str) -> None:
+    put(store, "ann", new("1"))
+    wrong, right = store.search([search, Search(T, "ann", EYE[0])])
+    assert isinstance(wrong, InvalidInput)
+    assert wrong.param == param
+    assert isinstance(right, SearchResult)
+    assert len(right.results) == 1
+
+
+def test_two_stores_see_each_others_writes_at_once(open_store: Callable[..., Store]) -> None:
+    one, other = open_store(), open_store()
+    put(one, "ann", new("1"))
+    assert find(other, "ann") == ["1"]
+    put(other, "ann", new("2"))
+    assert find(one, "ann") == ["2", "1"]
+    one.delete(T, "ann", "1")
+    assert find(other, "ann") == ["2"]
+    one.erase_user(T, "ann")
+    assert find(other, "ann") == []
+    put(other, "ann", new("3"))
+    assert find(one, "ann") == ["3"]
+
+
+def test_update_changes_what_is_given(store: Store) -> None:
+    put(store, "ann", new("1", metadata={"a": 1}))
+    before = store.get(T, "ann", "1")
+    assert store.update(T, "ann", "1") == before
+    assert store.update(T, "ann", "1", metadata={"a": 1}) == before
+    moved = store.update(T, "ann", "1", metadata={"a": 2}, if_version=1)
+    assert moved == replace(before, metadata={"a": 2}, version=2, updated_at=moved.updated_at)
+    told = store.update(T, "ann", "1", text="new", vector=EYE[5])
+    assert (told.text, told.metadata, told.version) == ("new", {"a": 2}, 3)
+    vector = store.get(T, "ann", "1", include_vector=True).vector
+    assert vector is not None
+    assert vector.tolist() == EYE[5].tolist()
+    with pytest.raises(Conflict) as caught:
+        store.update(T, "ann", "1", metadata={}, if_version=2)
+    assert (caught.value.param, caught.value.code) == ("if_version", "version_mismatch")
+    with pytest.raises(InvalidInput):
+        store.update(T, "ann", "1", text="without its vector")
+    events = [(event.event, event.version, event.text, event.metadata) for event in store.history(T, "ann", "1")]
+    assert events == [
+        ("added", 1, "text 1", {"a": 1}),
+        ("updated", 2, "text 1", {"a": 2}),
+        ("updated", 3, "new", {"a": 2}),
+    ]
+
+
+def test_a_deleted_memory_leaves_only_its_dates(store: Store) -> None:
+    put(store, "ann", new("1"), new("2"))
+    store.update(T, "ann", "1", metadata={"secret": 1})
+    assert store.delete(T, "ann", "1") == 4
+    first, second, third = store.history(T, "ann", "1")
+    assert first == HistoryEvent("added", first.at, 1)
+    assert second == HistoryEvent("updated", second.at, 3)
+    assert third == HistoryEvent("deleted", third.at, 4)
+    for call in (store.get, store.delete, store.update):
+        with pytest.raises(NotFound):
+            call(T, "ann", "1")
+    assert put(store, "ann", new("1", text="again")).memories == [Appended("1", "added", 5)]
+    assert [event.text for event in store.history(T, "ann", "1")] == [None, None, None, "again"]
+
+
+def test_a_write_that_was_on_its_way_does_not_bring_back_what_was_erased(store: Store) -> None:
+    put(store, "ann", new("1"), new("2"))
+    sent = store._now()
+    store.delete(T, "ann", "1")
+    late = put(store, "ann", new("1"), issued_at=sent)
+    assert isinstance(late, Conflict)
+    assert late.code == "deleted"
+    assert store.erase_user(T, "ann") == (1, 4)
+    late = put(store, "ann", new("3"), issued_at=sent)
+    assert isinstance(late, Conflict)
+    assert late.code == "erased"
+    assert find(store, "ann") == []
+    assert put(store, "ann", new("3")).version == 5
+    assert store.erase_user(T, "nobody") == (0, 1)
+    assert isinstance(put(store, "nobody", new("1"), issued_at=sent), Conflict)
+
+
+def test_what_has_expired_is_gone(store: Store, clock: Clock) -> None:
+    put(store, "ann", new("1", expires_at=clock.now + timedelta(seconds=5)), new("2"))
+    assert find(store, "ann") == ["2", "1"]
+    clock.advance(10)
+    assert find(store, "ann") == ["2"]
+    assert [memory.id for memory in store.list(T, "ann").memories] == ["2"]
+    with pytest.raises(NotFound):
+        store.get(T, "ann", "1")
+    while store.fold():
+        pass
+    assert [event.event for event in store.history(T, "ann", "1")] == ["added", "deleted"]
+    assert store.history(T, "ann", "1")[0].text is None
+    assert store.user(T, "ann").memories == 1
+
+
+def test_pages_follow_one_another(store: Store) -> None:
+    for n in range(25):
+        put(store, "ann", new(f"{n:02}", metadata={"n": n}))
+    store.update(T, "ann", "03", metadata={"n": -1})
+
+    def pages(**options: Any) -> list[list[str]]:
+        found, cursor = [], None
+        while True:
+            page = store.list(T, "ann", cursor=cursor, **options)
+            found.append([memory.id for memory in page.memories])
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
+
+    names = [f"{n:02}" for n in range(25)]
+    assert pages(limit=10, order="created_at") == [names[:10], names[10:20], names[20:]]
+    assert pages(limit=25) == [names[::-1]]
+    by_update = [id for page in pages(limit=7, order="updated_at") for id in page]
+    assert by_update == [*names[:3], *names[4:], "03"]
+    assert pages(limit=2, order="-updated_at", filter={"n": {"lt": 3}}) == [["03", "02"], ["01", "00"]]
+    for options, param in (
+        ({"limit": 0}, "limit"),
+        ({"limit": 1001}, "limit"),
+        ({"order": "size"}, "order"),
+        ({"cursor": "?"}, "cursor"),
+        ({"cursor": store.list(T, "ann", limit=1).next_cursor, "order": "created_at"}, "cursor"),
+        ({"filter": {"a": {"b": 1}}}, "filter.a.b"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            store.list(T, "ann", **options)  # type: ignore[arg-type]
+        assert caught.value.param == param
+
+
+def test_delete_where(store: Store) -> None:
+    put(store, "ann", *(new(str(n), n, metadata={"n": n}) for n in range(6)))
+    assert store.delete_where(T, "ann", {"n": {"gte": 2}}) == 4
+    assert sorted(find(store, "ann")) == ["0", "1"]
+    with pytest.raises(InvalidInput):
+        store.delete_where(T, "ann", {})
+    assert store.user(T, "ann").version == 10
+
+
+def test_users_and_their_sizes(store: Store) -> None:
+    for name in ("bob", "ann", "änne", "an", "Zoe", "erased"):
+        put(store, name, new("1", text="äb", metadata={"k": 1}))
+    store.append([Append("other", "ann", (new("1"),), issued_at=store._now())])
+    store.erase_user(T, "erased")
+    first = store.users(T, limit=3)
+    assert [user.user_id for user in first.users] == ["Zoe", "an", "ann"]
+    rest = store.users(T, limit=3, cursor=first.next_cursor)
+    assert [user.user_id for user in rest.users] == ["bob", "änne"]
+    assert rest.next_cursor is None
+    assert [user.user_id for user in store.users(T, prefix="an").users] == ["an", "ann"]
+    size = 3 + len('{"k":1}') + 4 * DIM
+    assert store.user(T, "ann") == UserStats("ann", 1, 1, size, None, False)
+    find(store, "ann")
+    assert store.user(T, "ann") == UserStats("ann", 1, 1, size, "exact", True)
+
+
+def test_least_recently_used_indexes_leave_first(open_store: Callable[..., Store]) -> None:
+    store = open_store(index_budget_bytes=8000)
+    for name in ("a", "b", "c", "d"):
+        put(store, name, *(new(str(n), n % DIM, text=name + str(n)) for n in range(40)))
+    for name in ("a", "b", "a", "c"):
+        assert len(find(store, name, k=50)) == 40
+    assert [store.user(T, name).resident for name in "abcd"] == [True, False, True, False]
+    assert store.resident.bytes <= 8000
+
+
+def test_a_log_that_cannot_be_reached_is_unavailable() -> None:
+    with pytest.raises(LogUnavailable):
+        Store.open("postgresql://test@127.0.0.1:1/none", dim=DIM, model="fake", lock_timeout_s=1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
+def test_errors_survive_pickling(kind: type[errors.StoreError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("message", "a.b", "code")))
+    assert (type(error), str(error), error.param, error.code) == (kind, "message", "a.b", "code")
+
+
+def test_large_users_are_searched_through_the_graph(open_store: Callable[..., Store], rng: np.random.Generator) -> None:
+    store = open_store(index=IndexOptions(switch=50))
+    vectors = rng.normal(size=(200, DIM)).astype(np.float32)
+    put(store, "ann", *(NewMemory(str(n), "x", vector, {"n": n}) for n, vector in enumerate(vectors)))
+    first = store.search([Search(T, "ann", vectors[7], 5)])[0]
+    while store.fold():
+        pass
+    folded = store.search([Search(T, "ann", vectors[7], 5)])[0]
+    assert isinstance(first, SearchResult)
+    assert isinstance(folded, SearchResult)
+    assert (first.index, folded.index) == ("exact", "hnsw")
+    assert first.results == folded.results
+    put(store, "ann", NewMemory("new", "x", vectors[7]))
+    assert len(find(store, "ann", k=1000)) == 201
