@@ -41,8 +41,8 @@ READY_WITHIN_S = 300.0
 TERMINATE_WITHIN_S = 5.0
 OBJECT_STORE_BYTES = 256 * 1024**2
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
-# Gateways listen behind HAProxy from 30000 up, and share a port that is taken (SO_REUSEPORT): a second server on this
-# machine must have ports of its own, or it would answer the first one's requests.
+# Behind HAProxy gateways listen from 30000 up, Serve's own proxy (the fallback) on 8500, and all of them share a port
+# that is taken (SO_REUSEPORT): a second server on this machine needs ports of its own, or it answers the first's requests.
 GATEWAY_PORTS = range(30_000, 32_000, 100)
 GRPC_OFFSET = 10_000
 
@@ -144,6 +144,7 @@ def _environment() -> dict[str, str]:
     for protocol, offset in (("HTTP", 0), ("GRPC", GRPC_OFFSET)):
         env[f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT"] = str(first + offset)
         env[f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT"] = str(first + offset + GATEWAY_PORTS.step - 1)
+        env[f"RAY_SERVE_FALLBACK_PROXY_{protocol}_PORT"] = str(first + offset + GATEWAY_PORTS.step - 1)
     for name, port in HAPROXY_PORTS.items():
         env[name] = str(port if _is_free("", port) else _free_port())
     # What the user set wins.

@@ -81,6 +81,12 @@ class Server:
                 return line
         raise AssertionError("the server ended before it was ready:\n" + "\n".join(self.seen))
 
+    def all_lines(self) -> list[str]:
+        """What it has said, once it has ended."""
+        while (line := self.lines.get(timeout=EXIT_WITHIN_S)) is not None:
+            self.seen.append(line)
+        return self.seen
+
     def descendants(self) -> list[psutil.Process]:
         assert self.process is not None
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -2,7 +2,6 @@
 
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,13 @@ import pytest
 
 from tests.cluster.server import EXIT_WITHIN_S, Server, free_port
 
-FAKE_ARGS: dict[str, Any] = {"model": {"provider": "fake"}, "embedder": {"num_cpus": 0.1}}
+FAKE_ARGS: dict[str, Any] = {"model": {"provider": "fake", "name": "fake"}, "embedder": {"num_cpus": 0.1}}
+
+Launch = Callable[..., Server]
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def launch(tmp_path: Path) -> Iterator[Launch]:
     """Makes servers in this test's folder; what still runs at its end is ended."""
     servers: list[Server] = []
 
@@ -30,21 +31,17 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             server.stop()
 
 
-def refused(server: Server) -> str:
-    """Launch a server that cannot start: it says one line, exits with 1 within seconds, and leaves nothing behind."""
-    started = time.monotonic()
+def refused(server: Server, within_s: float = 30.0) -> str:
+    """Launch a server that cannot start: it says one line, exits with 1 in time, and leaves nothing behind."""
     server.launch()
     assert server.process is not None
-    assert server.process.wait(timeout=30) == 1
-    assert time.monotonic() - started < 30
-    lines = []
-    while (line := server.lines.get(timeout=5)) is not None:
-        lines.append(line)
-    (line,) = lines
-    return line
+    assert server.process.wait(timeout=within_s) == 1
+    lines = server.all_lines()
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
-def test_a_taken_port_is_one_line(launch: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_taken_port_is_one_line(launch: Launch, tmp_path: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -63,19 +60,17 @@ def test_a_taken_port_is_one_line(launch: Callable[..., Server], tmp_path: Path)
         ({"store": {"url": "sqlite:////proc/no/memserve.db"}}, "store.url: cannot make /proc/no"),
     ],
 )
-def test_a_wrong_setting_is_one_line(
-    launch: Callable[..., Server], tmp_path: Path, args: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_setting_is_one_line(launch: Launch, tmp_path: Path, args: dict[str, Any], message: str) -> None:
     assert message in refused(launch(args))
 
 
-def test_a_config_that_is_not_there_is_one_line(launch: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_config_that_is_not_there_is_one_line(launch: Launch, tmp_path: Path) -> None:
     server = launch(FAKE_ARGS)
     server.config.unlink()
     assert refused(server).endswith("serve_config.yaml: No such file or directory")
 
 
-def test_a_folder_that_holds_no_model_is_one_line(launch: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_model_is_one_line(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     line = refused(launch({"model": {"name": str(tmp_path / "model")}}))
     assert (
@@ -83,34 +78,20 @@ def test_a_folder_that_holds_no_model_is_one_line(launch: Callable[..., Server],
     )
 
 
-def test_a_hub_model_that_cannot_be_had_is_one_line(launch: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_hub_model_that_cannot_be_had_is_one_line(launch: Launch, tmp_path: Path) -> None:
     line = refused(launch({"model": {"name": "nobody/no-such-model"}}))
     assert line.startswith("memserve: model.name: 'nobody/no-such-model' is no folder, and no hub model")
 
 
-def test_a_model_that_does_not_load_is_one_line(launch: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_model_that_does_not_load_is_one_line(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    line = refused_late(launch({"model": {"name": str(tmp_path / "model")}}))
+    line = refused(launch({"model": {"name": str(tmp_path / "model")}}), within_s=100)
     assert line.startswith(f"memserve: The model '{tmp_path}/model' cannot be loaded: ")
 
 
-def refused_late(server: Server) -> str:
-    """As `refused`, for what only shows when the replica loads it."""
-    server.launch()
-    assert server.process is not None
-    assert server.process.wait(timeout=100) == 1
-    lines = []
-    while (line := server.lines.get(timeout=5)) is not None:
-        lines.append(line)
-    (line,) = lines
-    return line
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_everything_ends_with_the_server_and_the_memories_stay(
-    launch: Callable[..., Server], tmp_path: Path, number: int
-) -> None:
+def test_everything_ends_with_the_server_and_the_memories_stay(launch: Launch, tmp_path: Path, number: int) -> None:
     server = launch(FAKE_ARGS)
     line = server.start()
     assert line == f"memserve is ready: {server.url}  model fake on cpu (float32)  data {tmp_path}/data/memserve.db"
