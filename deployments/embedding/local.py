@@ -115,7 +115,7 @@ class LocalModel(Model):
         half = weights != torch.float32
         unpaddable = (half or not on_gpu) and unpadded.install(self._transformer.model)
         self.pads = not (unpaddable and self._agrees_without_padding(weights))
-        if not on_gpu and half and packed.available():
+        if not on_gpu and packed.available(weights):
             packed.pack_linears(network)
         self._gpu = None
         if on_gpu and not self.pads:

@@ -14,9 +14,13 @@ from typing import Any
 import torch
 
 
-def available() -> bool:
-    """Whether this build of torch has oneDNN with the operators that are used here."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def available(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has the operators that are used here, and this CPU can run them in a dtype."""
+    ops = torch.ops.mkldnn
+    if not (torch.backends.mkldnn.is_available() and hasattr(ops, "_linear_pointwise")):
+        return False
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return dtype in supported and hasattr(ops, supported[dtype]) and bool(getattr(ops, supported[dtype])())
 
 
 def pack_linears(model: torch.nn.Module) -> int:
