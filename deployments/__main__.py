@@ -9,10 +9,8 @@ daemon which detached itself, as HAProxy does on a reload, is still theirs to fi
 """
 
 import argparse
-import contextlib
 import ctypes
 import fcntl
-import io
 import logging
 import os
 import re
@@ -42,7 +40,7 @@ TERMINATE_WITHIN_S = 5.0
 OBJECT_STORE_BYTES = 256 * 1024**2
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
 # Behind HAProxy gateways listen from 30000 up, Serve's own proxy (the fallback) on 8500, and all of them share a port
-# that is taken (SO_REUSEPORT): a second server on this machine needs ports of its own, or it answers the first's requests.
+# that is taken (SO_REUSEPORT): a second server on this machine needs ports of its own, or it answers for the first.
 GATEWAY_PORTS = range(30_000, 32_000, 100)
 GRPC_OFFSET = 10_000
 
@@ -352,11 +350,21 @@ def _shut_down() -> None:
     import ray
     from ray import serve
 
-    if ray.is_initialized():
-        # Ray reports the end of Serve's controller, which was asked for, as an error on stderr.
-        with contextlib.redirect_stderr(io.StringIO()):
-            serve.shutdown()
-            ray.shutdown()
+    if not ray.is_initialized():
+        return
+    # Ray's threads report the end of Serve's controller, which was asked for, as an error, and may do so late: nothing
+    # that this process says from here on is news, but for a shutdown that fails.
+    stderr = os.dup(sys.stderr.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(nowhere, stream.fileno())
+    try:
+        serve.shutdown()
+        ray.shutdown()
+    except BaseException:
+        os.dup2(stderr, sys.stderr.fileno())
+        raise
 
 
 if __name__ == "__main__":
