@@ -24,13 +24,21 @@ from deployments.embedding.model import Model, ModelInfo, TextToken, Tokens, Tru
 from deployments.embedding.packing import pick
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Unavailable, UpstreamFailed
 
-# Texts are tokenised in groups of about this many characters, so that a huge request does not hold up a small one.
-_TOKENISE_CHARS = 65_536
+# Inputs are tokenised in groups of about this many characters, so that a huge request does not hold up a small one.
+_TOKENISE_CHARACTERS = 65_536
+# Of ordinary text; what waits to be tokenised is bounded by it before its tokens are known.
+_CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds that a request spent; of its slowest text where texts differ."""
+    """Seconds that a request spent; of its slowest text where texts differ.
+
+    Attributes:
+        queue_s: from tokenised to the start of the forward.
+        tokenise_s: from arrival to tokenised.
+        forward_s: of the forward that its text was in.
+    """
 
     queue_s: float
     tokenise_s: float
@@ -112,8 +120,13 @@ class _Vector:
     forward_s: float
 
 
-# A request's texts, ready for the device, and the seconds that it took.
-_Tokenised = tuple[list[Tokens], float]
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """An input on its way to the tokeniser."""
+
+    given: str | list[int]
+    prompt: str
+    truncate: Truncate
 
 
 class Engine:
@@ -145,8 +158,14 @@ class Engine:
         self._on_batch = on_batch
         self._forwards = self._texts = self._tokens = self._padded_tokens = self._failed_texts = 0
         self._forward_s = 0.0
-        self._tokeniser: Batcher[EmbedRequest, _Tokenised] = Batcher(
-            self._tokenise, in_flight=1, budget=_TOKENISE_CHARS, cost=_characters, bisect=True, clock=clock
+        self._tokeniser: Batcher[_Input, Tokens | int] = Batcher(
+            self._tokenise,
+            in_flight=1,
+            budget=_TOKENISE_CHARACTERS,
+            cost=lambda one: len(one.prompt) + len(one.given),
+            max_queued=None if max_queued_tokens is None else max_queued_tokens * _CHARACTERS_PER_TOKEN,
+            bisect=True,
+            clock=clock,
         )
         in_flight = forwards_in_flight or model.forwards_in_flight
         self._texts_queue: Batcher[_Text, _Vector] | None = None
@@ -186,6 +205,11 @@ class Engine:
         max_queued_tokens: int | None = None,
     ) -> None:
         """Change the limits while it runs; None as in the constructor."""
+        self._tokeniser.reconfigure(
+            in_flight=1,
+            budget=_TOKENISE_CHARACTERS,
+            max_queued=None if max_queued_tokens is None else max_queued_tokens * _CHARACTERS_PER_TOKEN,
+        )
         self._device.reconfigure(
             in_flight=forwards_in_flight or self.model.forwards_in_flight,
             budget=(max_batch_tokens or self.model.max_batch_tokens) if self._texts_queue else 1,
@@ -212,8 +236,11 @@ class Engine:
             Unavailable: the engine is closed.
         """
         self._check(request)
-        self._device.admit(len(request.inputs))  # before any work; with the exact count once it is known
-        tokens, tokenise_s = await self._tokeniser.submit(request)
+        # Before any work is done for it; by its tokens once they are known.
+        self._device.admit(len(request.inputs) + self._tokeniser.queued_cost // _CHARACTERS_PER_TOKEN)
+        arrived = self._clock()
+        inputs = [_Input(given, request.prompt, request.truncate) for given in request.inputs]
+        tokens = [self._fitting(*answer) for answer in enumerate(await self._tokeniser.submit_all(inputs))]
         queued_at = self._clock()
         texts = [_Text(one, queued_at) for one in tokens]
         if self._texts_queue is not None:
@@ -231,7 +258,11 @@ class Engine:
             np.stack([vector.row for vector in vectors]),
             np.fromiter((len(one) for one in tokens), np.int32, len(tokens)),
             np.fromiter((one.truncated for one in tokens), np.bool_, len(tokens)),
-            Timings(max(vector.queue_s for vector in vectors), tokenise_s, max(vector.forward_s for vector in vectors)),
+            Timings(
+                max(vector.queue_s for vector in vectors),
+                queued_at - arrived,
+                max(vector.forward_s for vector in vectors),
+            ),
         )
 
     def _check(self, request: EmbedRequest) -> None:
@@ -254,31 +285,27 @@ class Engine:
                         f"Token id {outside} is outside the vocabulary of {vocab_size} tokens.", f"input.{index}"
                     )
 
-    async def _tokenise(self, requests: list[EmbedRequest]) -> list[_Tokenised | Exception]:
-        started = self._clock()
+    async def _tokenise(self, inputs: list[_Input]) -> list[Tokens | int | Exception]:
         alike: dict[tuple[str, Truncate, bool], list[int]] = {}
-        for index, request in enumerate(requests):
-            are_texts = isinstance(request.inputs[0], str)
-            alike.setdefault((request.prompt, request.truncate, are_texts), []).append(index)
-        tokens: list[list[Tokens | int]] = [[] for _ in requests]
+        for index, one in enumerate(inputs):
+            alike.setdefault((one.prompt, one.truncate, isinstance(one.given, str)), []).append(index)
+        answers: list[Tokens | int | Exception] = [0] * len(inputs)
         for (prompt, truncate, _), members in alike.items():
-            inputs: list[Any] = [given for index in members for given in requests[index].inputs]
-            made = iter(await self.model.tokenise(inputs, prompt, truncate))
-            for index in members:
-                tokens[index] = [next(made) for _ in requests[index].inputs]
-        seconds = self._clock() - started
-        return [self._fitting(one, seconds) for one in tokens]
+            given: list[Any] = [inputs[index].given for index in members]
+            made = await self.model.tokenise(given, prompt, truncate)
+            for index, tokens in zip(members, made, strict=True):
+                answers[index] = tokens
+        return answers
 
-    def _fitting(self, tokens: list[Tokens | int], seconds: float) -> _Tokenised | Exception:
-        fitting = []
-        for index, one in enumerate(tokens):
-            if isinstance(one, int):
-                message = f"Input {index} has {one} tokens; the model reads at most {self.info.max_tokens}."
-                return InvalidRequest(message, f"input.{index}", "context_length_exceeded")
-            if len(one) == 0:
-                return InvalidRequest("There is nothing to embed in this input.", f"input.{index}")
-            fitting.append(one)
-        return fitting, seconds
+    def _fitting(self, index: int, tokens: Tokens | int | Exception) -> Tokens:
+        if isinstance(tokens, Exception):
+            raise _error_of(tokens, index) from tokens
+        if isinstance(tokens, int):
+            message = f"Input {index} has {tokens} tokens; the model reads at most {self.info.max_tokens}."
+            raise InvalidRequest(message, f"input.{index}", "context_length_exceeded")
+        if len(tokens) == 0:
+            raise InvalidRequest("There is nothing to embed in this input.", f"input.{index}")
+        return tokens
 
     async def _forward_alone(self, requests: list[list[_Text]]) -> list[list[_Vector | Exception] | Exception]:
         answers: list[list[_Vector | Exception] | Exception] = []
@@ -358,10 +385,6 @@ class Engine:
         await self._tokeniser.close()
         await self._device.close()
         await self.model.close()
-
-
-def _characters(request: EmbedRequest) -> int:
-    return sum(len(given) for given in request.inputs) + len(request.inputs) * len(request.prompt)
 
 
 def _error_of(error: Exception, index: int) -> Exception:

@@ -167,9 +167,14 @@ class LocalModel(Model):
                 ids, too_long = list(given), len(given) > limit
             if len(ids) > limit and truncate == "none":
                 answer.append(len(ids))
-            else:
-                cut = ids[-limit:] if truncate == "start" else ids[:limit]
-                answer.append(Tokens(cut, prompt_tokens if isinstance(given, str) else 0, too_long))
+                continue
+            cut = ids[-limit:] if truncate == "start" else ids[:limit]
+            leading = prompt_tokens if isinstance(given, str) else 0
+            if isinstance(given, str) and leading and too_long and truncate == "start":
+                # The prompt was the first to go; what is in front of it, as [CLS], was not.
+                dropped = len(self._tokenisers["none"].encode(prompt + given)) - limit
+                leading = max(int(ids[0] in self._special), leading - dropped)
+            answer.append(Tokens(cut, leading, too_long))
         return answer
 
     def _prompt_tokens(self, prompt: str) -> int:

@@ -178,6 +178,15 @@ async def test_truncation_keeps_the_special_tokens_and_the_asked_for_end(minilm:
     assert isinstance(exact, Tokens) and len(exact) == 256 and not exact.truncated
 
 
+async def test_a_prompt_that_was_cut_away_is_not_cut_out_of_the_pooling(tiny: Callable[..., Path]) -> None:
+    model = LocalModel(str(tiny("bert", "mean", include_prompt=False)), device="cpu", dtype="float32")
+    for words, leading in ((59, 4), (60, 3), (61, 2), (70, 1)):  # [CLS] search query: and 64 tokens in all
+        (tokens,) = await model.tokenise(["a " * words], "search query: ", "start")
+        assert isinstance(tokens, Tokens)
+        assert (tokens.prompt_tokens, tokens.truncated) == (leading, leading < 4)
+    await model.close()
+
+
 async def test_token_ids_are_used_verbatim(minilm: LocalModel) -> None:
     ids = list(minilm._tokenisers["none"].encode("a cat sat").ids)
     engine = Engine(minilm)
