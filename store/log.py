@@ -190,6 +190,23 @@ class Log:
                 raw.close()
         return not busy
 
+    def vacuum(self) -> None:
+        """Write the database's files anew, without what was removed (SQLite), or mark its space as free (PostgreSQL).
+
+        Raises:
+            LogUnavailable: another process is in the way.
+        """
+        with _translated():
+            if self.path is None:
+                with self.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                    connection.execute(text("VACUUM"))
+                return
+            raw = self.engine.raw_connection()  # in no transaction, where SQLAlchemy would begin one
+            try:
+                raw.cursor().execute("VACUUM")
+            finally:
+                raw.close()
+
     def wal_bytes(self) -> int:
         """Size of SQLite's write-ahead log; 0 on PostgreSQL."""
         if self.path is None:
@@ -285,7 +302,7 @@ def _look_over(path: Path, quick_check_bytes: int) -> None:
     if size == 0:
         return
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=5)
+        connection = sqlite3.connect(path, timeout=5)
         try:
             check = "quick_check" if size <= quick_check_bytes else "schema_version"
             answer = connection.execute(f"PRAGMA {check}").fetchone()[0]
@@ -293,6 +310,8 @@ def _look_over(path: Path, quick_check_bytes: int) -> None:
             connection.close()
     except sqlite3.Error as error:
         raise _from_driver(error, error) from error
+    except UnicodeDecodeError as error:
+        raise LogDamaged(f"The log {path} is damaged: its schema is not UTF-8. {_ADVICE}") from error
     if check == "quick_check" and answer != "ok":
         raise LogDamaged(f"The log {path} is damaged: {answer}. {_ADVICE}")
 
@@ -306,6 +325,8 @@ def _translated() -> Iterator[None]:
         raise
     except DBAPIError as error:
         raise _from_driver(error.orig or error, error) from error
+    except UnicodeDecodeError as error:
+        raise LogDamaged(f"The log is damaged: a text is not UTF-8. {_ADVICE}") from error
     except PoolTimeout as error:
         raise LogUnavailable("No connection to the log is free.") from error
     except sqlite3.Error as error:

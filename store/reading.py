@@ -124,13 +124,16 @@ def changes(connection: Connection, uid: int, after: int, model: int, dim: int) 
         statement = statement.where(memories.c.deleted == 0)
     rows = connection.execute(statement).all()
     alive = [row for row in rows if not row[2]]
-    return Changes(
-        np.fromiter((row[0] for row in rows), np.int64, len(rows)),
-        np.fromiter((row[1] for row in rows), np.int64, len(rows)),
-        np.fromiter((not row[2] for row in rows), np.bool_, len(rows)),
-        np.fromiter((NEVER if row[3] is None else row[3] for row in alive), np.int64, len(alive)),
-        load_vectors(*_present([row[4:] for row in alive]), dim),
-    )
+    try:
+        return Changes(
+            np.fromiter((row[0] for row in rows), np.int64, len(rows)),
+            np.fromiter((row[1] for row in rows), np.int64, len(rows)),
+            np.fromiter((not row[2] for row in rows), np.bool_, len(rows)),
+            np.fromiter((NEVER if row[3] is None else row[3] for row in alive), np.int64, len(alive)),
+            load_vectors(*_present([row[4:] for row in alive]), dim),
+        )
+    except (TypeError, ValueError, OverflowError) as error:  # a number that is none
+        raise LogDamaged(f"The log is damaged: {error}. See: python -m store verify") from error
 
 
 def by_label(connection: Connection, labels: Sequence[int], model: int) -> dict[int, Any]:

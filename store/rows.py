@@ -36,6 +36,7 @@ CONTENT = (
     memories.c.version,
     memories.c.content_hash,
     memories.c.uid,
+    memories.c.key,
 )
 """The columns that `memory()` takes, in its order, of `reading.with_contents`."""
 
@@ -199,24 +200,16 @@ def memory(row: Any, user_id: str, score: float | None = None, vector: Vector | 
     Raises:
         LogDamaged: text or metadata are not what was written.
     """
-    _, id, text, metadata, created_at, updated_at, expires_at, version, digest, uid = row[:10]
+    _, id, text, metadata, created_at, updated_at, expires_at, version, digest, uid, key = row[:11]
     try:
-        if text is None or stored_hash(uid, text, metadata) != digest:
+        if text is None or stored_hash(uid, text, metadata) != digest or user_key(uid, id) != key:
             raise ValueError("hash")
         parsed = orjson.loads(metadata)
-    except ValueError as error:
+        expires = None if expires_at is None else moment(expires_at)
+        return Memory(
+            id, user_id, text, parsed, moment(created_at), moment(updated_at), expires, version, score, vector
+        )
+    except (ValueError, TypeError, OverflowError, struct.error) as error:
         raise LogDamaged(
             f"The log is damaged: memory {id!r} is not what was written. See: python -m store verify"
         ) from error
-    return Memory(
-        id,
-        user_id,
-        text,
-        parsed,
-        moment(created_at),
-        moment(updated_at),
-        None if expires_at is None else moment(expires_at),
-        version,
-        score,
-        vector,
-    )

@@ -20,7 +20,6 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    SmallInteger,
     Table,
     Text,
     UniqueConstraint,
@@ -33,42 +32,49 @@ from sqlalchemy.dialects import postgresql, sqlite
 from store.errors import SchemaMismatch
 
 metadata = MetaData()
-_Label = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only in an INTEGER PRIMARY KEY
+_Int = BigInteger().with_variant(Integer, "sqlite")  # the name that SQLite knows, and numbers rows by
 
 _Name = Text().with_variant(Text(collation="C"), "postgresql")  # sorted by code points, as SQLite does
 _EXPIRES = text("expires_at IS NOT NULL")
 _WRITTEN = text("blank = 0")
 
-meta = Table("meta", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    sqlite_strict=True,
+)
 """schema_version; model and dim of the vectors that are served; log_id, which snapshots carry."""
 
 users = Table(
     "users",
     metadata,
-    Column("uid", _Label, primary_key=True),
+    Column("uid", _Int, primary_key=True),
     Column("tenant", _Name, nullable=False),
     Column("user_id", _Name, nullable=False),
-    Column("version", BigInteger, nullable=False),  # of the newest write; every row it stamped has its own
-    Column("epoch", BigInteger, nullable=False),  # changes where an index cannot catch up and must be dropped
-    Column("live", BigInteger, nullable=False),  # memories that are not deleted
-    Column("removed_version", BigInteger, nullable=False),  # of the newest deletion: older snapshots must go
-    Column("erased_at", BigInteger, nullable=False),  # 0: never
+    Column("version", _Int, nullable=False),  # of the newest write; every row it stamped has its own
+    Column("epoch", _Int, nullable=False),  # changes where an index cannot catch up and must be dropped
+    Column("live", _Int, nullable=False),  # memories that are not deleted
+    Column("removed_version", _Int, nullable=False),  # of the newest deletion: older snapshots must go
+    Column("erased_at", _Int, nullable=False),  # 0: never
     UniqueConstraint("tenant", "user_id"),
     sqlite_autoincrement=True,
+    sqlite_strict=True,
 )
 
 memories = Table(
     "memories",
     metadata,
-    Column("label", _Label, primary_key=True),
-    Column("uid", BigInteger, nullable=False),
+    Column("label", _Int, primary_key=True),
+    Column("uid", _Int, nullable=False),
     Column("key", LargeBinary, nullable=False),  # hash of uid and id: any number of ids in one look-up
-    Column("version", BigInteger, nullable=False),
+    Column("version", _Int, nullable=False),
     Column("event", Text, nullable=False),  # what made this state: added, updated or deleted
-    Column("created_at", BigInteger, nullable=False),
-    Column("updated_at", BigInteger, nullable=False),
-    Column("expires_at", BigInteger),
-    Column("deleted", SmallInteger, nullable=False),
+    Column("created_at", _Int, nullable=False),
+    Column("updated_at", _Int, nullable=False),
+    Column("expires_at", _Int),
+    Column("deleted", _Int, nullable=False),
     Column("content_hash", LargeBinary, nullable=False),  # of uid, text and metadata: finds duplicates and damage
     Column("id", Text, nullable=False),
     Index("memories_key", "key", unique=True),
@@ -77,23 +83,25 @@ memories = Table(
     Index("memories_content", "content_hash"),
     Index("memories_expiry", "expires_at", sqlite_where=_EXPIRES, postgresql_where=_EXPIRES),
     sqlite_autoincrement=True,
+    sqlite_strict=True,
 )
 """One row a memory, deleted ones as tombstones until they are compacted away. What it says is in `contents`."""
 
 contents = Table(
     "contents",
     metadata,
-    Column("cid", _Label, primary_key=True),
-    Column("blank", SmallInteger, nullable=False),
-    Column("uid", BigInteger, nullable=False),
-    Column("version", BigInteger, nullable=False),  # of the state, of a memory of that user, that said this
-    Column("model", BigInteger, nullable=False),
-    Column("vector_crc", BigInteger, nullable=False),
+    Column("cid", _Int, primary_key=True),
+    Column("blank", _Int, nullable=False),
+    Column("uid", _Int, nullable=False),
+    Column("version", _Int, nullable=False),  # of the state, of a memory of that user, that said this
+    Column("model", _Int, nullable=False),
+    Column("vector_crc", _Int, nullable=False),
     Column("text", Text, nullable=False),
     Column("metadata", Text, nullable=False),
     Column("embedding", LargeBinary, nullable=False),  # (dim,) float32, little-endian, as the model made it
     Index("contents_state", "uid", "version", "model", unique=True, sqlite_where=_WRITTEN, postgresql_where=_WRITTEN),
     sqlite_autoincrement=True,
+    sqlite_strict=True,
 )
 """What the states of memories say, with a vector of one model each.
 
@@ -105,20 +113,22 @@ move, because nothing grows, shrinks or is removed beside them (but by VACUUM, w
 history = Table(
     "history",
     metadata,
-    Column("label", BigInteger, primary_key=True, autoincrement=False),
-    Column("version", BigInteger, primary_key=True, autoincrement=False),
-    Column("uid", BigInteger, nullable=False),
+    Column("label", _Int, primary_key=True, autoincrement=False),
+    Column("version", _Int, primary_key=True, autoincrement=False),
+    Column("uid", _Int, nullable=False),
     Column("event", Text, nullable=False),
-    Column("at", BigInteger, nullable=False),
+    Column("at", _Int, nullable=False),
     Index("history_uid", "uid"),
+    sqlite_strict=True,
 )
 """The states that were superseded; the newest state of a memory is its row in `memories`."""
 
 models = Table(
     "models",
     metadata,
-    Column("model", _Label, primary_key=True),
+    Column("model", _Int, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
+    sqlite_strict=True,
 )
 """Every model that a vector in this log was made by."""
 

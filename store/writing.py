@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Connection,
     LargeBinary,
+    Update,
     bindparam,
     delete,
     func,
@@ -200,6 +202,13 @@ _BLANK = update(contents).values(
     metadata=blanked(contents.c.metadata),
     embedding=blanked(contents.c.embedding),
 )
+
+
+def blank(which: ColumnElement[bool]) -> Update:
+    """Overwrite what the rows of `contents` say that meet a condition."""
+    return _BLANK.where(which, contents.c.blank == literal_column("0"))
+
+
 _KEEP_STATE = insert(history).from_select(
     ["label", "version", "uid", "event", "at"],
     select(memories.c.label, memories.c.version, memories.c.uid, memories.c.event, memories.c.updated_at).where(
@@ -286,7 +295,7 @@ def erase(connection: Connection, user: User, now: int) -> int:
 
 def forget(connection: Connection, user: User) -> None:
     """Remove every state of a user's memories, and what they say."""
-    connection.execute(_BLANK.where(contents.c.uid == user.uid, contents.c.blank == literal_column("0")))
+    connection.execute(blank(contents.c.uid == user.uid))
     for table in (history, memories):
         connection.execute(delete(table).where(table.c.uid == user.uid))
 

@@ -1,0 +1,220 @@
+"""The log itself: opening, damage, schema, transactions, throw-away logs."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import insert, select, update
+
+from store import (
+    Append,
+    InvalidInput,
+    LogDamaged,
+    LogUnavailable,
+    NewMemory,
+    SchemaMismatch,
+    Search,
+    Store,
+    StoreError,
+)
+from store.log import Log, discard
+from store.maintenance import verify
+from store.schema import MIGRATIONS, meta
+
+from .conftest import DIM
+
+T = "default"
+EYE = np.eye(DIM, dtype=np.float32)
+
+
+def fill(store: Store, count: int, user: str = "ann") -> None:
+    made = tuple(NewMemory(str(n), f"text {n} " + "x" * 200, EYE[n % DIM], {"n": n}) for n in range(count))
+    store.append([Append(T, user, made, issued_at=store._now())])
+
+
+def test_a_transaction_is_all_or_nothing(url: str) -> None:
+    log = Log.open(url)
+    with pytest.raises(ZeroDivisionError), log.write() as connection:
+        connection.execute(insert(meta), [{"name": "x", "value": "1"}])
+        raise ZeroDivisionError
+    with log.read() as connection:
+        assert connection.execute(select(meta.c.value).where(meta.c.name == "x")).first() is None
+    log.close()
+
+
+def test_a_read_sees_one_state_throughout(url: str) -> None:
+    log, other = Log.open(url), Log.open(url)
+    statement = select(meta.c.value).where(meta.c.name == "x")
+    with log.read() as connection:
+        assert connection.execute(statement).first() is None
+        with other.write() as writing:
+            writing.execute(insert(meta), [{"name": "x", "value": "1"}])
+        assert connection.execute(statement).first() is None
+    with log.read() as connection:
+        assert connection.execute(statement).scalar() == "1"
+    log.close()
+    other.close()
+
+
+def test_opening_again_migrates_nothing(url: str) -> None:
+    first = Log.open(url)
+    first.close()
+    second = Log.open(url)
+    with second.read() as connection:
+        version = connection.execute(select(meta.c.value).where(meta.c.name == "schema_version")).scalar()
+    assert (version, second.log_id) == (str(len(MIGRATIONS)), first.log_id)
+    second.close()
+
+
+def test_a_newer_schema_is_refused(url: str) -> None:
+    log = Log.open(url)
+    with log.write() as connection:
+        connection.execute(update(meta).where(meta.c.name == "schema_version").values(value="999"))
+    log.close()
+    with pytest.raises(SchemaMismatch, match="999"):
+        Log.open(url)
+
+
+def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "other.db")
+    connection.execute("CREATE TABLE meta (name TEXT, value TEXT)")
+    connection.commit()
+    connection.close()
+    with pytest.raises(SchemaMismatch):
+        Log.open(f"sqlite:///{tmp_path}/other.db")
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "mysql://x/y", "sqlite://", "memory://a/b"])
+def test_a_wrong_url_is_named(url: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Log.open(url)
+    assert caught.value.param == "url"
+
+
+def test_throw_away_logs() -> None:
+    alone = Store.open("memory://", dim=DIM, model="fake")
+    folder = alone.log.path.parent  # type: ignore[union-attr]
+    fill(alone, 1)
+    alone.close()
+    assert not folder.exists()
+    name = f"memory://test-{os.getpid()}"
+    one, other = Store.open(name, dim=DIM, model="fake"), Store.open(name, dim=DIM, model="fake")
+    fill(one, 3)
+    assert len(other.search([Search(T, "ann", EYE[0])])[0].results) == 3  # type: ignore[union-attr]
+    one.close()
+    assert other.get(T, "ann", "1").text.startswith("text 1")
+    other.close()
+    discard(name)
+    assert Store.open(name, dim=DIM, model="fake").user(T, "ann").memories == 0
+    discard(name)
+
+
+def test_settings_that_durability_rests_on(tmp_path: Path) -> None:
+    for wanted, level in (("FULL", 2), ("NORMAL", 1)):
+        log = Log.open(f"sqlite:///{tmp_path}/{wanted}.db", synchronous=wanted)  # type: ignore[arg-type]
+        with log.read() as connection:
+            found = [
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+                for name in ("journal_mode", "synchronous", "secure_delete")
+            ]
+        assert found == ["wal", level, 1]
+        log.close()
+    with pytest.raises(InvalidInput):
+        Log.open(f"sqlite:///{tmp_path}/x.db", synchronous="OFF")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("damage", ["header", "noise", "truncated", "zeros"])
+def test_a_damaged_file_is_noticed_at_open(tmp_path: Path, damage: str, rng: np.random.Generator) -> None:
+    path = tmp_path / "log.db"
+    store = Store.open(f"sqlite:///{path}", dim=DIM, model="fake")
+    fill(store, 300)
+    store.close()
+    data = bytearray(path.read_bytes())
+    match damage:
+        case "header":
+            data[:16] = b"not a database!!"
+        case "noise":
+            for at in range(4096 * 4, len(data) - 512, 4096 * 2):
+                data[at : at + 64] = rng.bytes(64)
+        case "truncated":
+            del data[len(data) // 2 :]
+        case "zeros":
+            data[8192 : 8192 + 4096 * 8] = bytes(4096 * 8)
+    path.write_bytes(data)
+    with pytest.raises(LogDamaged, match="python -m store verify"):
+        Store.open(f"sqlite:///{path}", dim=DIM, model="fake")
+
+
+def test_no_flipped_bit_is_served_in_silence(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Bits flipped anywhere: what is answered is right, or an error says that it is not."""
+    path = tmp_path / "log.db"
+    store = Store.open(f"sqlite:///{path}", dim=DIM, model="fake")
+    fill(store, 60)
+    expected = {memory.id: memory for memory in store.list(T, "ann", limit=1000).memories}
+    store.close()
+    sound = path.read_bytes()
+    found = 0
+    for _ in range(400):
+        data = bytearray(sound)
+        for bit in rng.integers(0, 8 * len(data), 8).tolist():
+            data[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(data)
+        for left in tmp_path.glob("log.db-*"):
+            left.unlink()
+        try:
+            opened = Store.open(f"sqlite:///{path}", dim=DIM, model="fake")
+        except StoreError:
+            found += 1
+            continue
+        try:
+            (result,) = opened.search([Search(T, "ann", EYE[0], 100)])
+            memories = result.results  # type: ignore[union-attr]
+            assert len(memories) == 60
+            for memory in memories:
+                own = expected[memory.id]
+                assert (memory.text, memory.metadata) == (own.text, own.metadata)
+        except StoreError:
+            found += 1
+        finally:
+            opened.log.engine.dispose()
+    assert found > 50
+
+
+def test_verify_reports_a_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    store = Store.open(f"sqlite:///{path}", dim=DIM, model="fake")
+    fill(store, 300)
+    store.close()
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"text 77 x", b"text 78 x"))
+    log = Log.open(f"sqlite:///{path}")
+    assert list(verify(log)) == ["memory '77' of user 'ann': its text or metadata are not what was written"]
+    log.close()
+
+
+def test_a_locked_log_is_unavailable_for_writes_and_open_for_reads(open_store: Callable[..., Store]) -> None:
+    one, other = open_store(), open_store(lock_timeout_s=0.2)
+    fill(one, 3)
+    with one._writing([(T, "ann")]):
+        with pytest.raises(LogUnavailable):
+            fill(other, 1)
+        assert len(other.search([Search(T, "ann", EYE[0])])[0].results) == 3  # type: ignore[union-attr]
+    fill(other, 3)
+
+
+def test_a_full_disk_is_unavailable(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path}/log.db", dim=DIM, model="fake")
+    fill(store, 1)
+    with store.log.read() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 2}")
+    with pytest.raises(LogUnavailable, match="full"):
+        fill(store, 200, "bob")
+    assert store.user(T, "bob").memories == 0
+    assert len(store.search([Search(T, "ann", EYE[0])])[0].results) == 1  # type: ignore[union-attr]
+    store.close()

@@ -1,0 +1,216 @@
+"""verify, compact and reembed, on SQLite and PostgreSQL, and the command line around them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from sqlalchemy import update
+
+import store.__main__ as command_line
+from store import Append, InvalidInput, LogDamaged, ModelMismatch, NewMemory, Search, SearchResult, Store
+from store.log import Log
+from store.maintenance import Counts, compact, count, reembed, served, verify
+from store.rows import micros
+from store.schema import contents, memories, users
+
+from .conftest import DIM, Clock
+
+T = "default"
+EYE = np.eye(DIM, dtype=np.float32)
+NEW_DIM = 4
+
+
+def fill(store: Store, user: str = "ann", count: int = 20) -> None:
+    made = tuple(NewMemory(str(n), f"{user} {n}", EYE[n % DIM] + n * EYE[0], {"n": n}) for n in range(count))
+    store.append([Append(T, user, made, issued_at=store._now())])
+
+
+def new_vectors(texts: Sequence[str]) -> Any:
+    """A model of four dimensions."""
+    return [[len(text), text.count("1") + 1, hash(text[-1]) % 7, 1] for text in texts]
+
+
+@pytest.fixture
+def log(store: Store, url: str) -> Any:
+    opened = Log.open(url)
+    yield opened
+    opened.close()
+
+
+def test_a_sound_log_has_no_problems(store: Store, log: Log) -> None:
+    fill(store)
+    store.update(T, "ann", "3", metadata={})
+    store.delete(T, "ann", "4")
+    assert list(verify(log)) == []
+    assert count(log) == Counts(1, 19, 1, 2, 1, "fake", DIM)
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "problem"),
+    [
+        (contents, {"text": "tampered"}, "memory '5' of user 'ann': its text or metadata are not what was written"),
+        (contents, {"metadata": "{"}, "memory '5' of user 'ann': its text or metadata are not what was written"),
+        (contents, {"embedding": b"1234"}, "memory '5' of user 'ann': its vector is not what was written"),
+        (contents, {"embedding": b"\0" * 4 * DIM}, "memory '5' of user 'ann': its vector is not what was written"),
+        (contents, {"version": 99}, "memory '5' of user 'ann': its text or metadata are not what was written"),
+        (memories, {"id": "other"}, "memory 'other' of user 'ann': its key is not the hash of its id"),
+        (memories, {"deleted": 1}, "user 'ann': 19 memories where 20 were written"),
+        (users, {"live": 7}, "user 'ann': 20 memories where 7 were written"),
+    ],
+)
+def test_damage_is_found_and_never_served(
+    store: Store, log: Log, table: Any, change: dict[str, Any], problem: str
+) -> None:
+    fill(store)
+    with log.write() as connection:
+        where = table.c.version == (20 if table is users else 6)
+        connection.execute(update(table).where(where).values(**change))
+    assert problem in list(verify(log))
+    with pytest.raises(LogDamaged):
+        store.search([Search(T, "ann", EYE[0], 1000)])
+
+
+def test_compacting_forgets_what_was_deleted_but_not_that_it_was(store: Store, log: Log, clock: Clock) -> None:
+    fill(store)
+    before = clock.now
+    store.search([Search(T, "ann", EYE[0], 5)])
+    store.delete_where(T, "ann", {"n": {"lt": 5}})
+    assert compact(log, micros(clock(), "")) == 0  # too fresh
+    clock.advance(7200)
+    assert compact(log, micros(clock(), "")) == 5
+    assert count(log) == Counts(1, 15, 0, 0, 0, "fake", DIM)
+    assert list(verify(log)) == []
+    (result,) = store.search([Search(T, "ann", EYE[0], 100)])
+    assert isinstance(result, SearchResult)
+    assert len(result.results) == 15
+    late = store.append([Append(T, "ann", (NewMemory("1", "ann 1", EYE[1]),), issued_at=before)])
+    assert "after this write" in str(late[0])
+    fill(store, "bob")
+    assert store.append([Append(T, "ann", (NewMemory("1", "x", EYE[1]),), issued_at=clock())])[0].version == 26
+
+
+def test_moving_to_another_model(store: Store, log: Log, url: str, open_store: Callable[..., Store]) -> None:
+    fill(store)
+    fill(store, "bob", 3)
+    store.update(T, "ann", "7", metadata={"n": 70})
+    store.delete(T, "ann", "8")
+    with pytest.raises(ModelMismatch, match="python -m store reembed"):
+        open_store(model="new", dim=NEW_DIM)
+    seen: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Any:
+        seen.extend(texts)
+        if len(seen) == 12:  # meanwhile the old model serves on
+            store.update(T, "ann", "0", text="written meanwhile 1", vector=EYE[0])
+            store.delete(T, "ann", "9")
+            store.append([Append(T, "bob", (NewMemory("9", "came meanwhile", EYE[0]),), issued_at=store._now())])
+            assert len(store.search([Search(T, "ann", EYE[0], 100)])[0].results) == 18
+        return new_vectors(texts)
+
+    done = reembed(log, "new", embed, batch=6)
+    assert done == 19 + 3 + 2 - 1
+    assert set(seen) >= {"written meanwhile 1", "came meanwhile"}
+    assert served(log) == ("new", NEW_DIM)
+    for call in (
+        lambda: store.search([Search(T, "ann", EYE[0], 5)]),
+        lambda: store.append([Append(T, "ann", (NewMemory("x", "x", EYE[0]),), issued_at=store._now())]),
+        lambda: store.delete(T, "ann", "1"),
+    ):
+        with pytest.raises(ModelMismatch, match="switched to new"):
+            call()
+    fresh = open_store(model="new", dim=NEW_DIM)
+    query = np.array(new_vectors(["written meanwhile 1"])[0], np.float32)
+    (result,) = fresh.search([Search(T, "ann", query, 100, include_vectors=True)])
+    assert isinstance(result, SearchResult)
+    assert len(result.results) == 18
+    assert (result.results[0].id, result.results[0].score) == ("0", 1.0)
+    for memory in result.results:
+        assert memory.vector is not None
+        assert memory.vector.tolist() == [float(x) for x in new_vectors([memory.text])[0]]
+    assert [event.text for event in fresh.history(T, "ann", "0")] == ["ann 0", "written meanwhile 1"]
+    assert list(verify(log)) == []
+    assert fresh.erase_user(T, "ann")[0] == 18
+    with pytest.raises(InvalidInput, match="nothing to do"):
+        reembed(log, "new", embed)
+
+
+def test_an_interrupted_move_goes_on(store: Store, log: Log) -> None:
+    fill(store)
+    calls: list[int] = []
+
+    def failing(texts: Sequence[str]) -> Any:
+        calls.append(len(texts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return new_vectors(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        reembed(log, "new", failing, batch=5)
+    assert served(log) == ("fake", DIM)
+    assert len(store.search([Search(T, "ann", EYE[0], 100)])[0].results) == 20
+    store.delete(T, "ann", "0")
+    assert reembed(log, "new", new_vectors, batch=5) == 10
+    assert list(verify(log)) == []
+
+
+@pytest.mark.parametrize("wrong", [[[1.0]], [[0.0] * 4] * 20, [[float("nan")] * 4] * 20, [[1.0, 2.0]] * 19])
+def test_vectors_that_cannot_be_kept_stop_the_move(store: Store, log: Log, wrong: Any) -> None:
+    fill(store)
+    with pytest.raises(InvalidInput):
+        reembed(log, "new", lambda texts: wrong)
+    assert served(log) == ("fake", DIM)
+    assert list(verify(log)) == []
+
+
+def test_a_log_without_memories_takes_any_model(store: Store, open_store: Callable[..., Store]) -> None:
+    fill(store)
+    store.erase_user(T, "ann")
+    open_store(model="new", dim=NEW_DIM)
+    with pytest.raises(ModelMismatch):
+        store.append([Append(T, "ann", (NewMemory("x", "x", EYE[0]),), issued_at=store._now())])
+
+
+def test_the_command_line(
+    store: Store, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    out = tmp_path / "ann.ndjson"
+    assert command_line.main(["export", "--log", url, "--user", "ann", str(out)]) == 0
+    assert len(out.read_bytes().splitlines()) == 20
+    assert command_line.main(["import", "--log", url, "--user", "bob", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"imported": 20, "unchanged": 0}
+    assert command_line.main(["stats", "--log", url]) == 0
+    assert json.loads(capsys.readouterr().out)["memories"] == 40
+    assert command_line.main(["verify", "--log", url]) == 0
+    assert "sound" in capsys.readouterr().out
+
+    busy = iter([True])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if next(busy, False):
+            return httpx.Response(503, headers={"Retry-After": "0"})
+        texts = json.loads(request.content)["input"]
+        from base64 import b64encode
+
+        data = [
+            {"index": n, "embedding": b64encode(np.array(vector, "<f4").tobytes()).decode()}
+            for n, vector in enumerate(new_vectors(texts))
+        ]
+        return httpx.Response(200, json={"data": data[::-1]})
+
+    real = httpx.Client
+    monkeypatch.setattr(httpx, "Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
+    arguments = ["reembed", "--log", url, "--model", "new", "--url", "http://127.0.0.1:1/"]
+    assert command_line.main(arguments) == 0
+    assert "40 memories embedded" in capsys.readouterr().out
+    assert command_line.main(arguments) == 2
+    assert "nothing to do" in capsys.readouterr().err
+    assert command_line.main(["compact", "--log", url]) == 0
+    assert command_line.main(["verify", "--log", url]) == 0
+    assert command_line.main(["export", "--log", "sqlite:////dev/null/x", "--user", "a"]) == 2
