@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, create_engine, event, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -89,15 +89,7 @@ class Log:
             log = cls(engine, path, scratch if scratch and scratch.name.endswith(".tmp") else None, "")
             _look_over(path, quick_check_bytes)
         elif parsed.get_backend_name() == "postgresql":
-            engine = create_engine(
-                parsed.set(drivername="postgresql+psycopg"),
-                pool_size=2,
-                connect_args={
-                    "connect_timeout": max(1, round(lock_timeout_s)),
-                    "options": f"-c lock_timeout={round(lock_timeout_s * 1000)} -c timezone=UTC"
-                    f" -c idle_in_transaction_session_timeout={round(lock_timeout_s * 2000)}",
-                },
-            )
+            engine = _postgresql_engine(parsed, lock_timeout_s)
             log = cls(engine, None, None, "")
         else:
             raise InvalidInput("The log's URL begins with sqlite:, postgresql: or memory:.", "url")
@@ -285,6 +277,29 @@ def _sqlite_engine(path: Path, synchronous: Synchronous, lock_timeout_s: float) 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.info.get("write") else "BEGIN")
+
+    return engine
+
+
+def _postgresql_engine(url: URL, lock_timeout_s: float) -> Engine:
+    settings = {
+        "lock_timeout": round(lock_timeout_s * 1000),
+        "idle_in_transaction_session_timeout": round(lock_timeout_s * 2000),  # a stopped process lets go of its locks
+        "timezone": "UTC",
+    }
+    engine = create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        pool_size=2,
+        connect_args={
+            "connect_timeout": max(1, round(lock_timeout_s)),
+            "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+        },
+    )
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def _arm_timeout(connection: Connection, *arguments: Any) -> None:
+        if arguments[-1]:  # PostgreSQL (15) forgets the timeout after a pipeline, which is how psycopg runs many
+            connection.connection.cursor().execute("SELECT 1")
 
     return engine
 
