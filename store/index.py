@@ -30,6 +30,7 @@ Fetch = Callable[[Rows], Vector]
 BLOCK = 4096  # rows of the tail that are allocated, and freed, together
 _EMPTY = np.zeros(0, np.int64)
 _EXACT_SCAN = 2000  # so many rows of the graph are fetched and scanned rather than searched for
+_PRODUCT = 400_000  # numbers a matrix product: above, OpenBLAS takes all cores, and waits for them where they are busy
 _TIE = 2e-6  # scores this near round alike
 
 
@@ -303,11 +304,12 @@ class UserIndex:
 
     def _tail_scores(self, query: Vector) -> npt.NDArray[np.float32]:
         """Of the rows from `_folded` on, dead ones too."""
+        piece = max(64, _PRODUCT // self.dim)
         scores = []
         for number, block in enumerate(self._blocks):
             first = self._base + number * BLOCK
-            part = block[max(0, self._folded - first) : self._rows - first]
-            scores.append(part @ query)
+            start, end = max(0, self._folded - first), min(len(block), self._rows - first)
+            scores += [block[at : min(at + piece, end)] @ query for at in range(start, end, piece)]
         if len(scores) == 1:
             return scores[0]
         return np.concatenate(scores) if scores else np.zeros(0, np.float32)

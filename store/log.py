@@ -36,6 +36,7 @@ from store.schema import insert_ignore, memories, meta, models
 
 Synchronous = Literal["FULL", "NORMAL"]
 _DAMAGE = ("malformed", "not a database", "file is encrypted", "invalid page", "could not read block")
+_MODEL = select(meta.c.value).where(meta.c.name == "model").with_for_update(read=True)
 _ADVICE = "Restore it, or see what is left: python -m store verify"
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -155,8 +156,7 @@ class Log:
         Raises:
             ModelMismatch: it was switched since this process opened it.
         """
-        statement = select(meta.c.value).where(meta.c.name == "model").with_for_update(read=True)
-        check_model(connection.execute(statement).scalar(), self.model)
+        check_model(connection.execute(_MODEL).scalar(), self.model)
 
     def ping(self) -> None:
         """Raise LogUnavailable unless the log can be read now."""

@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import orjson
-from sqlalchemy import BigInteger, Column, Connection, FromClause, and_, literal_column, select
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Column,
+    Connection,
+    FromClause,
+    and_,
+    bindparam,
+    literal_column,
+    select,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -70,7 +80,7 @@ VECTOR = (contents.c.vector_crc, contents.c.embedding)
 """Checksum and bytes of a memory's vector, of `with_contents`; NULL where it has none."""
 
 
-def with_contents(model: int) -> FromClause:
+def with_contents(model: int | BindParameter[int]) -> FromClause:
     """Memories with what they say now, and their vectors of `model`; with NULLs where the log is damaged."""
     return memories.outerjoin(
         contents,
@@ -89,22 +99,52 @@ def _present(pairs: Sequence[tuple[Any, Any]]) -> tuple[list[bytes], list[int]]:
     return [blob for _, blob in pairs], [checksum for checksum, _ in pairs]
 
 
+# Statements that every search runs are made once: making one costs more than running it.
+_POSITIONS = select(
+    users.c.uid,
+    users.c.version,
+    users.c.epoch,
+    users.c.live,
+    users.c.removed_version,
+    users.c.erased_at,
+    select(meta.c.value).where(meta.c.name == "model").scalar_subquery(),
+).where(users.c.uid.in_(bindparam("uids", expanding=True)))
+_SERVED = with_contents(bindparam("serving", type_=BigInteger))
+_CHANGES = (
+    select(memories.c.label, memories.c.version, memories.c.deleted, memories.c.expires_at, *VECTOR)
+    .select_from(_SERVED)
+    .where(memories.c.uid == bindparam("of_uid"), memories.c.version > bindparam("after"))
+    .order_by(memories.c.version)
+)
+_ALL = _CHANGES.where(memories.c.deleted == 0)
+_BY_LABEL = (
+    select(*CONTENT)
+    .select_from(_SERVED)
+    .where(memories.c.label.in_(bindparam("labels", expanding=True)), memories.c.deleted == 0)
+)
+_VECTORS = (
+    select(memories.c.label, *VECTOR)
+    .select_from(_SERVED)
+    .where(memories.c.label.in_(bindparam("labels", expanding=True)), memories.c.deleted == 0)
+)
+_BY_KEY = (
+    select(*CONTENT, *VECTOR)
+    .select_from(_SERVED)
+    .where(
+        memories.c.key == bindparam("of_key"),
+        memories.c.deleted == 0,
+        or_never(memories.c.expires_at, bindparam("now", type_=BigInteger)),
+    )
+)
+
+
 def positions(connection: Connection, uids: Iterable[int]) -> dict[int, Position]:
     """Where the log stands for each of the users, and the model that it serves: one statement."""
-    model = select(meta.c.value).where(meta.c.name == "model").scalar_subquery()
     ordered = list(set(uids))
     found: dict[int, Position] = {}
     for start in range(0, len(ordered), CHUNK):
-        statement = select(
-            users.c.uid,
-            users.c.version,
-            users.c.epoch,
-            users.c.live,
-            users.c.removed_version,
-            users.c.erased_at,
-            model,
-        ).where(users.c.uid.in_(ordered[start : start + CHUNK]))
-        found.update({row[0]: Position(*row) for row in connection.execute(statement)})
+        rows = connection.execute(_POSITIONS, {"uids": ordered[start : start + CHUNK]})
+        found.update({row[0]: Position(*row) for row in rows})
     return found
 
 
@@ -114,15 +154,8 @@ def changes(connection: Connection, uid: int, after: int, model: int, dim: int) 
     Raises:
         LogDamaged: a vector is not what was written, or missing.
     """
-    statement = (
-        select(memories.c.label, memories.c.version, memories.c.deleted, memories.c.expires_at, *VECTOR)
-        .select_from(with_contents(model))
-        .where(memories.c.uid == uid, memories.c.version > after)
-        .order_by(memories.c.version)
-    )
-    if after == 0:
-        statement = statement.where(memories.c.deleted == 0)
-    rows = connection.execute(statement).all()
+    statement = _ALL if after == 0 else _CHANGES
+    rows = connection.execute(statement, {"of_uid": uid, "after": after, "serving": model}).all()
     alive = [row for row in rows if not row[2]]
     try:
         return Changes(
@@ -140,9 +173,8 @@ def by_label(connection: Connection, labels: Sequence[int], model: int) -> dict[
     """The CONTENT of live memories, by label."""
     found = {}
     for start in range(0, len(labels), CHUNK):
-        statement = select(*CONTENT).select_from(with_contents(model))
-        statement = statement.where(memories.c.label.in_(labels[start : start + CHUNK]), memories.c.deleted == 0)
-        found.update({row[0]: row for row in connection.execute(statement)})
+        part = {"labels": labels[start : start + CHUNK], "serving": model}
+        found.update({row[0]: row for row in connection.execute(_BY_LABEL, part)})
     return found
 
 
@@ -154,18 +186,15 @@ def vectors(connection: Connection, labels: Sequence[int], model: int, dim: int)
     """
     found: dict[int, Any] = {}
     for start in range(0, len(labels), CHUNK):
-        statement = select(memories.c.label, *VECTOR).select_from(with_contents(model))
-        statement = statement.where(memories.c.label.in_(labels[start : start + CHUNK]), memories.c.deleted == 0)
-        found.update({row[0]: row for row in connection.execute(statement)})
+        part = {"labels": labels[start : start + CHUNK], "serving": model}
+        found.update({row[0]: row for row in connection.execute(_VECTORS, part)})
     rows = [found.get(label) for label in labels]
     return load_vectors(*_present([row[1:] if row is not None else (None, None) for row in rows]), dim)
 
 
 def by_key(connection: Connection, key: bytes, model: int, now: int) -> Any | None:
     """The CONTENT, and the VECTOR, of one memory, unless it is deleted or expired."""
-    statement = select(*CONTENT, *VECTOR).select_from(with_contents(model))
-    there = memories.c.key == key, memories.c.deleted == 0, or_never(memories.c.expires_at, now)
-    return connection.execute(statement.where(*there)).first()
+    return connection.execute(_BY_KEY, {"of_key": key, "serving": model, "now": now}).first()
 
 
 def matching(

@@ -112,6 +112,34 @@ class CheckedAppend:
     issued_at: int
 
 
+# Statements that every batch runs are made once: making one costs more than running it.
+_FIND_USERS = select(users.c.uid, users.c.user_id).where(
+    users.c.tenant == bindparam("of_tenant"), users.c.user_id.in_(bindparam("ids", expanding=True))
+)
+_LOCK_USERS = (
+    select(users.c.uid, users.c.version, users.c.epoch, users.c.live, users.c.removed_version, users.c.erased_at)
+    .where(users.c.uid.in_(bindparam("uids", expanding=True)))
+    .order_by(users.c.uid)
+    .with_for_update()
+)
+_STATE = (
+    memories.c.key,
+    memories.c.uid,
+    memories.c.id,
+    memories.c.version,
+    memories.c.content_hash,
+    memories.c.expires_at,
+    memories.c.deleted,
+    memories.c.updated_at,
+)
+_BY_KEYS = select(*_STATE).where(memories.c.key.in_(bindparam("wanted", expanding=True)))
+_BY_HASHES = (
+    select(*_STATE)
+    .where(memories.c.content_hash.in_(bindparam("wanted", expanding=True)))
+    .order_by(memories.c.uid, memories.c.version)
+)
+
+
 def find_users(connection: Connection, names: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
     """The uids of those users that have a row: one statement a tenant."""
     by_tenant: dict[str, list[str]] = {}
@@ -120,10 +148,8 @@ def find_users(connection: Connection, names: Iterable[tuple[str, str]]) -> dict
     found = {}
     for tenant, ids in by_tenant.items():
         for start in range(0, len(ids), CHUNK):
-            statement = select(users.c.uid, users.c.user_id).where(
-                users.c.tenant == tenant, users.c.user_id.in_(ids[start : start + CHUNK])
-            )
-            found.update({(tenant, row.user_id): row.uid for row in connection.execute(statement)})
+            part = {"of_tenant": tenant, "ids": ids[start : start + CHUNK]}
+            found.update({(tenant, row.user_id): row.uid for row in connection.execute(_FIND_USERS, part)})
     return found
 
 
@@ -138,15 +164,8 @@ def lock_users(connection: Connection, uids: Iterable[int]) -> dict[int, User]:
     ordered = sorted(set(uids))
     found: dict[int, User] = {}
     for start in range(0, len(ordered), CHUNK):
-        statement = (
-            select(
-                users.c.uid, users.c.version, users.c.epoch, users.c.live, users.c.removed_version, users.c.erased_at
-            )
-            .where(users.c.uid.in_(ordered[start : start + CHUNK]))
-            .order_by(users.c.uid)
-            .with_for_update()
-        )
-        found.update({row.uid: User(*row) for row in connection.execute(statement)})
+        rows = connection.execute(_LOCK_USERS, {"uids": ordered[start : start + CHUNK]})
+        found.update({row.uid: User(*row) for row in rows})
     return found
 
 
@@ -339,29 +358,18 @@ def _known(
     by_uid = {user.uid: user for user in locked.values()}
     known: dict[bytes, _State] = {}
     twins: dict[bytes, list[str]] = {}
-    for column, wanted in ((memories.c.key, list(keys)), (memories.c.content_hash, list(hashes))):
+    for statement, wanted in ((_BY_KEYS, list(keys)), (_BY_HASHES, list(hashes))):
         for start in range(0, len(wanted), CHUNK):
-            statement = select(
-                column.label("found"),
-                memories.c.key,
-                memories.c.uid,
-                memories.c.id,
-                memories.c.version,
-                memories.c.content_hash,
-                memories.c.expires_at,
-                memories.c.deleted,
-                memories.c.updated_at,
-            ).where(column.in_(wanted[start : start + CHUNK]))
-            statement = statement.order_by(memories.c.uid, memories.c.version)
-            for found, key, uid, id, version, digest, expires_at, deleted, at in connection.execute(statement).all():
+            rows = connection.execute(statement, {"wanted": wanted[start : start + CHUNK]}).all()
+            for key, uid, id, version, digest, expires_at, deleted, at in rows:
                 if not deleted and expires_at is not None and expires_at <= now:
                     bury(connection, by_uid[uid], [key], now)
                     if key in keys:
                         known[key] = _State(id, by_uid[uid].version, b"", None, expires_at)
                 else:
                     known[key] = _State(id, version, digest, expires_at, at if deleted else None)
-                    if column is memories.c.content_hash:
-                        twins.setdefault(found, []).append(id)
+                    if statement is _BY_HASHES:
+                        twins.setdefault(digest, []).append(id)
     return known, twins
 
 
@@ -444,6 +452,6 @@ class _Batch:
         return Appended(memory.id, "updated" if live else "added", user.version)
 
 
-def or_never(column: Any, now: int) -> Any:
+def or_never(column: Any, now: Any) -> Any:
     """Condition: the time in `column` is not over, or there is none."""
     return or_(column.is_(None), column > now)

@@ -1,0 +1,314 @@
+"""What the store does on this machine, in-process: prints a table and writes benchmarks/results/store.json.
+
+    python benchmarks/store_bench.py [--only NAME ...] [--large 100000] [--users 1000000] [--folder DIR]
+
+Vectors are synthetic: 384 dimensions, drawn near a 24-dimensional subspace around 200 topics, which is about as hard
+for HNSW as sentence embeddings are (independent noise in 384 dimensions would be far harder, and like no text).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from store import Append, IndexOptions, NewMemory, Search, SearchResult, Store
+from store.index import UserIndex, normalised
+from store.reading import NEVER, Changes
+
+DIM = 384
+T = "default"
+TEXT = "The user prefers tea over coffee in the morning, and asked to be reminded of the meeting on Tuesday. "
+RESULTS = Path(__file__).parent / "results" / "store.json"
+_rng = np.random.default_rng(11)
+_basis = _rng.normal(size=(24, DIM))
+_topics = _rng.normal(size=(200, 24)) * 1.5
+
+
+def draw(count: int) -> Any:
+    """(count, DIM) float32, of length 1 as an embedding model makes them."""
+    latent = _topics[_rng.integers(0, len(_topics), count)] + _rng.normal(size=(count, 24))
+    return normalised((latent @ _basis + 0.3 * _rng.normal(size=(count, DIM))).astype(np.float32))
+
+
+def open_store(path: Path, **options: Any) -> Store:
+    return Store.open(f"sqlite:///{path}", dim=DIM, model="bench", index_budget_bytes=8 << 30, **options)
+
+
+def fill(store: Store, user: str, vectors: Any, batch: int = 500) -> None:
+    for first in range(0, len(vectors), batch):
+        made = tuple(
+            NewMemory(f"{user}-{first + n}", f"{TEXT}{first + n}", vector, {"n": first + n, "k": (first + n) % 100})
+            for n, vector in enumerate(vectors[first : first + batch])
+        )
+        (result,) = store.append([Append(T, user, made)])
+        if isinstance(result, Exception):
+            raise result
+
+
+def fold(store: Store) -> list[float]:
+    """Seconds that each step took."""
+    steps = []
+    more = True
+    while more:
+        began = time.perf_counter()
+        more = store.fold()
+        steps.append(time.perf_counter() - began)
+    return steps
+
+
+def timed(call: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Milliseconds."""
+    took = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        took.append((time.perf_counter() - began) * 1000)
+    return {f"p{q}_ms": round(float(np.percentile(took, q)), 3) for q in (50, 99)}
+
+
+def recall(store: Store, user: str, truth: dict[str, Any], filter: Any = None, queries: int = 200) -> float:
+    """Share of the true ten nearest that are found."""
+    ids = np.array(list(truth))
+    matrix = np.array(list(truth.values()))
+    hit = 0
+    for query in draw(queries):
+        best = set(ids[np.argsort(matrix @ query)[-10:]].tolist())
+        (result,) = store.search([Search(T, user, query, 10, filter)])
+        assert isinstance(result, SearchResult)
+        assert len(result.results) == 10
+        hit += sum(memory.id in best for memory in result.results)
+    return round(hit / (10 * queries), 4)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def small(folder: Path, _: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """One user of 1,000 memories: warm, cold."""
+    store = open_store(folder / "small.db")
+    vectors = draw(1000)
+    fill(store, "ann", vectors)
+    queries = iter(draw(5000))
+    yield "recall@10 at 1,000", recall(store, "ann", {f"ann-{n}": v for n, v in enumerate(vectors)})
+    yield (
+        "search at 1,000, warm",
+        timed(lambda: store.search([Search(T, "ann", next(queries))]), 2000),
+    )
+    for name in range(20):
+        fill(store, f"cold{name}", vectors)
+    store.close()
+    store = open_store(folder / "small.db")
+    names = iter(range(20))
+    yield "search at 1,000, cold user", timed(lambda: store.search([Search(T, f"cold{next(names)}", vectors[0])]), 20)
+    store.close()
+
+
+def large(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """One large user: build, search, recall through its life."""
+    n = options.large
+    store = open_store(folder / "large.db", snapshot_dir=folder / "snapshots")
+    vectors = draw(n)
+    began = time.perf_counter()
+    fill(store, "ann", vectors)
+    yield f"append {n:,}, 500 a transaction, rows/s", round(n / (time.perf_counter() - began))
+    truth = {f"ann-{i}": v for i, v in enumerate(vectors)}
+    queries = iter(draw(20_000))
+    before = resident_bytes()
+    yield f"search at {n:,}, cold, no snapshot", timed(lambda: store.search([Search(T, "ann", next(queries))]), 1)
+    yield f"search at {n:,}, not folded yet", timed(lambda: store.search([Search(T, "ann", next(queries))]), 100)
+    began = time.perf_counter()
+    steps = fold(store)
+    yield f"fold {n:,}, s", round(time.perf_counter() - began, 1)
+    yield "a fold step", {f"p{q}_ms": round(float(np.percentile(steps, q)) * 1000, 1) for q in (50, 99, 100)}
+    yield f"bytes a memory at {n:,}, counted", round(store.resident.bytes / n)
+    yield f"bytes a memory at {n:,}, RSS", round((resident_bytes() - before) / n)
+    yield f"search at {n:,}, warm", timed(lambda: store.search([Search(T, "ann", next(queries))]), 2000)
+    yield f"recall@10 at {n:,}", recall(store, "ann", truth)
+    kept = {id: v for i, (id, v) in enumerate(truth.items()) if i % 100 == 7}
+    yield "recall@10, a filter leaves 1 %", recall(store, "ann", kept, {"k": 7}, queries=5)
+    yield "search, a filter leaves 1 %", timed(lambda: store.search([Search(T, "ann", next(queries), 10, {"k": 7})]), 5)
+    store.close()
+    store = open_store(folder / "large.db", snapshot_dir=folder / "snapshots")
+    yield f"search at {n:,}, cold, from a snapshot", timed(lambda: store.search([Search(T, "ann", next(queries))]), 1)
+    store.delete_where(T, "ann", {"n": {"lt": n // 2}})
+    truth = dict(list(truth.items())[n // 2 :])
+    yield "recall@10, half deleted, before the rebuild", recall(store, "ann", truth)
+    fold(store)
+    yield "recall@10, half deleted, rebuilt", recall(store, "ann", truth)
+    store.close()
+
+
+def updated(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Every memory of a user updated."""
+    n = min(10_000, options.large)
+    store = open_store(folder / "updated.db")
+    fill(store, "ann", draw(n))
+    store.search([Search(T, "ann", draw(1)[0])])
+    fold(store)
+    vectors = draw(n)
+    for first in range(0, n, 500):
+        made = tuple(NewMemory(f"ann-{first + i}", f"new {i}", v) for i, v in enumerate(vectors[first : first + 500]))
+        store.append([Append(T, "ann", made, upsert=True)])
+    truth = {f"ann-{i}": v for i, v in enumerate(vectors)}
+    yield f"recall@10 at {n:,}, every memory updated, before the rebuild", recall(store, "ann", truth)
+    fold(store)
+    yield f"recall@10 at {n:,}, every memory updated, rebuilt", recall(store, "ann", truth)
+    store.close()
+
+
+def commits(folder: Path, _: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Group commit against one transaction a row."""
+    store = open_store(folder / "commits.db")
+    vectors = draw(256)
+
+    def rate(users: int, batches: int, name: str) -> float:
+        began = time.perf_counter()
+        for batch in range(batches):
+            requests = [Append(T, f"u{n}", (NewMemory(f"{name}{batch}-{n}", TEXT, vectors[n]),)) for n in range(users)]
+            store.append(requests)
+        return users * batches / (time.perf_counter() - began)
+
+    rate(256, 2, "warm")
+    one, many = rate(1, 300, "one"), rate(256, 40, "many")
+    yield "rows/s, one a transaction", round(one)
+    yield "rows/s, 256 users a transaction", round(many)
+    yield "group commit, times", round(many / one, 1)
+    store.close()
+
+
+_OPEN = """
+import sys, time, json
+began = time.perf_counter()
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import numpy as np
+from store import Search, Store
+from benchmarks.store_bench import DIM, T, resident_bytes
+imported = time.perf_counter()
+store = Store.open("sqlite:///" + sys.argv[1], dim=DIM, model="bench")
+opened = time.perf_counter()
+query = np.ones(DIM, np.float32)
+for n in range(1000):
+    (result,) = store.search([Search(T, f"user{n}", query)])
+    assert len(result.results) == 1
+print(json.dumps({"open_ms": round((opened - imported) * 1000, 2), "start_ms": round((opened - began) * 1000),
+                  "rss_mb": round(resident_bytes() / 1e6, 1), "search_ms": round(time.perf_counter() - opened, 3)}))
+"""
+
+
+def many_users(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """A log of many users, of which 1,000 are asked for, against a log of 1,000."""
+    vectors = draw(1000)
+    for users in (1000, options.users):
+        path = folder / f"users{users}.db"
+        store = open_store(path, synchronous="NORMAL")
+        for first in range(0, users, 1000):
+            requests = [Append(T, f"user{first + n}", (NewMemory("1", TEXT, vectors[n]),)) for n in range(1000)]
+            store.append(requests)
+        store.close()
+        command = [sys.executable, "-c", _OPEN, str(path), str(Path(__file__).parents[1])]
+        runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(5)]
+        yield (
+            f"{users:,} users in the log, 1,000 asked for",
+            {key: float(np.median([r[key] for r in runs])) for key in runs[0]},
+        )
+        yield f"{users:,} users, file MB", round(path.stat().st_size / 1e6)
+
+
+def residents(folder: Path, _: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Memory of a resident small user."""
+    store = open_store(folder / "residents.db", synchronous="NORMAL")
+    vectors = draw(10)
+    for first in range(0, 5000, 500):
+        requests = [
+            Append(T, f"u{first + n}", tuple(NewMemory(str(i), TEXT, v) for i, v in enumerate(vectors)))
+            for n in range(500)
+        ]
+        store.append(requests)
+    ask = [[Search(T, f"u{first + n}", vectors[0]) for n in range(100)] for first in range(0, 5000, 100)]
+    for part in ask[:2]:
+        store.search(part)
+    before = resident_bytes()
+    for part in ask[2:]:
+        store.search(part)
+    yield "bytes a resident user of 10 memories, RSS", round((resident_bytes() - before) / 4800)
+    yield "bytes a resident user of 10 memories, counted", round(store.resident.bytes / 5000)
+    store.close()
+
+
+def switch(_: Path, __: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """A query of the index alone, exact and HNSW: where they cross is the switch."""
+    for n in (500, 1000, 2000, 4000, 8000):
+        vectors = draw(n)
+        changes = Changes(np.arange(n), np.arange(n) + 1, np.ones(n, np.bool_), np.full(n, NEVER), vectors)
+        took = {}
+        for kind, options in (("exact", IndexOptions(switch=10**9)), ("hnsw", IndexOptions(switch=1))):
+            index = UserIndex(1, 0, DIM, options)
+            index.apply(changes, n)
+            while index.fold():
+                pass
+            queries = iter(draw(1000))
+
+            def fetch(labels: Any, vectors: Any = vectors) -> Any:
+                return vectors[labels]
+
+            took[f"{kind}_us"] = round(timed(lambda: index.search(next(queries), 10, fetch), 1000)["p50_ms"] * 1000)  # noqa: B023
+            took[f"{kind}_mb"] = round(index.bytes / 1e6, 2)
+        yield f"index query at {n:,}", took
+
+
+PARTS = {part.__name__: part for part in (small, commits, residents, switch, updated, many_users, large)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the store.")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--large", type=int, default=100_000)
+    parser.add_argument("--users", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path, default=None)
+    options = parser.parse_args()
+    found = json.loads(RESULTS.read_text())["figures"] if RESULTS.exists() else {}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    for name in options.only:
+        folder = Path(tempfile.mkdtemp(prefix="store-bench-", dir=options.folder))
+        figures: dict[str, Any] = {}
+        try:
+            for figure, value in PARTS[name](folder, options):
+                figures[figure] = value
+                print(f"{figure:60} {value}", flush=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        found[name] = {
+            "commit": commit.stdout.strip(),
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **figures,
+        }
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    machine = {
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("numpy", "hnswlib", "SQLAlchemy")},
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"machine": machine, "figures": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
