@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import orjson
 from sqlalchemy import Connection, delete, func, insert, select
 
@@ -128,7 +127,7 @@ class Line:
         vector = line.get("vector")
         if not isinstance(vector, list):
             raise InvalidInput("A line holds the vector.", f"{param}.vector")
-        embedding, crc = dump_vector(np.array(vector, dtype=np.float32), dim, f"{param}.vector")
+        embedding, crc = dump_vector(vector, dim, f"{param}.vector")
         now = micros(datetime.now(UTC), param)
         expires_at = None if line.get("expires_at") is None else _time_in(line["expires_at"], f"{param}.expires_at")
         self.checked = Checked(line["id"], line["text"], stored, canonical, expires_at, embedding, crc)

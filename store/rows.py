@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from store.errors import InvalidInput, LogDamaged
@@ -126,7 +127,7 @@ def _check_json(value: Any, param: str, depth: int) -> None:
         raise InvalidInput(f"Metadata holds a {type(value).__name__}, which is not JSON.", param)
 
 
-def check_vector(vector: Vector, dim: int, param: str) -> Vector:
+def check_vector(vector: npt.ArrayLike, dim: int, param: str) -> Vector:
     """`(dim,) float32`, finite and not zero, whatever array-like came in."""
     try:
         array = np.ascontiguousarray(vector, dtype="<f4")
@@ -144,7 +145,7 @@ def check_vector(vector: Vector, dim: int, param: str) -> Vector:
     return array
 
 
-def dump_vector(vector: Vector, dim: int, param: str) -> tuple[bytes, int]:
+def dump_vector(vector: npt.ArrayLike, dim: int, param: str) -> tuple[bytes, int]:
     """The bytes to store and their checksum."""
     data = check_vector(vector, dim, param).tobytes()
     return data, zlib.crc32(data)

@@ -1,0 +1,175 @@
+"""NDJSON out and in, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from store import Append, Conflict, Imported, InvalidInput, NewMemory, Search, SearchResult, Store
+from store.log import Log
+from store.maintenance import verify
+
+from .conftest import DIM, Clock
+
+T = "default"
+
+
+def fill(store: Store, clock: Clock, count: int = 450) -> None:
+    """Several pages, with history, gaps where memories were deleted, and awkward values."""
+    rng = np.random.default_rng(1)
+    vectors = (rng.normal(size=(count, DIM)) * rng.choice([1e-6, 1, 1e6], size=(count, 1))).astype(np.float32)
+    for first in range(0, count, 150):
+        made = tuple(
+            NewMemory(
+                f"id {n} ä",
+                f'text "{n}"\n\u2028 日本',
+                vectors[n],
+                {"z": n, "a": [1.5, -0.0, 1e300, None, True], "ü": {"k": "\\"}} if n % 3 else {},
+                clock.now + timedelta(days=n) if n % 5 == 0 and n else None,
+            )
+            for n in range(first, first + 150)
+        )
+        store.append([Append(T, "ann", made, issued_at=store._now())])
+    for n in range(0, count, 7):
+        store.update(T, "ann", f"id {n} ä", text=f"changed {n}", vector=vectors[n] * 2)
+    for n in range(0, count, 14):
+        store.update(T, "ann", f"id {n} ä", metadata={"again": n})
+    for n in range(5, count, 11):
+        store.delete(T, "ann", f"id {n} ä")
+    for n in range(5, count, 22):
+        store.append([Append(T, "ann", (NewMemory(f"id {n} ä", "back", vectors[n]),), issued_at=store._now())])
+
+
+def test_export_import_export_is_the_same_byte_for_byte(
+    open_store: Callable[..., Store], clock: Clock, tmp_path: Path, url: str
+) -> None:
+    store = open_store()
+    fill(store, clock)
+    first = b"".join(store.export(T, "ann"))
+    lines = first.splitlines(keepends=True)
+    assert len(lines) == store.user(T, "ann").memories
+
+    assert store.import_lines(T, "bob", lines) == Imported(len(lines), 0)
+    assert b"".join(store.export(T, "bob")) == first
+    assert store.import_lines(T, "bob", lines) == Imported(0, len(lines))
+
+    query = np.ones(DIM, np.float32)
+    before = store.search([Search(T, "ann", query, 50)])[0]
+    store.erase_user(T, "ann")
+    assert store.import_lines(T, "ann", lines) == Imported(len(lines), 0)
+    assert b"".join(store.export(T, "ann")) == first
+    after = store.search([Search(T, "ann", query, 50)])[0]
+    assert isinstance(before, SearchResult)
+    assert isinstance(after, SearchResult)
+    assert after.results == before.results
+
+    other = Store.open(f"sqlite:///{tmp_path}/other.db", dim=DIM, model="fake", now=clock)
+    parts = [lines[at : at + 100] for at in range(0, len(lines), 100)]  # as a gateway sends them
+    assert sum(other.import_lines("t2", "carl", part).imported for part in parts) == len(lines)
+    assert b"".join(other.export("t2", "carl")) == first
+    assert other.history("t2", "carl", "id 14 ä") == store.history(T, "ann", "id 14 ä")
+    other.close()
+    log = Log.open(url)
+    assert list(verify(log)) == []
+    log.close()
+
+
+def test_a_line_holds_everything(store: Store, clock: Clock) -> None:
+    vector = np.array([0.1, -0.0, 1e-30, 3, 0, 0, 0, 16777216], np.float32)
+    store.append([Append(T, "ann", (NewMemory("1", "old", vector),), issued_at=store._now())])
+    store.update(T, "ann", "1", text="new", vector=vector, metadata={"b": 1, "a": 2})
+    (line,) = store.export(T, "ann")
+    memory = store.get(T, "ann", "1")
+
+    def written(moment: Any) -> str:
+        return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+    assert line.endswith(b"\n")
+    assert orjson.loads(line) == {
+        "id": "1",
+        "text": "new",
+        "metadata": {"b": 1, "a": 2},
+        "created_at": written(memory.created_at),
+        "updated_at": written(memory.updated_at),
+        "expires_at": None,
+        "version": 2,
+        "event": "updated",
+        "history": [{"event": "added", "at": written(memory.created_at), "version": 1, "text": "old", "metadata": {}}],
+        "model": "fake",
+        "vector": [0.1, -0.0, 1e-30, 3.0, 0.0, 0.0, 0.0, 16777216.0],
+    }
+
+
+def test_importing_into_a_user_with_memories_gives_new_versions(store: Store, clock: Clock) -> None:
+    fill(store, clock)
+    lines = list(store.export(T, "ann"))
+    store.append([Append(T, "bob", tuple(NewMemory(str(n), "own", np.ones(DIM)) for n in range(9)), issued_at=clock())])
+    assert store.search([Search(T, "bob", np.ones(DIM), 100)])[0].version == 9  # type: ignore[union-attr]
+    assert store.import_lines(T, "bob", lines) == Imported(len(lines), 0)
+    result = store.search([Search(T, "bob", np.ones(DIM), 1000)])[0]
+    assert isinstance(result, SearchResult)
+    assert len(result.results) == len(lines) + 9
+    mine = [(event.event, event.text) for event in store.history(T, "ann", "id 14 ä")]
+    theirs = [(event.event, event.text) for event in store.history(T, "bob", "id 14 ä")]
+    assert mine == theirs
+    assert [event.text for event in store.history(T, "bob", "3")] == ["own"]
+
+
+def test_a_minimal_line_is_enough(store: Store) -> None:
+    line = orjson.dumps({"id": "1", "text": "tea", "vector": [1.0] * DIM})
+    assert store.import_lines(T, "ann", [line, b"\n", b""]) == Imported(1, 0)
+    assert store.get(T, "ann", "1").text == "tea"
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"id": ""}, "lines.1.id"),
+        ({"text": None}, "lines.1.text"),
+        ({"vector": [1.0]}, "lines.1.vector"),
+        ({"vector": "x"}, "lines.1.vector"),
+        ({"vector": ["x"] * DIM}, "lines.1.vector"),
+        ({"metadata": []}, "lines.1.metadata"),
+        ({"model": "other"}, "lines.1.model"),
+        ({"created_at": "yesterday"}, "lines.1.created_at"),
+        ({"expires_at": 5}, "lines.1.expires_at"),
+        ({"version": -1}, "lines.1.version"),
+        ({"event": "deleted"}, "lines.1.event"),
+        ({"history": {}}, "lines.1.history"),
+        ({"history": [{"event": "lost"}]}, "lines.1.history.0.event"),
+        ({"history": [{"event": "added", "at": "2026-01-01T00:00:00Z", "version": 9}]}, "lines.1.history.0.version"),
+    ],
+)
+def test_a_wrong_line_is_named_and_nothing_of_its_part_is_written(
+    store: Store, change: dict[str, Any], param: str
+) -> None:
+    right = {"id": "1", "text": "tea", "vector": [1.0] * DIM, "version": 5}
+    lines = [orjson.dumps(right), orjson.dumps({**right, "id": "2", **change})]
+    with pytest.raises(InvalidInput) as caught:
+        store.import_lines(T, "ann", lines)
+    assert caught.value.param == param
+    assert store.user(T, "ann").memories == 0
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b"\xff", b'"x"'])
+def test_a_line_that_is_no_object(store: Store, line: bytes) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        store.import_lines(T, "ann", [line])
+    assert caught.value.param == "lines.0"
+
+
+def test_an_id_with_other_content_is_a_conflict(store: Store) -> None:
+    line = {"id": "1", "text": "tea", "vector": [1.0] * DIM}
+    store.import_lines(T, "ann", [orjson.dumps(line)])
+    with pytest.raises(Conflict) as caught:
+        store.import_lines(T, "ann", [orjson.dumps({**line, "id": "2"}), orjson.dumps({**line, "text": "rain"})])
+    assert caught.value.param == "lines.1.id"
+    with pytest.raises(Conflict):
+        store.import_lines(T, "bob", [orjson.dumps(line), orjson.dumps({**line, "text": "rain"})])
+    assert store.user(T, "bob").memories == 0
