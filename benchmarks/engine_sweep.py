@@ -63,7 +63,7 @@ def provenance(commit: str | None) -> dict[str, Any]:
     packages = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
     return {
         "commit": commit or _git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(_git("status", "--porcelain", "--", "deployments", "benchmarks")),
+        "dirty": bool(_git("status", "--porcelain", "-uno", "--", "deployments/embedding", "deployments/batcher.py")),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),

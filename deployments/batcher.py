@@ -40,13 +40,12 @@ class _Call:
 class Waiting(Generic[Item]):
     """An item in the queue. `passed_over` counts the batches that left before it with a younger item in them."""
 
-    __slots__ = ("_call", "_index", "answered", "cost", "item", "passed_over")
+    __slots__ = ("_call", "_index", "cost", "item", "passed_over")
 
     def __init__(self, item: Item, cost: int, call: _Call, index: int) -> None:
         self.item = item
         self.cost = cost
         self.passed_over = 0
-        self.answered = False
         self._call = call
         self._index = index
 
@@ -58,7 +57,6 @@ class Waiting(Generic[Item]):
     def answer(self, result: object) -> None:
         """Hand the result, or an exception as a value, to the caller."""
         call = self._call
-        self.answered = True
         call.results[self._index] = result
         call.remaining -= 1
         if call.remaining == 0 and not call.future.done():
@@ -128,7 +126,7 @@ class Batcher(Generic[Item, Result]):
         self._bisect = bisect
         self._clock = clock
         self._waiting: list[Waiting[Item]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[list[object]]] = set()
         self._queued_cost = 0
         self._running_cost = 0
         self._pump_scheduled = False
@@ -247,51 +245,44 @@ class Batcher(Generic[Item, Result]):
             self._running_cost += cost
             if not self._tasks:
                 self._last_finish = self._clock()
-            task = asyncio.get_running_loop().create_task(self._serve(batch, cost))
+            task = asyncio.get_running_loop().create_task(self._results(batch))
             self._tasks.add(task)
-            task.add_done_callback(functools.partial(self._finished, batch))
+            task.add_done_callback(functools.partial(self._finished, batch, cost))
 
-    def _finished(self, batch: list[Waiting[Item]], task: asyncio.Task[None]) -> None:
+    def _finished(self, batch: list[Waiting[Item]], cost: int, task: asyncio.Task[list[object]]) -> None:
         self._tasks.discard(task)
-        for entry in batch:
-            if not entry.answered:  # the task was cancelled: the loop is going down
-                entry.answer(Unavailable("The server is shutting down."))
+        self._running_cost -= cost
+        now = self._clock()
+        self._drained_cost = 0.9 * self._drained_cost + cost
+        self._drain_s = 0.9 * self._drain_s + (now - self._last_finish)
+        self._last_finish = now
+        # The next batch leaves before these callers are woken: what they do with their results must not hold it up.
         self._pump()
-
-    async def _serve(self, batch: list[Waiting[Item]], cost: int) -> None:
-        try:
-            await self._attempt(batch)
-        finally:
-            self._running_cost -= cost
-            now = self._clock()
-            self._drained_cost = 0.9 * self._drained_cost + cost
-            self._drain_s = 0.9 * self._drain_s + (now - self._last_finish)
-            self._last_finish = now
-
-    async def _attempt(self, entries: list[Waiting[Item]]) -> None:
-        """Run a batch and answer each of its items once, whatever happens."""
-        batch = []
-        for entry in entries:
-            if entry.abandoned:  # since the batch was picked, or since it failed
-                entry.answer(None)
-            else:
-                batch.append(entry)
-        if not batch:
-            return
-        results: Sequence[Result | Exception]
-        try:
-            results = await self._run_batch([entry.item for entry in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"run returned {len(results)} results for {len(batch)} items")
-        except Exception as error:  # noqa: BLE001 - handed to everyone who waits, or to the culprit alone
-            if self._bisect and len(batch) > 1:
-                middle = len(batch) // 2
-                await self._attempt(batch[:middle])
-                await self._attempt(batch[middle:])
-                return
-            results = [error] * len(batch)
+        if task.cancelled():  # the loop is going down
+            results: list[object] = [Unavailable("The server is shutting down.")] * len(batch)
+        else:
+            results = task.result()
         for entry, result in zip(batch, results, strict=True):
             entry.answer(result)
+
+    async def _results(self, batch: list[Waiting[Item]]) -> list[object]:
+        """Run a batch: a result or an exception for each of its items, whatever happens."""
+        # Whoever has gone away since the batch was picked, or since it failed, is not worth a run.
+        alive = [entry for entry in batch if not entry.abandoned]
+        results: Sequence[object] = []
+        if alive:
+            try:
+                results = await self._run_batch([entry.item for entry in alive])
+                if len(results) != len(alive):
+                    raise RuntimeError(f"run returned {len(results)} results for {len(alive)} items")
+            except Exception as error:  # noqa: BLE001 - handed to everyone who waits, or to the culprit alone
+                if self._bisect and len(alive) > 1:
+                    middle = len(alive) // 2
+                    results = await self._results(alive[:middle]) + await self._results(alive[middle:])
+                else:
+                    results = [error] * len(alive)
+        result_of = dict(zip(alive, results, strict=True))
+        return [result_of.get(entry) for entry in batch]
 
     async def close(self) -> None:
         """Finish what was taken; what waits gets `Unavailable`, and so does what is submitted later."""

@@ -79,7 +79,7 @@ class LocalModel(Model):
     ) -> None:
         device = choose_device(device)
         weights = choose_dtype(dtype, device)
-        network = _load(path, device, weights, allow_download)
+        network = _load(path, name or path, device, weights, allow_download)
         self._network = network
         self._transformer = network[0]
         self._device = torch.device(device)
@@ -267,20 +267,23 @@ class LocalModel(Model):
         self._forward_threads.shutdown(wait=False)
 
 
-def _load(path: str, device: str, weights: torch.dtype, allow_download: bool) -> Any:
+def _load(path: str, name: str, device: str, weights: torch.dtype, allow_download: bool) -> Any:
     try:
         network = SentenceTransformer(
             path, device=device, local_files_only=not allow_download, model_kwargs={"dtype": weights}
         )
     except Exception as error:  # whatever goes wrong in a foreign loader, an operator wants one line
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelUnavailable(f"The model {path!r} cannot be loaded: {first_line}") from error
+        if not allow_download and isinstance(error, OSError) and not Path(path).is_dir():
+            message = f"The model {name!r} is no folder and not in the hub cache, and allow_download is off."
+        else:
+            message = f"The model {name!r} cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        raise ModelUnavailable(message) from error
     if not isinstance(network[0], Transformer) or not hasattr(network.tokenizer, "backend_tokenizer"):
         raise ModelUnavailable(
-            f"The model {path!r} is not a transformer with a fast tokeniser; no other kind is served."
+            f"The model {name!r} is not a transformer with a fast tokeniser; no other kind is served."
         )
     if "message" in network[0].modality_config:
-        raise ModelUnavailable(f"The model {path!r} reads chat messages, which are not served.")
+        raise ModelUnavailable(f"The model {name!r} reads chat messages, which are not served.")
     return network.to(weights).eval()
 
 
