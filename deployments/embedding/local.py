@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,7 @@ _SAME = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
 # The engine bounds the forwards in flight; threads are made as they are needed, up to so many.
 _MOST_FORWARDS = 16
+_SWITCH_S = 0.0002
 
 
 def choose_device(device: str) -> str:
@@ -110,6 +112,9 @@ class LocalModel(Model):
         )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
+        # A forward takes the interpreter's lock between its kernels; the event loop, busy with answers, would let it wait
+        # for the default of 5 ms each time.
+        sys.setswitchinterval(_SWITCH_S)
         self._first_position = unpadded.first_position(self._transformer.model)
         # Flash attention on CUDA has no float32.
         half = weights != torch.float32
