@@ -259,7 +259,7 @@ def switch(_: Path, __: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         took = {}
         for kind, options in (("exact", IndexOptions(switch=10**9)), ("hnsw", IndexOptions(switch=1))):
             index = UserIndex(1, 0, DIM, options)
-            index.apply(changes, n)
+            index.apply(changes)
             while index.fold():
                 pass
             queries = iter(draw(1000))

@@ -24,12 +24,14 @@ from store.reading import NEVER, Changes
 from store.records import IndexOptions, Vector
 
 Rows = npt.NDArray[np.int64]
+FilterKey = bytes
 Fetch = Callable[[Rows], Vector]
 """From labels (n,) to the log's vectors (n, dim) float32, as the model made them."""
 
 BLOCK = 4096  # rows of the tail that are allocated, and freed, together
 _EMPTY = np.zeros(0, np.int64)
 _EXACT_SCAN = 2000  # so many rows of the graph are fetched and scanned rather than searched for
+_FILTERS = 8
 _PRODUCT = 400_000  # numbers a matrix product: above, OpenBLAS takes all cores, and waits for them where they are busy
 _TIE = 2e-6  # scores this near round alike
 
@@ -146,6 +148,7 @@ class UserIndex:
         "_rows",
         "dim",
         "epoch",
+        "filters",
         "uid",
         "version",
     )
@@ -155,6 +158,7 @@ class UserIndex:
         self.epoch = epoch
         self.dim = dim
         self.version = 0
+        self.filters: dict[FilterKey, tuple[int, Rows]] = {}  # least recently used first
         self._options = options
         self._rows = 0
         self._dead = 0
@@ -185,17 +189,24 @@ class UserIndex:
         """Memory that this index holds."""
         size = self._labels.nbytes + self._expires.nbytes + self._alive.nbytes + 1500
         size += sum(block.nbytes + 120 for block in self._blocks)
+        size += sum(labels.nbytes + 300 for _, labels in self.filters.values())
         graphs = (self._graph, self._rebuild.graph if self._rebuild else None)
         return size + sum(graph.bytes for graph in graphs if graph is not None)
 
-    def apply(self, changes: Changes, version: int) -> None:
-        """Take in what the log has after `self.version`, up to `version`."""
+    def apply(self, changes: Changes) -> None:
+        """Take in what comes next in the log after `self.version`."""
         if len(changes.labels):
             if int(changes.labels.min()) <= self._max_label:  # else they are all new: labels only grow
                 rows = np.flatnonzero(np.isin(self._labels[: self._rows], changes.labels))
                 self._bury(rows[self._alive[rows]])
             self._add(changes.labels[changes.kept], changes.expires, changes.vectors)
-        self.version = version
+            self.version = int(changes.versions[-1])
+
+    def remember(self, filter: FilterKey, labels: Rows) -> None:
+        """Keep the labels that match a filter at this version; the filters that were used last are kept."""
+        self.filters[filter] = self.version, labels
+        while len(self.filters) > _FILTERS:
+            del self.filters[next(iter(self.filters))]
 
     def expire(self, now: int) -> None:
         """Leave out the rows whose time is over, `now` in microseconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from sqlalchemy import (
     FromClause,
     and_,
     bindparam,
+    case,
     literal_column,
     select,
 )
@@ -115,6 +116,7 @@ _CHANGES = (
     .select_from(_SERVED)
     .where(memories.c.uid == bindparam("of_uid"), memories.c.version > bindparam("after"))
     .order_by(memories.c.version)
+    .limit(CHUNK)
 )
 _ALL = _CHANGES.where(memories.c.deleted == 0)
 _BY_LABEL = (
@@ -148,14 +150,23 @@ def positions(connection: Connection, uids: Iterable[int]) -> dict[int, Position
     return found
 
 
-def changes(connection: Connection, uid: int, after: int, model: int, dim: int) -> Changes:
-    """What happened to a user after a version; from 0 on, only what is still there.
+def changes(connection: Connection, uid: int, after: int, model: int, dim: int) -> Iterator[Changes]:
+    """What happened to a user after a version, some thousand rows at a time; from 0 on, only what is still there.
 
     Raises:
         LogDamaged: a vector is not what was written, or missing.
     """
     statement = _ALL if after == 0 else _CHANGES
-    rows = connection.execute(statement, {"of_uid": uid, "after": after, "serving": model}).all()
+    while True:
+        rows = connection.execute(statement, {"of_uid": uid, "after": after, "serving": model}).all()
+        if rows:
+            yield _changes(rows, dim)
+        if len(rows) < CHUNK:
+            return
+        after = rows[-1].version
+
+
+def _changes(rows: Sequence[Any], dim: int) -> Changes:
     alive = [row for row in rows if not row[2]]
     try:
         return Changes(
@@ -209,6 +220,18 @@ def matching(
         condition(filter, connection.dialect.name),
     )
     return list(connection.execute(statement).scalars())
+
+
+def matching_since(
+    connection: Connection, uid: int, after: int, *, filter: Filter, model: int
+) -> tuple[list[int], list[int]]:
+    """Labels of the rows that changed after a version, deleted ones too; and of those that match, expired ones too."""
+    fits = and_(memories.c.deleted == 0, condition(filter, connection.dialect.name))
+    statement = select(memories.c.label, case((fits, 1), else_=0)).select_from(with_contents(model))
+    if after == 0:
+        statement = statement.where(fits)
+    rows = connection.execute(statement.where(memories.c.uid == uid, memories.c.version > after)).all()
+    return [label for label, _ in rows], [label for label, fit in rows if fit]
 
 
 def expired(connection: Connection, now: int, limit: int) -> list[tuple[int, bytes]]:

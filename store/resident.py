@@ -17,7 +17,7 @@ class Resident:
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
-        self.bytes = 0
+        self.bytes = self.peak_bytes = 0
         self.evictions = 0
         self._indexes: OrderedDict[int, tuple[UserIndex, int]] = OrderedDict()
 
@@ -42,6 +42,7 @@ class Resident:
         old = self._indexes.get(index.uid)
         size = index.bytes
         self.bytes += size - (old[1] if old else 0)
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
         self._indexes[index.uid] = (index, size)
 
     def drop(self, uid: int) -> None:

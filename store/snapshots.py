@@ -12,9 +12,11 @@ the one that counts:
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import struct
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ from store.records import IndexOptions
 
 MAGIC = b"memserve snapshot 1\n"
 _DIGEST_BYTES = 16
+_LOCK = "lock"
 
 
 class Name(NamedTuple):
@@ -36,10 +39,25 @@ class Name(NamedTuple):
     version: int
 
 
-class Snapshots:
-    """The snapshots of one log in one folder, which belongs to one store."""
+class Pending(NamedTuple):
+    """A snapshot that is being written."""
 
-    def __init__(self, folder: Path, *, log_id: str, model: str, dim: int, options: IndexOptions) -> None:
+    name: Name
+    header: dict[str, Any]
+    arrays: bytes
+
+
+class Snapshots:
+    """The snapshots of one store, in a folder that stores of the same log may share.
+
+    Each store claims a numbered folder in it, by a lock that ends with its process; one that is started again finds
+    what an earlier one left.
+    """
+
+    def __init__(self, shared: Path, *, log_id: str, model: str, dim: int, options: IndexOptions) -> None:
+        self._shared = shared
+        shared.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock, folder = next(claim for claim in (_claim(shared / str(n)) for n in count()) if claim is not None)
         self.folder = folder
         self.refused = 0
         self._dim = dim
@@ -51,16 +69,12 @@ class Snapshots:
             "m": options.m,
             "ef_construction": options.ef_construction,
         }
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._names: dict[int, set[Name]] = {}
-        for path in folder.glob("*.rows"):
-            parts = path.stem.split("-")
-            if len(parts) == 3 and all(part.isdigit() for part in parts):
-                name = Name(*map(int, parts))
-                self._names.setdefault(name.uid, set()).add(name)
+        for name in _names_in(folder):
+            self._names.setdefault(name.uid, set()).add(name)
         known = {f"{name.uid}-{name.epoch}-{name.version}" for name in self.names()}
         for path in folder.iterdir():  # what a write that died has left
-            if path.suffix not in (".rows", ".hnsw") or path.stem not in known:
+            if path.name != _LOCK and (path.suffix not in (".rows", ".hnsw") or path.stem not in known):
                 path.unlink(missing_ok=True)
 
     def names(self) -> list[Name]:
@@ -69,44 +83,54 @@ class Snapshots:
 
     def save(self, index: UserIndex) -> bool:
         """Write a snapshot of `index` and remove the user's older ones. False while it cannot have one."""
-        state = index.snapshot()
-        if state is None:
+        pending = self.begin(index)
+        if pending is None:
             return False
+        self.finish(pending)
+        self.commit(pending)
+        return True
+
+    def begin(self, index: UserIndex) -> Pending | None:
+        """The part of `save` that needs the index; None while it cannot have a snapshot."""
+        state = index.snapshot()
+        name = Name(index.uid, index.epoch, index.version)
+        if state is None or name in self._names.get(index.uid, ()):
+            return None
         graph, labels, expires, alive = state
         if graph.dead:  # hnswlib would write their vectors, which may have been erased
-            return False
-        stem = f"{index.uid}-{index.epoch}-{index.version}"
-        part = self.folder / f"{stem}.hnsw.part"
+            return None
+        part = self._path(name, "hnsw.part")
         graph.hnsw.save_index(str(part))
+        header = {**self._identity, **name._asdict(), "rows": len(labels), "count": graph.count, "dead": graph.dead}
+        return Pending(name, header, labels.tobytes() + expires.tobytes() + alive.tobytes())
+
+    def finish(self, pending: Pending) -> None:
+        """The part of `save` that only waits for the disk; safe in another thread."""
+        part = self._path(pending.name, "hnsw.part")
         os.chmod(part, 0o600)
         _sync(part)
         size, digest = _digest(part)
-        header = orjson.dumps(
-            {
-                **self._identity,
-                "uid": index.uid,
-                "epoch": index.epoch,
-                "version": index.version,
-                "rows": len(labels),
-                "count": graph.count,
-                "dead": graph.dead,
-                "graph_bytes": size,
-                "graph_digest": digest.hex(),
-            }
-        )
-        body = b"".join((struct.pack("<I", len(header)), header, labels.tobytes(), expires.tobytes(), alive.tobytes()))
-        rows = self.folder / f"{stem}.rows.part"
+        header = orjson.dumps({**pending.header, "graph_bytes": size, "graph_digest": digest.hex()})
+        body = struct.pack("<I", len(header)) + header + pending.arrays
+        rows = self._path(pending.name, "rows.part")
         rows.write_bytes(MAGIC + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body)
         os.chmod(rows, 0o600)
         _sync(rows)
-        os.replace(part, self.folder / f"{stem}.hnsw")
-        os.replace(rows, self.folder / f"{stem}.rows")
+
+    def commit(self, pending: Pending) -> None:
+        """Make a finished snapshot the user's."""
+        name = pending.name
+        for suffix in ("hnsw", "rows"):  # the one that counts comes last
+            os.replace(self._path(name, f"{suffix}.part"), self._path(name, suffix))
         _sync(self.folder)
-        saved = Name(index.uid, index.epoch, index.version)
-        for name in self._names.get(index.uid, set()) - {saved}:
-            self._remove(name)
-        self._names.setdefault(index.uid, set()).add(saved)
-        return True
+        for older in self._names.get(name.uid, set()) - {name}:
+            self._remove(older)
+        self._names.setdefault(name.uid, set()).add(name)
+
+    def discard(self, pending: Pending) -> None:
+        """Remove what `begin` and `finish` wrote."""
+        for suffix in ("hnsw", "rows"):
+            self._path(pending.name, f"{suffix}.part").unlink(missing_ok=True)
 
     def load(self, uid: int, epoch: int, version: int, removed_version: int) -> UserIndex | None:
         """The user's index as it was at some version up to `version`; None where there is no snapshot to be trusted.
@@ -127,6 +151,28 @@ class Snapshots:
         """Remove every snapshot of a user."""
         for name in list(self._names.get(uid, ())):
             self._remove(name)
+
+    def left(self) -> list[tuple[Path, Name]]:
+        """Snapshots that stores have left which are no longer there, with their folders."""
+        found = []
+        for folder in self._shared.iterdir():
+            if folder != self.folder and folder.name.isdigit() and (claim := _claim(folder)) is not None:
+                found += [(folder, name) for name in _names_in(folder)]
+                os.close(claim[0])
+        return found
+
+    @staticmethod
+    def remove_left(folder: Path, name: Name) -> None:
+        """Remove one of `left`, unless a store has come back to its folder: that one sees to it."""
+        claim = _claim(folder)
+        if claim is not None:
+            for suffix in ("rows", "hnsw"):
+                (folder / f"{name.uid}-{name.epoch}-{name.version}.{suffix}").unlink(missing_ok=True)
+            os.close(claim[0])
+
+    def close(self) -> None:
+        """Let the folder go."""
+        os.close(self._lock)
 
     def verify(self, name: Name) -> tuple[dict[str, Any], Any, Any, Any]:
         """Header, labels, expires and alive flags of a snapshot every byte of which is as it was written.
@@ -175,6 +221,23 @@ class Snapshots:
         self._names[name.uid].discard(name)
         if not self._names[name.uid]:
             del self._names[name.uid]
+
+
+def _claim(folder: Path) -> tuple[int, Path] | None:
+    """The folder's lock as an open file, or None where another store has it."""
+    folder.mkdir(exist_ok=True, mode=0o700)
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor, folder
+
+
+def _names_in(folder: Path) -> list[Name]:
+    parts = [path.stem.split("-") for path in folder.glob("*.rows")]
+    return [Name(*map(int, part)) for part in parts if len(part) == 3 and all(number.isdigit() for number in part)]
 
 
 def _digest(path: Path) -> tuple[int, bytes]:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import orjson
 from sqlalchemy import Connection
 
 from store import export, filters, listing, reading, rows, writing
@@ -75,6 +77,7 @@ class Store:
         self.snapshots = snapshots
         self._options = index
         self._now = now
+        self._closed = False
         self._uids: OrderedDict[Name, int] = OrderedDict()  # rows of users are never removed
         self._background = Background(log, self.resident, snapshots, self._catch_up)
 
@@ -97,7 +100,7 @@ class Store:
         Args:
             url: see `Log.open`.
             index_budget_bytes: memory for the indexes of this store.
-            snapshot_dir: a local folder that belongs to this store alone; None keeps no snapshots.
+            snapshot_dir: a local folder, which stores of the same log may share; None keeps no snapshots.
             lock_timeout_s: how long a write waits for another writer.
 
         Raises:
@@ -426,7 +429,10 @@ class Store:
         self.log.ping()
 
     def close(self) -> None:
-        """Save what a restart would build again, drop the indexes and close the log."""
+        """Save what a restart would build again, drop the indexes and close the log. Closing twice does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self._background.close()
         self.resident.clear()
         self.log.close()
@@ -462,10 +468,7 @@ class Store:
             return request, None, None, 0
         index = self._caught_up(connection, standing[uid])
         index.expire(now)
-        allowed = None
-        if request.filter is not None:
-            labels = self._matching(connection, uid, memories.c.label, request.filter, now)
-            allowed = np.array(labels, np.int64)
+        allowed = None if request.filter is None else self._allowed(connection, index, request.filter)
 
         def fetch(labels: Any) -> Vector:
             return reading.vectors(connection, labels.tolist(), self.log.model_id, self.dim)
@@ -475,6 +478,17 @@ class Store:
             good = hits.scores >= request.min_score
             hits = Hits(hits.labels[good], hits.scores[good])
         return request, index, hits, standing[uid].version
+
+    def _allowed(self, connection: Connection, index: UserIndex, filter: Filter) -> npt.NDArray[np.int64]:
+        """Labels that match; remembered with the index, so that only what has changed since is looked at again."""
+        key = orjson.dumps(filter, option=orjson.OPT_SORT_KEYS)
+        after, labels = index.filters.pop(key, (0, np.zeros(0, np.int64)))
+        if after < index.version:
+            changed, fit = reading.matching_since(connection, index.uid, after, filter=filter, model=self.log.model_id)
+            kept = labels[~np.isin(labels, changed)] if after else labels
+            labels = np.concatenate([kept, np.array(fit, np.int64)])
+        index.remember(key, labels)
+        return labels
 
     def _caught_up(self, connection: Connection, position: reading.Position) -> UserIndex:
         """The user's index, holding what the log holds."""
@@ -496,8 +510,9 @@ class Store:
         if index.version == position.version:
             return
         fresh = index.version == 0
-        changes = reading.changes(connection, index.uid, index.version, self.log.model_id, self.dim)
-        index.apply(changes, position.version)
+        for changes in reading.changes(connection, index.uid, index.version, self.log.model_id, self.dim):
+            index.apply(changes)
+        index.version = position.version
         if fresh and index.live != position.live:
             raise LogDamaged(
                 f"The log is damaged: a user has {index.live} memories where {position.live} were written. "

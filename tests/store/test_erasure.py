@@ -94,11 +94,11 @@ def test_the_other_stores_snapshots_go_too(
     for store in (one, other):
         store.search([Search(T, "ann", vectors[0], 5)])
         settle(clock, store)
-    folders = [tmp_path / "snapshots0", tmp_path / "snapshots1"]
-    assert [len(list(folder.iterdir())) for folder in folders] == [2, 2]
+    folders = [tmp_path / "snapshots0" / "0", tmp_path / "snapshots1" / "0"]
+    assert [len(list(folder.iterdir())) for folder in folders] == [3, 3]
     one.delete(T, "ann", "7")
-    assert [len(list(folder.iterdir())) for folder in folders] == [0, 2]
+    assert [len(list(folder.iterdir())) for folder in folders] == [1, 3]
     settle(clock, one, other)
-    assert [len(list(folder.iterdir())) for folder in folders] == [0, 0]
+    assert [len(list(folder.iterdir())) for folder in folders] == [1, 1]
     unit = vectors[7] / np.linalg.norm(vectors[7].astype(np.float64))
     assert files_with(tmp_path, unit.astype("<f4").tobytes()[:16]) == []

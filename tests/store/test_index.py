@@ -51,7 +51,7 @@ class Truth:
         versions = np.arange(len(labels)) + self.version + 1
         expires = np.full(int(kept.sum()), NEVER)
         self.version += len(labels)
-        self.index.apply(Changes(labels, versions, kept, expires, vectors), self.version)
+        self.index.apply(Changes(labels, versions, kept, expires, vectors))
 
     def fetch(self, labels: np.ndarray) -> Vector:
         return np.array([self.vectors[label] for label in labels.tolist()], np.float32)
@@ -192,11 +192,11 @@ def test_expired_rows_are_left_out_of_graph_and_tail(rng: np.random.Generator) -
     index = UserIndex(1, 0, 4, IndexOptions(switch=10))
     vectors = rng.normal(size=(40, 4)).astype(np.float32)
     expires = np.where(np.arange(40) % 2 == 0, 1000, NEVER)
-    index.apply(Changes(np.arange(30), np.arange(30) + 1, np.ones(30, np.bool_), expires[:30], vectors[:30]), 30)
+    index.apply(Changes(np.arange(30), np.arange(30) + 1, np.ones(30, np.bool_), expires[:30], vectors[:30]))
     while index.fold():
         pass
     later = np.arange(30, 40)
-    index.apply(Changes(later, later + 1, np.ones(10, np.bool_), expires[30:], vectors[30:]), 40)
+    index.apply(Changes(later, later + 1, np.ones(10, np.bool_), expires[30:], vectors[30:]))
     index.expire(999)
     assert len(index.search(vectors[0], 100, lambda labels: vectors[labels]).labels) == 40
     index.expire(1000)
@@ -234,7 +234,7 @@ def fill(count, rows, options):
         for first in range(0, rows, part):
             labels = np.arange(first, first + part)
             kept = np.ones(part, bool)
-            index.apply(Changes(labels, labels + 1, kept, np.full(part, NEVER), vectors + first), first + part)
+            index.apply(Changes(labels, labels + 1, kept, np.full(part, NEVER), vectors + first))
             while index.fold():
                 pass
     return indexes

@@ -41,47 +41,58 @@ def answers(store: Store, vectors: Any) -> list[list[str]]:
 
 
 def test_a_restart_begins_with_the_snapshot(open_store: Callable[..., Store], tmp_path: Path, vectors: Any) -> None:
-    folder = tmp_path / "snapshots"
-    first = open_store(index=OPTIONS, snapshot_dir=folder)
+    shared, folder = tmp_path / "snapshots", tmp_path / "snapshots" / "0"
+    first = open_store(index=OPTIONS, snapshot_dir=shared)
     fill(first, vectors)
     expected = answers(first, vectors)
-    assert sorted(path.name for path in folder.iterdir()) == ["1-0-120.hnsw", "1-0-120.rows"]
+    assert sorted(path.name for path in folder.iterdir()) == ["1-0-120.hnsw", "1-0-120.rows", "lock"]
     first.append([Append(T, "ann", (NewMemory("late", "x", vectors[0]),), issued_at=first._now())])
-    second = open_store(index=OPTIONS, snapshot_dir=folder)
+    first.close()
+    second = open_store(index=OPTIONS, snapshot_dir=shared)
     result = second.search([Search(T, "ann", vectors[0], 2)])[0]
     assert isinstance(result, SearchResult)
     assert (result.index, [memory.id for memory in result.results]) == ("hnsw", ["late", "0"])
     second.delete(T, "ann", "late")
     assert answers(second, vectors) == expected
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
 def test_a_snapshot_of_something_else_is_refused(
     open_store: Callable[..., Store], tmp_path: Path, vectors: Any
 ) -> None:
-    folder = tmp_path / "snapshots"
-    store = open_store(index=OPTIONS, snapshot_dir=folder)
+    shared, folder = tmp_path / "snapshots", tmp_path / "snapshots" / "0"
+    store = open_store(index=OPTIONS, snapshot_dir=shared)
     fill(store, vectors)
     name = Name(1, 0, 120)
     same = {"log_id": store.log.log_id, "model": "fake", "dim": DIM, "options": OPTIONS}
-    Snapshots(folder, **same).verify(name)
+    store.close()
+
+    def verify(name: Name, **other: Any) -> None:
+        snapshots = Snapshots(shared, **{**same, **other})
+        try:
+            snapshots.verify(name)
+        finally:
+            snapshots.close()
+
+    verify(name)
     for other in ({"log_id": "x"}, {"model": "x"}, {"dim": 4}, {"options": IndexOptions(m=8)}):
         with pytest.raises(ValueError, match="something else"):
-            Snapshots(folder, **{**same, **other}).verify(name)
+            verify(name, **other)
     for suffix in ("rows", "hnsw"):
         (folder / f"1-0-120.{suffix}").rename(folder / f"2-0-120.{suffix}")
     with pytest.raises(ValueError, match="something else"):
-        Snapshots(folder, **same).verify(Name(2, 0, 120))
+        verify(Name(2, 0, 120))
 
 
 def test_what_a_dead_write_left_is_removed(open_store: Callable[..., Store], tmp_path: Path, vectors: Any) -> None:
-    folder = tmp_path / "snapshots"
-    store = open_store(index=OPTIONS, snapshot_dir=folder)
+    shared, folder = tmp_path / "snapshots", tmp_path / "snapshots" / "0"
+    store = open_store(index=OPTIONS, snapshot_dir=shared)
     fill(store, vectors)
+    store.close()
     for left in ("1-0-130.hnsw.part", "1-0-130.rows.part", "7-0-1.hnsw", "junk"):
         (folder / left).write_bytes(b"x")
-    open_store(index=OPTIONS, snapshot_dir=folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["1-0-120.hnsw", "1-0-120.rows"]
+    open_store(index=OPTIONS, snapshot_dir=shared)
+    assert sorted(path.name for path in folder.iterdir()) == ["1-0-120.hnsw", "1-0-120.rows", "lock"]
 
 
 def _damage(rng: np.random.Generator, data: bytes) -> bytes:
@@ -104,10 +115,11 @@ def _damage(rng: np.random.Generator, data: bytes) -> bytes:
 def test_no_damaged_snapshot_is_believed(
     open_store: Callable[..., Store], tmp_path: Path, vectors: Any, rng: np.random.Generator
 ) -> None:
-    folder = tmp_path / "snapshots"
-    store = open_store(index=OPTIONS, snapshot_dir=folder)
+    shared, folder = tmp_path / "snapshots", tmp_path / "snapshots" / "0"
+    store = open_store(index=OPTIONS, snapshot_dir=shared)
     fill(store, vectors)
-    snapshots = Snapshots(folder, log_id=store.log.log_id, model="fake", dim=DIM, options=OPTIONS)
+    store.close()
+    snapshots = Snapshots(shared, log_id=store.log.log_id, model="fake", dim=DIM, options=OPTIONS)
     name = Name(1, 0, 120)
     snapshots.verify(name)
     files = [folder / "1-0-120.rows", folder / "1-0-120.hnsw"]
@@ -122,16 +134,18 @@ def test_no_damaged_snapshot_is_believed(
                 snapshots.verify(name)
         path.write_bytes(sound)
     snapshots.verify(name)
+    snapshots.close()
 
 
 def test_a_damaged_snapshot_is_replaced_from_the_log(
     open_store: Callable[..., Store], tmp_path: Path, vectors: Any, rng: np.random.Generator
 ) -> None:
-    folder = tmp_path / "snapshots"
-    store = open_store(index=OPTIONS, snapshot_dir=folder)
+    shared, folder = tmp_path / "snapshots", tmp_path / "snapshots" / "0"
+    store = open_store(index=OPTIONS, snapshot_dir=shared)
     fill(store, vectors)
     expected = answers(store, vectors)
-    sound = {path.name: path.read_bytes() for path in folder.iterdir()}
+    store.close()
+    sound = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
     for round in range(60):
         for name, data in sound.items():
             (folder / name).write_bytes(data)
@@ -139,9 +153,24 @@ def test_a_damaged_snapshot_is_replaced_from_the_log(
         victim.write_bytes(_damage(rng, victim.read_bytes()))
         if round % 10 == 9:
             victim.unlink()
-        fresh = open_store(index=OPTIONS, snapshot_dir=folder)
+        fresh = open_store(index=OPTIONS, snapshot_dir=shared)
         assert answers(fresh, vectors) == expected
         assert fresh.snapshots is not None
         if victim.name.endswith("hnsw") or round % 10 != 9:
             assert fresh.snapshots.refused <= 1
-        fresh.log.close()
+        fresh.close()
+
+
+def test_stores_that_share_a_folder_keep_apart(open_store: Callable[..., Store], tmp_path: Path, vectors: Any) -> None:
+    shared = tmp_path / "snapshots"
+    one, other = (open_store(index=OPTIONS, snapshot_dir=shared) for _ in range(2))
+    fill(one, vectors)
+    fill(other, vectors)
+    whole = ["1-0-120.hnsw", "1-0-120.rows", "lock"]
+    assert [sorted(path.name for path in (shared / n).iterdir()) for n in "01"] == [whole, whole]
+    other.close()
+    one.delete(T, "ann", "7")
+    assert [sorted(path.name for path in (shared / n).iterdir()) for n in "01"] == [["lock"], whole]
+    one._background._swept_at = 0
+    one.fold()  # sees to what a store has left that is no longer there
+    assert [path.name for path in (shared / "1").iterdir()] == ["lock"]
