@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -74,9 +75,7 @@ def flatten(batch: Sequence[Tokens], first_position: int) -> Flat:
     lengths = lengths[order]
     bounds = np.zeros(len(batch) + 1, np.int64)
     np.cumsum(lengths, out=bounds[1:])
-    ids = np.empty(bounds[-1], np.int64)
-    for text, start, end in zip(order.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        ids[start:end] = batch[text].ids
+    ids = np.fromiter(chain.from_iterable(batch[text].ids for text in order.tolist()), np.int64, bounds[-1])
     text_of = np.repeat(np.arange(len(batch)), lengths)
     positions = np.arange(len(ids)) - bounds[text_of] + first_position
     distinct, firsts, counts = np.unique(lengths, return_index=True, return_counts=True)

