@@ -126,17 +126,29 @@ class Store:
         Raises:
             LogUnavailable, LogDamaged, ModelMismatch: nothing was written.
         """
-        results: list[AppendResult | StoreError | None] = []
-        accepted: list[writing.CheckedAppend] = []
-        for request in requests:
+        written = self.append_together([(request,) for request in requests])
+        return [result if isinstance(result, StoreError) else result[0] for result in written]
+
+    def append_together(self, calls: Sequence[Sequence[Append]]) -> list[list[AppendResult] | StoreError]:
+        """Write all calls in one transaction; the requests of one call are written all, or none of them.
+
+        One result a call, in order; one's error is its alone. Its `param` counts the memories of the call through:
+        `memories.3.id` is the id of the fourth, whichever request holds it.
+
+        Raises:
+            LogUnavailable, LogDamaged, ModelMismatch: nothing was written.
+        """
+        results: list[list[AppendResult] | StoreError | None] = []
+        accepted: list[Sequence[writing.CheckedAppend]] = []
+        for call in calls:
             try:
-                accepted.append(self._checked(request))
+                accepted.append(self._checked(call))
                 results.append(None)
             except InvalidInput as error:
                 results.append(error)
         if accepted:
             now = self._micros()
-            with self._writing([request.user for request in accepted]) as (connection, locked):
+            with self._writing([request.user for call in accepted for request in call]) as (connection, locked):
                 written = iter(writing.append(connection, accepted, locked, self.log.model_id, now))
             results = [next(written) if result is None else result for result in results]
         return [result for result in results if result is not None]
@@ -437,17 +449,22 @@ class Store:
         self.resident.clear()
         self.log.close()
 
-    def _checked(self, request: Append) -> writing.CheckedAppend:
-        rows.check_id(request.user_id, "user_id")
-        if not request.memories:
-            raise InvalidInput("There is no memory in the request.", "memories")
-        return writing.CheckedAppend(
-            (request.tenant, request.user_id),
-            [rows.checked(memory, self.dim, f"memories.{n}") for n, memory in enumerate(request.memories)],
-            request.on_duplicate == "skip",
-            request.upsert,
-            rows.micros(request.issued_at, "issued_at"),
-        )
+    def _checked(self, call: Sequence[Append]) -> Sequence[writing.CheckedAppend]:
+        checked: list[writing.CheckedAppend] = []
+        first = 0
+        for request in call:
+            rows.check_id(request.user_id, "user_id")
+            taken = [
+                rows.checked(memory, self.dim, f"memories.{n}") for n, memory in enumerate(request.memories, first)
+            ]
+            user = request.tenant, request.user_id
+            skip = request.on_duplicate == "skip"
+            issued_at = rows.micros(request.issued_at, "issued_at")
+            checked.append(writing.CheckedAppend(user, taken, skip, request.upsert, issued_at, first))
+            first += len(taken)
+            if not taken:
+                raise InvalidInput("There is no memory in the request.", "memories")
+        return checked
 
     def _plan(
         self,

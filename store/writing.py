@@ -94,7 +94,7 @@ class _Wave:
 
 @dataclass(slots=True)
 class _Plan:
-    """What one request would change: states by key, ids by content hash, and (key, row, row of `contents`)."""
+    """What one call would change: states by key, ids by content hash, and (key, row, row of `contents`)."""
 
     known: dict[bytes, _State] = field(default_factory=dict)
     twins: dict[bytes, list[str]] = field(default_factory=dict)
@@ -103,13 +103,14 @@ class _Plan:
 
 @dataclass(frozen=True, slots=True)
 class CheckedAppend:
-    """An Append whose memories have the form of rows."""
+    """An Append whose memories have the form of rows; `first` of its call's memories came before them."""
 
     user: tuple[str, str]
     memories: list[Checked]
     skip_duplicates: bool
     upsert: bool
     issued_at: int
+    first: int
 
 
 # Statements that every batch runs are made once: making one costs more than running it.
@@ -321,18 +322,19 @@ def forget(connection: Connection, user: User) -> None:
 
 def append(
     connection: Connection,
-    requests: Sequence[CheckedAppend],
+    calls: Sequence[Sequence[CheckedAppend]],
     locked: dict[tuple[str, str], User],
     model: int,
     now: int,
-) -> list[AppendResult | StoreError]:
-    """Write the requests' memories in order; one whose memory conflicts is left out whole.
+) -> list[list[AppendResult] | StoreError]:
+    """Write the calls' memories in order; a call in which one memory conflicts is left out whole.
 
     Args:
-        locked: the requests' users, whose versions and counts are advanced.
+        locked: the calls' users, whose versions and counts are advanced.
     """
+    requests = [request for call in calls for request in call]
     batch = _Batch(model, now, *_known(connection, requests, locked, now))
-    results = [batch.plan(request, locked[request.user]) for request in requests]
+    results = [batch.plan(call, locked) for call in calls]
     for wave in batch.waves:
         if wave.added:
             connection.execute(insert(memories), wave.added)
@@ -383,16 +385,24 @@ class _Batch:
         self._known = known  # by key
         self._twins = twins  # ids by content hash: who has, or had earlier in this transaction, that content
 
-    def plan(self, request: CheckedAppend, user: User) -> AppendResult | StoreError:
-        """Add one request's rows, all or none, and advance its user."""
-        version, live = user.version, user.live
+    def plan(
+        self, call: Sequence[CheckedAppend], locked: dict[tuple[str, str], User]
+    ) -> list[AppendResult] | StoreError:
+        """Add the rows of one call, all or none, and advance its users."""
         plan = _Plan()
+        results = []
+        before = [(locked[request.user].version, locked[request.user].live) for request in call]
         try:
-            if request.issued_at <= user.erased_at:
-                raise Conflict("The user was erased after this write was sent.", "issued_at", "erased")
-            appended = [self._plan_one(n, request, user, plan) for n in range(len(request.memories))]
+            for request in call:
+                user = locked[request.user]
+                if request.issued_at <= user.erased_at:
+                    param = f"memories.{request.first}.user_id"
+                    raise Conflict("The user was erased after this write was sent.", param, "erased")
+                appended = [self._plan_one(n, request, user, plan) for n in range(len(request.memories))]
+                results.append(AppendResult(appended, user.version))
         except Conflict as conflict:
-            user.version, user.live = version, live
+            for request, (version, live) in zip(call, before, strict=True):
+                locked[request.user].version, locked[request.user].live = version, live
             return conflict
         self._known.update(plan.known)
         for digest, ids in plan.twins.items():
@@ -404,7 +414,7 @@ class _Batch:
             wave.touched.add(key)
             (wave.changed if "of_key" in row else wave.added).append(row)
             wave.contents.append(content)
-        return AppendResult(appended, user.version)
+        return results
 
     def _plan_one(
         self,
@@ -414,11 +424,11 @@ class _Batch:
         plan: _Plan,
     ) -> Appended:
         """What becomes of one memory; its row and its state go to `plan`."""
-        memory, param = request.memories[number], f"memories.{number}.id"
+        memory, param = request.memories[number], f"memories.{request.first + number}.id"
         key = user_key(user.uid, memory.id)
         digest = content_hash(user.uid, memory.text, memory.canonical)
         if key in plan.known:
-            raise Conflict(f"The request holds the id {memory.id!r} twice.", param, "duplicate_id")
+            raise Conflict(f"The call holds the id {memory.id!r} twice.", param, "duplicate_id")
         state = self._known.get(key)
         live = state is not None and state.deleted_at is None
         if state is not None and state.deleted_at is None:

@@ -123,6 +123,34 @@ def test_the_same_id_with_other_content_is_a_conflict_of_that_request_alone(stor
     assert sorted(find(store, "ann")) == ["1", "3"]
 
 
+def test_the_requests_of_one_call_stand_or_fall_together(store: Store) -> None:
+    put(store, "bob", new("1"))
+    at = store._now()
+    clashing = [
+        Append(T, "ann", (new("1"), new("2")), issued_at=at),
+        Append(T, "bob", (new("2"), new("1", text="other")), issued_at=at),
+        Append(T, "eve", (new("1"),), issued_at=at),
+    ]
+    alone = [Append(T, "ann", (new("3"),), issued_at=at), Append(T, "eve", (new("3"),), issued_at=at)]
+    failed, written, invalid = store.append_together([clashing, alone, [alone[0], Append(T, "x", (new("", 0),))]])
+    assert isinstance(failed, Conflict)
+    assert (failed.param, failed.code) == ("memories.3.id", "id_conflict")
+    assert written == [
+        AppendResult([Appended("3", "added", 1)], 1),
+        AppendResult([Appended("3", "added", 1)], 1),
+    ]
+    assert isinstance(invalid, InvalidInput)
+    assert invalid.param == "memories.1.id"
+    assert [find(store, user) for user in ("ann", "bob", "eve")] == [["3"], ["1"], ["3"]]
+    assert store.user(T, "bob").version == 1
+
+    store.erase_user(T, "eve")
+    (late,) = store.append_together([clashing[::2]])
+    assert isinstance(late, Conflict)
+    assert (late.param, late.code) == ("memories.2.user_id", "erased")
+    assert find(store, "ann") == ["3"]
+
+
 def test_duplicates_are_skipped_on_request(store: Store) -> None:
     put(store, "ann", new("1", text="tea"))
     put(store, "bob", new("9", text="tea"))
