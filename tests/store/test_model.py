@@ -34,9 +34,10 @@ from .test_filters import matches
 
 VECTORS = np.random.default_rng(3).normal(size=(7, DIM)).astype(np.float32)
 USERS = [("a", "ann"), ("a", "bob"), ("b", "ann")]
-users = st.sampled_from(USERS)
+users = st.sampled_from([USERS[0], *USERS])  # one of them more often
 stores = st.integers(0, 1)
 ids = st.sampled_from(["1", "2", "3", "4", "5", "6", "7", "8"])
+numbers = st.integers(0, 7)
 texts = st.sampled_from(["tea", "coffee", "rain", "Ä"])
 vectors = st.integers(0, len(VECTORS) - 1)
 metadata = st.sampled_from([{}, {"k": 1}, {"k": 2}, {"k": "x", "l": [1]}])
@@ -67,6 +68,7 @@ class Replicas(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.known = {user: Known() for user in USERS}
         self.stores: list[Store] = []
+        self.steps = 0
 
     @initialize()
     def start(self) -> None:
@@ -208,16 +210,22 @@ class Replicas(RuleBasedStateMachine):
             )
         assert result.version >= known.version
 
+    def pick(self, user: tuple[str, str], number: int) -> str:
+        """An id, of a memory that is there where any is."""
+        there = sorted(self.known[user].memories)
+        return there[number % len(there)] if there else str(number)
+
     @rule(
         n=stores,
         user=users,
-        id=ids,
+        number=numbers,
         text=st.none() | texts,
         vector=vectors,
         data=st.none() | metadata,
         stale=st.booleans(),
     )
-    def update(self, *, n: int, user: Any, id: str, text: Any, vector: int, data: Any, stale: bool) -> None:
+    def update(self, *, n: int, user: Any, number: int, text: Any, vector: int, data: Any, stale: bool) -> None:
+        id = self.pick(user, number)
         old = self.live(user).get(id)
         changes: dict[str, Any] = {"metadata": KEEP if data is None else data}
         if text is not None:
@@ -250,8 +258,9 @@ class Replicas(RuleBasedStateMachine):
         known.memories[id] = new
         assert got == replace(new, vector=None)
 
-    @rule(n=stores, user=users, id=ids)
-    def delete(self, n: int, user: Any, id: str) -> None:
+    @rule(n=stores, user=users, number=numbers)
+    def delete(self, n: int, user: Any, number: int) -> None:
+        id = self.pick(user, number)
         try:
             version = self.stores[n].delete(*user, id)
         except NotFound:
@@ -398,6 +407,15 @@ class Replicas(RuleBasedStateMachine):
         assert results[0].param == "memories.1.vector"
 
     @invariant()
+    def everyone_is_found(self) -> None:
+        """Searches on one of the stores, in turn; every third time on none, so that indexes fall behind."""
+        self.steps += 1
+        if self.stores and self.steps % 3:
+            requests = [Search(*user, VECTORS[self.steps % 7], 100) for user in USERS]
+            for request, result in zip(requests, self.stores[self.steps % 3 - 1].search(requests), strict=True):
+                self._expect_search(request, result)
+
+    @invariant()
     def forget_purged(self) -> None:
         """What has expired may be purged at any time; the model follows as soon as it is seen."""
         if not self.stores:
@@ -415,7 +433,7 @@ _settings = settings(
     deadline=None,
     max_examples=60,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    stateful_step_count=30,
+    stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 
