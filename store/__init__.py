@@ -10,6 +10,7 @@ from store.errors import (
     SchemaMismatch,
     StoreError,
 )
+from store.export import ExportCursor, ExportPage, Sent
 from store.records import (
     DEFAULT_TENANT,
     KEEP,
@@ -39,6 +40,8 @@ __all__ = [
     "AppendResult",
     "Appended",
     "Conflict",
+    "ExportCursor",
+    "ExportPage",
     "Filter",
     "HistoryEvent",
     "Imported",
@@ -55,6 +58,7 @@ __all__ = [
     "SchemaMismatch",
     "Search",
     "SearchResult",
+    "Sent",
     "Store",
     "StoreError",
     "UserStats",

@@ -1,8 +1,8 @@
 """A user's memories as NDJSON, out and in: one memory with its vector and history a line.
 
-Guarantees: what is exported, imported into a user without memories and exported again is the same byte for byte. An
-import is written in transactions of some hundred lines and can be repeated: lines that are there already are
-`unchanged`.
+Guarantees: what is exported, imported into a user without memories and exported again is the same byte for byte; also
+where others wrote while it was exported. An import is written in transactions of some hundred lines and can be
+repeated: lines that are there already are `unchanged`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 from sqlalchemy import Connection, delete, func, insert, select
 
 from store.errors import Conflict, InvalidInput
-from store.reading import VECTOR, what_was_said, with_contents
+from store.reading import VECTOR, Position, what_was_said, with_contents
 from store.rows import (
     CONTENT,
     Checked,
@@ -38,10 +40,54 @@ PAGE = 200
 _EVENTS = ("added", "updated", "deleted")
 
 
+class ExportCursor(NamedTuple):
+    """Where an export stands: what it has reached, and what it began with."""
+
+    after: int  # version of the last line
+    version: int  # of the user at the beginning; a memory above it has changed since, and may come again
+    newest: int  # label of the newest memory at the beginning
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPage:
+    """Some lines of an export, the labels (n,) int64 of their memories, and where to go on, or None at the end."""
+
+    lines: list[bytes]
+    labels: npt.NDArray[np.int64]
+    following: ExportCursor | None
+    repeats: bool  # some may have come before
+
+
+NOTHING = ExportPage([], np.empty(0, np.int64), None, False)
+
+
+class Sent:
+    """The memories of one export that were given, eight bytes each."""
+
+    def __init__(self) -> None:
+        self._labels: list[npt.NDArray[np.int64]] = []
+
+    def fresh(self, page: ExportPage) -> list[bytes]:
+        """The page's lines without the memories that came before, which count as given from now on."""
+        lines = page.lines
+        if page.repeats and self._labels:
+            repeated = np.isin(page.labels, np.concatenate(self._labels))
+            lines = [line for line, again in zip(lines, repeated, strict=True) if not again]
+        self._labels.append(page.labels)
+        return lines
+
+
+def begin_export(connection: Connection, position: Position) -> ExportCursor:
+    """Before the first line."""
+    newest = connection.execute(select(func.max(memories.c.label))).scalar()
+    return ExportCursor(0, position.version, newest or 0, position.epoch)
+
+
 def export_page(
-    connection: Connection, uid: int, after: int, *, model: str, model_id: int, dim: int, now: int
-) -> tuple[list[bytes], int | None]:
-    """The lines of the next memories above version `after`, and the version to go on from, or None at the end.
+    connection: Connection, uid: int, cursor: ExportCursor, *, model: str, model_id: int, dim: int, now: int
+) -> ExportPage:
+    """The lines of the next memories, in the order of versions.
 
     Raises:
         LogDamaged: a row is not what was written.
@@ -51,7 +97,8 @@ def export_page(
         .select_from(with_contents(model_id))
         .where(
             memories.c.uid == uid,
-            memories.c.version > after,
+            memories.c.version > cursor.after,
+            memories.c.label <= cursor.newest,
             memories.c.deleted == 0,
             or_never(memories.c.expires_at, now),
         )
@@ -88,7 +135,12 @@ def export_page(
             "vector": vector,
         }
         lines.append(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
-    return lines, found[-1].version if len(found) == PAGE else None
+    if not found:
+        return NOTHING
+    labels = np.fromiter((row.label for row in found), np.int64, len(found))
+    newest = found[-1].version
+    following = cursor._replace(after=newest) if len(found) == PAGE else None
+    return ExportPage(lines, labels, following, repeats=newest > cursor.version)
 
 
 @dataclass(slots=True)
@@ -116,9 +168,9 @@ class Line:
         try:
             line = orjson.loads(data)
         except ValueError as error:
-            raise InvalidInput(f"Line {number} is not JSON: {error}", param) from error
+            raise InvalidInput(f"The line is not JSON: {error}", param) from error
         if not isinstance(line, dict):
-            raise InvalidInput(f"Line {number} is not a JSON object.", param)
+            raise InvalidInput("The line is not a JSON object.", param)
         if line.get("model", model) != model:
             raise InvalidInput(f"The vector was made by {line['model']}, this log serves {model}.", f"{param}.model")
         check_id(line.get("id", ""), f"{param}.id")
@@ -161,17 +213,30 @@ def begin_import(connection: Connection, user: User) -> None:
     user.epoch += 1
 
 
-def import_part(connection: Connection, user: User, lines: Sequence[Line], model: int) -> tuple[int, int]:
+def import_part(
+    connection: Connection, user: User, lines: Sequence[Line], model: int, issued_at: int | None
+) -> tuple[int, int]:
     """Write some lines. Returns how many were imported, and how many were there already.
 
     Raises:
-        Conflict: the user has a memory of a line's id with other content.
+        Conflict: the user has a memory of a line's id with other content, or erased it after `issued_at`.
     """
+    if issued_at is not None and issued_at <= user.erased_at:
+        raise Conflict("The user was erased after this import was sent.", f"lines.{lines[0].number}", "erased")
     keys = [user_key(user.uid, line.checked.id) for line in lines]
     statement = select(
-        memories.c.key, memories.c.label, memories.c.deleted, memories.c.content_hash, memories.c.expires_at
+        memories.c.key,
+        memories.c.label,
+        memories.c.deleted,
+        memories.c.content_hash,
+        memories.c.expires_at,
+        memories.c.updated_at,
     ).where(memories.c.key.in_(keys))
     known = {row.key: row for row in connection.execute(statement)}
+    for key, line in zip(keys, lines, strict=True) if issued_at is not None else ():
+        if key in known and known[key].deleted and issued_at <= known[key].updated_at:
+            message = f"The memory {line.checked.id!r} was deleted after this import was sent."
+            raise Conflict(message, f"lines.{line.number}.id", "deleted")
     buried = [row.label for row in known.values() if row.deleted]
     if buried:
         connection.execute(delete(history).where(history.c.label.in_(buried)))
@@ -238,9 +303,9 @@ def import_part(connection: Connection, user: User, lines: Sequence[Line], model
     return len(added), unchanged
 
 
-def numbered(lines: Iterator[bytes], model: str, dim: int) -> Iterator[Line]:
-    """Check lines as they come; empty ones are skipped."""
-    for number, data in enumerate(lines):
+def numbered(lines: Iterator[bytes], first: int, model: str, dim: int) -> Iterator[Line]:
+    """Check lines as they come, counted from `first`; empty ones are skipped."""
+    for number, data in enumerate(lines, first):
         if data.strip():
             yield Line(data, number, model, dim)
 

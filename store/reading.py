@@ -17,6 +17,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    func,
     literal_column,
     select,
 )
@@ -206,6 +207,12 @@ def vectors(connection: Connection, labels: Sequence[int], model: int, dim: int)
 def by_key(connection: Connection, key: bytes, model: int, now: int) -> Any | None:
     """The CONTENT, and the VECTOR, of one memory, unless it is deleted or expired."""
     return connection.execute(_BY_KEY, {"of_key": key, "serving": model, "now": now}).first()
+
+
+def deleted_at(connection: Connection, label: int) -> int:
+    """When the memory was last deleted that is there again; 0: never."""
+    statement = select(func.max(history.c.at)).where(history.c.label == label, history.c.event == "deleted")
+    return connection.execute(statement).scalar() or 0
 
 
 def matching(

@@ -28,6 +28,7 @@ from sqlalchemy import Connection
 from store import export, filters, listing, reading, rows, writing
 from store.background import Background
 from store.errors import Conflict, InvalidInput, LogDamaged, NotFound, StoreError
+from store.export import ExportCursor, ExportPage
 from store.index import Hits, UserIndex, normalised
 from store.log import Log, Synchronous, check_model
 from store.records import (
@@ -164,12 +165,14 @@ class Store:
         metadata: dict[str, Any] | Keep = KEEP,
         expires_at: datetime | Keep | None = KEEP,
         if_version: int | None = None,
+        issued_at: datetime | None = None,
     ) -> Memory:
         """Change what is given and leave the rest; nothing changes where everything is as given already.
 
         Raises:
             NotFound: this user has no such memory.
-            Conflict: the memory has another version than `if_version`.
+            Conflict: the memory has another version than `if_version`, or it was erased after `issued_at` (and is
+                there again).
             InvalidInput: also for a new text without its vector.
         """
         if text is not KEEP and vector is KEEP:
@@ -181,6 +184,9 @@ class Store:
             found = reading.by_key(connection, key, self.log.model_id, now)
             if found is None:
                 raise NotFound(f"No memory {id!r}.", "id")
+            sent = None if issued_at is None else rows.micros(issued_at, "issued_at")
+            if sent is not None and sent <= max(user.erased_at, reading.deleted_at(connection, found.label)):
+                raise Conflict(f"The memory {id!r} was erased after this write was sent.", "id", "deleted")
             before = rows.memory(found, user_id)
             if if_version is not None and before.version != if_version:
                 raise Conflict(
@@ -266,26 +272,40 @@ class Store:
         self._background.removed(user.uid, whole=True)
         return erased, user.version
 
-    def import_lines(self, tenant: str, user_id: str, lines: Iterable[bytes]) -> Imported:
+    def import_lines(
+        self,
+        tenant: str,
+        user_id: str,
+        lines: Iterable[bytes],
+        *,
+        first: int = 0,
+        begin: bool = True,
+        issued_at: datetime | None = None,
+    ) -> Imported:
         """Import NDJSON, as `export` makes it, some hundred lines a transaction.
 
         A user without memories gets the versions of the export; else new ones are given.
 
+        Args:
+            first: the number of the first line, in errors.
+            begin: False for lines that go on with an import that has begun.
+            issued_at: as in an Append; None imports whatever was erased when.
+
         Raises:
             InvalidInput: a line cannot be used; `param` is `lines.NUMBER.FIELD`. The parts before it are written.
-            Conflict: a line has the id of a memory with other content.
+            Conflict: a line has the id of a memory with other content, or was erased after `issued_at`.
         """
         rows.check_id(user_id, "user_id")
+        sent = None if issued_at is None else rows.micros(issued_at, "issued_at")
         imported = unchanged = 0
-        checked = export.numbered(iter(lines), self.log.model, self.dim)
-        first = True
+        checked = export.numbered(iter(lines), first, self.log.model, self.dim)
         while part := list(islice(checked, export.PAGE)):
             with self._writing([(tenant, user_id)]) as (connection, locked):
                 user = locked[tenant, user_id]
-                if first:
+                if begin:
                     export.begin_import(connection, user)
-                added, there = export.import_part(connection, user, part, self.log.model_id)
-            first = False
+                added, there = export.import_part(connection, user, part, self.log.model_id, sent)
+            begin = False
             imported, unchanged = imported + added, unchanged + there
         return Imported(imported, unchanged)
 
@@ -407,24 +427,46 @@ class Store:
     def export(self, tenant: str, user_id: str) -> Iterator[bytes]:
         """NDJSON: one memory with vector and history a line, ending in a newline, in the order of versions.
 
-        Read page by page: memories that are changed meanwhile may come twice, the newer state later.
+        Read page by page. Each memory comes once: one that is changed meanwhile as it was before or after. What is
+        added meanwhile does not come.
+
+        Raises:
+            Conflict: the user was erased meanwhile.
         """
-        after: int | None = 0
-        while after is not None:
-            with self.log.read() as connection:
-                uid = self._find(connection, [(tenant, user_id)]).get((tenant, user_id))
-                if uid is None:
-                    return
-                lines, after = export.export_page(
-                    connection,
-                    uid,
-                    after,
-                    model=self.log.model,
-                    model_id=self.log.model_id,
-                    dim=self.dim,
-                    now=self._micros(),
-                )
-            yield from lines
+        sent = export.Sent()
+        page = self.export_page(tenant, user_id)
+        while True:
+            yield from sent.fresh(page)
+            if page.following is None:
+                return
+            page = self.export_page(tenant, user_id, page.following)
+
+    def export_page(self, tenant: str, user_id: str, cursor: ExportCursor | None = None) -> ExportPage:
+        """Some lines of an export, from the beginning or from a page's `following`.
+
+        Whoever puts pages together passes them through one `Sent`, which drops the memories that came before.
+
+        Raises:
+            Conflict: the user was erased since the first page.
+        """
+        with self.log.read() as connection:
+            uid = self._find(connection, [(tenant, user_id)]).get((tenant, user_id))
+            if uid is None:
+                return export.NOTHING
+            position = reading.positions(connection, [uid])[uid]
+            if cursor is None:
+                cursor = export.begin_export(connection, position)
+            if cursor.epoch != position.epoch:
+                raise Conflict("The user was erased while it was exported.", "user_id", "erased")
+            return export.export_page(
+                connection,
+                uid,
+                cursor,
+                model=self.log.model,
+                model_id=self.log.model_id,
+                dim=self.dim,
+                now=self._micros(),
+            )
 
     # The rest
 

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 
-from store import Append, Conflict, Imported, InvalidInput, NewMemory, Search, SearchResult, Store
+from store import Append, Conflict, Imported, InvalidInput, NewMemory, Search, SearchResult, Sent, Store
 from store.log import Log
 from store.maintenance import verify
 
@@ -78,6 +78,64 @@ def test_export_import_export_is_the_same_byte_for_byte(
     log = Log.open(url)
     assert list(verify(log)) == []
     log.close()
+
+
+def test_an_export_that_others_write_to_holds_each_memory_once(open_store: Callable[..., Store], clock: Clock) -> None:
+    store, writer = open_store(), open_store()
+    fill(store, clock)
+    ids = {orjson.loads(line)["id"] for line in store.export(T, "ann")}
+    lines = store.export(T, "ann")
+    given = [next(lines)]  # the first page is read
+    for n in range(0, 420, 3):
+        if f"id {n} ä" in ids:
+            writer.update(T, "ann", f"id {n} ä", metadata={"late": n})
+    gone = [f"id {n} ä" for n in (400, 401)]
+    for id in gone:
+        writer.delete(T, "ann", id)
+    writer.append([Append(T, "ann", (NewMemory("late", "late", np.ones(DIM)),), issued_at=clock())])
+    given += lines
+    assert sorted(orjson.loads(line)["id"] for line in given) == sorted(ids - set(gone))
+    versions = [orjson.loads(line)["version"] for line in given]
+    assert versions == sorted(set(versions))
+
+    assert store.import_lines(T, "bob", given) == Imported(len(given), 0)
+    assert list(store.export(T, "bob")) == given
+
+
+def test_an_export_of_a_user_that_is_erased_meanwhile_fails(store: Store, clock: Clock) -> None:
+    fill(store, clock)
+    lines = store.export(T, "ann")
+    next(lines)
+    store.erase_user(T, "ann")
+    with pytest.raises(Conflict):
+        list(lines)
+
+
+def test_pages_go_on_where_the_last_ended(store: Store, clock: Clock) -> None:
+    fill(store, clock)
+    sent, given, cursor = Sent(), [], None
+    while True:
+        page = store.export_page(T, "ann", cursor)
+        given += sent.fresh(page)
+        if (cursor := page.following) is None:
+            break
+    assert given == list(store.export(T, "ann"))
+
+
+def test_an_import_that_was_on_its_way_does_not_bring_back_what_was_erased(store: Store) -> None:
+    line, other = (orjson.dumps({"id": id, "text": "tea", "vector": [1.0] * DIM}) for id in "12")
+    sent = store._now()
+    store.import_lines(T, "ann", [line, other], issued_at=sent)
+    store.delete(T, "ann", "1")
+    with pytest.raises(Conflict) as late:
+        store.import_lines(T, "ann", [other, line], first=7, begin=False, issued_at=sent)
+    assert (late.value.param, late.value.code) == ("lines.8.id", "deleted")
+    assert store.import_lines(T, "ann", [line], begin=False, issued_at=store._now()) == Imported(1, 0)
+    store.erase_user(T, "ann")
+    with pytest.raises(Conflict) as late:
+        store.import_lines(T, "ann", [other], first=9, begin=False, issued_at=sent)
+    assert (late.value.param, late.value.code) == ("lines.9", "erased")
+    assert store.user(T, "ann").memories == 0
 
 
 def test_a_line_holds_everything(store: Store, clock: Clock) -> None:

@@ -308,6 +308,22 @@ def test_a_write_that_was_on_its_way_does_not_bring_back_what_was_erased(store: 
     assert isinstance(put(store, "nobody", new("1"), issued_at=sent), Conflict)
 
 
+def test_an_update_that_was_on_its_way_does_not_bring_back_what_was_erased(store: Store) -> None:
+    put(store, "ann", new("1"), new("2"))
+    sent = store._now()
+    store.delete(T, "ann", "1")
+    put(store, "ann", new("1"))
+    with pytest.raises(Conflict) as late:
+        store.update(T, "ann", "1", metadata={"late": True}, issued_at=sent)
+    assert (late.value.param, late.value.code) == ("id", "deleted")
+    assert store.update(T, "ann", "2", metadata={"late": True}, issued_at=sent).version == 5
+    store.erase_user(T, "ann")
+    put(store, "ann", new("2"))
+    with pytest.raises(Conflict):
+        store.update(T, "ann", "2", metadata={}, issued_at=sent)
+    assert store.update(T, "ann", "2", metadata={"a": 1}, issued_at=store._now()).metadata == {"a": 1}
+
+
 def test_what_has_expired_is_gone(store: Store, clock: Clock) -> None:
     put(store, "ann", new("1", expires_at=clock.now + timedelta(seconds=5)), new("2"))
     assert find(store, "ann") == ["2", "1"]
