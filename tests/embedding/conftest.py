@@ -52,19 +52,9 @@ def _save(
     folder: Path, vocabulary: Path, kind: str, pooling: str, more: tuple[str, ...], *, include_prompt: bool
 ) -> Path:
     import torch
+    import transformers
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-    from transformers import (
-        AutoTokenizer,
-        BertConfig,
-        BertModel,
-        ModernBertConfig,
-        ModernBertModel,
-        MPNetConfig,
-        MPNetModel,
-        RobertaConfig,
-        RobertaModel,
-    )
 
     torch.manual_seed(len(kind) + len(pooling))
     shape: dict[str, Any] = {
@@ -77,17 +67,34 @@ def _save(
         "initializer_range": 0.4,
         "pad_token_id": 0,
     }
-    if kind == "modernbert":  # every other layer sees eight tokens to either side
-        shape |= {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 101, "sep_token_id": 102}
-    classes: dict[str, Any] = {
-        "bert": (BertConfig, BertModel),
-        "roberta": (RobertaConfig, RobertaModel),
-        "mpnet": (MPNetConfig, MPNetModel),
-        "modernbert": (ModernBertConfig, ModernBertModel),
+    names = {
+        "bert": "Bert",
+        "deberta": "DebertaV2",
+        "distilbert": "DistilBert",
+        "electra": "Electra",
+        "modernbert": "ModernBert",
+        "mpnet": "MPNet",
+        "nomic": "NomicBert",
+        "qwen": "Qwen3",
+        "roberta": "Roberta",
     }
-    config, model = classes[kind]
-    model(config(**shape)).save_pretrained(folder / "backbone")
-    AutoTokenizer.from_pretrained(vocabulary).save_pretrained(folder / "backbone")
+    shape |= {
+        "deberta": {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]},
+        "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+        "electra": {"embedding_size": 32},
+        # Every other layer sees eight tokens to either side.
+        "modernbert": {
+            "local_attention": 16,
+            "global_attn_every_n_layers": 2,
+            "cls_token_id": 101,
+            "sep_token_id": 102,
+        },
+        # Causal, with two heads of keys for four of queries.
+        "qwen": {"num_key_value_heads": 2, "head_dim": 8},
+    }.get(kind, {})
+    config = getattr(transformers, f"{names[kind]}Config")(**shape)
+    getattr(transformers, f"{names[kind]}Model")(config).save_pretrained(folder / "backbone")
+    transformers.AutoTokenizer.from_pretrained(vocabulary).save_pretrained(folder / "backbone")
     first = Transformer(str(folder / "backbone"), max_seq_length=64)
     modules: list[Any] = [first, Pooling(32, pooling, include_prompt=include_prompt)]
     if "dense" in more:

@@ -56,6 +56,28 @@ async def test_every_chain_of_modules_gives_encodes_vectors(
     await model.close()
 
 
+@pytest.mark.parametrize(
+    ("kind", "pooling", "pads"),
+    [
+        ("deberta", "mean", True),
+        ("distilbert", "mean", False),
+        ("electra", "cls", False),
+        ("nomic", "mean", False),
+        ("qwen", "lasttoken", False),
+        ("roberta", "weightedmean", False),
+    ],
+)
+async def test_other_families_too(
+    sentences: Sentences, tiny: Callable[..., Path], kind: str, pooling: str, pads: bool
+) -> None:
+    folder = tiny(kind, pooling, "normalize")
+    model = LocalModel(str(folder), device="cpu", dtype="float32")
+    texts = sentences(30, seed=8, longest=90)
+    assert np.abs(await vectors_of(model, texts) - encoder(folder).encode(texts)).max() <= 1e-5
+    assert model.pads == pads
+    await model.close()
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("include_prompt", [True, False])
 async def test_prompts_are_encodes(
