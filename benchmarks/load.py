@@ -10,19 +10,14 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import aiohttp
 import numpy as np
 import orjson
 import uvloop
 
-_WORDS = (
-    "time person year way day thing man world life hand part child eye woman place work week case point government "
-    "company number group problem fact river garden music winter letter paper table window kitchen doctor teacher train "
-    "plane ticket coffee bread butter cheese apple orange monday friday morning evening brother sister father mother "
-    "friend neighbour street city village mountain forest ocean island bridge castle museum library school office "
-    "likes hates needs wants bought sold found lost visited called remembered forgot promised cancelled moved painted"
-).split()
+_WORDS = (Path(__file__).resolve().parent.parent / "tests" / "embedding" / "words.txt").read_text().split()
 
 
 @dataclass(frozen=True)

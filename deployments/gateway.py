@@ -22,7 +22,7 @@ from deployments.embedding.engine import EmbedResult
 from deployments.embedding.model import ModelInfo, Truncate
 from deployments.errors import InvalidRequest, MemserveError, Unavailable
 from deployments.routes import build_api
-from deployments.settings import Settings
+from deployments.settings import EmbedderSettings, Settings
 from store import Append, AppendResult, Search, SearchResult, StoreError
 from store import NewMemory as StoredMemory
 
@@ -40,7 +40,7 @@ class Gateway:
         self.max_body_bytes = options.max_body_bytes
         self._embedder = EmbedderCalls(
             embedder,
-            in_flight=options.embed_calls_in_flight or 2 * settings.embedder.max_replicas,
+            in_flight=options.embed_calls_in_flight or _calls_in_flight(settings.embedder),
             call_tokens=options.embed_call_tokens,
             max_queued_tokens=options.max_queued_tokens,
             cache_bytes=settings.cache.max_bytes,
@@ -222,6 +222,15 @@ class Gateway:
             embedded = await self._embed(texts, "document", "end", lambda n: _join(path_of(bare[n]), "text"))
             own.update(zip(bare, embedded.vectors, strict=True))
         return [own[n] for n in range(len(items))]
+
+
+def _calls_in_flight(embedder: EmbedderSettings) -> int:
+    """Calls that keep every replica busy.
+
+    On a CPU one each fills its batches best: the cores have other work while an answer travels. A GPU would stand idle
+    meanwhile: two.
+    """
+    return embedder.max_replicas * (2 if embedder.num_gpus > 0 else 1)
 
 
 def _prompt(info: ModelInfo, input_type: Literal["query", "document"] | None) -> str:

@@ -60,7 +60,7 @@ class QueueSettings(_Section):
         None, ge=8, description="padded tokens of one forward; default: what the sweep found for the device"
     )
     forwards_in_flight: int | None = Field(None, ge=1, le=16, description="default: 1 on CPU, 2 on CUDA")
-    max_queued_tokens: int = Field(262_144, ge=1, description="tokens that may wait in one replica; past it 429")
+    max_queued_tokens: int = Field(65_536, ge=1, description="tokens that may wait in one replica; past it 429")
 
 
 class CacheSettings(_Section):
@@ -120,12 +120,12 @@ class GatewaySettings(Replicas):
     target_ongoing_requests: float = Field(64.0, gt=0.0, description="requests in progress that one replica serves")
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest request body; past it 413")
     embed_calls_in_flight: int | None = Field(
-        None, ge=1, description="calls to the embedder at once; default: 2 for each replica it may have"
+        None, ge=1, description="calls to the embedder at once; default: for each replica it may have 1, on a GPU 2"
     )
     embed_call_tokens: int = Field(2_048, ge=1, description="estimated tokens in one call to the embedder")
     append_calls_in_flight: int = Field(2, ge=1, description="write calls to the store at once")
     append_call_memories: int = Field(1024, ge=1, description="memories in one write call to the store")
-    max_queued_tokens: int = Field(262_144, ge=1, description="tokens (estimated) that may wait here; past it 429")
+    max_queued_tokens: int = Field(65_536, ge=1, description="tokens (estimated) that may wait here; past it 429")
 
 
 class Settings(BaseSettings):

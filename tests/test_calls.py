@@ -1,0 +1,153 @@
+"""The gateway's calls: coalesced while one is on its way, cut to pieces that fit, refused past the limit, cached."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.exceptions
+
+from deployments.calls import ATTEMPTS, EmbedderCalls, resilient
+from deployments.embedding.engine import EmbedRequest, Engine
+from deployments.embedding.fake import FakeModel
+from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, Unavailable
+
+
+class Remote:
+    """A handle's method: `.remote(...)` returns what can be awaited."""
+
+    def __init__(self, function: Any) -> None:
+        self.remote = function
+
+
+class EmbedderHandle:
+    """The Embedder deployment, in this process. `gate` holds calls back; `calls` counts their texts."""
+
+    def __init__(self) -> None:
+        self.engine = Engine(FakeModel(dim=8, max_tokens=16))
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.calls: list[list[int]] = []
+        self.embed = Remote(self._embed)
+        self.info = Remote(self._info)
+
+    async def _embed(self, requests: Sequence[EmbedRequest]) -> Any:
+        self.calls.append([len(request.inputs) for request in requests])
+        await self.gate.wait()
+        return await self.engine.embed(requests)
+
+    async def _info(self) -> Any:
+        return self.engine.info
+
+
+def calls_over(handle: Any, **options: Any) -> EmbedderCalls:
+    limits = {"in_flight": 1, "call_tokens": 64, "max_queued_tokens": 1000, "cache_bytes": 0, **options}
+    return EmbedderCalls(handle, **limits)
+
+
+def path_of(n: int) -> str:
+    return f"memories.{n}.text"
+
+
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_what_arrives_meanwhile_rides_the_next_call() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle)
+    handle.gate.clear()
+    first = asyncio.create_task(calls.embed(["first"], "", "end", path_of))
+    await turns()
+    rest = [asyncio.create_task(calls.embed([f"text {n}"], "", "end", path_of)) for n in range(10)]
+    await turns()
+    handle.gate.set()
+    results = await asyncio.gather(first, *rest)
+    assert handle.calls == [[1], [1] * 10]
+    alone = await calls_over(EmbedderHandle()).embed(["text 3"], "", "end", path_of)
+    assert np.array_equal(results[4].vectors, alone.vectors)
+
+
+async def test_a_large_request_is_cut_and_put_together_in_order() -> None:
+    handle = EmbedderHandle()
+    texts = [f"text {n}" for n in range(100)]
+    whole = await calls_over(handle, call_tokens=30, in_flight=3).embed(texts, "", "end", path_of)
+    assert sum(sum(call) for call in handle.calls) == 100
+    assert all(sum(call) <= 10 for call in handle.calls)
+    for n in (0, 37, 99):
+        alone = await calls_over(EmbedderHandle()).embed([texts[n]], "", "end", path_of)
+        assert np.array_equal(whole.vectors[n], alone.vectors[0])
+    assert whole.tokens.tolist() == [2] * 100
+
+
+async def test_an_error_names_the_input_as_its_caller_knows_it() -> None:
+    calls = calls_over(EmbedderHandle(), call_tokens=30)
+    texts = [f"text {n}" for n in range(40)]
+    texts[33] = "a poison text"
+    with pytest.raises(EmbeddingFailed) as failed:
+        await calls.embed(texts, "", "end", path_of)
+    assert failed.value.param == "memories.33.text"
+    texts[33] = "word " * 17
+    with pytest.raises(InvalidRequest) as refused:
+        await calls.embed(texts, "", "none", path_of)
+    assert refused.value.param == "memories.33.text"
+
+
+async def test_past_the_limit_one_text_and_many_are_refused_at_once() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle, max_queued_tokens=60)
+    handle.gate.clear()
+    waiting = [asyncio.create_task(calls.embed(["on its way"], "", "end", path_of))]
+    await turns()
+    waiting += [asyncio.create_task(calls.embed([f"text {n}"], "", "end", path_of)) for n in range(20)]
+    await turns()
+    for texts in (["one text"], [f"text {n}" for n in range(2000)]):
+        started = time.perf_counter()
+        with pytest.raises(Overloaded) as refused:
+            await calls.embed(texts, "", "end", path_of)
+        assert time.perf_counter() - started < 0.01 * max(1, len(texts) / 200)
+        assert refused.value.retry_after_s > 0
+    handle.gate.set()
+    await asyncio.gather(*waiting)
+    await calls.embed(["one text"], "", "end", path_of)
+
+
+async def test_a_text_seen_before_costs_no_call_and_is_the_same_bits() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle, cache_bytes=1 << 20)
+    miss = await calls.embed(["a text", "another"], "", "end", path_of)
+    hit = await calls.embed(["another", "a text"], "", "end", path_of)
+    assert handle.calls == [[2]]
+    assert miss.vectors[::-1].tobytes() == hit.vectors.tobytes()
+    assert hit.tokens.tolist() == [1, 2]
+    await calls.embed(["a text"], "query: ", "end", path_of)
+    assert len(handle.calls) == 2
+    assert (calls.cache.hits, calls.cache.misses) == (2, 3)
+
+
+async def test_the_same_text_at_once_is_computed_once() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle, cache_bytes=1 << 20)
+    results = await asyncio.gather(*(calls.embed(["same"], "", "end", path_of) for _ in range(50)))
+    assert handle.engine.stats().texts == 1
+    assert len({result.vectors.tobytes() for result in results}) == 1
+
+
+async def test_a_call_whose_replica_died_is_sent_again() -> None:
+    died = 0
+
+    async def dies(times: int) -> str:
+        nonlocal died
+        if died < times:
+            died += 1
+            raise ray.exceptions.ActorDiedError("killed")
+        return "answer"
+
+    assert await resilient(lambda: dies(ATTEMPTS - 1), "embedder") == "answer"
+    died = 0
+    with pytest.raises(Unavailable) as lost:
+        await resilient(lambda: dies(ATTEMPTS), "embedder")
+    assert lost.value.code == "embedder_unavailable"
