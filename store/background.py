@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import ctypes
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-
-from sqlalchemy import Connection
 
 from store import reading, writing
 from store.errors import LogUnavailable
-from store.index import UserIndex
 from store.log import Log
 from store.reading import Position
 from store.resident import Resident
+from store.searching import Searcher
 from store.snapshots import Name, Pending, Snapshots
 
 _SWEEP_US = 15_000_000  # between two looks for what was erased elsewhere
@@ -39,13 +36,13 @@ class Background:
         log: Log,
         resident: Resident,
         snapshots: Snapshots | None,
-        catch_up: Callable[[Connection, UserIndex, Position], None],
+        searcher: Searcher,
     ) -> None:
         self._log = log
         self._resident = resident
         self._snapshots = snapshots
-        self._catch_up = catch_up
-        self._unfolded: OrderedDict[int, None] = OrderedDict()
+        self._searcher = searcher
+        self._unfolded = searcher.unfolded
         self._unsaved: OrderedDict[int, None] = OrderedDict()
         self._saved_rows: dict[int, int] = {}
         self._swept_at = self._purged_at = 0
@@ -53,10 +50,6 @@ class Background:
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")  # its thread starts when needed
         self._discarded = False  # what is being saved holds something that was erased meanwhile
         self._saving: tuple[Pending, Future[None]] | None = None
-
-    def changed(self, index: UserIndex) -> None:
-        """An index took in rows."""
-        self._unfolded[index.uid] = None
 
     def removed(self, uid: int, *, whole: bool) -> None:
         """Content of a user was erased by this store: its copies here go, the write-ahead log's within seconds."""
@@ -101,7 +94,7 @@ class Background:
                 if position is None or position.epoch != index.epoch or position.model != self._log.model:
                     self._resident.drop(index.uid)
                 elif position.removed_version > index.version:
-                    self._catch_up(connection, index, position)
+                    self._searcher.catch_up(connection, index, position)
                     self._resident.measure(index)
         if self._snapshots is not None:
             for name in names:

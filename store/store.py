@@ -20,17 +20,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import orjson
 from sqlalchemy import Connection
 
 from store import export, filters, listing, reading, rows, writing
 from store.background import Background
-from store.errors import Conflict, InvalidInput, LogDamaged, NotFound, StoreError
+from store.errors import Conflict, InvalidInput, NotFound, StoreError
 from store.export import ExportCursor, ExportPage
-from store.index import Hits, UserIndex, normalised
-from store.log import Log, Synchronous, check_model
+from store.log import Log, Synchronous
 from store.records import (
     KEEP,
     Append,
@@ -52,11 +48,11 @@ from store.records import (
 )
 from store.resident import Resident
 from store.schema import memories
+from store.searching import Searcher
 from store.snapshots import Snapshots
 
 Name = tuple[str, str]
 _KNOWN_USERS = 65_536
-_Planned = tuple[Search, UserIndex | None, Hits | None, int]
 
 
 class Store:
@@ -76,11 +72,11 @@ class Store:
         self.log = log
         self.resident = Resident(index_budget_bytes)
         self.snapshots = snapshots
-        self._options = index
         self._now = now
         self._closed = False
         self._uids: OrderedDict[Name, int] = OrderedDict()  # rows of users are never removed
-        self._background = Background(log, self.resident, snapshots, self._catch_up)
+        self._searcher = Searcher(log, self.resident, snapshots, dim=dim, options=index)
+        self._background = Background(log, self.resident, snapshots, self._searcher)
 
     @classmethod
     def open(
@@ -178,10 +174,10 @@ class Store:
         if text is not KEEP and vector is KEEP:
             raise InvalidInput("A new text comes with its vector.", "vector")
         now = self._micros()
+        model = self.log.model_id
         with self._writing([(tenant, user_id)], make=False) as (connection, locked):
             user = locked[tenant, user_id]
-            key = rows.user_key(user.uid, id)
-            found = reading.by_key(connection, key, self.log.model_id, now)
+            found = reading.by_key(connection, rows.user_key(user.uid, id), model, now)
             if found is None:
                 raise NotFound(f"No memory {id!r}.", "id")
             sent = None if issued_at is None else rows.micros(issued_at, "issued_at")
@@ -195,30 +191,12 @@ class Store:
             new = NewMemory(
                 id,
                 before.text if isinstance(text, Keep) else text,
-                rows.load_vectors([found.embedding], [found.vector_crc], self.dim)[0]
-                if isinstance(vector, Keep)
-                else vector,
+                self._vector(found) if isinstance(vector, Keep) else vector,
                 before.metadata if isinstance(metadata, Keep) else metadata,
                 before.expires_at if isinstance(expires_at, Keep) else expires_at,
             )
-            checked = rows.checked(new, self.dim, "")
-            digest = rows.content_hash(user.uid, checked.text, checked.canonical)
-            same = (digest, checked.expires_at) == (found.content_hash, found.expires_at)
-            if same and (isinstance(vector, Keep) or checked.vector_crc == found.vector_crc):
-                return before
-            row = {
-                "of_key": key,
-                "born_at": None,
-                "version": user.stamp(),
-                "event": "updated",
-                "updated_at": now,
-                "expires_at": checked.expires_at,
-                "deleted": 0,
-                "content_hash": digest,
-            }
-            writing.write_changes(connection, [row])
-            writing.write_contents(connection, [writing.content_of(checked, user.uid, user.version, self.log.model_id)])
-            after = reading.by_key(connection, key, self.log.model_id, now)
+            writing.update_one(connection, user, found, rows.checked(new, self.dim, ""), model=model, now=now)
+            after = reading.by_key(connection, found.key, model, now)
             if after is None:  # the new expiry is in the past: it is gone
                 raise NotFound(f"No memory {id!r}.", "id")
         return rows.memory(after, user_id)
@@ -320,30 +298,9 @@ class Store:
         now = self._micros()
         with self.log.read() as connection:
             uids = self._find(connection, [(request.tenant, request.user_id) for request in requests])
-            standing = reading.positions(connection, uids.values())
-            planned: list[_Planned | StoreError] = []
-            for request in requests:
-                try:
-                    planned.append(self._plan(connection, request, uids, standing, now))
-                except InvalidInput as error:
-                    planned.append(error)
-            found: dict[int, Any] = {}
-            vectors: dict[int, Vector] = {}
-            labels = {label for plan in planned if not isinstance(plan, StoreError) for label in _labels(plan)}
-            if labels:
-                found = reading.by_label(connection, list(labels), self.log.model_id)
-            with_vectors = {
-                label
-                for plan in planned
-                if not isinstance(plan, StoreError) and plan[0].include_vectors
-                for label in _labels(plan)
-            }
-            if with_vectors:
-                ordered = list(with_vectors)
-                fetched = reading.vectors(connection, ordered, self.log.model_id, self.dim)
-                vectors = dict(zip(ordered, fetched, strict=True))
+            results = self._searcher.search(connection, requests, uids, now)
         self.resident.trim()
-        return [plan if isinstance(plan, StoreError) else _result(plan, found, vectors) for plan in planned]
+        return results
 
     def get(self, tenant: str, user_id: str, id: str, *, include_vector: bool = False) -> Memory:
         """One memory.
@@ -508,77 +465,6 @@ class Store:
                 raise InvalidInput("There is no memory in the request.", "memories")
         return checked
 
-    def _plan(
-        self,
-        connection: Connection,
-        request: Search,
-        uids: dict[Name, int],
-        standing: dict[int, reading.Position],
-        now: int,
-    ) -> _Planned:
-        """The request with its index and hits; the index is caught up with the log first."""
-        if not isinstance(request.top_k, int) or request.top_k < 1:
-            raise InvalidInput("top_k is a whole number from 1 on.", "top_k")
-        query = normalised(rows.check_vector(request.vector, self.dim, "vector")[None, :])[0]
-        if request.filter is not None:
-            filters.check(request.filter)
-        uid = uids.get((request.tenant, request.user_id))
-        if uid is None:
-            return request, None, None, 0
-        index = self._caught_up(connection, standing[uid])
-        index.expire(now)
-        allowed = None if request.filter is None else self._allowed(connection, index, request.filter)
-
-        def fetch(labels: Any) -> Vector:
-            return reading.vectors(connection, labels.tolist(), self.log.model_id, self.dim)
-
-        hits = index.search(query, request.top_k, fetch, allowed)
-        if request.min_score is not None:
-            good = hits.scores >= request.min_score
-            hits = Hits(hits.labels[good], hits.scores[good])
-        return request, index, hits, standing[uid].version
-
-    def _allowed(self, connection: Connection, index: UserIndex, filter: Filter) -> npt.NDArray[np.int64]:
-        """Labels that match; remembered with the index, so that only what has changed since is looked at again."""
-        key = orjson.dumps(filter, option=orjson.OPT_SORT_KEYS)
-        after, labels = index.filters.pop(key, (0, np.zeros(0, np.int64)))
-        if after < index.version:
-            changed, fit = reading.matching_since(connection, index.uid, after, filter=filter, model=self.log.model_id)
-            kept = labels[~np.isin(labels, changed)] if after else labels
-            labels = np.concatenate([kept, np.array(fit, np.int64)])
-        index.remember(key, labels)
-        return labels
-
-    def _caught_up(self, connection: Connection, position: reading.Position) -> UserIndex:
-        """The user's index, holding what the log holds."""
-        check_model(position.model, self.log.model)
-        uid, version = position.uid, position.version
-        index = self.resident.get(uid)
-        if index is None or index.epoch != position.epoch or index.version > version:
-            index = None
-            if self.snapshots is not None and position.live > self._options.switch // 2:
-                index = self.snapshots.load(uid, position.epoch, version, position.removed_version)
-            if index is None:
-                index = UserIndex(uid, position.epoch, self.dim, self._options)
-        self._catch_up(connection, index, position)
-        self.resident.put(index)
-        return index
-
-    def _catch_up(self, connection: Connection, index: UserIndex, position: reading.Position) -> None:
-        """Apply what the log has and the index lacks."""
-        if index.version == position.version:
-            return
-        fresh = index.version == 0
-        for changes in reading.changes(connection, index.uid, index.version, self.log.model_id, self.dim):
-            index.apply(changes)
-        index.version = position.version
-        if fresh and index.live != position.live:
-            raise LogDamaged(
-                f"The log is damaged: a user has {index.live} memories where {position.live} were written. "
-                "See: python -m store verify"
-            )
-        self._background.changed(index)
-
     def _stats(self, uid: int, user_id: str, live: int, version: int, size: int) -> UserStats:
         index = self.resident.get(uid)
         return UserStats(user_id, live, version, size, index.kind if index else None, index is not None)
@@ -646,20 +532,3 @@ class Store:
 
     def _micros(self) -> int:
         return rows.micros(self._now(), "now")
-
-
-def _labels(plan: _Planned) -> list[int]:
-    return plan[2].labels.tolist() if plan[2] is not None else []
-
-
-def _result(plan: _Planned, found: dict[int, Any], vectors: dict[int, Vector]) -> SearchResult:
-    request, index, hits, version = plan
-    if index is None or hits is None:
-        return SearchResult([], "exact", 0)
-    results = []
-    for label, score in zip(hits.labels.tolist(), hits.scores.tolist(), strict=True):
-        vector = vectors[label] if request.include_vectors else None
-        if label not in found:
-            raise LogDamaged("The log is damaged: an indexed memory is missing. See: python -m store verify")
-        results.append(rows.memory(found[label], request.user_id, score, vector))
-    return SearchResult(results, index.kind, version)

@@ -18,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     LargeBinary,
+    Row,
     Update,
     bindparam,
     delete,
@@ -373,6 +374,26 @@ def _known(
                     if statement is _BY_HASHES:
                         twins.setdefault(digest, []).append(id)
     return known, twins
+
+
+def update_one(connection: Connection, user: User, found: Row[Any], memory: Checked, *, model: int, now: int) -> None:
+    """Give one memory a new state, unless it says all that already. `found`: its row, as `reading.by_key` gives it."""
+    digest = content_hash(user.uid, memory.text, memory.canonical)
+    before = found.content_hash, found.expires_at, found.vector_crc
+    if before == (digest, memory.expires_at, memory.vector_crc):
+        return
+    row = {
+        "of_key": found.key,
+        "born_at": None,
+        "version": user.stamp(),
+        "event": "updated",
+        "updated_at": now,
+        "expires_at": memory.expires_at,
+        "deleted": 0,
+        "content_hash": digest,
+    }
+    write_changes(connection, [row])
+    write_contents(connection, [content_of(memory, user.uid, user.version, model)])
 
 
 class _Batch:

@@ -1,0 +1,160 @@
+"""Searches: catch the user's index up with the log, ask it, fetch what it found.
+
+Guarantees: all requests of one call are answered from one state of the log, that of their read transaction: an index
+that was caught up in it and the rows that are fetched in it belong together.
+
+A warm search costs one statement for the users' versions and one for the rows that were found, however many requests
+there are in the call.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from sqlalchemy import Connection
+
+from store import filters, reading, rows
+from store.errors import InvalidInput, LogDamaged, StoreError
+from store.index import Hits, Rows, UserIndex, normalised
+from store.log import Log, check_model
+from store.records import Filter, IndexOptions, Search, SearchResult, Vector
+from store.resident import Resident
+from store.snapshots import Snapshots
+
+
+class _Asked(NamedTuple):
+    """A request with what its user's index answered; a user that never was has none."""
+
+    request: Search
+    searched: UserIndex | None
+    hits: Hits
+    version: int
+
+
+_NOTHING = Hits(np.zeros(0, np.int64), np.zeros(0))
+
+
+class Searcher:
+    """The indexes of one store at work. `unfolded` names those that took in rows, for the background work."""
+
+    def __init__(
+        self,
+        log: Log,
+        resident: Resident,
+        snapshots: Snapshots | None,
+        *,
+        dim: int,
+        options: IndexOptions,
+    ) -> None:
+        self._log = log
+        self._resident = resident
+        self._snapshots = snapshots
+        self._dim = dim
+        self._options = options
+        self.unfolded: OrderedDict[int, None] = OrderedDict()
+
+    def search(
+        self, connection: Connection, requests: Sequence[Search], uids: dict[tuple[str, str], int], now: int
+    ) -> list[SearchResult | StoreError]:
+        """Answer inside a read transaction. `uids` of the users that exist."""
+        standing = reading.positions(connection, uids.values())
+        asked: list[_Asked | StoreError] = []
+        for request in requests:
+            uid = uids.get((request.tenant, request.user_id))
+            try:
+                asked.append(self._ask(connection, request, standing[uid] if uid is not None else None, now))
+            except InvalidInput as error:
+                asked.append(error)
+        good = [one for one in asked if isinstance(one, _Asked)]
+        labels = list({label for one in good for label in one.hits.labels.tolist()})
+        found = reading.by_label(connection, labels, self._log.model_id) if labels else {}
+        labels = list({label for one in good if one.request.include_vectors for label in one.hits.labels.tolist()})
+        vectors: dict[int, Vector] = {}
+        if labels:
+            fetched = reading.vectors(connection, labels, self._log.model_id, self._dim)
+            vectors = dict(zip(labels, fetched, strict=True))
+        return [_result(one, found, vectors) if isinstance(one, _Asked) else one for one in asked]
+
+    def catch_up(self, connection: Connection, index: UserIndex, position: reading.Position) -> None:
+        """Apply what the log has and the index lacks.
+
+        Raises:
+            LogDamaged: a row is not what was written, or missing.
+        """
+        if index.version == position.version:
+            return
+        fresh = index.version == 0
+        for changes in reading.changes(connection, index.uid, index.version, self._log.model_id, self._dim):
+            index.apply(changes)
+        index.version = position.version
+        if fresh and index.live != position.live:
+            raise LogDamaged(
+                f"The log is damaged: a user has {index.live} memories where {position.live} were written. "
+                "See: python -m store verify"
+            )
+        self.unfolded[index.uid] = None
+
+    def _ask(self, connection: Connection, request: Search, position: reading.Position | None, now: int) -> _Asked:
+        if not isinstance(request.top_k, int) or request.top_k < 1:
+            raise InvalidInput("top_k is a whole number from 1 on.", "top_k")
+        query = normalised(rows.check_vector(request.vector, self._dim, "vector")[None, :])[0]
+        if request.filter is not None:
+            filters.check(request.filter)
+        if position is None:
+            return _Asked(request, None, _NOTHING, 0)
+        index = self._caught_up(connection, position)
+        index.expire(now)
+        allowed = None if request.filter is None else self._matching(connection, index, request.filter)
+
+        def fetch(labels: Rows) -> Vector:
+            return reading.vectors(connection, labels.tolist(), self._log.model_id, self._dim)
+
+        hits = index.search(query, request.top_k, fetch, allowed)
+        if request.min_score is not None:
+            enough = hits.scores >= request.min_score
+            hits = Hits(hits.labels[enough], hits.scores[enough])
+        return _Asked(request, index, hits, position.version)
+
+    def _caught_up(self, connection: Connection, position: reading.Position) -> UserIndex:
+        """The user's index, holding what the log holds."""
+        check_model(position.model, self._log.model)
+        index = self._resident.get(position.uid)
+        if index is None or index.epoch != position.epoch or index.version > position.version:
+            index = None
+            if self._snapshots is not None and position.live > self._options.switch // 2:
+                index = self._snapshots.load(position.uid, position.epoch, position.version, position.removed_version)
+            if index is None:
+                index = UserIndex(position.uid, position.epoch, self._dim, self._options)
+        try:
+            self.catch_up(connection, index, position)
+        except BaseException:
+            self._resident.drop(position.uid)  # it may hold a part
+            raise
+        self._resident.put(index)
+        return index
+
+    def _matching(self, connection: Connection, index: UserIndex, filter: Filter) -> Rows:
+        """Labels that match; remembered with the index, so that only what has changed since is looked at again."""
+        key = orjson.dumps(filter, option=orjson.OPT_SORT_KEYS)
+        after, labels = index.filters.pop(key, (0, np.zeros(0, np.int64)))
+        if after < index.version:
+            changed, fit = reading.matching_since(connection, index.uid, after, filter=filter, model=self._log.model_id)
+            kept = labels[~np.isin(labels, changed)] if after else labels
+            labels = np.concatenate([kept, np.array(fit, np.int64)])
+        index.remember(key, labels)
+        return labels
+
+
+def _result(asked: _Asked, found: dict[int, Any], vectors: dict[int, Vector]) -> SearchResult:
+    request, index, hits, version = asked
+    results = []
+    for label, score in zip(hits.labels.tolist(), hits.scores.tolist(), strict=True):
+        if label not in found:
+            raise LogDamaged("The log is damaged: an indexed memory is missing. See: python -m store verify")
+        vector = vectors[label] if request.include_vectors else None
+        results.append(rows.memory(found[label], request.user_id, score, vector))
+    return SearchResult(results, index.kind if index is not None else "exact", version)
