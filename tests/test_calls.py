@@ -143,7 +143,7 @@ async def test_a_call_whose_replica_died_is_sent_again() -> None:
         nonlocal died
         if died < times:
             died += 1
-            raise ray.exceptions.ActorDiedError("killed")
+            raise ray.exceptions.WorkerCrashedError
         return "answer"
 
     assert await resilient(lambda: dies(ATTEMPTS - 1), "embedder") == "answer"
