@@ -96,8 +96,7 @@ class Log:
             raise InvalidInput("The log's URL begins with sqlite:, postgresql: or memory:.", "url")
         try:
             with log.write() as connection:
-                if log.path is None:
-                    connection.execute(text("SELECT pg_advisory_xact_lock(7305428194)"))  # one migration at a time
+                log._alone(connection)
                 schema.migrate(connection)
                 log.log_id = connection.execute(select(meta.c.value).where(meta.c.name == "log_id")).scalar() or ""
                 if not log.log_id:
@@ -115,6 +114,7 @@ class Log:
             ModelMismatch: the log's memories have vectors of another model, or of another dimension.
         """
         with self.write() as connection:
+            self._alone(connection)
             found = {name: value for name, value in connection.execute(select(meta.c.name, meta.c.value))}
             if (found.get("model"), found.get("dim")) == (model, str(dim)):
                 pass
@@ -157,6 +157,11 @@ class Log:
             ModelMismatch: it was switched since this process opened it.
         """
         check_model(connection.execute(_MODEL).scalar(), self.model)
+
+    def _alone(self, connection: Connection) -> None:
+        """Inside a write: one process at a time opens the log."""
+        if self.path is None:
+            connection.execute(text("SELECT pg_advisory_xact_lock(7305428194)"))
 
     def ping(self) -> None:
         """Raise LogUnavailable unless the log can be read now."""
