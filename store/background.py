@@ -169,7 +169,10 @@ class Background:
         while self._unsaved:
             uid, _ = self._unsaved.popitem(last=False)
             index = self._resident.get(uid)
-            begun = self._snapshots.begin(index) if index is not None else None
+            try:
+                begun = self._snapshots.begin(index) if index is not None else None
+            except OSError as error:
+                raise LogUnavailable(f"A snapshot could not be written: {error}") from error
             if index is not None and begun is not None:
                 self._saved_rows[uid] = index.live
                 self._discarded = False

@@ -56,6 +56,7 @@ _TIMES = {"created_at": memories.c.created_at, "updated_at": memories.c.updated_
 _TEXT_ARRAY = ARRAY(Text)
 _MAX_DEPTH = 16
 _MAX_LEAVES = 256
+_STRINGS_A_LEAF = 100  # a list of strings is one condition, a long one several
 
 
 def condition(filter: Filter, dialect: str, param: str = "filter") -> Condition:
@@ -102,6 +103,9 @@ class _SQLite:
         number = cast(literal(repr(value), Text), Double)
         return and_(kind.in_(("integer", "real")), compare(cast(found, Double), number))
 
+    def among(self, place: Any, strings: list[str]) -> Any:
+        return and_(place[0] == "text", place[1].in_(strings))
+
     def is_string(self, place: Any) -> Any:
         return place[0] == "text"
 
@@ -144,6 +148,9 @@ class _PostgreSQL:
             exact = compare(cast(written, Numeric), literal(value, BigInteger))
             double = case((written.regexp_match("[.eE]"), double), else_=exact)
         return case((kind == "number", double), else_=false())
+
+    def among(self, place: Any, strings: list[str]) -> Any:
+        return and_(func.json_typeof(place) == "string", self._text(place).in_(strings))
 
     def is_string(self, place: Any) -> Any:
         return func.json_typeof(place) == "string"
@@ -196,10 +203,13 @@ class _Translation:
                     parts.append(func.coalesce(self.leaf(key, op, operand, where), false()))
         return and_(*parts)
 
-    def leaf(self, key: str, op: str, operand: Any, param: str) -> Any:
-        self._leaves += 1
+    def count(self, conditions: int, param: str) -> None:
+        self._leaves += conditions
         if self._leaves > _MAX_LEAVES:
             raise InvalidInput(f"A filter has at most {_MAX_LEAVES} conditions.", param)
+
+    def leaf(self, key: str, op: str, operand: Any, param: str) -> Any:
+        self.count(1, param)
         if op not in OPERATORS:
             raise InvalidInput(f"The operators of a filter are {', '.join(OPERATORS)}.", param, "unknown_operator")
         if op == "exists" and not isinstance(operand, bool):
@@ -219,8 +229,14 @@ class _Translation:
                 there = self._json.there(place)
                 return there if operand else not_(there)
             case "in" | "nin":
-                self._leaves += len(operand)
-                found = or_(false(), *(self.equal(place, item, f"{param}.{n}") for n, item in enumerate(operand)))
+                items = [_scalar(item, f"{param}.{n}") for n, item in enumerate(operand)]
+                strings = [item for item in items if isinstance(item, str)]
+                self._leaves += len(items) - len(strings) + len(strings) // _STRINGS_A_LEAF
+                found = or_(
+                    false(), *(self._json.compare(place, "eq", item) for item in items if type(item) is not str)
+                )
+                if strings:
+                    found = or_(func.coalesce(found, false()), self._json.among(place, strings))
                 return found if op == "in" else not_(func.coalesce(found, false()))
             case "ne":
                 return not_(func.coalesce(self.equal(place, operand, param), false()))

@@ -101,6 +101,9 @@ class Snapshots:
             return None
         part = self._path(name, "hnsw.part")
         graph.hnsw.save_index(str(part))
+        if part.stat().st_size != graph.hnsw.index_file_size():  # hnswlib does not notice that a disk is full
+            part.unlink()
+            raise OSError(f"{part} was not written whole")
         header = {**self._identity, **name._asdict(), "rows": len(labels), "count": graph.count, "dead": graph.dead}
         return Pending(name, header, labels.tobytes() + expires.tobytes() + alive.tobytes())
 

@@ -288,7 +288,19 @@ def test_depth_is_bounded(make: Callable[[Any], dict[str, Any]]) -> None:
         filters.check(make(filter))
 
 
+def test_long_lists_of_strings(log: Log) -> None:
+    with log.write() as connection:
+        _insert(connection, [{"k": str(n)} for n in range(50)] + [{"k": 7}, {"k": None}])
+        names = [str(n) for n in range(7, 5000)]
+        found = set(connection.execute(_matching({"k": {"in": [*names, None]}}, connection)).scalars())
+        assert found == {*range(7, 50), 51}
+        found = set(connection.execute(_matching({"k": {"nin": names}}, connection)).scalars())
+        assert found == {*range(7), 50, 51}
+
+
 def test_conditions_are_bounded() -> None:
     filters.check({"a": {"in": list(range(255))}})
+    with pytest.raises(InvalidInput, match="at most 256"):
+        filters.check({"a": {"in": list(range(256))}})
     with pytest.raises(InvalidInput, match="at most 256"):
         filters.check({"OR": [{"a": n} for n in range(257)]})
