@@ -231,10 +231,9 @@ class _Translation:
             case "in" | "nin":
                 items = [_scalar(item, f"{param}.{n}") for n, item in enumerate(operand)]
                 strings = [item for item in items if isinstance(item, str)]
-                self._leaves += len(items) - len(strings) + len(strings) // _STRINGS_A_LEAF
-                found = or_(
-                    false(), *(self._json.compare(place, "eq", item) for item in items if type(item) is not str)
-                )
+                others = [item for item in items if not isinstance(item, str)]
+                self.count(len(others) + len(strings) // _STRINGS_A_LEAF, param)
+                found = or_(false(), *(self._json.compare(place, "eq", item) for item in others))
                 if strings:
                     found = or_(func.coalesce(found, false()), self._json.among(place, strings))
                 return found if op == "in" else not_(func.coalesce(found, false()))
