@@ -60,11 +60,11 @@ class Background:
 
     def step(self, now: int) -> bool:
         """Do one thing. True where more is waiting. `now` in microseconds."""
-        if now >= self._swept_at + (_SWEEP_OWN_US if self._removed else _SWEEP_US):
+        if not 0 <= now - self._swept_at < (_SWEEP_OWN_US if self._removed else _SWEEP_US):  # clocks are set back, too
             self._swept_at = now
             self._sweep()
             return True
-        if now >= self._purged_at + _PURGE_US:
+        if not 0 <= now - self._purged_at < _PURGE_US:
             if not self._purge(now):
                 self._purged_at = now
             return True

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from store import Append, IndexOptions, NewMemory, Search, Store
+from store.maintenance import compact, verify
+from store.rows import micros
 
 from .conftest import DIM, Clock
 
@@ -73,6 +75,26 @@ def test_nothing_is_left_of_a_user_or_a_memory(
     for n in [*range(1, 400, 2), *deleted]:
         for vector in (vectors[n], vectors[n] + 1):
             assert files_with(tmp_path, vector.astype("<f4").tobytes()) == []
+
+
+def test_compacting_leaves_nothing_behind_and_gives_space_back(store: Store, tmp_path: Path, clock: Clock) -> None:
+    chance = random.Random(3)
+    for n in range(300):
+        put(store, "ann", str(n), f"secret-{n}-text " + "x" * chance.randrange(0, 1500), np.ones(DIM, np.float32))
+    gone = chance.sample(range(300), 200)
+    for n in gone:
+        store.delete(T, "ann", str(n))
+    settle(clock, store)
+    before = (tmp_path / "log.db").stat().st_size
+    clock.advance(7200)
+    assert compact(store.log, micros(clock(), "")) == 200
+    store.delete(T, "ann", str(next(n for n in range(300) if n not in gone)))  # a row that the compaction has moved
+    settle(clock, store)
+    left = (tmp_path / "log.db").read_bytes()
+    assert len(left) < before / 2
+    assert left.count(b"secret-") == 99
+    assert files_with(tmp_path, b"secret-") == ["log.db"]
+    assert list(verify(store.log)) == []
 
 
 def test_expired_memories_leave_the_files_too(store: Store, tmp_path: Path, clock: Clock) -> None:
