@@ -1,13 +1,13 @@
 """The gateway's side of its calls to the other deployments: coalesced, retried where that is safe, errors mapped.
 
 Hundreds of small HTTP requests become a few handle calls: while a call is on its way, everything that arrives waits,
-and rides the next one. A call that dies with its replica is sent again: an embed and a search change nothing, and an
-append carries the ids of its memories, so that the log takes it once however often it arrives.
+and rides the next one. A call that dies with its replica is sent again: reads change nothing, an append carries the ids
+of its memories, so that the log takes it once however often it arrives, and what is deleted twice is gone.
 """
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TypeVar, cast
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 import numpy as np
 import ray.exceptions
@@ -20,9 +20,11 @@ from deployments.embedding.engine import EmbedRequest, EmbedResult, Timings
 from deployments.embedding.model import ModelInfo, Truncate
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Overloaded, Unavailable
 from deployments.routing import partition_of
-from store import Append, AppendResult, Search, SearchResult, StoreError
+from store import Append, AppendResult, Conflict, Memory, NotFound, Search, SearchResult, StoreError
+from store import Store as Memories
 
 Answer = TypeVar("Answer")
+Arguments = ParamSpec("Arguments")
 Inputs = list[str] | list[list[int]]
 
 ATTEMPTS = 3
@@ -105,7 +107,13 @@ class EmbedderCalls:
         await self.batcher.submit(EmbedRequest(["ready?"]))
 
     async def embed(
-        self, inputs: Inputs, prompt: str, truncate: Truncate, path_of: Callable[[int], str]
+        self,
+        inputs: Inputs,
+        prompt: str,
+        truncate: Truncate,
+        path_of: Callable[[int], str],
+        *,
+        cached: bool = True,
     ) -> EmbedResult:
         """Embed any number of inputs, in order.
 
@@ -114,11 +122,12 @@ class EmbedderCalls:
             prompt: put in front of each text.
             truncate: which end of a too long input is cut.
             path_of: the path of the n-th input in the caller's request, for errors.
+            cached: False leaves the cache alone: nothing of these inputs stays behind.
 
         Raises:
             MemserveError: the error of the first input that failed.
         """
-        if self.cache.max_bytes == 0:
+        if self.cache.max_bytes == 0 or not cached:
             return await self._embed(inputs, prompt, truncate, path_of)
         revision = (await self.info()).revision
         timings = Timings(0.0, 0.0, 0.0)
@@ -191,16 +200,36 @@ def _renamed(error: MemserveError, start: int, path_of: Callable[[int], str]) ->
     return type(error)(error.message.replace(match[0], path), param, error.code)
 
 
-async def _answer(call: Callable[[], Awaitable[Answer | StoreError]]) -> Answer:
-    """A store call's answer; an error that came as a value is raised here."""
-    answer = await resilient(call, "store")
+def _raise(error: StoreError) -> NoReturn:
+    raise error
+
+
+async def _answer(
+    call: Callable[[], Awaitable[Answer | StoreError]], after_loss: Callable[[StoreError], Answer] = _raise
+) -> Answer:
+    """A store call's answer; an error that came as a value is raised here.
+
+    Args:
+        after_loss: what to make of an error where an earlier attempt was lost with its replica: it may have done what
+            was asked, and the error may be of its making.
+    """
+    attempts = 0
+
+    def attempt() -> Awaitable[Answer | StoreError]:
+        nonlocal attempts
+        attempts += 1
+        return call()
+
+    answer = await resilient(attempt, "store")
     if isinstance(answer, StoreError):
-        raise answer
+        return after_loss(answer) if attempts > 1 else _raise(answer)
     return answer
 
 
 class StoreCalls:
-    """Coalesced calls to the store: appends to any replica, searches to the one that is warm for the user's partition.
+    """Calls to the store: writes to any replica, reads to the one that is warm for the user's partition.
+
+    Appends and searches are coalesced.
 
     Args:
         handle: the Store deployment.
@@ -214,44 +243,89 @@ class StoreCalls:
     ) -> None:
         self._handle = handle
         self._by_partition = [handle.options(session_id=f"partition-{number}") for number in range(partitions)]
-        self._appends: Batcher[Append, AppendResult] = Batcher(
+        self._appends: Batcher[Sequence[Append], list[AppendResult]] = Batcher(
             self._append,
             in_flight=append_in_flight,
             budget=append_memories,
-            cost=lambda request: len(request.memories),
+            cost=lambda call: sum(len(request.memories) for request in call),
         )
         self._searches: list[Batcher[Search, SearchResult]] = [
             Batcher(self._searcher(warm), in_flight=2, budget=64) for warm in self._by_partition
         ]
 
-    async def _append(self, requests: list[Append]) -> Sequence[AppendResult | StoreError]:
-        return await _answer(lambda: self._handle.append.remote(requests))
+    async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | StoreError]:
+        return await self.run(Memories.append_together, calls)
 
     @staticmethod
     def _searcher(
         warm: DeploymentHandle,
     ) -> Callable[[list[Search]], Awaitable[Sequence[SearchResult | StoreError]]]:
-        return lambda requests: _answer(lambda: warm.search.remote(requests))
+        return lambda requests: _answer(lambda: warm.run.remote(Memories.search, requests))
 
     def _partition(self, tenant: str, user_id: str) -> int:
         return partition_of(tenant, user_id, len(self._by_partition))
 
-    async def append(self, request: Append) -> AppendResult:
-        """Commit one request, in a transaction with whatever else waits. Raises its own error."""
-        return await self._appends.submit(request)
+    async def append(self, call: Sequence[Append]) -> list[AppendResult]:
+        """Commit one call, all of it or nothing, in a transaction with whatever else waits. Raises its own error."""
+        return await self._appends.submit(call)
 
     async def search(self, request: Search) -> SearchResult:
         """Search one user. Raises its own error."""
         return await self._searches[self._partition(request.tenant, request.user_id)].submit(request)
 
+    async def run_warm(
+        self,
+        method: Callable[Concatenate[Memories, str, str, Arguments], Answer],
+        tenant: str,
+        user_id: str,
+        *args: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
+        """Call a method of the store that reads one user (`Memories.get`), on the replica that is warm for it."""
+        warm = self._by_partition[self._partition(tenant, user_id)]
+        return await _answer(lambda: warm.run.remote(method, tenant, user_id, *args, **options))
+
+    async def run(
+        self,
+        method: Callable[Concatenate[Memories, Arguments], Answer],
+        *args: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
+        """Call a method of the store on any replica; one that may be repeated."""
+        return await _answer(lambda: self._handle.run.remote(method, *args, **options))
+
+    async def update(self, tenant: str, user_id: str, memory_id: str, **changes: Any) -> Memory:
+        """Update one memory, as `Memories.update` takes it.
+
+        Raises:
+            Unavailable: a replica died, and whether it had made the update cannot be told.
+        """
+
+        def after_loss(error: StoreError) -> NoReturn:
+            if isinstance(error, Conflict) and error.code == "version_mismatch":
+                message = "The update was made, or another one was: read the memory."
+                raise Unavailable(message, "if_version", "outcome_unknown") from error
+            raise error
+
+        handle = self._handle
+        return await _answer(
+            lambda: handle.run.remote(Memories.update, tenant, user_id, memory_id, **changes), after_loss
+        )
+
     async def delete(self, tenant: str, user_id: str, memory_id: str) -> None:
         """Delete one memory.
 
         Raises:
-            NotFound: no such memory; also after a delete that its replica committed and did not live to answer.
+            NotFound: no such memory, and no attempt was lost that may have deleted it.
         """
-        await _answer(lambda: self._handle.delete.remote(tenant, user_id, memory_id))
+
+        def after_loss(error: StoreError) -> int:
+            if isinstance(error, NotFound):
+                return 0
+            raise error
+
+        await _answer(lambda: self._handle.run.remote(Memories.delete, tenant, user_id, memory_id), after_loss)
 
     async def ping(self) -> None:
         """Read the log."""
-        await _answer(self._handle.ping.remote)
+        await self.run(Memories.ping)

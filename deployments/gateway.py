@@ -6,30 +6,35 @@ have the same validation and the same errors.
 """
 
 import asyncio
+import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from deployments import metrics, schemas
-from deployments.calls import EmbedderCalls, Inputs, StoreCalls
+from deployments.calls import EmbedderCalls, StoreCalls
 from deployments.embedding import outputs
-from deployments.embedding.engine import EmbedResult
 from deployments.embedding.model import ModelInfo, Truncate
 from deployments.errors import InvalidRequest, MemserveError, Unavailable
 from deployments.routes import build_api
 from deployments.settings import EmbedderSettings, Settings
-from store import Append, AppendResult, Search, SearchResult, StoreError
+from deployments.transfer import Piece, export_pieces, import_pieces
+from deployments.vectors import PathOf, Vectors, join
+from store import Append, AppendResult, Conflict, ExportCursor, ExportPage, Imported, Search, SearchResult, StoreError
 from store import NewMemory as StoredMemory
+from store import Store as Memories
 
 TENANT = "default"
 READY_TIMEOUT_S = 5.0
 
-PathOf = Callable[[int], str]
+Fields = dict[str, Any]
+Rows = list[Fields]
 
 
 class Gateway:
@@ -51,7 +56,7 @@ class Gateway:
             append_in_flight=options.append_calls_in_flight,
             append_memories=options.append_call_memories,
         )
-        self._metrics = metrics.GatewayMetrics(self._embedder.cache)
+        self.vectors = Vectors(self._embedder, metrics.GatewayMetrics(self._embedder.cache))
 
     # Serve calls this after the constructor and serves what it returns (ray.serve.ingress without an app).
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -77,7 +82,7 @@ class Gateway:
         """
         values = {"input": list(texts), "input_type": input_type, "truncate": truncate, "dimensions": dimensions}
         body = schemas.check(schemas.EmbeddingsRequest, values)
-        result = await self.embed_inputs(body, lambda n: f"input.{n}")
+        result = await self.vectors.of_inputs(body, lambda n: f"input.{n}")
         return outputs.cut(result.vectors, body.dimensions)
 
     async def add(
@@ -98,8 +103,7 @@ class Gateway:
         """
         items = [{"text": item} if isinstance(item, str) else dict(item) for item in memories]
         body = schemas.check(schemas.AddRequest, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
-        path = schemas.check(schemas.UserPath, {"user_id": user_id})
-        (result,) = await self.append([(path.user_id, body.items())], body, lambda n: f"memories.{n}")
+        (result,) = await self.append([(_user(user_id), body.items())], body, lambda n: f"memories.{n}")
         return [schemas.appended(entry) for entry in result.memories]
 
     async def search(self, user_id: str, query: str | None = None, **options: Any) -> list[dict[str, Any]]:
@@ -109,13 +113,93 @@ class Gateway:
             memories with their score (cosine similarity), best first.
         """
         body = schemas.check(schemas.SearchRequest, {"query": query, **options})
-        path = schemas.check(schemas.UserPath, {"user_id": user_id})
-        return [schemas.memory(found) for found in (await self.find(path.user_id, body)).results]
+        return [schemas.memory(found) for found in (await self.find(_user(user_id), body)).results]
+
+    async def get(self, user_id: str, memory_id: str, **options: Any) -> Fields:
+        """One memory, with its vector if `include_vectors`. Raises store.NotFound."""
+        path, query = _memory(user_id, memory_id), schemas.check(schemas.GetQuery, options)
+        vector = query.include_vectors
+        return schemas.memory(await self._store.run_warm(Memories.get, TENANT, *path, include_vector=vector))
+
+    async def list(self, user_id: str, **options: Any) -> Fields:
+        """`{memories, next_cursor}`: a page of one user's memories; the options are those of ListQuery."""
+        query = schemas.check(schemas.ListQuery, options)
+        page = await self._store.run_warm(Memories.list, TENANT, _user(user_id), **query.model_dump())
+        return {"memories": [schemas.memory(found) for found in page.memories], "next_cursor": page.next_cursor}
+
+    async def update(self, user_id: str, memory_id: str, **changes: Any) -> Fields:
+        """Change a memory's text, metadata or expires_at, those that are given; with `if_version` only that version.
+
+        A new text is embedded; one that is the same already keeps the vector that it has.
+
+        Raises:
+            store.NotFound. store.Conflict: the memory has another version than `if_version`.
+        """
+        issued_at = datetime.now(UTC)
+        path = _memory(user_id, memory_id)
+        given = schemas.check(schemas.UpdateRequest, changes).model_dump(exclude_unset=True)
+        if (given.get("expires_at") or issued_at) < issued_at:
+            raise InvalidRequest("expires_at must be in the future.", "expires_at")
+        while True:
+            try:
+                changed = await self._store.update(
+                    TENANT, *path, issued_at=issued_at, **await self._fields(path, given)
+                )
+            except Conflict as error:
+                if error.code != "version_mismatch" or "if_version" in given:
+                    raise
+            else:
+                return schemas.memory(changed)
 
     async def delete(self, user_id: str, memory_id: str) -> None:
         """Delete one memory of one user. Raises store.NotFound."""
-        path = schemas.check(schemas.MemoryPath, {"user_id": user_id, "memory_id": memory_id})
-        await self.forget(path.user_id, path.memory_id)
+        await self._store.delete(TENANT, *_memory(user_id, memory_id))
+
+    async def delete_where(self, user_id: str, filter: Mapping[str, Any]) -> int:
+        """Delete the memories of one user that match. Returns how many; of those that a lost replica deleted none."""
+        body = schemas.check(schemas.DeleteRequest, {"filter": filter})
+        return await self._store.run(Memories.delete_where, TENANT, _user(user_id), body.filter)
+
+    async def delete_user(self, user_id: str) -> Fields:
+        """Delete everything of one user. `{deleted, version}`, counted as in `delete_where`."""
+        deleted, version = await self._store.run(Memories.erase_user, TENANT, _user(user_id))
+        return {"deleted": deleted, "version": version}
+
+    async def history(self, user_id: str, memory_id: str) -> Rows:
+        """The states of one memory, oldest first: `{event, at, version, text, metadata}`. Raises store.NotFound."""
+        events = await self._store.run_warm(Memories.history, TENANT, *_memory(user_id, memory_id))
+        return [schemas.history_event(event) for event in events]
+
+    async def user(self, user_id: str) -> Fields:
+        """`{user_id, memories, version, bytes, index, resident}`; all empty for a user that never was."""
+        stats = await self._store.run_warm(Memories.user, TENANT, _user(user_id))
+        return {**schemas.user_in_log(stats), "index": stats.index, "resident": stats.resident}
+
+    async def users(self, **options: Any) -> Fields:
+        """`{users, next_cursor}`: a page of the users that have memories; the options are those of UsersQuery."""
+        query = schemas.check(schemas.UsersQuery, options)
+        page = await self._store.run(Memories.users, TENANT, **query.model_dump())
+        return {"users": [schemas.user_in_log(stats) for stats in page.users], "next_cursor": page.next_cursor}
+
+    async def export(self, user_id: str) -> AsyncIterator[bytes]:
+        """NDJSON of one user's memories, some lines at a time; over a handle with `options(stream=True)`."""
+        user = _user(user_id)
+
+        async def page_after(cursor: ExportCursor | None) -> ExportPage:
+            return await self._store.run_warm(Memories.export_page, TENANT, user, cursor)
+
+        async for piece in export_pieces(page_after):
+            yield piece
+
+    async def import_lines(self, user_id: str, lines: Sequence[str | bytes | Mapping[str, Any]]) -> Fields:
+        """Import lines of NDJSON, or mappings in their place. `{imported, unchanged}`; see deployments/transfer.py."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for line in lines:
+                data = line if isinstance(line, bytes) else line.encode() if isinstance(line, str) else _dumped(line)
+                yield data.rstrip(b"\n") + b"\n"
+
+        return await self.take_in(_user(user_id), chunks())
 
     # What the routes and the handle API share. Arguments are validated.
 
@@ -123,23 +207,16 @@ class Gateway:
         """What the model is."""
         return await self._embedder.info()
 
-    async def embed_inputs(self, body: schemas.EmbeddingsRequest, path_of: PathOf) -> EmbedResult:
-        """Full vectors of all inputs, in order; `path_of(n)` names the n-th input in an error."""
-        info = await self._embedder.info()
-        if body.dimensions is not None and body.dimensions > info.dim:
-            raise InvalidRequest(f"dimensions is {body.dimensions}; the model has {info.dim}.", "dimensions")
-        return await self._embed(body.inputs(), body.input_type, body.truncate, path_of)
-
     async def append(
         self,
         groups: Sequence[tuple[str, Sequence[schemas.NewMemory]]],
         options: schemas.AddRequest | schemas.AddManyRequest,
         path_of: PathOf,
-    ) -> list[AppendResult]:
-        """Embed what has no vector yet, then commit one group a user; `path_of(n)` names the n-th memory."""
+    ) -> Sequence[AppendResult]:
+        """Embed what has no vector yet, then commit the groups of all users, or none; `path_of(n)` names a memory."""
         issued_at = datetime.now(UTC)
         items = [item for _, group in groups for item in group]
-        vectors = iter(await self._vectors_of(items, path_of))
+        vectors = iter(await self.vectors.of_memories(items, path_of))
         appends = [
             Append(
                 tenant=TENANT,
@@ -161,20 +238,18 @@ class Gateway:
             )
             for user_id, group in groups
         ]
-        return list(await asyncio.gather(*(self._store.append(append) for append in appends)))
+        try:
+            return await self._store.append(appends)
+        except StoreError as error:
+            raise _renamed(error, path_of, one_user=isinstance(options, schemas.AddRequest)) from error
 
     async def find(self, user_id: str, body: schemas.SearchRequest) -> SearchResult:
         """The nearest memories of one user."""
-        if body.vector is not None:
-            vector = _own_vector(body.vector, await self._embedder.info(), "vector")
-        else:
-            assert body.query is not None
-            vector = (await self._embed([body.query], "query", "end", lambda _: "query")).vectors[0]
         return await self._store.search(
             Search(
                 tenant=TENANT,
                 user_id=user_id,
-                vector=vector,
+                vector=await self.vectors.of_search(body),
                 top_k=body.top_k,
                 filter=body.filter,
                 min_score=body.min_score,
@@ -182,9 +257,27 @@ class Gateway:
             )
         )
 
-    async def forget(self, user_id: str, memory_id: str) -> None:
-        """Delete one memory. Raises store.NotFound."""
-        await self._store.delete(TENANT, user_id, memory_id)
+    async def take_in(self, user_id: str, chunks: AsyncIterable[bytes]) -> Fields:
+        """Import NDJSON that is cut anywhere, as it arrives."""
+        issued_at = datetime.now(UTC)
+        begin = True
+
+        async def write(piece: Piece) -> Imported:
+            nonlocal begin
+            done = await self._store.run(
+                Memories.import_lines,
+                TENANT,
+                user_id,
+                piece.lines,
+                first=piece.first,
+                begin=begin,
+                issued_at=issued_at,
+            )
+            begin = False
+            return done
+
+        done = await import_pieces(chunks, max_line_bytes=self.max_body_bytes, embed=self.vectors.of_texts, write=write)
+        return {"imported": done.imported, "unchanged": done.unchanged}
 
     async def check_ready(self) -> None:
         """Embed a text and read the log. Raises Unavailable with what is missing."""
@@ -199,29 +292,15 @@ class Gateway:
         if missing:
             raise Unavailable(f"Not ready. {'; '.join(missing)}", None, "not_ready")
 
-    async def _embed(
-        self, inputs: Inputs, input_type: Literal["query", "document"] | None, truncate: Truncate, path_of: PathOf
-    ) -> EmbedResult:
-        info = await self._embedder.info()
-        try:
-            return await self._embedder.embed(inputs, _prompt(info, input_type), truncate, path_of)
-        finally:
-            self._metrics.embed(self._embedder.batcher.queued_cost)
-
-    async def _vectors_of(self, items: Sequence[schemas.NewMemory], path_of: PathOf) -> list[np.ndarray]:
-        """(dim,) float32 for each memory: the caller's own where it gave one, else the text's embedding."""
-        info = await self._embedder.info()
-        own = {
-            n: _own_vector(item.vector, info, _join(path_of(n), "vector"))
-            for n, item in enumerate(items)
-            if item.vector is not None
-        }
-        bare = [n for n in range(len(items)) if n not in own]
-        if bare:
-            texts = [items[n].text for n in bare]
-            embedded = await self._embed(texts, "document", "end", lambda n: _join(path_of(bare[n]), "text"))
-            own.update(zip(bare, embedded.vectors, strict=True))
-        return [own[n] for n in range(len(items))]
+    async def _fields(self, path: tuple[str, str], given: Fields) -> Fields:
+        """The changes as the store takes them: a new text with its vector; one that is there already as a version."""
+        if "text" not in given:
+            return given
+        found = await self._store.run_warm(Memories.get, TENANT, *path)
+        if given["text"] == found.text:
+            return {"if_version": found.version, **{name: given[name] for name in given if name != "text"}}
+        (vector,) = await self.vectors.of_texts([given["text"]], lambda _: "text")
+        return {**given, "vector": vector}
 
 
 def _calls_in_flight(embedder: EmbedderSettings) -> int:
@@ -233,24 +312,26 @@ def _calls_in_flight(embedder: EmbedderSettings) -> int:
     return embedder.max_replicas * (2 if embedder.num_gpus > 0 else 1)
 
 
-def _prompt(info: ModelInfo, input_type: Literal["query", "document"] | None) -> str:
-    """The model's own prompt for an input type; sentence-transformers looks for these names in this order."""
-    if input_type is None:
-        return info.default_prompt
-    names = ("query",) if input_type == "query" else ("document", "passage", "corpus")
-    return next((info.prompts[name] for name in names if name in info.prompts), info.default_prompt)
+def _user(user_id: str) -> str:
+    return schemas.check(schemas.UserPath, {"user_id": user_id}).user_id
 
 
-def _join(path: str, field: str) -> str:
-    return f"{path}.{field}" if path else field
+def _memory(user_id: str, memory_id: str) -> tuple[str, str]:
+    path = schemas.check(schemas.MemoryPath, {"user_id": user_id, "memory_id": memory_id})
+    return path.user_id, path.memory_id
 
 
-def _own_vector(values: list[float], info: ModelInfo, path: str) -> np.ndarray:
-    """A caller's vector as (dim,) float32. Raises InvalidRequest naming `path`."""
-    if len(values) != info.dim:
-        raise InvalidRequest(f"{path} has {len(values)} dimensions; the model has {info.dim}.", path, "wrong_dimension")
-    with np.errstate(over="ignore"):
-        vector = np.asarray(values, dtype=np.float32)
-    if not np.isfinite(vector).all() or not vector.any():
-        raise InvalidRequest(f"{path} must be finite in float32 and not all zero.", path, "invalid_vector")
-    return vector
+def _dumped(line: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(dict(line), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z)
+    except TypeError as error:
+        raise InvalidRequest(f"lines must hold JSON: {error}.", "lines") from error
+
+
+def _renamed(error: StoreError, path_of: PathOf, *, one_user: bool) -> StoreError:
+    """The store's `memories.N.field` as the caller knows it."""
+    match = re.fullmatch(r"memories\.(\d+)\.(.+)", error.param or "")
+    if match is None:
+        return error
+    in_path = one_user and match[2] == "user_id"
+    return type(error)(error.message, match[2] if in_path else join(path_of(int(match[1])), match[2]), error.code)

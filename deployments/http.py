@@ -6,8 +6,8 @@ every 4xx and 5xx answers in the OpenAI shape, whoever raised it.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-from urllib.parse import unquote_to_bytes
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -24,6 +24,9 @@ logger = logging.getLogger("ray.serve")
 
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
 _ID = TypeAdapter(schemas.Id)
+_MAX_PARAMETERS = 32
+
+Query = TypeVar("Query", bound=BaseModel)
 
 
 class RawPath:
@@ -48,6 +51,21 @@ def decode_id(segment: str, name: str) -> str:
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InvalidRequest(f"{name}: {message}.", name) from error
+
+
+def read_query(request: Request, model: type[Query]) -> Query:
+    """The parameters of the query. Raises InvalidRequest naming the one that is unknown, wrong or given twice."""
+    try:
+        raw = request.scope["query_string"].decode("ascii")
+        given = parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS)
+    except ValueError as error:
+        raise InvalidRequest("The query must be percent-encoded UTF-8, of a few parameters.") from error
+    values: dict[str, str] = {}
+    for name, value in given:
+        if name in values:
+            raise InvalidRequest(f"{name} is given twice.", name)
+        values[name] = value
+    return schemas.parse_query(model, values)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -110,10 +128,16 @@ def api_skeleton(on_error: Callable[[Exception], None]) -> FastAPI:
     return api
 
 
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
+def body_of(model: type[BaseModel], required: bool = True) -> dict[str, Any]:
     """`openapi_extra` that documents a body which the route parses by itself."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+
+
+def query_of(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` that documents a query which the route parses by itself."""
+    fields = model.model_json_schema()["properties"].items()
+    return {"parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in fields]}
 
 
 def document_bodies(api: FastAPI, models: Iterable[type[BaseModel]]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar, cast
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -21,10 +22,11 @@ from pydantic import (
 )
 
 from deployments.errors import InvalidRequest
-from store import Appended, Memory
+from store import Appended, HistoryEvent, Memory, Order, UserStats
 
 MAX_INPUTS = 2_048
 MAX_TOP_K = 1_000
+MAX_PAGE = 1_000
 MAX_METADATA_DEPTH = 32
 
 
@@ -62,6 +64,16 @@ def _rfc3339(value: Any) -> Any:
     return value
 
 
+def _json_of(value: Any) -> Any:
+    """In a query a filter is the text of a JSON object."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except ValueError as error:
+        raise ValueError("must be a JSON object") from error
+
+
 def _storable(value: dict[str, Any]) -> dict[str, Any]:
     """JSON as it can be given back: bounded in depth, finite numbers, integers that fit 64 bits."""
     layer: list[Any] = [value]
@@ -88,6 +100,8 @@ Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
 Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
 Vector = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=16_384)]
 Filter = Metadata
+Cursor = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,4096}$")]
+Limit = Annotated[int, Field(ge=1, le=MAX_PAGE)]
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -247,6 +261,63 @@ class SearchRequest(_Wire):
         return self
 
 
+class UpdateRequest(_Wire):
+    """`PATCH /v1/users/{user_id}/memories/{memory_id}`: what is given replaces what was there, metadata as a whole.
+
+    `expires_at: null` keeps the memory for ever.
+    """
+
+    text: Text = Field(default=cast(str, None))
+    metadata: Metadata = Field(default=cast(dict[str, Any], None))
+    expires_at: Time | None = None
+    if_version: int = Field(default=cast(int, None), ge=1)
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "UpdateRequest":
+        if not {"text", "metadata", "expires_at"} & self.model_fields_set:
+            raise ValueError("give at least one of text, metadata and expires_at")
+        return self
+
+
+class DeleteRequest(_Wire):
+    """`DELETE /v1/users/{user_id}/memories`: delete what matches."""
+
+    filter: Filter
+
+
+class NoQuery(_Wire):
+    """The query of a route that takes none."""
+
+
+class GetQuery(_Wire):
+    """`GET /v1/users/{user_id}/memories/{memory_id}`"""
+
+    include_vectors: bool = False
+
+
+class ListQuery(_Wire):
+    """`GET /v1/users/{user_id}/memories`"""
+
+    limit: Limit = 100
+    cursor: Cursor | None = None
+    filter: Annotated[Filter | None, BeforeValidator(_json_of)] = None
+    order: Order = "-created_at"
+
+
+class DeleteQuery(_Wire):
+    """`DELETE /v1/users/{user_id}/memories`, for clients that cannot send a body with it."""
+
+    filter: Annotated[Filter | None, BeforeValidator(_json_of)] = None
+
+
+class UsersQuery(_Wire):
+    """`GET /v1/users`"""
+
+    limit: Limit = 100
+    cursor: Cursor | None = None
+    prefix: Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_control_characters)] = ""
+
+
 class UserPath(_Wire):
     """The user that a handle call names."""
 
@@ -275,6 +346,14 @@ def parse(model: type[Body], raw: bytes) -> Body:
         raise invalid(error) from error
 
 
+def parse_query(model: type[Body], values: Mapping[str, str]) -> Body:
+    """Validate the parameters of a query. Raises InvalidRequest as `parse` does."""
+    try:
+        return model.model_validate_strings(values)
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
 def invalid(error: ValidationError) -> InvalidRequest:
     """The first violation, with its path as `param`."""
     first = error.errors(include_url=False, include_input=False)[0]
@@ -292,6 +371,19 @@ def invalid(error: ValidationError) -> InvalidRequest:
 def appended(entry: Appended) -> dict[str, Any]:
     """What an added memory is answered with."""
     return {"id": entry.id, "status": entry.status, "version": entry.version}
+
+
+def history_event(event: HistoryEvent) -> dict[str, Any]:
+    """A state of a memory; without what it said where that was erased."""
+    content: dict[str, Any] = {"event": event.event, "at": event.at, "version": event.version}
+    if event.text is not None:
+        content |= {"text": event.text, "metadata": event.metadata}
+    return content
+
+
+def user_in_log(stats: UserStats) -> dict[str, Any]:
+    """What the log holds of a user."""
+    return {"user_id": stats.user_id, "memories": stats.memories, "version": stats.version, "bytes": stats.bytes}
 
 
 def memory(found: Memory) -> dict[str, Any]:

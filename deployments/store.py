@@ -1,21 +1,32 @@
 """The Store deployment: a thin shell around the package store/.
 
-One worker thread owns the log's connection and the indexes; every method is one job for it. Nothing is answered before
-the log has committed it. The thread folds, rebuilds and snapshots when no request waits.
+One worker thread owns the log's connection and the indexes; every call is one job for it. Nothing is answered before
+the log has committed it. The thread folds, rebuilds, snapshots and cleans up after erasures while no call waits, and
+now and then under load.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
 from deployments.settings import Settings
-from store import Append, AppendResult, IndexOptions, Search, SearchResult, StoreError
+from store import IndexOptions, StoreError
 from store import Store as Memories
 
 Answer = TypeVar("Answer")
+Arguments = ParamSpec("Arguments")
+
+logger = logging.getLogger("ray.serve")
+
+_IDLE_S = 0.1  # between two looks for background work where there was none
+_BUSY_S = 0.005  # until the next look where calls wait
+_OVERDUE_S = 1.0  # the longest time without a step of background work
+_FAILED_S = 5.0  # until the next try of a step that failed
 
 
 class Store:
@@ -26,6 +37,7 @@ class Store:
         info = await embedder.info.remote()
         options = settings.store
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._waiting = 0
         self._memories = await self._run(
             lambda: Memories.open(
                 options.url,
@@ -39,34 +51,47 @@ class Store:
                 snapshot_dir=options.snapshot_dir,
             )
         )
+        self._tending = asyncio.create_task(self._tend())
 
     async def _run(self, job: Callable[[], Answer]) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, job)
-
-    async def _answer(self, job: Callable[[], Answer]) -> Answer | StoreError:
-        """The job's result, or its error as a value: what a caller did wrong is no failure of this replica."""
+        self._waiting += 1
         try:
-            return await self._run(job)
+            return await asyncio.get_running_loop().run_in_executor(self._worker, job)
+        finally:
+            self._waiting -= 1
+
+    async def run(
+        self,
+        method: Callable[Concatenate[Memories, Arguments], Answer],
+        *args: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer | StoreError:
+        """Call a method of the store (`store.Store.search`) with these arguments.
+
+        Its error comes as a value: what a caller did wrong is no failure of this replica.
+        """
+        try:
+            return await self._run(lambda: method(self._memories, *args, **options))
         except StoreError as error:
             return error
 
-    async def append(self, requests: Sequence[Append]) -> list[AppendResult | StoreError] | StoreError:
-        """Commit all requests in one transaction; each gets its own result or its own error."""
-        return await self._answer(lambda: self._memories.append(requests))
-
-    async def search(self, requests: Sequence[Search]) -> list[SearchResult | StoreError] | StoreError:
-        """Search each user's index, caught up with the log first."""
-        return await self._answer(lambda: self._memories.search(requests))
-
-    async def delete(self, tenant: str, user_id: str, memory_id: str) -> int | StoreError:
-        """Delete one memory. Returns the user's version after it."""
-        return await self._answer(lambda: self._memories.delete(tenant, user_id, memory_id))
-
-    async def ping(self) -> StoreError | None:
-        """Read the log."""
-        return await self._answer(self._memories.ping)
+    async def _tend(self) -> None:
+        """Steps of background work, as long as this replica lives."""
+        stepped_at = 0.0
+        while True:
+            pause_s = _BUSY_S
+            if self._waiting == 0 or time.monotonic() - stepped_at > _OVERDUE_S:
+                try:
+                    more = await self._run(self._memories.fold)
+                    pause_s = 0.0 if more else _IDLE_S
+                except StoreError as error:
+                    logger.warning("background work of the store: %s", error)
+                    pause_s = _FAILED_S
+                stepped_at = time.monotonic()
+            await asyncio.sleep(pause_s)
 
     def __del__(self) -> None:
-        if hasattr(self, "_memories"):
+        if hasattr(self, "_tending"):
+            self._tending.cancel()
             self._worker.submit(self._memories.close)
         self._worker.shutdown(wait=True)

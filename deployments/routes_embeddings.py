@@ -1,0 +1,88 @@
+"""The routes of the model: texts to vectors, in OpenAI's form."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+
+from deployments import schemas
+from deployments.embedding import outputs
+from deployments.errors import NotFound
+from deployments.http import body_of, decode_id, json_response, read_body
+
+if TYPE_CHECKING:
+    from deployments.embedding.engine import Timings
+    from deployments.embedding.model import ModelInfo
+    from deployments.gateway import Gateway
+
+BODIES = (schemas.EmbeddingsRequest,)
+
+
+def add_embeddings(api: FastAPI, gateway: Gateway) -> None:
+    """Add the routes under /v1/embeddings and /v1/models."""
+    started_at = int(time.time())
+
+    def card(info: ModelInfo) -> dict[str, Any]:
+        return {
+            "id": info.name,
+            "object": "model",
+            "created": started_at,
+            "owned_by": "memserve",
+            "dimensions": info.dim,
+            "max_tokens": info.max_tokens,
+        }
+
+    @api.post("/v1/embeddings", openapi_extra=body_of(schemas.EmbeddingsRequest), tags=["embeddings"])
+    async def post_embeddings(request: Request) -> Response:
+        """Embed texts or token ids (OpenAI's route)."""
+        started = time.perf_counter()
+        body = schemas.parse(schemas.EmbeddingsRequest, await read_body(request, gateway.max_body_bytes))
+        info = await gateway.model_info()
+        if body.model is not None:
+            _check_served(body.model, info)
+        result = await gateway.vectors.of_inputs(
+            body, (lambda _: "input") if body.is_lone() else (lambda n: f"input.{n}")
+        )
+        vectors = outputs.quantise(outputs.cut(result.vectors, body.dimensions), body.output_dtype)
+        rows = outputs.to_base64(vectors) if body.encoding_format == "base64" else vectors
+        tokens = int(result.tokens.sum())
+        content = {
+            "object": "list",
+            "model": info.name,
+            "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)],
+            "usage": {
+                "prompt_tokens": tokens,
+                "total_tokens": tokens,
+                "truncated_inputs": int(result.truncated.sum()),
+            },
+        }
+        return json_response(content, headers=_timing_headers(result.timings, started))
+
+    @api.get("/v1/models", tags=["embeddings"])
+    async def get_models() -> Response:
+        """The model that is served, as a list of one."""
+        return json_response({"object": "list", "data": [card(await gateway.model_info())]})
+
+    @api.get("/v1/models/{model_id:path}", tags=["embeddings"])
+    async def get_model(model_id: str) -> Response:
+        """One model."""
+        info = await gateway.model_info()
+        _check_served(decode_id(model_id, "model"), info)
+        return json_response(card(info))
+
+
+def _check_served(name: str, info: ModelInfo) -> None:
+    if name != info.name:
+        raise NotFound(f"The model {name!r} is not served here; {info.name!r} is.", "model", "model_not_found")
+
+
+def _timing_headers(timings: Timings, started: float) -> dict[str, str]:
+    """Milliseconds, under the names that text-embeddings-inference uses."""
+    return {
+        "x-queue-time": f"{timings.queue_s * 1e3:.3f}",
+        "x-tokenization-time": f"{timings.tokenise_s * 1e3:.3f}",
+        "x-inference-time": f"{timings.forward_s * 1e3:.3f}",
+        "x-total-time": f"{(time.perf_counter() - started) * 1e3:.3f}",
+    }

@@ -1,0 +1,118 @@
+"""The routes of memories: add, search, list, read, change and forget them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+
+from deployments import schemas
+from deployments.errors import InvalidRequest
+from deployments.http import body_of, decode_id, json_response, query_of, read_body, read_query
+
+if TYPE_CHECKING:
+    from deployments.gateway import Gateway
+
+MEMORIES = "/v1/users/{user_id}/memories"
+MEMORY = f"{MEMORIES}/{{memory_id}}"
+BODIES = (
+    schemas.AddRequest,
+    schemas.AddManyRequest,
+    schemas.SearchRequest,
+    schemas.UpdateRequest,
+    schemas.DeleteRequest,
+)
+
+
+def add_memories(api: FastAPI, gateway: Gateway) -> None:
+    """Add the routes under /v1/users/{user_id}/memories, and the one that writes for many users."""
+
+    @api.post(MEMORIES, status_code=201, openapi_extra=body_of(schemas.AddRequest), tags=["memories"])
+    async def post_user_memories(user_id: str, request: Request) -> Response:
+        """Remember one text or many for a user. Answers when they are committed."""
+        user = decode_id(user_id, "user_id")
+        body = schemas.parse(schemas.AddRequest, await read_body(request, gateway.max_body_bytes))
+        lone = body.memories is None
+        (result,) = await gateway.append([(user, body.items())], body, lambda n: "" if lone else f"memories.{n}")
+        content = {"memories": [schemas.appended(entry) for entry in result.memories], "version": result.version}
+        return json_response(content, 201)
+
+    @api.post("/v1/memories", status_code=201, openapi_extra=body_of(schemas.AddManyRequest), tags=["memories"])
+    async def post_memories(request: Request) -> Response:
+        """Remember texts of many users in one call, all or none of them. Answers when they are committed."""
+        body = schemas.parse(schemas.AddManyRequest, await read_body(request, gateway.max_body_bytes))
+        positions: dict[str, list[int]] = {}
+        for position, item in enumerate(body.memories):
+            positions.setdefault(item.user_id, []).append(position)
+        groups = [(user_id, [body.memories[n] for n in taken]) for user_id, taken in positions.items()]
+        order = [position for taken in positions.values() for position in taken]
+        results = await gateway.append(groups, body, lambda n: f"memories.{order[n]}")
+        answers: dict[int, dict[str, Any]] = {}
+        for (user_id, taken), result in zip(positions.items(), results, strict=True):
+            for position, entry in zip(taken, result.memories, strict=True):
+                answers[position] = {"user_id": user_id, **schemas.appended(entry)}
+        return json_response({"memories": [answers[n] for n in range(len(answers))]}, 201)
+
+    @api.post(f"{MEMORIES}/search", openapi_extra=body_of(schemas.SearchRequest), tags=["memories"])
+    async def post_search(user_id: str, request: Request) -> Response:
+        """Find a user's memories by meaning. Sees every write that was acknowledged before."""
+        user = decode_id(user_id, "user_id")
+        body = schemas.parse(schemas.SearchRequest, await read_body(request, gateway.max_body_bytes))
+        found = await gateway.find(user, body)
+        results = [schemas.memory(memory) for memory in found.results]
+        return json_response({"results": results, "index": found.index, "version": found.version})
+
+    @api.get(MEMORIES, openapi_extra=query_of(schemas.ListQuery), tags=["memories"])
+    async def get_memories(user_id: str, request: Request) -> Response:
+        """A page of a user's memories."""
+        query = read_query(request, schemas.ListQuery)
+        return json_response(await gateway.list(decode_id(user_id, "user_id"), **query.model_dump()))
+
+    @api.delete(
+        MEMORIES, openapi_extra=query_of(schemas.DeleteQuery) | body_of(schemas.DeleteRequest, False), tags=["memories"]
+    )
+    async def delete_memories(user_id: str, request: Request) -> Response:
+        """Forget the memories that match a filter, which is in the body or in the query."""
+        user = decode_id(user_id, "user_id")
+        query = read_query(request, schemas.DeleteQuery)
+        raw = await read_body(request, gateway.max_body_bytes)
+        if query.filter is None:
+            body = schemas.parse(schemas.DeleteRequest, raw or b"{}")
+        elif raw:
+            raise InvalidRequest("Give the filter in the body or in the query, not in both.", "filter")
+        else:
+            body = schemas.DeleteRequest(filter=query.filter)
+        return json_response({"deleted": await gateway.delete_where(user, body.filter)})
+
+    @api.get(MEMORY, openapi_extra=query_of(schemas.GetQuery), tags=["memories"])
+    async def get_memory(user_id: str, memory_id: str, request: Request) -> Response:
+        """One memory."""
+        query = read_query(request, schemas.GetQuery)
+        return json_response(await gateway.get(*_names(user_id, memory_id), **query.model_dump()))
+
+    @api.patch(MEMORY, openapi_extra=body_of(schemas.UpdateRequest), tags=["memories"])
+    async def patch_memory(user_id: str, memory_id: str, request: Request) -> Response:
+        """Change a memory; a new text is embedded anew."""
+        names = _names(user_id, memory_id)
+        read_query(request, schemas.NoQuery)
+        body = schemas.parse(schemas.UpdateRequest, await read_body(request, gateway.max_body_bytes))
+        return json_response(await gateway.update(*names, **body.model_dump(exclude_unset=True)))
+
+    @api.delete(MEMORY, status_code=204, tags=["memories"])
+    async def delete_memory(user_id: str, memory_id: str, request: Request) -> Response:
+        """Forget one memory, with what its history said."""
+        names = _names(user_id, memory_id)
+        read_query(request, schemas.NoQuery)
+        await gateway.delete(*names)
+        return Response(status_code=204)
+
+    @api.get(f"{MEMORY}/history", tags=["memories"])
+    async def get_history(user_id: str, memory_id: str, request: Request) -> Response:
+        """The states of one memory, oldest first."""
+        names = _names(user_id, memory_id)
+        read_query(request, schemas.NoQuery)
+        return json_response({"events": await gateway.history(*names)})
+
+
+def _names(user_id: str, memory_id: str) -> tuple[str, str]:
+    return decode_id(user_id, "user_id"), decode_id(memory_id, "memory_id")

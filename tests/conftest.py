@@ -1,0 +1,21 @@
+"""An application in this process, for the tests of the gateway and its routes."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.local_app import LocalApp
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> AsyncIterator[LocalApp]:
+    app = await LocalApp.start(tmp_path)
+    yield app
+    await app.stop()
+
+
+@pytest.fixture
+def api(app: LocalApp) -> httpx.AsyncClient:
+    return app.http

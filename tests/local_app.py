@@ -1,0 +1,101 @@
+"""The gateway and its routes in this process: no Ray, no HTTP server, a fake model and a real store on SQLite.
+
+Calls between the deployments are pickled both ways, as they are between processes.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import httpx
+from ray.exceptions import ActorDiedError
+
+from deployments.embedding.engine import EmbedRequest, Engine
+from deployments.embedding.fake import FakeModel
+from deployments.gateway import Gateway
+from deployments.routes import build_api
+from deployments.settings import Settings
+from deployments.store import Store
+
+DIM = 32
+
+
+class LocalEmbedder:
+    """The Embedder deployment without its metrics."""
+
+    def __init__(self) -> None:
+        self.model = FakeModel(DIM)
+        self.engine = Engine(self.model)
+
+    async def embed(self, requests: list[EmbedRequest]) -> Any:
+        return await self.engine.embed(requests)
+
+    async def info(self) -> Any:
+        return self.engine.info
+
+
+class Replica:
+    """A handle to one deployment here. `die_after`, `die_before`: names of calls whose replica dies, once each."""
+
+    def __init__(self, deployment: Any) -> None:
+        self.deployment = deployment
+        self.sessions: list[str] = []
+        self.calls: list[str] = []
+        self.die_before: list[str] = []
+        self.die_after: list[str] = []
+
+    def options(self, session_id: str) -> "Replica":
+        self.sessions.append(session_id)
+        return self
+
+    def __getattr__(self, method: str) -> Any:
+        return _Method(self, method)
+
+
+class _Method:
+    def __init__(self, replica: Replica, method: str) -> None:
+        self._replica = replica
+        self._method = method
+
+    async def remote(self, *args: Any, **options: Any) -> Any:
+        replica = self._replica
+        args, options = pickle.loads(pickle.dumps((args, options)))
+        name = args[0].__name__ if self._method == "run" else self._method
+        replica.calls.append(name)
+        if name in replica.die_before:
+            replica.die_before.remove(name)
+            raise ActorDiedError("killed before it answered")
+        answer = await getattr(replica.deployment, self._method)(*args, **options)
+        if name in replica.die_after:
+            replica.die_after.remove(name)
+            raise ActorDiedError("killed before it answered")
+        return pickle.loads(pickle.dumps(answer))
+
+
+class LocalApp:
+    """One gateway, one embedder, one store.
+
+    Attributes:
+        http: a client of the routes. embedder, store: the handles. errors: what the routes were told of.
+    """
+
+    @classmethod
+    async def start(cls, folder: Path, **args: Any) -> "LocalApp":
+        """An application on a log of its own."""
+        self = cls()
+        settings = Settings.model_validate({"store": {"url": f"sqlite:///{folder}/log.db"}, **args})
+        self.embedder = Replica(LocalEmbedder())
+        deployment = Store.__new__(Store)
+        await deployment.__init__(settings, self.embedder)  # type: ignore[misc]
+        self.store = Replica(deployment)
+        self.gateway = Gateway(settings, self.embedder, self.store)  # type: ignore[arg-type]
+        self.errors: list[Exception] = []
+        api = build_api(self.gateway, on_error=self.errors.append)
+        transport = httpx.ASGITransport(app=api, raise_app_exceptions=False)
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://memserve")
+        return self
+
+    async def stop(self) -> None:
+        await self.http.aclose()
+        self.store.deployment.__del__()
+        await self.embedder.deployment.engine.close()

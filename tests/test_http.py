@@ -1,0 +1,145 @@
+"""Paths, queries and bodies as they arrive, and the one shape of every error; in this process."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from tests.local_app import LocalApp
+
+AWKWARD = ["a/b", "100%25", "a?b#c&d=e", "ü 茶 🍵", "..", "%2F", "+", "a;b", "\u2028", "x" * 256]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+async def test_an_id_comes_through_a_path_unchanged(api: httpx.AsyncClient, name: str) -> None:
+    segment = quote(name, safe="").replace(".", "%2E")
+    user = f"/v1/users/{segment}"
+    assert (await api.post(f"{user}/memories", json={"text": "tea", "id": name})).status_code == 201
+    found = (await api.get(f"{user}/memories/{segment}")).json()
+    assert (found["id"], found["user_id"]) == (name, name)
+    assert (await api.get(user)).json()["user_id"] == name
+    assert [one["user_id"] for one in (await api.get("/v1/users")).json()["users"]] == [name]
+    assert (await api.delete(f"{user}/memories/{segment}")).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("segment", "param"),
+    [("%ff", "user_id"), ("a%0Ab", "user_id"), ("%C2%85", "user_id"), ("x" * 257, "user_id"), ("a%00", "user_id")],
+)
+async def test_a_wrong_id_in_a_path_is_named(api: httpx.AsyncClient, segment: str, param: str) -> None:
+    for method, path in [
+        ("POST", f"/v1/users/{segment}/memories"),
+        ("GET", f"/v1/users/{segment}/memories"),
+        ("DELETE", f"/v1/users/{segment}/memories"),
+        ("GET", f"/v1/users/{segment}/memories/1"),
+        ("GET", f"/v1/users/{segment}"),
+        ("DELETE", f"/v1/users/{segment}"),
+        ("GET", f"/v1/users/{segment}/export"),
+        ("POST", f"/v1/users/{segment}/import"),
+    ]:
+        answer = await api.request(method, path)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), (method, path)
+    for method in ("GET", "PATCH", "DELETE"):
+        answer = await api.request(method, f"/v1/users/ann/memories/{segment}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "memory_id")
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("limit=1&limit=2", "limit"),
+        ("filter=%ff", None),
+        ("&".join(f"a{n}=1" for n in range(40)), None),
+        ("Limit=1", "Limit"),
+        ("filter=%7B%22a%22%3A%7B%22near%22%3A1%7D%7D", "filter.a.near"),
+        ("cursor=WyJ1c2VycyIsImEiXQ", "cursor"),
+    ],
+)
+async def test_a_wrong_query_is_refused(api: httpx.AsyncClient, query: str, param: str | None) -> None:
+    answer = await api.get(f"/v1/users/ann/memories?{query}")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/users/ann"),
+        ("DELETE", "/v1/users/ann"),
+        ("GET", "/v1/users/ann/export"),
+        ("POST", "/v1/users/ann/import"),
+        ("PATCH", "/v1/users/ann/memories/1"),
+        ("DELETE", "/v1/users/ann/memories/1"),
+        ("GET", "/v1/users/ann/memories/1/history"),
+    ],
+)
+async def test_a_parameter_that_a_route_does_not_know_is_named(api: httpx.AsyncClient, method: str, path: str) -> None:
+    answer = await api.request(method, f'{path}?filter={{"a":1}}')
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "filter")
+
+
+async def test_bodies_are_bounded_before_they_are_parsed(tmp_path: Any) -> None:
+    app = await LocalApp.start(tmp_path, gateway={"max_body_bytes": 2000})
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 500
+            yield b" " * 500
+
+    for path in ("/v1/embeddings", "/v1/memories", "/v1/users/ann/memories", "/v1/users/ann/memories/search"):
+        declared = await app.http.post(path, content=b" " * 2001)
+        assert (declared.status_code, declared.json()["error"]["code"]) == (413, "body_too_large")
+        sent = 0
+        assert (await app.http.post(path, content=endless())).status_code == 413
+        assert sent <= 3000
+        exact = await app.http.post(path, content=b"{" + b" " * 1999)
+        assert exact.status_code == 400
+    await app.stop()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("GET", "/nowhere", 404, "not_found_error"),
+        ("PUT", "/v1/users", 405, "invalid_request_error"),
+        ("GET", "/v1/models/none", 404, "not_found_error"),
+        ("GET", "/v1/users/ann/memories/none", 404, "not_found_error"),
+        ("GET", "/v1/users/ann/memories/none/history", 404, "not_found_error"),
+        ("DELETE", "/v1/users/ann/memories/none", 404, "not_found_error"),
+    ],
+)
+async def test_every_error_has_the_same_shape(app: LocalApp, method: str, path: str, status: int, kind: str) -> None:
+    answer = await app.http.request(method, path)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert answer.json()["error"]["type"] == kind
+    assert len(app.errors) == 1
+
+
+async def test_an_unforeseen_error_tells_nothing_inner(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken() -> None:
+        raise RuntimeError("a secret of the house")
+
+    monkeypatch.setattr(app.gateway, "users", broken)
+    answer = await app.http.get("/v1/users")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+
+
+async def test_the_document_describes_bodies_and_queries(api: httpx.AsyncClient) -> None:
+    document = (await api.get("/openapi.json")).json()
+    paths, components = document["paths"], document["components"]["schemas"]
+    for path, method, model in [
+        ("/v1/embeddings", "post", "EmbeddingsRequest"),
+        ("/v1/memories", "post", "AddManyRequest"),
+        ("/v1/users/{user_id}/memories", "post", "AddRequest"),
+        ("/v1/users/{user_id}/memories/{memory_id}", "patch", "UpdateRequest"),
+    ]:
+        body = paths[path][method]["requestBody"]["content"]["application/json"]["schema"]
+        assert body == {"$ref": f"#/components/schemas/{model}"}
+        assert model in components
+    names = [one["name"] for one in paths["/v1/users/{user_id}/memories"]["get"]["parameters"]]
+    assert sorted(names) == ["cursor", "filter", "limit", "order", "user_id"]

@@ -1,0 +1,155 @@
+"""What the bodies, queries and arguments of calls may hold, and how a violation is named."""
+
+import math
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import BaseModel
+
+from deployments import schemas
+from deployments.errors import InvalidRequest
+
+
+def violation(model: type[BaseModel], values: Any) -> tuple[str | None, str | None]:
+    """`param` and `code` of what a body is refused with."""
+    with pytest.raises(InvalidRequest) as refused:
+        schemas.parse(model, orjson.dumps(values))
+    return refused.value.param, refused.value.code
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return dict(value)
+
+
+@pytest.mark.parametrize(
+    ("values", "param", "code"),
+    [
+        ({"text": "a", "colour": 1}, "colour", "unknown_field"),
+        ({"text": 5}, "text", None),
+        ({"text": " \n\t"}, "text", None),
+        ({"text": "a", "id": 5}, "id", None),
+        ({"text": "a", "id": "a\x7fb"}, "id", None),
+        ({"text": "a", "id": "x" * 257}, "id", None),
+        ({"text": "a", "metadata": {"k": 2**63}}, "metadata", None),
+        ({"text": "a", "metadata": {"k\0": 1}}, "metadata", None),
+        ({"text": "a", "metadata": nested(33)}, "metadata", None),
+        ({"text": "a", "metadata": [1]}, "metadata", None),
+        ({"text": "a", "expires_at": "2030-01-01T00:00:00"}, "expires_at", None),
+        ({"text": "a", "expires_at": 1893456000}, "expires_at", None),
+        ({"text": "a", "vector": []}, "vector", None),
+        ({"text": "a", "vector": [1.0, "x"]}, "vector.1", None),
+        ({"text": "a", "upsert": "yes"}, "upsert", None),
+        ({"text": "a", "on_duplicate": "replace"}, "on_duplicate", None),
+        ({"memories": [{"text": "a"}, {"id": "1"}]}, "memories.1.text", "missing_field"),
+        ({"memories": [{"text": "a", "x": 1}]}, "memories.0.x", "unknown_field"),
+        ({"memories": [{"text": "a"}] * 2049}, "memories", None),
+        ({"memories": [{"text": "a"}], "text": "b"}, None, None),
+    ],
+)
+def test_a_wrong_field_is_named(values: Any, param: str | None, code: str | None) -> None:
+    assert violation(schemas.AddRequest, values) == (param, code)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'"text"', b'{"text": NaN}', b'{"text": "\xff"}'])
+def test_a_body_that_is_no_json_object_is_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        schemas.parse(schemas.AddRequest, raw)
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        schemas.check(schemas.AddRequest, {"text": "\ud800"})
+    assert refused.value.param == "text"
+    with pytest.raises(InvalidRequest):
+        schemas.check(schemas.AddRequest, {"text": "a", "metadata": {"k": ["\udfff"]}})
+
+
+def test_numbers_that_json_cannot_hold_are_refused_in_calls() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        schemas.check(schemas.AddRequest, {"text": "a", "metadata": {"k": math.inf}})
+    assert refused.value.param == "metadata"
+    with pytest.raises(InvalidRequest) as refused:
+        schemas.check(schemas.SearchRequest, {"vector": [math.nan]})
+    assert refused.value.param == "vector.0"
+
+
+def test_what_is_right_comes_through_unchanged() -> None:
+    metadata = {**nested(31), "n": -(2**63), "x": 1e300, "none": None, "list": [1, "ü", True]}
+    body = schemas.parse(
+        schemas.AddRequest,
+        orjson.dumps({"text": " a ", "metadata": metadata, "expires_at": "2030-01-01T01:00:00+01:00"}),
+    )
+    (item,) = body.items()
+    assert (item.text, item.metadata) == (" a ", metadata)
+    assert item.expires_at == datetime(2030, 1, 1, tzinfo=UTC)
+    assert item.expires_at.tzinfo is UTC
+
+
+def test_an_update_tells_null_from_nothing() -> None:
+    assert schemas.parse(schemas.UpdateRequest, b'{"expires_at": null}').model_dump(exclude_unset=True) == {
+        "expires_at": None
+    }
+    east = datetime(2030, 1, 1, 3, tzinfo=timezone(timedelta(hours=3)))
+    given = schemas.check(schemas.UpdateRequest, {"expires_at": east, "if_version": 3}).model_dump(exclude_unset=True)
+    assert given == {"expires_at": datetime(2030, 1, 1, tzinfo=UTC), "if_version": 3}
+
+
+@pytest.mark.parametrize(
+    ("values", "param"),
+    [
+        ({}, None),
+        ({"if_version": 1}, None),
+        ({"text": None}, "text"),
+        ({"metadata": None}, "metadata"),
+        ({"text": "a", "if_version": 0}, "if_version"),
+        ({"text": "a", "if_version": None}, "if_version"),
+        ({"text": "a", "if_version": "1"}, "if_version"),
+        ({"id": "b", "text": "a"}, "id"),
+        ({"text": "a", "vector": [1.0]}, "vector"),
+    ],
+)
+def test_a_wrong_update_is_named(values: Any, param: str | None) -> None:
+    assert violation(schemas.UpdateRequest, values)[0] == param
+
+
+@pytest.mark.parametrize(
+    ("values", "param"),
+    [
+        ({"limit": "0"}, "limit"),
+        ({"limit": "1001"}, "limit"),
+        ({"limit": "ten"}, "limit"),
+        ({"limit": ""}, "limit"),
+        ({"order": "text"}, "order"),
+        ({"cursor": ""}, "cursor"),
+        ({"cursor": "a b"}, "cursor"),
+        ({"filter": ""}, "filter"),
+        ({"filter": "{"}, "filter"),
+        ({"filter": "[]"}, "filter"),
+        ({"filter": "null "}, None),
+        ({"offset": "3"}, "offset"),
+    ],
+)
+def test_a_wrong_parameter_is_named(values: dict[str, str], param: str | None) -> None:
+    if param is None:
+        assert schemas.parse_query(schemas.ListQuery, values).filter is None
+        return
+    with pytest.raises(InvalidRequest) as refused:
+        schemas.parse_query(schemas.ListQuery, values)
+    assert refused.value.param == param
+
+
+def test_a_query_is_read_from_strings() -> None:
+    values = {"limit": "7", "filter": '{"n": {"gte": 3}, "s": "3"}', "order": "-updated_at"}
+    query = schemas.parse_query(schemas.ListQuery, values)
+    assert query.model_dump() == {
+        "limit": 7,
+        "cursor": None,
+        "filter": {"n": {"gte": 3}, "s": "3"},
+        "order": "-updated_at",
+    }
+    assert schemas.parse_query(schemas.GetQuery, {"include_vectors": "true"}).include_vectors
