@@ -25,6 +25,7 @@ _PURGE_US = 1_000_000  # between two looks for what has expired
 _PURGE = 100  # memories a step
 _FREED_BYTES = 16 << 20  # so much is given back to the system
 _WAIT_S = 0.005  # for the disk, a step
+_SAVE_US = 600_000_000  # between two snapshots of one user
 _SAVE_GROWTH = 1.1  # a graph is saved again when it has grown by so much
 
 
@@ -45,6 +46,7 @@ class Background:
         self._unfolded = searcher.unfolded
         self._unsaved: OrderedDict[int, None] = OrderedDict()
         self._saved_rows: dict[int, int] = {}
+        self._saved_at: dict[int, int] = {}
         self._swept_at = self._purged_at = 0
         self._removed = False
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")  # its thread starts when needed
@@ -68,12 +70,12 @@ class Background:
             if not self._purge(now):
                 self._purged_at = now
             return True
-        return self._fold() or self._save()
+        return self._fold() or self._save(now)
 
     def close(self) -> None:
         """Save the graphs that a restart would have to build again, and empty the write-ahead log."""
         while self._saving is not None:
-            self._save()
+            self._save(0)
         self._disk.shutdown()
         for index in self._resident:
             if self._snapshots is not None and self._saved_rows.get(index.uid) != index.live:
@@ -149,7 +151,7 @@ class Background:
             del self._unfolded[uid]
         return False
 
-    def _save(self) -> bool:
+    def _save(self, now: int) -> bool:
         """Write snapshots, one at a time; a thread of its own waits for the disk."""
         if self._snapshots is None:
             return False
@@ -166,8 +168,10 @@ class Background:
             if failed is not None:
                 raise LogUnavailable(f"A snapshot could not be written: {failed}") from failed
             return True
-        while self._unsaved:
-            uid, _ = self._unsaved.popitem(last=False)
+        for uid in list(self._unsaved):
+            if 0 <= now - self._saved_at.get(uid, -_SAVE_US) < _SAVE_US:
+                continue
+            del self._unsaved[uid]
             index = self._resident.get(uid)
             try:
                 begun = self._snapshots.begin(index) if index is not None else None
@@ -175,6 +179,7 @@ class Background:
                 raise LogUnavailable(f"A snapshot could not be written: {error}") from error
             if index is not None and begun is not None:
                 self._saved_rows[uid] = index.live
+                self._saved_at[uid] = now
                 self._discarded = False
                 self._saving = begun, self._disk.submit(self._snapshots.finish, begun)
                 return True

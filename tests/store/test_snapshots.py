@@ -174,3 +174,30 @@ def test_stores_that_share_a_folder_keep_apart(open_store: Callable[..., Store],
     one._background._swept_at = 0
     one.fold()  # sees to what a store has left that is no longer there
     assert [path.name for path in (shared / "1").iterdir()] == ["lock"]
+
+
+def test_a_snapshot_holds_no_vector_of_a_dead_row(
+    open_store: Callable[..., Store], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    shared = tmp_path / "snapshots"
+    vectors = rng.normal(size=(2000, DIM)).astype(np.float32)
+    store = open_store(index=OPTIONS, snapshot_dir=shared)
+    fill(store, vectors)
+    gone = rng.choice(2000, 300, replace=False).tolist()
+    for n in gone:
+        store.delete(T, "ann", str(n))
+    expected = answers(store, vectors)
+    store.close()  # saves what was not saved yet
+    (graph,) = (shared / "0").glob("*.hnsw")
+    data = graph.read_bytes()
+    unit = (vectors / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
+    assert unit[next(n for n in range(2000) if n not in gone)].tobytes() in data
+    assert not any(unit[n].tobytes() in data for n in gone)
+    again = open_store(index=OPTIONS, snapshot_dir=shared)
+    assert answers(again, vectors) == expected
+    assert again.snapshots is not None
+    assert again.snapshots.refused == 0
+    left = [n for n in range(2000) if n not in gone]
+    hits = again.search([Search(T, "ann", vectors[n], 1) for n in left])
+    found = [int(hit.results[0].id) for hit in hits if isinstance(hit, SearchResult)]
+    assert np.mean(np.array(found) == left) > 0.995
