@@ -140,6 +140,7 @@ class Background:
             if index is not None:
                 more = index.fold()
                 self._resident.measure(index)
+                self._resident.trim()
                 if more:
                     self._unfolded.move_to_end(uid)
                     return True

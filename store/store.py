@@ -240,8 +240,8 @@ class Store:
     def erase_user(self, tenant: str, user_id: str) -> tuple[int, int]:
         """Delete everything of a user: memories, history, snapshots, cached copies.
 
-        No write that was issued before can bring any of it back. Returns how many memories there were, and the user's
-        version after it.
+        No write that was issued before can bring any of it back. SQLite's files are clean within a minute, by `fold`;
+        PostgreSQL's when it vacuums the tables. Returns how many memories there were, and the user's version after it.
         """
         rows.check_id(user_id, "user_id")
         with self._writing([(tenant, user_id)]) as (connection, locked):
