@@ -19,6 +19,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -269,8 +270,8 @@ def _sqlite_engine(path: Path, synchronous: Synchronous, lock_timeout_s: float) 
     def _configure(connection: Any, _: Any) -> None:
         connection.create_function("unicode_lower", 1, _lower, deterministic=True)
         connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
+        _enter_wal_mode(connection, lock_timeout_s)
         for pragma in (
-            "journal_mode=WAL",
             f"synchronous={synchronous}",
             "secure_delete=ON",  # erased bytes are overwritten, not only forgotten
             "cell_size_check=ON",
@@ -284,6 +285,18 @@ def _sqlite_engine(path: Path, synchronous: Synchronous, lock_timeout_s: float) 
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.info.get("write") else "BEGIN")
 
     return engine
+
+
+def _enter_wal_mode(connection: sqlite3.Connection, lock_timeout_s: float) -> None:
+    """The one change that SQLite does not wait for a lock to make: several processes may open a fresh log at once."""
+    deadline = time.monotonic() + lock_timeout_s
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
 
 
 def _postgresql_engine(url: URL, lock_timeout_s: float) -> Engine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +26,14 @@ def open_here(url: str) -> Store:
 def at_once(*jobs: Callable[[], object]) -> list[object]:
     with ThreadPoolExecutor(len(jobs)) as pool:
         return [future.result(timeout=60) for future in [pool.submit(job) for job in jobs]]
+
+
+def test_a_fresh_log_is_opened_by_many_at_once(tmp_path: Path) -> None:
+    for n in range(20):
+        stores = at_once(*[lambda n=n: open_here(f"sqlite:///{tmp_path}/{n}.db")] * 4)
+        assert len({store.log.log_id for store in stores}) == 1  # type: ignore[attr-defined]
+        for store in stores:
+            store.close()  # type: ignore[attr-defined]
 
 
 def test_batches_of_the_same_new_users_in_any_order(url: str) -> None:
