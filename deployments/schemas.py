@@ -55,7 +55,10 @@ def _not_blank(value: str) -> str:
 def _in_utc(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError("must carry a time zone (RFC 3339)")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("must lie in the years 1 to 9999 in UTC") from error
 
 
 def _rfc3339(value: Any) -> Any:

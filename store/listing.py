@@ -113,6 +113,11 @@ def _decode(cursor: str, kind: str, types: tuple[type, ...]) -> list[Any]:
     except (ValueError, TypeError, binascii.Error) as error:
         raise InvalidInput("The cursor is not one of ours.", "cursor") from error
     right = len(key) == len(types) and all(type(part) is expected for part, expected in zip(key, types, strict=True))
-    if found_kind != kind or not right:
+    if found_kind != kind or not right or not all(_holds(part) for part in key):
         raise InvalidInput("The cursor was made for another list.", "cursor")
     return key
+
+
+def _holds(part: int | str) -> bool:
+    """Whether both databases can compare with it."""
+    return "\0" not in part if isinstance(part, str) else -(2**63) <= part < 2**63

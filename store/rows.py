@@ -26,6 +26,8 @@ from store.schema import contents, memories
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_EARLIEST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 CONTENT = (
     memories.c.label,
     memories.c.id,
@@ -187,7 +189,10 @@ def micros(moment: datetime, param: str) -> int:
     """Microseconds since 1970 UTC; a time without a zone is refused."""
     if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise InvalidInput("A time carries its zone.", param)
-    return (moment - _EPOCH) // _MICROSECOND
+    value = (moment - _EPOCH) // _MICROSECOND
+    if not _EARLIEST <= value <= _LATEST:
+        raise InvalidInput("A time lies in the years 1 to 9999 in UTC.", param)
+    return value
 
 
 def moment(micros: int) -> datetime:

@@ -41,6 +41,8 @@ def nested(depth: int) -> dict[str, Any]:
         ({"text": "a", "metadata": [1]}, "metadata", None),
         ({"text": "a", "expires_at": "2030-01-01T00:00:00"}, "expires_at", None),
         ({"text": "a", "expires_at": 1893456000}, "expires_at", None),
+        ({"text": "a", "expires_at": "0001-01-01T00:00:00+14:00"}, "expires_at", None),
+        ({"text": "a", "expires_at": "9999-12-31T23:59:59-14:00"}, "expires_at", None),
         ({"text": "a", "vector": []}, "vector", None),
         ({"text": "a", "vector": [1.0, "x"]}, "vector.1", None),
         ({"text": "a", "upsert": "yes"}, "upsert", None),

@@ -196,6 +196,8 @@ def test_a_minimal_line_is_enough(store: Store) -> None:
         ({"metadata": []}, "lines.1.metadata"),
         ({"model": "other"}, "lines.1.model"),
         ({"created_at": "yesterday"}, "lines.1.created_at"),
+        ({"created_at": "0001-01-01T00:00:00+14:00"}, "lines.1.created_at"),
+        ({"updated_at": "9999-12-31T23:59:59-14:00"}, "lines.1.updated_at"),
         ({"expires_at": 5}, "lines.1.expires_at"),
         ({"version": -1}, "lines.1.version"),
         ({"event": "deleted"}, "lines.1.event"),

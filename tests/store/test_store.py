@@ -28,6 +28,7 @@ from store import (
     Store,
     UserStats,
     errors,
+    listing,
 )
 
 from .conftest import DIM, Clock
@@ -370,6 +371,16 @@ def test_pages_follow_one_another(store: Store) -> None:
         with pytest.raises(InvalidInput) as caught:
             store.list(T, "ann", **options)  # type: ignore[arg-type]
         assert caught.value.param == param
+
+
+@pytest.mark.parametrize("key", [[2**63, 1], [1, 2**64 - 1], [True, 1], [1.5, 1], [1], ["a", 1]])
+def test_a_cursor_that_was_made_up_is_refused(store: Store, key: list[Any]) -> None:
+    put(store, "ann", new("1"))
+    with pytest.raises(InvalidInput) as caught:
+        store.list(T, "ann", order="created_at", cursor=listing._encode("created_at", key))
+    assert caught.value.param == "cursor"
+    with pytest.raises(InvalidInput):
+        store.users(T, cursor=listing._encode("users", ["a\0"]))
 
 
 def test_delete_where(store: Store) -> None:
