@@ -195,9 +195,8 @@ class Gateway:
         """Import lines of NDJSON, or mappings in their place. `{imported, unchanged}`; see deployments/transfer.py."""
 
         async def chunks() -> AsyncIterator[bytes]:
-            for line in lines:
-                data = line if isinstance(line, bytes) else line.encode() if isinstance(line, str) else _dumped(line)
-                yield data.rstrip(b"\n") + b"\n"
+            for number, line in enumerate(lines):
+                yield _line(line, f"lines.{number}")
 
         return await self.take_in(_user(user_id), chunks())
 
@@ -321,11 +320,17 @@ def _memory(user_id: str, memory_id: str) -> tuple[str, str]:
     return path.user_id, path.memory_id
 
 
-def _dumped(line: Mapping[str, Any]) -> bytes:
+def _line(given: str | bytes | Mapping[str, Any], path: str) -> bytes:
+    """One line of NDJSON."""
     try:
-        return orjson.dumps(dict(line), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z)
-    except TypeError as error:
-        raise InvalidRequest(f"lines must hold JSON: {error}.", "lines") from error
+        data = given.encode() if isinstance(given, str) else given
+        if not isinstance(data, bytes):
+            data = orjson.dumps(dict(data), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"{path} must hold JSON: {error}.", path) from error
+    if b"\n" in data.rstrip():
+        raise InvalidRequest(f"{path} must be one line.", path)
+    return data.rstrip() + b"\n"
 
 
 def _renamed(error: StoreError, path_of: PathOf, *, one_user: bool) -> StoreError:

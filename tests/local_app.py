@@ -3,12 +3,14 @@
 Calls between the deployments are pickled both ways, as they are between processes.
 """
 
+import asyncio
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
 
 import httpx
-from ray.exceptions import ActorDiedError
+from ray.exceptions import WorkerCrashedError
 
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.fake import FakeModel
@@ -21,13 +23,18 @@ DIM = 32
 
 
 class LocalEmbedder:
-    """The Embedder deployment without its metrics."""
+    """The Embedder deployment without its metrics. `gate` holds calls back; `texts` are those it was asked for."""
 
     def __init__(self) -> None:
         self.model = FakeModel(DIM)
         self.engine = Engine(self.model)
+        self.texts: list[Any] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def embed(self, requests: list[EmbedRequest]) -> Any:
+        self.texts += [text for request in requests for text in request.inputs]
+        await self.gate.wait()
         return await self.engine.embed(requests)
 
     async def info(self) -> Any:
@@ -35,20 +42,27 @@ class LocalEmbedder:
 
 
 class Replica:
-    """A handle to one deployment here. `die_after`, `die_before`: names of calls whose replica dies, once each."""
+    """A handle to one deployment here. `die_after`, `die_before`: names of calls whose replica dies, once each.
+
+    Attributes:
+        calls: (name, session) of every call.
+    """
 
     def __init__(self, deployment: Any) -> None:
         self.deployment = deployment
-        self.sessions: list[str] = []
-        self.calls: list[str] = []
+        self.session: str | None = None
+        self.calls: list[tuple[str, str | None]] = []
         self.die_before: list[str] = []
         self.die_after: list[str] = []
 
     def options(self, session_id: str) -> "Replica":
-        self.sessions.append(session_id)
-        return self
+        other = copy.copy(self)  # the lists are the same
+        other.session = session_id
+        return other
 
     def __getattr__(self, method: str) -> Any:
+        if method.startswith("__"):
+            raise AttributeError(method)
         return _Method(self, method)
 
 
@@ -61,22 +75,25 @@ class _Method:
         replica = self._replica
         args, options = pickle.loads(pickle.dumps((args, options)))
         name = args[0].__name__ if self._method == "run" else self._method
-        replica.calls.append(name)
-        if name in replica.die_before:
-            replica.die_before.remove(name)
-            raise ActorDiedError("killed before it answered")
+        replica.calls.append((name, replica.session))
+        self._die(replica.die_before, name)
         answer = await getattr(replica.deployment, self._method)(*args, **options)
-        if name in replica.die_after:
-            replica.die_after.remove(name)
-            raise ActorDiedError("killed before it answered")
+        self._die(replica.die_after, name)
         return pickle.loads(pickle.dumps(answer))
+
+    @staticmethod
+    def _die(names: list[str], name: str) -> None:
+        if name in names:
+            names.remove(name)
+            raise WorkerCrashedError
 
 
 class LocalApp:
     """One gateway, one embedder, one store.
 
     Attributes:
-        http: a client of the routes. embedder, store: the handles. errors: what the routes were told of.
+        http: a client of the routes. embedder, store: the handles. model: the embedder itself. errors: what the routes
+            were told of.
     """
 
     @classmethod
@@ -84,7 +101,8 @@ class LocalApp:
         """An application on a log of its own."""
         self = cls()
         settings = Settings.model_validate({"store": {"url": f"sqlite:///{folder}/log.db"}, **args})
-        self.embedder = Replica(LocalEmbedder())
+        self.model = LocalEmbedder()
+        self.embedder = Replica(self.model)
         deployment = Store.__new__(Store)
         await deployment.__init__(settings, self.embedder)  # type: ignore[misc]
         self.store = Replica(deployment)
@@ -98,4 +116,4 @@ class LocalApp:
     async def stop(self) -> None:
         await self.http.aclose()
         self.store.deployment.__del__()
-        await self.embedder.deployment.engine.close()
+        await self.model.engine.close()

@@ -1,0 +1,302 @@
+"""The routes of memories, on a fake model and a real store, in this process."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.local_app import DIM, LocalApp
+
+ANN = "/v1/users/ann/memories"
+
+
+async def add(api: httpx.AsyncClient, *memories: dict[str, Any], user: str = "ann", **options: Any) -> dict[str, Any]:
+    answer = await api.post(f"/v1/users/{user}/memories", json={"memories": memories, **options})
+    assert answer.status_code == 201, answer.text
+    content: dict[str, Any] = answer.json()
+    return content
+
+
+async def ids(api: httpx.AsyncClient, **params: Any) -> list[str]:
+    answer = await api.get(ANN, params={"order": "created_at", **params})
+    assert answer.status_code == 200, answer.text
+    return [memory["id"] for memory in answer.json()["memories"]]
+
+
+def refused(answer: httpx.Response) -> tuple[int, str | None, str | None]:
+    error = answer.json()["error"]
+    return answer.status_code, error["param"], error["code"]
+
+
+async def turns(count: int = 50) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_memory_is_read_as_it_was_added(api: httpx.AsyncClient) -> None:
+    expires_at = (datetime.now(UTC) + timedelta(days=1)).isoformat().replace("+00:00", "Z")
+    await add(api, {"id": "1", "text": "green tea", "metadata": {"n": 1, "a": [None]}, "expires_at": expires_at})
+    memory = (await api.get(f"{ANN}/1")).json()
+    at = memory["created_at"]
+    assert memory == {
+        "id": "1",
+        "user_id": "ann",
+        "text": "green tea",
+        "metadata": {"n": 1, "a": [None]},
+        "created_at": at,
+        "updated_at": at,
+        "expires_at": expires_at,
+        "version": 1,
+    }
+    vector = (await api.get(f"{ANN}/1?include_vectors=true")).json()["vector"]
+    embedded = (await api.post("/v1/embeddings", json={"input": "green tea"})).json()["data"][0]["embedding"]
+    assert vector == embedded
+    assert refused(await api.get("/v1/users/bob/memories/1")) == (404, "user_id", None)
+    await add(api, {"text": "x"}, user="bob")
+    assert refused(await api.get("/v1/users/bob/memories/1")) == (404, "id", None)
+
+
+async def test_pages_follow_one_another_while_others_write(api: httpx.AsyncClient) -> None:
+    await add(api, *({"id": str(n), "text": f"text {n}", "metadata": {"n": n}} for n in range(10)))
+    seen: list[str] = []
+    params: dict[str, Any] = {"limit": 3, "order": "created_at", "filter": json.dumps({"n": {"gte": 2}})}
+    while True:
+        page = (await api.get(ANN, params=params)).json()
+        seen += [memory["id"] for memory in page["memories"]]
+        await api.delete(f"{ANN}/{seen[0]}")  # what was given may go
+        await add(api, {"text": "new", "metadata": {"n": 0}})
+        if page["next_cursor"] is None:
+            break
+        params["cursor"] = page["next_cursor"]
+    assert seen == [str(n) for n in range(2, 10)]
+    newest = (await api.get(ANN, params={"limit": 1})).json()["memories"]
+    assert newest[0]["text"] == "new"
+    assert (await api.get("/v1/users/nobody/memories")).json() == {"memories": [], "next_cursor": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"app": "mail"}, ["0", "2"]),
+        ({"app": {"ne": "mail"}}, ["1", "3"]),
+        ({"n": {"gt": 0, "lte": 2}}, ["1", "2"]),
+        ({"n": {"in": [0, 3]}}, ["0", "3"]),
+        ({"n": {"nin": [0, 3]}}, ["1", "2"]),
+        ({"tags": {"contains": "old"}}, ["1"]),
+        ({"source.kind": {"icontains": "WEB"}}, ["3"]),
+        ({"tags": {"exists": False}}, ["0", "2", "3"]),
+        ({"OR": [{"n": 0}, {"AND": [{"n": {"gte": 2}}, {"NOT": {"app": "mail"}}]}]}, ["0", "3"]),
+        ({"created_at": {"gte": "2020-01-01T00:00:00Z"}}, ["0", "1", "2", "3"]),
+        ({"updated_at": {"lt": "2020-01-01T00:00:00Z"}}, []),
+    ],
+)
+async def test_filters_mean_the_same_in_list_search_and_delete(
+    api: httpx.AsyncClient, given: dict[str, Any], found: list[str]
+) -> None:
+    data = [
+        {"app": "mail", "n": 0},
+        {"app": "chat", "n": 1, "tags": ["old"]},
+        {"app": "mail", "n": 2},
+        {"app": "web", "n": 3, "source": {"kind": "Website"}},
+    ]
+    await add(api, *({"id": str(n), "text": f"text {n}", "metadata": each} for n, each in enumerate(data)))
+    assert await ids(api, filter=json.dumps(given)) == found
+    results = (await api.post(f"{ANN}/search", json={"query": "text", "filter": given})).json()["results"]
+    assert sorted(memory["id"] for memory in results) == found
+    assert (await api.request("DELETE", ANN, json={"filter": given})).json() == {"deleted": len(found)}
+    assert await ids(api) == [id for id in "0123" if id not in found]
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"age": {"near": 3}}, "filter.age.near"),
+        ({"AND": [{"a": 1}, {"age": {"near": 3}}]}, "filter.AND.1.age.near"),
+        ({"NOT": {"OR": [{"age": {"near": 3}}]}}, "filter.NOT.OR.0.age.near"),
+        ({}, "filter"),
+    ],
+)
+async def test_a_wrong_filter_is_named_wherever_it_is(
+    api: httpx.AsyncClient, given: dict[str, Any], param: str
+) -> None:
+    await add(api, {"text": "tea"})
+    answers = [
+        await api.get(ANN, params={"filter": json.dumps(given)}),
+        await api.post(f"{ANN}/search", json={"query": "tea", "filter": given}),
+        await api.request("DELETE", ANN, json={"filter": given}),
+        await api.delete(ANN, params={"filter": json.dumps(given)}),
+    ]
+    assert [refused(answer)[:2] for answer in answers] == [(400, param)] * 4
+
+
+async def test_deleting_by_filter_needs_one_filter(api: httpx.AsyncClient) -> None:
+    await add(api, {"text": "tea", "metadata": {"n": 1}}, {"text": "milk"})
+    body = {"filter": {"n": 1}}
+    for answer in [
+        await api.delete(ANN),
+        await api.request("DELETE", ANN, json={}),
+        await api.request("DELETE", ANN, json={"filter": None}),
+        await api.request("DELETE", ANN, json=body, params={"filter": '{"n":1}'}),
+    ]:
+        assert refused(answer)[:2] == (400, "filter")
+    assert refused(await api.request("DELETE", ANN, json={**body, "all": True}))[:2] == (400, "all")
+    assert len(await ids(api)) == 2
+    assert (await api.delete(ANN, params={"filter": '{"n":1}'})).json() == {"deleted": 1}
+    assert (await api.delete(ANN, params={"filter": '{"n":1}'})).json() == {"deleted": 0}
+    assert (await api.delete("/v1/users/nobody/memories", params={"filter": '{"n":1}'})).json() == {"deleted": 0}
+
+
+async def test_a_new_text_is_embedded_and_found(app: LocalApp, api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "green tea", "metadata": {"n": 1}}, {"id": "2", "text": "a train"})
+    changed = (await api.patch(f"{ANN}/1", json={"text": "a red bicycle"})).json()
+    assert (changed["text"], changed["metadata"], changed["version"]) == ("a red bicycle", {"n": 1}, 3)
+    (best,) = (await api.post(f"{ANN}/search", json={"query": "red bicycle", "top_k": 1})).json()["results"]
+    assert best == {**changed, "score": best["score"]}
+    assert app.model.texts.count("a red bicycle") == 1
+
+    await api.patch(f"{ANN}/1", json={"metadata": {"m": 2}})
+    again = (await api.patch(f"{ANN}/1", json={"text": "a red bicycle"})).json()
+    assert (again["metadata"], again["version"]) == ({"m": 2}, 4)
+    assert app.model.texts.count("a red bicycle") == 1
+
+
+async def test_a_text_that_stays_keeps_its_own_vector(api: httpx.AsyncClient) -> None:
+    axis = np.eye(DIM)[3].tolist()
+    await add(api, {"id": "1", "text": "three", "vector": axis})
+    changed = await api.patch(f"{ANN}/1", json={"text": "three", "metadata": {"a": 1}})
+    assert changed.json()["version"] == 2
+    assert (await api.get(f"{ANN}/1?include_vectors=true")).json()["vector"] == axis
+
+
+async def test_an_update_of_another_version_is_a_conflict(api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "tea"})
+    assert (await api.patch(f"{ANN}/1", json={"metadata": {"n": 1}, "if_version": 1})).json()["version"] == 2
+    for body in ({"metadata": {"n": 2}}, {"text": "tea"}, {"text": "milk"}, {"expires_at": None}):
+        answer = await api.patch(f"{ANN}/1", json={**body, "if_version": 1})
+        assert refused(answer) == (409, "if_version", "version_mismatch")
+    assert (await api.get(f"{ANN}/1")).json()["version"] == 2
+    assert refused(await api.patch(f"{ANN}/none", json={"text": "tea"}))[:2] == (404, "id")
+
+
+async def test_an_end_can_be_set_and_lifted(api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "tea"})
+    past = {"expires_at": "2020-01-01T00:00:00Z"}
+    assert refused(await api.patch(f"{ANN}/1", json=past))[:2] == (400, "expires_at")
+    assert (await api.patch(f"{ANN}/1", json={"expires_at": "2100-01-01T00:00:00Z"})).json()["version"] == 2
+    assert "expires_at" not in (await api.patch(f"{ANN}/1", json={"expires_at": None})).json()
+
+
+async def test_history_says_what_changed_until_it_is_erased(api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "tea"})
+    await api.patch(f"{ANN}/1", json={"text": "milk", "metadata": {"n": 1}})
+    events = (await api.get(f"{ANN}/1/history")).json()["events"]
+    assert [{name: event[name] for name in event if name != "at"} for event in events] == [
+        {"event": "added", "version": 1, "text": "tea", "metadata": {}},
+        {"event": "updated", "version": 2, "text": "milk", "metadata": {"n": 1}},
+    ]
+    assert (await api.delete(f"{ANN}/1")).status_code == 204
+    events = (await api.get(f"{ANN}/1/history")).json()["events"]
+    assert [{name: event[name] for name in event if name != "at"} for event in events] == [
+        {"event": "added", "version": 1},
+        {"event": "updated", "version": 2},
+        {"event": "deleted", "version": 3},
+    ]
+    assert (await api.get("/v1/users/bob/memories/1/history")).status_code == 404
+
+
+async def test_a_call_for_many_users_is_written_whole_or_not_at_all(api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "tea"}, user="bob")
+
+    def memory(user: str, id: str, text: str = "x") -> dict[str, str]:
+        return {"user_id": user, "id": id, "text": text}
+
+    mixed = [memory("ann", "1"), memory("bob", "2"), memory("eve", "1"), memory("bob", "1"), memory("ann", "2")]
+    answer = await api.post("/v1/memories", json={"memories": mixed})
+    assert refused(answer) == (409, "memories.3.id", "id_conflict")
+    twice = [memory("eve", "1"), memory("ann", "1"), memory("eve", "1")]
+    assert refused(await api.post("/v1/memories", json={"memories": twice})) == (409, "memories.2.id", "duplicate_id")
+    poisoned = [memory("eve", "1"), memory("ann", "1", "a poison text"), memory("eve", "2")]
+    assert refused(await api.post("/v1/memories", json={"memories": poisoned}))[:2] == (500, "memories.1.text")
+    assert [user["user_id"] for user in (await api.get("/v1/users")).json()["users"]] == ["bob"]
+
+    del mixed[3]
+    answer = await api.post("/v1/memories", json={"memories": mixed})
+    assert answer.status_code == 201
+    assert answer.json() == {
+        "memories": [
+            {"user_id": "ann", "id": "1", "status": "added", "version": 1},
+            {"user_id": "bob", "id": "2", "status": "added", "version": 2},
+            {"user_id": "eve", "id": "1", "status": "added", "version": 1},
+            {"user_id": "ann", "id": "2", "status": "added", "version": 2},
+        ]
+    }
+
+
+async def test_a_conflict_names_the_memory_as_its_caller_sent_it(api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "tea"})
+    lone = await api.post(ANN, json={"id": "1", "text": "milk"})
+    assert refused(lone) == (409, "id", "id_conflict")
+    listed = await api.post(ANN, json={"memories": [{"text": "a"}, {"id": "1", "text": "milk"}]})
+    assert refused(listed) == (409, "memories.1.id", "id_conflict")
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_an_erasure_wins_over_a_write_that_was_on_its_way(
+    app: LocalApp, api: httpx.AsyncClient, many: bool
+) -> None:
+    await add(api, {"id": "1", "text": "tea"}, {"id": "2", "text": "milk"})
+    app.model.gate.clear()
+    memory = {"text": "written late"}
+    if many:
+        body = {"memories": [{"user_id": "bob", **memory}, {"user_id": "ann", **memory}]}
+        late = asyncio.create_task(api.post("/v1/memories", json=body))
+    else:
+        late = asyncio.create_task(api.post(ANN, json=memory))
+    update = asyncio.create_task(api.patch(f"{ANN}/2", json={"text": "changed late"}))
+    await turns()
+    assert (await api.delete("/v1/users/ann")).json() == {"deleted": 2, "version": 3}
+    vector = np.eye(DIM)[0].tolist()
+    await add(api, {"id": "2", "text": "new", "vector": vector})
+    app.model.gate.set()
+    assert refused(await late) == (409, "memories.1.user_id" if many else "user_id", "erased")
+    assert refused(await update)[::2] == (409, "deleted")
+    assert await ids(api) == ["2"]
+    assert (await api.get(f"{ANN}/2")).json()["text"] == "new"
+    assert (await api.get("/v1/users/bob")).json()["memories"] == 0
+
+
+async def test_texts_of_memories_leave_no_vector_behind(app: LocalApp, api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "tea"})
+    await api.patch(f"{ANN}/1", json={"text": "milk"})
+    await api.post("/v1/users/ann/import", content=b'{"id": "2", "text": "rain"}\n')
+    cache = app.gateway.vectors._embedder.cache
+    assert len(cache) == 0
+    await api.post("/v1/embeddings", json={"input": "tea"})
+    assert len(cache) == 1
+
+
+@pytest.mark.parametrize("when", ["die_before", "die_after"])
+async def test_a_replica_that_dies_is_not_noticed(app: LocalApp, api: httpx.AsyncClient, when: str) -> None:
+    await add(api, {"id": "2", "text": "tea"})
+    getattr(app.store, when).extend(["append_together", "get", "list", "update", "delete", "search"])
+    added = await add(api, {"id": "1", "text": "tea"})
+    assert added["memories"][0]["status"] == ("added" if when == "die_before" else "unchanged")
+    assert (await api.patch(f"{ANN}/1", json={"metadata": {"n": 1}})).json()["version"] == 3
+    assert await ids(api) == ["2", "1"]
+    assert (await api.get(f"{ANN}/1")).status_code == 200
+    assert len((await api.post(f"{ANN}/search", json={"query": "tea"})).json()["results"]) == 2
+    assert (await api.delete(f"{ANN}/1")).status_code == 204
+    assert await ids(api) == ["2"]
+    assert app.store.die_before == app.store.die_after == []
+
+
+async def test_a_conditional_update_that_may_have_been_made_says_so(app: LocalApp, api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "tea"})
+    app.store.die_after.append("update")
+    answer = await api.patch(f"{ANN}/1", json={"metadata": {"n": 1}, "if_version": 1})
+    assert refused(answer) == (503, "if_version", "outcome_unknown")
+    assert (await api.get(f"{ANN}/1")).json()["metadata"] == {"n": 1}
