@@ -56,5 +56,9 @@ class Embedder:
         """What the model is."""
         return self._engine.info
 
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose check raises: a CUDA context that is lost stays lost."""
+        self._engine.check_health()
+
     async def __del__(self) -> None:
         await self._engine.close()

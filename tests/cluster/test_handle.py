@@ -4,6 +4,8 @@ The driver is a process of its own, as a user's would be: Serve's router threads
 """
 
 import multiprocessing
+import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,11 +36,45 @@ def _call(method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def call(server: Server) -> Iterator[Call]:
+def driver(server: Server) -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), initializer=_connect, initargs=(server.ray_address(),)
-    ) as driver:
-        yield lambda method, *args, **options: driver.submit(_call, method, args, options).result(timeout=60)
+    ) as executor:
+        yield executor
+
+
+@pytest.fixture
+def call(driver: ProcessPoolExecutor) -> Call:
+    return lambda method, *args, **options: driver.submit(_call, method, args, options).result(timeout=60)
+
+
+def _metrics_of_this_node() -> str:
+    port = ray.nodes()[0]["MetricsExportPort"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        return answer.read().decode()
+
+
+def test_metrics_are_exported(server: Server, driver: ProcessPoolExecutor) -> None:
+    with server.client() as http:
+        for _ in range(2):
+            assert http.post("/v1/embeddings", json={"input": ["a metric", "another"]}).status_code == 200
+        assert http.post("/v1/embeddings", json={"input": ""}).status_code == 400
+    wanted = {
+        f"ray_memserve_{name}"
+        for name in (
+            *("queued_tokens", "drain_tokens_per_s", "gateway_queued_tokens", "cache_bytes"),
+            *("batch_texts_sum", "batch_tokens_sum", "padding_share_count"),
+            *("cache_hits_total", "cache_misses_total", "errors_total"),
+            *(f'embed_seconds_count stage="{stage}"' for stage in ("queue", "tokenise", "forward")),
+        )
+    }
+    deadline = time.monotonic() + 60  # processes report every few seconds
+    missing = wanted
+    while missing and time.monotonic() < deadline:
+        lines = driver.submit(_metrics_of_this_node).result(timeout=60).splitlines()
+        missing = {name for name in wanted if not any(all(part in line for part in name.split()) for line in lines)}
+        time.sleep(0.5)
+    assert not missing
 
 
 def test_embed(call: Call, server: Server) -> None:
