@@ -35,6 +35,10 @@ def _call(method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         raise error.cause from None
 
 
+def _stream(method: str, args: tuple[Any, ...]) -> list[Any]:
+    return list(getattr(serve.get_app_handle("memserve").options(stream=True), method).remote(*args))
+
+
 @pytest.fixture(scope="module")
 def driver(server: Server) -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(
@@ -109,3 +113,28 @@ def test_errors_keep_their_class_and_their_param(call: Call) -> None:
     call("add", user, [{"id": "1", "text": "a"}])
     with pytest.raises(Conflict):
         call("add", user, [{"id": "1", "text": "b"}])
+
+
+def test_the_rest_of_the_routes_by_the_same_names(call: Call, driver: ProcessPoolExecutor) -> None:
+    user, copy = f"handle-{uuid.uuid4()}", f"handle-{uuid.uuid4()}"
+    call("add", user, [{"id": str(n), "text": f"note {n}", "metadata": {"n": n}} for n in range(5)])
+    changed = call("update", user, "3", text="changed", if_version=4)
+    assert call("get", user, "3") == changed
+    assert call("get", user, "3", include_vectors=True)["vector"].shape == (384,)
+    assert [event["event"] for event in call("history", user, "3")] == ["added", "updated"]
+    page = call("list", user, limit=2, order="created_at", filter={"n": {"gt": 0}})
+    assert [memory["id"] for memory in page["memories"]] == ["1", "2"]
+    page = call("list", user, limit=3, order="created_at", cursor=page["next_cursor"])
+    assert ([memory["id"] for memory in page["memories"]], page["next_cursor"]) == (["3", "4"], None)
+    lines = driver.submit(_stream, "export", (user,)).result(timeout=60)
+    assert call("import_lines", copy, b"".join(lines).splitlines()) == {"imported": 5, "unchanged": 0}
+    assert driver.submit(_stream, "export", (copy,)).result(timeout=60) == lines
+    assert call("delete_where", user, {"n": {"in": [0, 1]}}) == 2
+    assert call("user", user)["memories"] == 3
+    assert [found["memories"] for found in call("users", prefix=user)["users"]] == [3]
+    assert call("delete_user", user)["deleted"] == 3
+    with pytest.raises(Conflict):
+        call("update", copy, "3", text="x", if_version=1)
+    with pytest.raises(InvalidRequest) as invalid:
+        call("list", user, limit=0)
+    assert invalid.value.param == "limit"
