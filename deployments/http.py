@@ -18,12 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments import schemas
 from deployments.errors import HttpError, InvalidRequest, MemserveError, TooLarge, to_http
+from deployments.fields import Id
 from store import StoreError
 
 logger = logging.getLogger("ray.serve")
 
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
-_ID = TypeAdapter(schemas.Id)
+_ID = TypeAdapter(Id)
 _MAX_PARAMETERS = 32
 
 Query = TypeVar("Query", bound=BaseModel)

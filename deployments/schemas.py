@@ -4,107 +4,29 @@ A body is parsed and validated in one pass by pydantic's own JSON reader; the fi
 `InvalidRequest` whose `param` is the path of the field (`memories.3.text`).
 """
 
-import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
-import orjson
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deployments.errors import InvalidRequest
+from deployments.fields import (
+    Cursor,
+    Filter,
+    FilterInQuery,
+    Id,
+    Limit,
+    Metadata,
+    Prefix,
+    Text,
+    Time,
+    Vector,
+    encodable,
+)
 from store import Appended, HistoryEvent, Memory, Order, UserStats
 
 MAX_INPUTS = 2_048
 MAX_TOP_K = 1_000
-MAX_PAGE = 1_000
-MAX_METADATA_DEPTH = 32
-
-
-def _no_control_characters(value: str) -> str:
-    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in value):
-        raise ValueError("must not contain control characters")
-    return _encodable(value)
-
-
-def _encodable(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain NUL")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("must be valid Unicode: it holds half of a surrogate pair") from error
-    return value
-
-
-def _not_blank(value: str) -> str:
-    if not value.strip():
-        raise ValueError("must not be empty")
-    return _encodable(value)
-
-
-def _in_utc(value: datetime) -> datetime:
-    if value.tzinfo is None:
-        raise ValueError("must carry a time zone (RFC 3339)")
-    try:
-        return value.astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError("must lie in the years 1 to 9999 in UTC") from error
-
-
-def _rfc3339(value: Any) -> Any:
-    if not isinstance(value, str | datetime):
-        raise ValueError("must be an RFC 3339 time")
-    return value
-
-
-def _json_of(value: Any) -> Any:
-    """In a query a filter is the text of a JSON object."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return orjson.loads(value)
-    except ValueError as error:
-        raise ValueError("must be a JSON object") from error
-
-
-def _storable(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON as it can be given back: bounded in depth, finite numbers, integers that fit 64 bits."""
-    layer: list[Any] = [value]
-    for _ in range(MAX_METADATA_DEPTH):
-        children = [child for node in layer for child in (node.values() if isinstance(node, dict) else node)]
-        for key in (key for node in layer if isinstance(node, dict) for key in node):
-            _encodable(key)
-        for child in children:
-            if isinstance(child, float) and not math.isfinite(child):
-                raise ValueError("must hold finite numbers only")
-            if isinstance(child, str):
-                _encodable(child)
-            if isinstance(child, int) and not -(2**63) <= child < 2**63:
-                raise ValueError("must hold integers of at most 64 bits")
-        layer = [child for child in children if isinstance(child, dict | list)]
-        if not layer:
-            return value
-    raise ValueError(f"is nested more than {MAX_METADATA_DEPTH} levels deep")
-
-
-Id = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
-Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_not_blank)]
-Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
-Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
-Vector = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=16_384)]
-Filter = Metadata
-Cursor = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,4096}$")]
-Limit = Annotated[int, Field(ge=1, le=MAX_PAGE)]
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -179,7 +101,7 @@ def check_inputs(value: Any) -> None:
 
 def _valid_unicode(text: str, path: str) -> None:
     try:
-        _encodable(text)
+        encodable(text)
     except ValueError as error:
         raise InvalidRequest(f"{path} {error}.", path) from error
 
@@ -303,14 +225,14 @@ class ListQuery(_Wire):
 
     limit: Limit = 100
     cursor: Cursor | None = None
-    filter: Annotated[Filter | None, BeforeValidator(_json_of)] = None
+    filter: FilterInQuery | None = None
     order: Order = "-created_at"
 
 
 class DeleteQuery(_Wire):
     """`DELETE /v1/users/{user_id}/memories`, for clients that cannot send a body with it."""
 
-    filter: Annotated[Filter | None, BeforeValidator(_json_of)] = None
+    filter: FilterInQuery | None = None
 
 
 class UsersQuery(_Wire):
@@ -318,7 +240,7 @@ class UsersQuery(_Wire):
 
     limit: Limit = 100
     cursor: Cursor | None = None
-    prefix: Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_control_characters)] = ""
+    prefix: Prefix = ""
 
 
 class UserPath(_Wire):

@@ -1,6 +1,7 @@
 """Vectors of what callers send: inputs of /v1/embeddings, queries, and texts of memories.
 
-The texts of memories never enter the cache, so that there is no copy here to erase with them.
+The texts of memories never enter the cache, so that there is no copy here to erase with them. Inputs and queries do,
+under a hash, with neither text nor user.
 """
 
 from collections.abc import Callable, Sequence

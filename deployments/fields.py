@@ -1,0 +1,91 @@
+"""The kinds of values that bodies and queries are made of, each with its bounds."""
+
+import math
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import orjson
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+MAX_PAGE = 1_000
+MAX_METADATA_DEPTH = 32
+
+
+def _no_control_characters(value: str) -> str:
+    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in value):
+        raise ValueError("must not contain control characters")
+    return encodable(value)
+
+
+def encodable(value: str) -> str:
+    """`value`, if both databases can hold it. Raises ValueError."""
+    if "\0" in value:
+        raise ValueError("must not contain NUL")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must be valid Unicode: it holds half of a surrogate pair") from error
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return encodable(value)
+
+
+def _in_utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("must carry a time zone (RFC 3339)")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("must lie in the years 1 to 9999 in UTC") from error
+
+
+def _rfc3339(value: Any) -> Any:
+    if not isinstance(value, str | datetime):
+        raise ValueError("must be an RFC 3339 time")
+    return value
+
+
+def _json_of(value: Any) -> Any:
+    """In a query a filter is the text of a JSON object."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except ValueError as error:
+        raise ValueError("must be a JSON object") from error
+
+
+def _storable(value: dict[str, Any]) -> dict[str, Any]:
+    """JSON as it can be given back: bounded in depth, finite numbers, integers that fit 64 bits."""
+    layer: list[Any] = [value]
+    for _ in range(MAX_METADATA_DEPTH):
+        children = [child for node in layer for child in (node.values() if isinstance(node, dict) else node)]
+        for key in (key for node in layer if isinstance(node, dict) for key in node):
+            encodable(key)
+        for child in children:
+            if isinstance(child, float) and not math.isfinite(child):
+                raise ValueError("must hold finite numbers only")
+            if isinstance(child, str):
+                encodable(child)
+            if isinstance(child, int) and not -(2**63) <= child < 2**63:
+                raise ValueError("must hold integers of at most 64 bits")
+        layer = [child for child in children if isinstance(child, dict | list)]
+        if not layer:
+            return value
+    raise ValueError(f"is nested more than {MAX_METADATA_DEPTH} levels deep")
+
+
+Prefix = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_control_characters)]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
+Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_not_blank)]
+Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
+Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
+Vector = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=16_384)]
+Filter = Metadata
+FilterInQuery = Annotated[Filter, BeforeValidator(_json_of)]
+Cursor = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,4096}$")]
+Limit = Annotated[int, Field(ge=1, le=MAX_PAGE)]
