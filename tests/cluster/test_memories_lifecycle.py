@@ -126,3 +126,32 @@ def test_an_erased_text_leaves_every_file(http: httpx.Client, server: Server, us
     while found := [path for word in words for path in holding(server.folder, word.encode())]:
         assert time.monotonic() < deadline, found
         time.sleep(0.5)
+
+
+def kill_a_store_replica(server: Server) -> None:
+    replicas = [each for each in server.descendants() if each.cmdline()[:1] == ["ray::ServeReplica:memserve:Store"]]
+    replicas[0].kill()
+
+
+def test_a_replica_that_dies_takes_nothing_from_an_import_or_an_export(
+    http: httpx.Client, server: Server, user: str
+) -> None:
+    lines = [
+        json.dumps({"id": str(n), "text": f"note {n}", "vector": [float(n % 7 + 1)] * DIM}).encode() + b"\n"
+        for n in range(4000)
+    ]
+
+    def with_a_death() -> Iterator[bytes]:
+        yield from lines[:1000]
+        kill_a_store_replica(server)
+        yield from lines[1000:]
+
+    done = http.post(f"/v1/users/{user}/import", content=with_a_death()).json()
+    assert sum(done.values()) == 4000, done
+    with http.stream("GET", f"/v1/users/{user}/export") as answer:
+        chunks = answer.iter_raw()
+        given = next(chunks)
+        kill_a_store_replica(server)
+        given += b"".join(chunks)
+    assert [json.loads(line)["id"] for line in given.splitlines()] == [str(n) for n in range(4000)]
+    assert http.get(f"/v1/users/{user}/export").content == given

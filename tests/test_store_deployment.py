@@ -1,0 +1,56 @@
+"""The Store deployment's own work: one thread, and background work when nobody waits."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+import deployments.store
+from store import LogUnavailable
+from store import Store as Memories
+from tests.local_app import LocalApp
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+async def test_background_work_goes_on_after_a_step_that_failed(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def fold(self: Memories) -> bool:
+        steps.append(len(steps))
+        if len(steps) == 2:
+            raise LogUnavailable("the disk is full")
+        return len(steps) < 4
+
+    monkeypatch.setattr(deployments.store, "_FAILED_S", 0.001)
+    monkeypatch.setattr(Memories, "fold", fold)
+    await until(lambda: len(steps) >= 5)
+
+
+async def test_background_work_waits_while_calls_do_but_not_for_ever(
+    app: LocalApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(deployments.store, "_OVERDUE_S", 0.1)
+    monkeypatch.setattr(Memories, "fold", lambda self: bool(done.append("fold")))
+
+    async def caller() -> None:
+        for _ in range(25):  # a second of work in all
+            await app.store.deployment.run(lambda _: (time.sleep(0.01), done.append("call")))
+
+    await until(lambda: "fold" in done)
+    done.clear()
+    await asyncio.gather(*(caller() for _ in range(4)))
+    assert done.count("call") == 100
+    assert 1 <= done.count("fold") <= 20
+
+
+async def test_a_callers_mistake_is_answered_as_a_value(app: LocalApp) -> None:
+    answer = await app.store.run.remote(Memories.get, "default", "nobody", "none")
+    assert (type(answer).__name__, answer.param) == ("NotFound", "user_id")
