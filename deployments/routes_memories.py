@@ -31,6 +31,7 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
     async def post_user_memories(user_id: str, request: Request) -> Response:
         """Remember one text or many for a user. Answers when they are committed."""
         user = decode_id(user_id, "user_id")
+        read_query(request, schemas.NoQuery)
         body = schemas.parse(schemas.AddRequest, await read_body(request, gateway.max_body_bytes))
         lone = body.memories is None
         (result,) = await gateway.append([(user, body.items())], body, lambda n: "" if lone else f"memories.{n}")
@@ -40,6 +41,7 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
     @api.post("/v1/memories", status_code=201, openapi_extra=body_of(schemas.AddManyRequest), tags=["memories"])
     async def post_memories(request: Request) -> Response:
         """Remember texts of many users in one call, all or none of them. Answers when they are committed."""
+        read_query(request, schemas.NoQuery)
         body = schemas.parse(schemas.AddManyRequest, await read_body(request, gateway.max_body_bytes))
         positions: dict[str, list[int]] = {}
         for position, item in enumerate(body.memories):
@@ -57,6 +59,7 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
     async def post_search(user_id: str, request: Request) -> Response:
         """Find a user's memories by meaning. Sees every write that was acknowledged before."""
         user = decode_id(user_id, "user_id")
+        read_query(request, schemas.NoQuery)
         body = schemas.parse(schemas.SearchRequest, await read_body(request, gateway.max_body_bytes))
         found = await gateway.find(user, body)
         results = [schemas.memory(memory) for memory in found.results]
