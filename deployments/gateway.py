@@ -8,12 +8,12 @@ have the same validation and the same errors.
 import asyncio
 import re
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
@@ -24,7 +24,7 @@ from deployments.embedding.model import ModelInfo, Truncate
 from deployments.errors import InvalidRequest, MemserveError, Unavailable
 from deployments.routes import build_api
 from deployments.settings import EmbedderSettings, Settings
-from deployments.transfer import Piece, export_pieces, import_pieces
+from deployments.transfer import Piece, export_pieces, import_pieces, one_line
 from deployments.vectors import PathOf, Vectors, join
 from store import Append, AppendResult, Conflict, ExportCursor, ExportPage, Imported, Search, SearchResult, StoreError
 from store import NewMemory as StoredMemory
@@ -34,7 +34,8 @@ TENANT = "default"
 READY_TIMEOUT_S = 5.0
 
 Fields = dict[str, Any]
-Rows = list[Fields]
+Rows = list[Fields]  # the class has a `list` of its own
+Positions = list[int]
 
 
 class Gateway:
@@ -105,6 +106,18 @@ class Gateway:
         body = schemas.check(schemas.AddRequest, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
         (result,) = await self.append([(_user(user_id), body.items())], body, lambda n: f"memories.{n}")
         return [schemas.appended(entry) for entry in result.memories]
+
+    async def add_many(self, memories: Sequence[Mapping[str, Any]], **options: Any) -> Rows:
+        """Add memories of many users (mappings as in `add`, each with its user_id), all or none of them.
+
+        Returns:
+            `{user_id, id, status, version}` of each, in order, once they are committed.
+
+        Raises:
+            InvalidRequest, store.Conflict: `param` names the memory by its position.
+        """
+        body = schemas.check(schemas.AddManyRequest, {"memories": [dict(item) for item in memories], **options})
+        return await self.append_many(body)
 
     async def search(self, user_id: str, query: str | None = None, **options: Any) -> list[dict[str, Any]]:
         """Search one user's memories by text, or by `vector=`; the other options are those of SearchRequest.
@@ -196,7 +209,7 @@ class Gateway:
 
         async def chunks() -> AsyncIterator[bytes]:
             for number, line in enumerate(lines):
-                yield _line(line, f"lines.{number}")
+                yield one_line(line, f"lines.{number}")
 
         return await self.take_in(_user(user_id), chunks())
 
@@ -241,6 +254,18 @@ class Gateway:
             return await self._store.append(appends)
         except StoreError as error:
             raise _renamed(error, path_of, one_user=isinstance(options, schemas.AddRequest)) from error
+
+    async def append_many(self, body: schemas.AddManyRequest) -> Rows:
+        """Add memories of many users, grouped by user on their way and answered in their own order."""
+        positions: defaultdict[str, Positions] = defaultdict(Positions)
+        for position, item in enumerate(body.memories):
+            positions[item.user_id].append(position)
+        groups = [(user_id, [body.memories[n] for n in taken]) for user_id, taken in positions.items()]
+        order = [position for taken in positions.values() for position in taken]
+        results = await self.append(groups, body, lambda n: f"memories.{order[n]}")
+        entries = [entry for result in results for entry in result.memories]
+        answers = dict(zip(order, entries, strict=True))
+        return [{"user_id": item.user_id, **schemas.appended(answers[n])} for n, item in enumerate(body.memories)]
 
     async def find(self, user_id: str, body: schemas.SearchRequest) -> SearchResult:
         """The nearest memories of one user."""
@@ -318,19 +343,6 @@ def _user(user_id: str) -> str:
 def _memory(user_id: str, memory_id: str) -> tuple[str, str]:
     path = schemas.check(schemas.MemoryPath, {"user_id": user_id, "memory_id": memory_id})
     return path.user_id, path.memory_id
-
-
-def _line(given: str | bytes | Mapping[str, Any], path: str) -> bytes:
-    """One line of NDJSON."""
-    try:
-        data = given.encode() if isinstance(given, str) else given
-        if not isinstance(data, bytes):
-            data = orjson.dumps(dict(data), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"{path} must hold JSON: {error}.", path) from error
-    if b"\n" in data.rstrip():
-        raise InvalidRequest(f"{path} must be one line.", path)
-    return data.rstrip() + b"\n"
 
 
 def _renamed(error: StoreError, path_of: PathOf, *, one_user: bool) -> StoreError:

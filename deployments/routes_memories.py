@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 
@@ -43,17 +43,7 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         """Remember texts of many users in one call, all or none of them. Answers when they are committed."""
         read_query(request, schemas.NoQuery)
         body = schemas.parse(schemas.AddManyRequest, await read_body(request, gateway.max_body_bytes))
-        positions: dict[str, list[int]] = {}
-        for position, item in enumerate(body.memories):
-            positions.setdefault(item.user_id, []).append(position)
-        groups = [(user_id, [body.memories[n] for n in taken]) for user_id, taken in positions.items()]
-        order = [position for taken in positions.values() for position in taken]
-        results = await gateway.append(groups, body, lambda n: f"memories.{order[n]}")
-        answers: dict[int, dict[str, Any]] = {}
-        for (user_id, taken), result in zip(positions.items(), results, strict=True):
-            for position, entry in zip(taken, result.memories, strict=True):
-                answers[position] = {"user_id": user_id, **schemas.appended(entry)}
-        return json_response({"memories": [answers[n] for n in range(len(answers))]}, 201)
+        return json_response({"memories": await gateway.append_many(body)}, 201)
 
     @api.post(f"{MEMORIES}/search", openapi_extra=body_of(schemas.SearchRequest), tags=["memories"])
     async def post_search(user_id: str, request: Request) -> Response:

@@ -8,7 +8,7 @@ Guarantees:
 - Lines are counted from 0, like every position in a path; empty ones count and are skipped.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,3 +136,16 @@ def _bare(data: bytes, path: str) -> dict[str, Any] | None:
         raise InvalidRequest(f"{path}.text must be a text that is not empty.", f"{path}.text")
     line.pop("model", None)
     return line
+
+
+def one_line(given: str | bytes | Mapping[str, Any], path: str) -> bytes:
+    """A line, or a mapping in its place, as a line of NDJSON. Raises InvalidRequest naming `path`."""
+    try:
+        data = given.encode() if isinstance(given, str) else given
+        if not isinstance(data, bytes):
+            data = orjson.dumps(dict(data), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"{path} must hold JSON: {error}.", path) from error
+    if b"\n" in data.rstrip():
+        raise InvalidRequest(f"{path} must be one line.", path)
+    return data.rstrip() + b"\n"

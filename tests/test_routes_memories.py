@@ -9,6 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
+from deployments.errors import InvalidRequest
+from store import Conflict
 from tests.local_app import DIM, LocalApp
 
 ANN = "/v1/users/ann/memories"
@@ -234,6 +236,18 @@ async def test_a_call_for_many_users_is_written_whole_or_not_at_all(api: httpx.A
             {"user_id": "ann", "id": "2", "status": "added", "version": 2},
         ]
     }
+
+
+async def test_the_handle_adds_for_many_users(app: LocalApp) -> None:
+    rows = await app.gateway.add_many([{"user_id": "ann", "text": "a", "id": "1"}, {"user_id": "bob", "text": "b"}])
+    assert rows[0] == {"user_id": "ann", "id": "1", "status": "added", "version": 1}
+    assert rows[1]["user_id"] == "bob"
+    with pytest.raises(Conflict) as conflict:
+        await app.gateway.add_many([{"user_id": "eve", "text": "a"}, {"user_id": "ann", "text": "b", "id": "1"}])
+    assert conflict.value.param == "memories.1.id"
+    with pytest.raises(InvalidRequest) as invalid:
+        await app.gateway.add_many([{"text": "a"}])
+    assert invalid.value.param == "memories.0.user_id"
 
 
 async def test_a_conflict_names_the_memory_as_its_caller_sent_it(api: httpx.AsyncClient) -> None:
