@@ -158,8 +158,8 @@ class Gateway:
                 changed = await self._store.update(
                     TENANT, *path, issued_at=issued_at, **await self._fields(path, given)
                 )
-            except Conflict as error:
-                if error.code != "version_mismatch" or "if_version" in given:
+            except (Conflict, Unavailable) as error:  # the version may be ours, of `_fields`: look again
+                if error.code not in ("version_mismatch", "outcome_unknown") or "if_version" in given:
                     raise
             else:
                 return schemas.memory(changed)

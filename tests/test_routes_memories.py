@@ -314,3 +314,22 @@ async def test_a_conditional_update_that_may_have_been_made_says_so(app: LocalAp
     answer = await api.patch(f"{ANN}/1", json={"metadata": {"n": 1}, "if_version": 1})
     assert refused(answer) == (503, "if_version", "outcome_unknown")
     assert (await api.get(f"{ANN}/1")).json()["metadata"] == {"n": 1}
+    app.store.die_after.append("update")
+    answer = await api.patch(f"{ANN}/1", json={"text": "tea", "metadata": {"n": 2}})
+    assert (answer.status_code, answer.json()["version"]) == (200, 3)
+
+
+async def test_a_text_that_another_changes_meanwhile_is_set_again(
+    app: LocalApp, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(api, {"id": "1", "text": "tea"})
+    update = app.gateway._store.update
+
+    async def after_another(*args: Any, **changes: Any) -> Any:
+        monkeypatch.setattr(app.gateway._store, "update", update)
+        await api.patch(f"{ANN}/1", json={"text": "milk"})
+        return await update(*args, **changes)
+
+    monkeypatch.setattr(app.gateway._store, "update", after_another)
+    changed = (await api.patch(f"{ANN}/1", json={"text": "tea", "metadata": {"n": 1}})).json()
+    assert (changed["text"], changed["metadata"], changed["version"]) == ("tea", {"n": 1}, 3)
