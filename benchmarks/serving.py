@@ -31,7 +31,7 @@ PORTS = {"memserve": 8000, "plain @serve.batch(32, 10 ms)": 8100, "one model beh
 SCENARIOS = {
     "64 clients, 1 short text": ["--clients", "64"],
     "1 client, 1 short text": ["--clients", "1"],
-    "4 clients, 32 short texts": ["--clients", "4", "--size", "32"],
+    "8 clients, 32 short texts": ["--clients", "8", "--size", "32"],
 }
 ENGINE = "bare engine, two processes"
 

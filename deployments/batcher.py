@@ -3,7 +3,7 @@
 Guarantees:
 - Alone, an item is run at once; under load batches fill by themselves, up to `budget`.
 - Every item is answered exactly once: with its own result, its own error, or `Unavailable` when the batcher closes.
-- At most `in_flight` batches run at a time. An item that costs more than the budget travels alone.
+- At most `in_flight` (+ `prefetch`) batches run at a time. An item that costs more than the budget travels alone.
 - A call is admitted or refused whole. Past `max_queued` it is refused at once with `Overloaded`.
 - The items of a cancelled call leave the queue; one that is already in a batch is dropped from any retry of it.
 - With `bisect`, a batch that raises is halved until only the culprit fails: the others get their results.
@@ -103,6 +103,8 @@ class Batcher(Generic[Item, Result]):
         max_queued: the most cost units that may wait; None for no limit. A call that finds the queue empty is admitted
             whatever it costs, so that none is impossible.
         bisect: run the halves of a failed batch again, down to single items.
+        prefetch: batches beyond `in_flight` that may start while at least `prefetch_at` cost units wait. Where `run` is
+            far away they keep it fed; with less waiting they would only split what could travel together.
         clock: seconds, monotonic.
 
     `in_flight`, `budget`, `max_queued` may be changed while it runs (`reconfigure`).
@@ -118,12 +120,16 @@ class Batcher(Generic[Item, Result]):
         select: Callable[[Sequence[Waiting[Item]], int], Sequence[int]] = oldest_first,
         max_queued: int | None = None,
         bisect: bool = False,
+        prefetch: int = 0,
+        prefetch_at: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._run_batch = run
         self._cost = cost
         self._select = select
         self._bisect = bisect
+        self._prefetch = prefetch
+        self._prefetch_at = prefetch_at
         self._clock = clock
         self._waiting: list[Waiting[Item]] = []
         self._tasks: set[asyncio.Task[list[object]]] = set()
@@ -229,9 +235,13 @@ class Batcher(Generic[Item, Result]):
             self._pump_scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
 
+    @property
+    def _slots(self) -> int:
+        return self.in_flight + (self._prefetch if self._queued_cost >= self._prefetch_at else 0)
+
     def _pump(self) -> None:
         self._pump_scheduled = False
-        while self._waiting and len(self._tasks) < self.in_flight:
+        while self._waiting and len(self._tasks) < self._slots:
             chosen = sorted(self._select(self._waiting, self.budget))
             youngest = chosen[-1]
             leaving = set(chosen)

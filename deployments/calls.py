@@ -74,7 +74,7 @@ class EmbedderCalls:
 
     Args:
         handle: the Embedder deployment.
-        in_flight: calls at once.
+        in_flight: calls at once; as many more while a good part of a call waits.
         call_tokens: estimated tokens in one call.
         max_queued_tokens: estimated tokens that may wait; past it `Overloaded`.
         cache_bytes: bytes of vectors to keep; 0 asks for every text anew.
@@ -88,7 +88,13 @@ class EmbedderCalls:
         self._info: ModelInfo | None = None
         self.cache = VectorCache(cache_bytes)
         self.batcher: Batcher[EmbedRequest, EmbedResult] = Batcher(
-            self._call, in_flight=in_flight, budget=call_tokens, cost=_request_tokens, max_queued=max_queued_tokens
+            self._call,
+            in_flight=in_flight,
+            budget=call_tokens,
+            cost=_request_tokens,
+            max_queued=max_queued_tokens,
+            prefetch=in_flight,
+            prefetch_at=call_tokens // 4,
         )
 
     async def _call(self, requests: list[EmbedRequest]) -> Sequence[EmbedResult | Exception]:

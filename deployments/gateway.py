@@ -330,8 +330,8 @@ class Gateway:
 def _calls_in_flight(embedder: EmbedderSettings) -> int:
     """Calls that keep every replica busy.
 
-    On a CPU one each fills its batches best: the cores have other work while an answer travels. A GPU would stand idle
-    meanwhile: two.
+    On a CPU one each fills its batches best where the texts are few, since the cores have other work while an answer
+    travels; what makes a batch by itself is sent ahead. A GPU would stand idle meanwhile: two.
     """
     return embedder.max_replicas * (2 if embedder.num_gpus > 0 else 1)
 

@@ -368,3 +368,24 @@ def test_everyone_is_answered_once_in_any_interleaving(
 ) -> None:
     case = Interleaving(*limits, bisect)
     loop_of_cases.run_until_complete(case.play(script))
+
+
+async def test_a_further_batch_starts_only_while_enough_waits_for_one() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=10, prefetch=1, prefetch_at=4)
+    tasks = [start(batcher.submit(0))]
+    await turns()
+    tasks += [start(batcher.submit(item)) for item in (1, 2, 3)]
+    await turns()
+    assert device.started == [[0]]
+    tasks.append(start(batcher.submit(4)))
+    await turns()
+    assert device.started == [[0], [1, 2, 3, 4]]
+    tasks += [start(batcher.submit(item)) for item in range(5, 20)]
+    await turns()
+    assert len(device.started) == 2
+    for index in range(4):
+        await device.finish(index)
+    assert device.started[2:] == [list(range(5, 15)), list(range(15, 20))]
+    assert [await task for task in tasks] == [item * 2 for item in range(20)]
+    assert device.most_at_once == 2

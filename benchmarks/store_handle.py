@@ -1,0 +1,109 @@
+"""Search through the Serve handle, the vector supplied: two hops (gateway, store) and the index, one search at a time.
+
+    python -m benchmarks.store_handle [--sizes 1000,100000] [--searches 1000]
+
+Fills a log in-process, serves it, waits until the background has folded the large index, and prints a table; writes
+benchmarks/results/store-handle.json. Run it from the environment that serves (the driver joins its Ray by address).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.store_bench import draw, fill
+from store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "fake"
+DIM = 384
+SETTLED_MS = 8.0
+SETTLE_WITHIN_S = 240.0
+
+
+def serve(stack: ExitStack, folder: Path, url: str) -> None:
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["applications"][0]["args"] = {
+        "model": {"provider": "fake", "name": MODEL, "dim": DIM},
+        "embedder": {"num_cpus": 0.1},
+        "store": {"url": url, "num_cpus": 0.2},
+        "gateway": {"num_cpus": 0.2},
+    }
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deployments", str(path)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    assert process.stdout is not None
+    if not process.stdout.readline().startswith("memserve is ready"):
+        raise SystemExit("the server did not start")
+
+
+def measure(handle: Any, user: str, queries: np.ndarray) -> np.ndarray:
+    """(len(queries),) milliseconds."""
+    taken = []
+    for query in queries.tolist():
+        started = time.perf_counter()
+        handle.search.remote(user, vector=query).result()
+        taken.append((time.perf_counter() - started) * 1e3)
+    return np.array(taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", default="1000,100000")
+    parser.add_argument("--searches", type=int, default=1000)
+    options = parser.parse_args()
+    sizes = [int(size) for size in options.sizes.split(",")]
+    rows: dict[str, dict[str, float]] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = f"sqlite:///{folder}/memserve.db"
+        store = Store.open(url, dim=DIM, model=MODEL)
+        for size in sizes:
+            fill(store, f"user-{size}", draw(size))
+        store.close()
+        serve(stack, folder, url)
+        import ray
+        from ray import serve as ray_serve
+
+        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level="ERROR")
+        stack.callback(ray.shutdown)
+        handle = ray_serve.get_app_handle("memserve")
+        for size in sizes:
+            user = f"user-{size}"
+            started = time.perf_counter()
+            cold_ms = measure(handle, user, draw(1))[0]
+            while np.median(measure(handle, user, draw(20))) > SETTLED_MS:
+                if time.perf_counter() - started > SETTLE_WITHIN_S:
+                    raise SystemExit(f"{user} did not settle in {SETTLE_WITHIN_S:g} s")
+                time.sleep(1.0)
+            taken = measure(handle, user, draw(options.searches))
+            rows[user] = {
+                "memories": size,
+                "cold_ms": round(float(cold_ms), 2),
+                "settled_s": round(time.perf_counter() - started, 1),
+                **{f"p{q}_ms": round(float(np.percentile(taken, q)), 2) for q in (50, 90, 99)},
+            }
+    print("| memories | cold ms | p50 ms | p90 ms | p99 ms |\n|---|---|---|---|---|")
+    for row in rows.values():
+        print(f"| {row['memories']} | {row['cold_ms']} | {row['p50_ms']} | {row['p90_ms']} | {row['p99_ms']} |")
+    git = subprocess.run(["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True, cwd=ROOT)
+    content = {"commit": git.stdout.strip() or "unknown", "cores": os.cpu_count(), "rows": rows}
+    (ROOT / "benchmarks" / "results" / "store-handle.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
