@@ -43,7 +43,7 @@ class EmbedderHandle:
 
 
 def calls_over(handle: Any, **options: Any) -> EmbedderCalls:
-    limits = {"in_flight": 1, "call_tokens": 64, "max_queued_tokens": 1000, "cache_bytes": 0, **options}
+    limits = {"in_flight": 1, "call_tokens": 256, "max_queued_tokens": 1000, "cache_bytes": 0, **options}
     return EmbedderCalls(handle, **limits)
 
 
