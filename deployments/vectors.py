@@ -27,6 +27,11 @@ class Vectors:
         self._embedder = embedder
         self._metrics = metrics
 
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens (estimated) that wait for a call to the embedder."""
+        return self._embedder.batcher.queued_cost
+
     async def of_inputs(self, body: schemas.EmbeddingsRequest, path_of: PathOf) -> EmbedResult:
         """Full vectors of all inputs, in order."""
         info = await self._embedder.info()
@@ -67,7 +72,7 @@ class Vectors:
         try:
             return await self._embedder.embed(inputs, _prompt(info, input_type), truncate, path_of, cached=cached)
         finally:
-            self._metrics.embed(self._embedder.batcher.queued_cost)
+            self._metrics.embed(self.queued_tokens)
 
 
 def join(path: str, field: str) -> str:
