@@ -48,7 +48,7 @@ def start(stack: ExitStack, command: list[str], port: int) -> None:
             if httpx.post(f"http://127.0.0.1:{port}/v1/embeddings", json={"input": "ready?"}, timeout=10).is_success:
                 return
         except httpx.TransportError:
-            pass
+            pass  # nothing listens there yet
         time.sleep(0.5)
     raise SystemExit(f"{command} did not start on port {port}")
 
@@ -124,6 +124,12 @@ def main() -> None:
     report(figures, engine)
 
 
+def cpu() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+
+
 def report(figures: dict[str, dict[str, list[dict[str, float]]]], engine: list[float]) -> None:
     def median(runs: list[dict[str, float]], key: str) -> float:
         return statistics.median(run[key] for run in runs)
@@ -143,14 +149,7 @@ def report(figures: dict[str, dict[str, list[dict[str, float]]]], engine: list[f
     content = {
         "commit": commit or "unknown",
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if "model name" in line
-            ),
-            platform.processor(),
-        ),
+        "cpu": cpu(),
         "cores": os.cpu_count(),
         "model": "all-MiniLM-L6-v2",
         "dtype": "bfloat16",

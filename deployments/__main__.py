@@ -10,6 +10,7 @@ daemon which detached itself, as HAProxy does on a reload, is still theirs to fi
 
 import argparse
 import ctypes
+import errno
 import fcntl
 import logging
 import os
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
@@ -83,9 +84,12 @@ def make_plan(path: Path) -> Plan:
         raise CannotStart(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     try:
         (application,) = config["applications"]
-        args = application.get("args") or {}
+        args = dict(application.get("args") or {})
+        http = dict(config.get("http_options") or {})
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise CannotStart(f"{path}: needs exactly one entry under `applications:`") from error
+        raise CannotStart(
+            f"{path}: needs exactly one entry under `applications:`, and mappings under its `args:` and `http_options:`"
+        ) from error
     try:
         settings = load(args)
         _check_model(settings.model)
@@ -93,10 +97,13 @@ def make_plan(path: Path) -> Plan:
         raise CannotStart(f"{path}: {explain(error)}") from error
     except MemserveError as error:
         raise CannotStart(str(error)) from error
-    http = config.get("http_options") or {}
     host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
-    if not _is_free(host, port):
-        raise CannotStart(f"{host}:{port} is taken by another process (http_options.port in {path})")
+    if not isinstance(port, int) or not 0 < port < 65_536:
+        raise CannotStart(f"{path}: http_options.port: {port!r} is no port")
+    if (reason := _cannot_listen(host, port)) is not None:
+        taken = reason.errno == errno.EADDRINUSE
+        what = "is taken by another process" if taken else f"cannot be listened on: {reason.strerror}"
+        raise CannotStart(f"{host}:{port} {what} (http_options in {path})")
     return Plan(config, settings, host, port, _prepare_data(settings.store.url), _environment())
 
 
@@ -119,14 +126,19 @@ def _check_model(model: ModelSettings) -> None:
         raise CannotStart(f"model.name: {path!r} is no folder, and no hub model that can be had: {reason}") from error
 
 
-def _is_free(host: str, port: int) -> bool:
+def _cannot_listen(host: str, port: int) -> OSError | None:
+    """Why a port cannot be listened on; None where it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error
+    return None
+
+
+def _are_free(ports: Iterable[int]) -> bool:
+    return all(_cannot_listen("", port) is None for port in ports)
 
 
 def _environment() -> dict[str, str]:
@@ -144,13 +156,13 @@ def _environment() -> dict[str, str]:
         env[f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT"] = str(first + offset + GATEWAY_PORTS.step - 1)
         env[f"RAY_SERVE_FALLBACK_PROXY_{protocol}_PORT"] = str(first + offset + GATEWAY_PORTS.step - 1)
     for name, port in HAPROXY_PORTS.items():
-        env[name] = str(port if _is_free("", port) else _free_port())
+        env[name] = str(port if _are_free([port]) else _free_port())
     # What the user set wins.
     return {name: os.environ.get(name, value) for name, value in env.items()}
 
 
 def _claim_gateway_ports() -> int:
-    """The first of a run of ports that no other server here uses; claimed until this process and its children end."""
+    """The first of a run of ports that no other server here uses; claimed until this server ends."""
     for first in GATEWAY_PORTS:
         lock = os.open(f"{tempfile.gettempdir()}/memserve-ports-{first}.lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -158,7 +170,7 @@ def _claim_gateway_ports() -> int:
         except BlockingIOError:
             os.close(lock)
             continue
-        if all(_is_free("", port) for port in range(first, first + 10)):
+        if _are_free(range(first, first + GATEWAY_PORTS.step)):
             return first  # the descriptor stays open, and with it the claim
         os.close(lock)
     raise CannotStart(f"no free run of ports between {GATEWAY_PORTS.start} and {GATEWAY_PORTS.stop}")
@@ -176,7 +188,7 @@ def _prepare_data(url: str) -> str:
     prefix = "sqlite:///"
     if not url.startswith(prefix):
         scheme, _, rest = url.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
+        return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
     path = Path(url.removeprefix(prefix))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -336,13 +348,17 @@ def _wait_until_ready(plan: Plan, app_name: str) -> dict[str, str]:
     raise CannotStart(f"not ready within {READY_WITHIN_S:g} s: {last}")
 
 
+_ERROR_LINE = re.compile(r"((\w+\.)+[A-Z]\w*|\w+(Error|Exception)): ")
+
+
 def _reason(application: Any) -> str:
     """The line of a failed deployment's message that names the error: the last one of its traceback."""
     messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
     for message in reversed(messages):
-        lines = [line.strip() for line in message.splitlines() if ": " in line and not line.startswith(" ")]
-        if (lines and "Error" in message) or "Unavailable" in message:
-            return re.sub(r"^(\w+\.)+\w+: ", "", lines[-1])
+        # A traceback's frames are indented; the line that is not, and begins with an exception's name, is the error.
+        lines = [line for line in message.splitlines() if _ERROR_LINE.match(line)]
+        if lines:
+            return _ERROR_LINE.sub("", lines[-1])
     return " ".join(application.message.split())
 
 

@@ -93,6 +93,15 @@ class Server:
             return psutil.Process(self.process.pid).children(recursive=True)
         return []
 
+    def leftovers(self) -> list[psutil.Process]:
+        """Processes that work in this server's folder, as all that it starts do."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.cwd() == str(self.folder):
+                    found.append(process)
+        return found
+
     def ray_address(self) -> str:
         """Where a driver connects: read from the command line of this server's own raylet."""
         for process in self.descendants():
@@ -109,6 +118,7 @@ class Server:
         status = self.process.wait(timeout=EXIT_WITHIN_S)
         _, alive = psutil.wait_procs(started, timeout=EXIT_WITHIN_S)
         assert not alive, f"left behind: {alive}"
+        assert self.leftovers() == []
         return status
 
     def client(self) -> httpx.Client:

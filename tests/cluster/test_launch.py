@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import yaml
 
+from store import Append, NewMemory, Store
 from tests.cluster.server import EXIT_WITHIN_S, Server, free_port
 
 FAKE_ARGS: dict[str, Any] = {"model": {"provider": "fake", "name": "fake"}, "embedder": {"num_cpus": 0.1}}
@@ -38,6 +41,7 @@ def refused(server: Server, within_s: float = 30.0) -> str:
     assert server.process.wait(timeout=within_s) == 1
     lines = server.all_lines()
     assert len(lines) == 1, lines
+    assert server.leftovers() == []
     return lines[0]
 
 
@@ -55,6 +59,7 @@ def test_a_taken_port_is_one_line(launch: Launch, tmp_path: Path) -> None:
     [
         ({"model": {"nmae": "x"}}, "model.nmae: unknown setting"),
         ({"embeder": {}}, "embeder: unknown setting"),
+        (["model"], "needs exactly one entry under `applications:`, and mappings under its `args:`"),
         ({"queue": {"max_batch_size": 0}}, "queue.max_batch_size: Input should be greater than or equal to 1"),
         ({"model": {"name": "/no/such/model"}}, "There is no model at '/no/such/model'"),
         ({"store": {"url": "sqlite:////proc/no/memserve.db"}}, "store.url: cannot make /proc/no"),
@@ -140,3 +145,29 @@ def test_two_servers_on_one_machine_stay_apart(tmp_path: Path) -> None:
         for server in servers:
             if server.process is not None and server.process.poll() is None:
                 server.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"port": "eighty"}, "http_options.port: 'eighty' is no port"),
+        ({"port": 70_000}, "http_options.port: 70000 is no port"),
+        ({"host": "256.0.0.1"}, "256.0.0.1:8000 cannot be listened on"),
+    ],
+)
+def test_a_wrong_address_is_one_line(launch: Launch, options: dict[str, Any], message: str) -> None:
+    server = launch(FAKE_ARGS)
+    config = yaml.safe_load(server.config.read_text())
+    server.config.write_text(yaml.safe_dump({**config, "http_options": options}))
+    assert message in refused(server)
+
+
+def test_a_log_of_another_model_is_one_line_that_says_what_to_do(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    store = Store.open(f"sqlite:///{tmp_path}/data/memserve.db", dim=32, model="another")
+    store.append([Append("default", "u", (NewMemory("1", "text", np.ones(32, np.float32)),))])
+    store.close()
+    line = refused(launch(FAKE_ARGS), within_s=100)
+    assert line.startswith("memserve: ")
+    assert "another" in line
+    assert "python -m store reembed" in line

@@ -45,7 +45,7 @@ def _postgres_bin() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL server of this session, without a database name."""
+    """URL of a PostgreSQL server of this test run, without a database name."""
     binaries = _postgres_bin()
     if binaries is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
