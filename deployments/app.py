@@ -9,13 +9,15 @@ Named by `import_path: deployments.app:build_app` in serve_config.yaml; Serve ma
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from deployments.embedder import Embedder
 from deployments.gateway import Gateway
-from deployments.settings import Replicas, Settings, absolute_log_url
+from deployments.settings import EmbedderSettings, GatewaySettings, Settings, StoreSettings, absolute_log_url
+from deployments.sizing import fit
 from deployments.store import Store
 
 APP_NAME = "memserve"
@@ -23,12 +25,20 @@ APP_NAME = "memserve"
 # A call is short and its replica must not be the limit: admission is by tokens, in the gateway and in the engine.
 MAX_ONGOING_REQUESTS = 4_096
 CONSTRUCTOR_RETRIES = 2
+HEALTH_CHECK_PERIOD_S = 1.0  # a replica that was killed is missed within it
+# Replicas report once a second, and policies see the means of five.
+METRICS_INTERVAL_S = 1.0
+LOOK_BACK_PERIOD_S = 5.0
+# A new version starts beside the old one, whose replicas stop as the new ones are ready: of up to ten one at a time.
+MAX_SURGE_PERCENT = 10
 
 
 def build_app(settings: Settings) -> Application:
     """The application: Gateway (ingress) in front of Embedder and Store."""
     url = absolute_log_url(settings.store.url, Path.cwd())
     settings = settings.model_copy(update={"store": settings.store.model_copy(update={"url": url})})
+    there = ray.cluster_resources()
+    settings = fit(settings, cpus=int(there.get("CPU", 1)), gpus=int(there.get("GPU", 0)))
     embedder = serve.deployment(Embedder, name="Embedder", **_options(settings.embedder)).bind(settings)
     # Consistent hashing keeps a partition of users on the replica whose indexes are warm for them.
     router = RequestRouterConfig(
@@ -42,17 +52,30 @@ def build_app(settings: Settings) -> Application:
     return gateway.bind(settings, embedder, store)
 
 
-def _options(replicas: Replicas) -> dict[str, Any]:
+def _options(replicas: EmbedderSettings | GatewaySettings | StoreSettings) -> dict[str, Any]:
+    autoscaling: dict[str, Any]
+    if isinstance(replicas, EmbedderSettings):
+        num_gpus = replicas.num_gpus
+        targets = {"target_drain_s": replicas.target_drain_s, "target_busy": replicas.target_busy}
+        policy = AutoscalingPolicy(policy_function="deployments.autoscaling:EmbedderPolicy", policy_kwargs=targets)
+        autoscaling = {"policy": policy}
+    else:
+        num_gpus = 0.0
+        autoscaling = {"target_ongoing_requests": replicas.target_ongoing_requests}
     return {
-        "ray_actor_options": {"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
+        "ray_actor_options": {"num_cpus": replicas.num_cpus, "num_gpus": num_gpus},
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "max_constructor_retry_count": CONSTRUCTOR_RETRIES,
         "graceful_shutdown_timeout_s": 20.0,
+        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "max_surge_percent": MAX_SURGE_PERCENT,
         "autoscaling_config": AutoscalingConfig(
             min_replicas=replicas.min_replicas,
             max_replicas=replicas.max_replicas,
-            target_ongoing_requests=replicas.target_ongoing_requests,
             upscale_delay_s=replicas.upscale_delay_s,
             downscale_delay_s=replicas.downscale_delay_s,
+            metrics_interval_s=METRICS_INTERVAL_S,
+            look_back_period_s=LOOK_BACK_PERIOD_S,
+            **autoscaling,
         ),
     }

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import ray
 from ray import serve
 
+from deployments.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, BusyTime
 from deployments.embedding.engine import EmbedRequest, EmbedResult, Engine
 from deployments.embedding.load import load_model
 from deployments.embedding.model import ModelInfo
@@ -29,6 +30,7 @@ class Embedder:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
         threads = settings.embedder.num_threads or max(1, round(cpus))
         self._metrics = EmbedderMetrics()
+        self._busy = BusyTime()
         self._engine = Engine(
             load_model(**settings.model.model_dump(), num_threads=threads),
             max_batch_tokens=settings.queue.max_batch_tokens,
@@ -43,14 +45,21 @@ class Embedder:
 
     async def embed(self, call: EmbedCall) -> EmbedReply:
         """Embed the requests of one call; each gets its own result or its own error."""
-        reply = await (await self._intake(call))
-        self._metrics.call(reply, self._engine.stats())
+        with self._busy.call():
+            reply = await (await self._intake(call))
+        self._metrics.call(reply)
         return reply
 
     # The intake hands out tasks instead of awaiting them: a short call is not held back by a long one beside it.
     @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0, max_concurrent_batches=64)
     async def _intake(self, calls: list[EmbedCall]) -> list[asyncio.Task[EmbedReply]]:
         return [asyncio.create_task(self._engine.embed(call)) for call in calls]
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks for each second, for deployments/autoscaling.py."""
+        stats, busy = self._engine.stats(), self._busy.share()
+        self._metrics.state(stats, busy)
+        return {WAITING_TOKENS: stats.queued_tokens, DRAIN_RATE: stats.drain_rate, BUSY: busy}
 
     async def info(self) -> ModelInfo:
         """What the model is."""

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from deployments import metrics, schemas
+from deployments.autoscaling import WAITING_TOKENS
 from deployments.calls import EmbedderCalls, StoreCalls
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, Truncate
@@ -57,11 +58,18 @@ class Gateway:
             append_in_flight=options.append_calls_in_flight,
             append_memories=options.append_call_memories,
         )
-        self.vectors = Vectors(self._embedder, metrics.GatewayMetrics(self._embedder.cache))
+        self._metrics = metrics.GatewayMetrics(self._embedder.cache)
+        self.vectors = Vectors(self._embedder, self._metrics)
 
     # Serve calls this after the constructor and serves what it returns (ray.serve.ingress without an app).
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self, on_error=metrics.count_error)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks for each second, for deployments/autoscaling.py: most of a backlog waits here."""
+        waiting = self.vectors.queued_tokens
+        self._metrics.queue(waiting)
+        return {WAITING_TOKENS: waiting}
 
     # The handle API.
 
@@ -333,7 +341,7 @@ def _calls_in_flight(embedder: EmbedderSettings) -> int:
     On a CPU one each fills its batches best where the texts are few, since the cores have other work while an answer
     travels; what makes a batch by itself is sent ahead. A GPU would stand idle meanwhile: two.
     """
-    return embedder.max_replicas * (2 if embedder.num_gpus > 0 else 1)
+    return (embedder.max_replicas or 1) * (2 if embedder.num_gpus else 1)
 
 
 def _user(user_id: str) -> str:

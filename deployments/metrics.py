@@ -22,6 +22,7 @@ class EmbedderMetrics:
     def __init__(self) -> None:
         self._queued = Gauge("memserve_queued_tokens", "Tokens that wait for the device.")
         self._drain_rate = Gauge("memserve_drain_tokens_per_s", "Tokens a second that the device drains while busy.")
+        self._busy = Gauge("memserve_busy_share", "Share of the last second in which a call was in hand.")
         self._batch_texts = Histogram("memserve_batch_texts", "Texts of one forward.", boundaries=_TEXTS)
         self._batch_tokens = Histogram("memserve_batch_tokens", "Real tokens of one forward.", boundaries=_TOKENS)
         self._padding = Histogram("memserve_padding_share", "Share of a forward that is padding.", boundaries=_SHARE)
@@ -37,10 +38,14 @@ class EmbedderMetrics:
         self._padding.observe(1.0 - stats.tokens / stats.padded_tokens)
         self._seconds.observe(stats.seconds, {"stage": "forward"})
 
-    def call(self, reply: list[EmbedResult | Exception], stats: EngineStats) -> None:
-        """One call, with the engine's state after it."""
+    def state(self, stats: EngineStats, busy: float) -> None:
+        """Once a second."""
         self._queued.set(stats.queued_tokens)
         self._drain_rate.set(stats.drain_rate)
+        self._busy.set(busy)
+
+    def call(self, reply: list[EmbedResult | Exception]) -> None:
+        """One call."""
         done = [answer.timings for answer in reply if isinstance(answer, EmbedResult)]
         if done:
             self._seconds.observe(max(timings.queue_s for timings in done), {"stage": "queue"})
@@ -63,9 +68,13 @@ class GatewayMetrics:
         self._misses = Counter("memserve_cache_misses", "Inputs that had to be embedded.")
         self._bytes = Gauge("memserve_cache_bytes", "Bytes that the cache holds.")
 
+    def queue(self, queued_tokens: int) -> None:
+        """What waits, once a second and after an embed."""
+        self._queued.set(queued_tokens)
+
     def embed(self, queued_tokens: int) -> None:
         """After an embed: the queue and the cache."""
-        self._queued.set(queued_tokens)
+        self.queue(queued_tokens)
         hits, misses = self._cache.hits, self._cache.misses
         if hits > self._seen[0]:
             self._hits.inc(hits - self._seen[0])

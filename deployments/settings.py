@@ -70,19 +70,18 @@ class CacheSettings(_Section):
 
 
 class Replicas(_Section):
-    """How many replicas of a deployment, and what each is given."""
+    """How many replicas of a deployment, and what each is given. What is None, deployments/sizing.py fills in."""
 
     min_replicas: int = Field(1, ge=0, description="replicas that are always there")
-    max_replicas: int = Field(1, ge=1, description="replicas that autoscaling may start")
-    target_ongoing_requests: float = Field(16.0, gt=0.0, description="calls in progress that one replica is sized for")
+    max_replicas: int | None = Field(
+        None, ge=1, description="replicas that autoscaling may start; default: what the CPUs and GPUs have room for"
+    )
     upscale_delay_s: float = Field(3.0, ge=0.0, description="seconds of excess load before a replica is added")
     downscale_delay_s: float = Field(60.0, ge=0.0, description="seconds of slack before one is taken away")
-    num_cpus: float = Field(0.2, gt=0.0, description="CPUs that Ray reserves for one replica")
-    num_gpus: float = Field(0.0, ge=0.0, description="share of a GPU that Ray reserves for one replica")
 
     @model_validator(mode="after")
     def _min_is_at_most_max(self) -> "Replicas":
-        if self.min_replicas > self.max_replicas:
+        if self.max_replicas is not None and self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
         return self
 
@@ -90,14 +89,28 @@ class Replicas(_Section):
 class EmbedderSettings(Replicas):
     """The deployment that runs the model."""
 
-    num_cpus: float = Field(0.8, gt=0.0, description="CPUs of one replica; intra-op threads follow it, at least one")
+    min_replicas: int = Field(1, ge=0, description="replicas that are always there; 0: the first request waits for one")
+    target_drain_s: float = Field(1.0, gt=0.0, description="seconds in which the tokens that wait should be done")
+    target_busy: float = Field(0.8, gt=0.0, le=1.0, description="share of the time in which one should be at work")
+    num_cpus: float | None = Field(
+        None,
+        gt=0.0,
+        description="CPUs that Ray reserves for one; intra-op threads follow it, at least one; default: up to 1",
+    )
+    num_gpus: float | None = Field(
+        None, ge=0.0, description="share of a GPU that Ray reserves for one; default: 0.33 where there are GPUs"
+    )
     num_threads: int | None = Field(None, ge=1, description="intra-op threads of one replica; default: from num_cpus")
-    target_ongoing_requests: float = Field(4.0, gt=0.0, description="calls in progress that one replica is sized for")
 
 
 class StoreSettings(Replicas):
     """The deployment that keeps the memories, and the log behind it."""
 
+    min_replicas: int = Field(1, ge=1, description="replicas that are always there")
+    target_ongoing_requests: float = Field(
+        4.0, gt=0.0, description="calls that one replica has in hand; its one worker thread is then busy for 80 %"
+    )
+    num_cpus: float = Field(0.1, gt=0.0, description="CPUs that Ray reserves for one replica; not a limit")
     url: str = Field(
         "sqlite:///data/memserve.db",
         description="`sqlite:///path`, `postgresql+psycopg://...`, or `memory://` (thrown away at the end)",
@@ -117,7 +130,9 @@ class StoreSettings(Replicas):
 class GatewaySettings(Replicas):
     """The HTTP ingress and the handle."""
 
+    min_replicas: int = Field(1, ge=1, description="replicas that are always there")
     target_ongoing_requests: float = Field(64.0, gt=0.0, description="requests in progress that one replica serves")
+    num_cpus: float = Field(0.1, gt=0.0, description="CPUs that Ray reserves for one replica; not a limit")
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest request body; past it 413")
     embed_calls_in_flight: int | None = Field(
         None, ge=1, description="calls to the embedder at once; default: for each replica it may have 1, on a GPU 2"

@@ -40,7 +40,7 @@ def test_unknown_keys_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> No
 def test_wrong_values_name_their_key() -> None:
     assert refusal({"model": {"device": "gpu"}}).startswith("model.device: ")
     assert refusal({"queue": {"max_batch_size": 0}}).startswith("queue.max_batch_size: ")
-    assert refusal({"gateway": {"min_replicas": 3}}) == "gateway: min_replicas 3 is above max_replicas 1"
+    assert refusal({"store": {"min_replicas": 3, "max_replicas": 2}}) == "store: min_replicas 3 is above max_replicas 2"
     assert refusal({"model": {"provider": "openai"}}) == "model: provider `openai` needs model.base_url"
 
 
