@@ -3,17 +3,18 @@
 Everything in an encoder but its attention works token by token, so a batch of mixed lengths costs what its real tokens
 cost. The model's own modules run; only the function that its attention layers call is exchanged, through the interface
 that transformers has for it. On CUDA in half precision that function is torch's variable-length flash attention; on CPU
-it is one dense attention for each length that occurs in the batch.
+it is one dense attention for each length that occurs in the batch, or, in half precision, for each multiple of `TILE`.
 
 Whether a model gives the same vectors so is not guessed: LocalModel runs a few texts both ways and compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,14 +25,35 @@ from transformers.masking_utils import sdpa_mask
 from deployments.embedding.model import Tokens
 
 IMPLEMENTATION = "memserve_unpadded"
+# Half-precision attention on CPU takes half as long where a length is a multiple of the matrix units' 16 rows: there,
+# and there alone, texts are padded to it.
+TILE = 16
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class Tile(NamedTuple):
+    """Texts that are padded to one length for their attention.
+
+    Attributes:
+        texts: how many.
+        width: the length, in tokens.
+        taken: (texts * width,) int64, the token in each place; any in a padded one.
+        seen: (texts, 1, 1, width) bool, the places that are not padded; None where none is.
+        kept: (tokens,) int64, the places that are not padded.
+    """
+
+    texts: int
+    width: int
+    taken: torch.Tensor
+    seen: torch.Tensor | None
+    kept: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Where the texts of a batch lie.
 
     Attributes:
-        runs: (first token, texts, length) of each run of texts of one length, in order.
+        runs: (first token, texts, length) of each run of texts of one length, in order, shortest first.
         bounds: (texts + 1,) int32 on the device, where each text begins and ends.
         longest: tokens of the longest text.
     """
@@ -39,6 +61,23 @@ class Layout:
     runs: tuple[tuple[int, int, int], ...]
     bounds: torch.Tensor
     longest: int
+
+    @cached_property
+    def tiles(self) -> list[Tile]:
+        """The texts by their lengths, rounded up to a multiple of `TILE`; in order."""
+        lengths = np.repeat([length for _, _, length in self.runs], [texts for _, texts, _ in self.runs])
+        starts = np.cumsum(lengths) - lengths
+        widths = -(-lengths // TILE) * TILE
+        tiles = []
+        for width in np.unique(widths).tolist():
+            of_tile = widths == width
+            places = np.arange(width)
+            real = places < lengths[of_tile, None]  # (texts, width)
+            taken = starts[of_tile, None] + np.minimum(places, lengths[of_tile, None] - 1)
+            seen = None if real.all() else torch.from_numpy(real)[:, None, None]
+            kept = torch.from_numpy(np.flatnonzero(real))
+            tiles.append(Tile(len(real), width, torch.from_numpy(taken.ravel()), seen, kept))
+        return tiles
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,17 +252,54 @@ def attend(
             **unusual,
         )
         return cast(torch.Tensor, mixed)[None], None
-    parts = []
+    how = {"scale": scaling, "is_causal": is_causal, "enable_gqa": grouped}
+    by_tile = query.dtype != torch.float32 and len(layout.runs) > 2  # fewer calls are not worth the padding
+    parts = list((_by_tile if by_tile else _by_run)(query, key, value, layout, reach, **how))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+
+
+def _by_run(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    reach: int | None,
+    **how: Any,
+) -> Iterator[torch.Tensor]:
+    """(tokens, heads, head_dim) of each run of texts of one length."""
     for start, texts, length in layout.runs:
         end = start + texts * length
         # (1, heads, texts * length, head_dim) -> (texts, heads, length, head_dim), views
         q, k, v = (one[0, :, start:end].unflatten(1, (texts, length)).transpose(0, 1) for one in (query, key, value))
-        seen = None
-        if reach is not None and length > reach + 1:
-            near = torch.arange(length, device=query.device)
-            seen = (near[:, None] - near[None]).abs() <= reach
-        out = scaled_dot_product_attention(
-            q, k, v, attn_mask=seen, scale=scaling, is_causal=is_causal, enable_gqa=grouped
+        out = scaled_dot_product_attention(q, k, v, attn_mask=_near(length, reach), **how)
+        yield out.transpose(1, 2).flatten(0, 1)  # (texts * length, heads, head_dim)
+
+
+def _by_tile(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    reach: int | None,
+    **how: Any,
+) -> Iterator[torch.Tensor]:
+    """(tokens, heads, head_dim) of each tile."""
+    flat = [one[0].transpose(0, 1) for one in (query, key, value)]  # (tokens, heads, head_dim)
+    for tile in layout.tiles:
+        q, k, v = (
+            one.index_select(0, tile.taken).unflatten(0, (tile.texts, tile.width)).transpose(1, 2) for one in flat
         )
-        parts.append(out.transpose(1, 2).flatten(0, 1))  # (texts * length, heads, head_dim)
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+        mask = _near(tile.width, reach)
+        if tile.seen is not None and not how["is_causal"]:  # what pads is behind a text: causal tokens see none
+            mask = tile.seen if mask is None else tile.seen & mask
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, **how)
+        out = out.transpose(1, 2).flatten(0, 1)  # (texts * width, heads, head_dim)
+        yield out if tile.seen is None else out.index_select(0, tile.kept)
+
+
+def _near(length: int, reach: int | None) -> torch.Tensor | None:
+    """(length, length) bool, which tokens see each other; None where all do."""
+    if reach is None or length <= reach + 1:
+        return None
+    places = torch.arange(length)
+    return (places[:, None] - places[None]).abs() <= reach
