@@ -107,7 +107,7 @@ class Batcher(Generic[Item, Result]):
             far away they keep it fed; with less waiting they would only split what could travel together.
         clock: seconds, monotonic.
 
-    `in_flight`, `budget`, `max_queued` may be changed while it runs (`reconfigure`).
+    `in_flight`, `budget`, `max_queued`, `prefetch`, `prefetch_at` may be changed while it runs (`reconfigure`).
     """
 
     def __init__(
@@ -128,8 +128,6 @@ class Batcher(Generic[Item, Result]):
         self._cost = cost
         self._select = select
         self._bisect = bisect
-        self._prefetch = prefetch
-        self._prefetch_at = prefetch_at
         self._clock = clock
         self._waiting: list[Waiting[Item]] = []
         self._tasks: set[asyncio.Task[list[object]]] = set()
@@ -140,15 +138,21 @@ class Batcher(Generic[Item, Result]):
         self._drained_cost = 0.0
         self._drain_s = 0.0
         self._last_finish = clock()
-        self.reconfigure(in_flight=in_flight, budget=budget, max_queued=max_queued)
+        self.reconfigure(
+            in_flight=in_flight, budget=budget, max_queued=max_queued, prefetch=prefetch, prefetch_at=prefetch_at
+        )
 
-    def reconfigure(self, *, in_flight: int, budget: int, max_queued: int | None = None) -> None:
+    def reconfigure(
+        self, *, in_flight: int, budget: int, max_queued: int | None = None, prefetch: int = 0, prefetch_at: int = 1
+    ) -> None:
         """Change the limits. What is running or admitted stays; the next batch sees the new ones."""
         if in_flight < 1 or budget < 1:
             raise ValueError("in_flight and budget must be at least 1")
         self.in_flight = in_flight
         self.budget = budget
         self.max_queued = max_queued
+        self._prefetch = prefetch
+        self._prefetch_at = prefetch_at
         if self._waiting:
             self._schedule_pump()
 

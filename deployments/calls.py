@@ -97,6 +97,18 @@ class EmbedderCalls:
             prefetch_at=call_tokens // 4,
         )
 
+    def reconfigure(self, *, in_flight: int, call_tokens: int, max_queued_tokens: int, cache_bytes: int) -> None:
+        """Change what the constructor was given, while calls wait and travel."""
+        self._call_tokens = call_tokens
+        self.batcher.reconfigure(
+            in_flight=in_flight,
+            budget=call_tokens,
+            max_queued=max_queued_tokens,
+            prefetch=in_flight,
+            prefetch_at=call_tokens // 4,
+        )
+        self.cache.resize(cache_bytes)
+
     async def _call(self, requests: list[EmbedRequest]) -> Sequence[EmbedResult | Exception]:
         reply: list[EmbedResult | Exception] = await resilient(lambda: self._handle.embed.remote(requests), "embedder")
         return reply
@@ -108,9 +120,9 @@ class EmbedderCalls:
         assert self._info is not None
         return self._info
 
-    async def probe(self) -> None:
-        """Have a text embedded, past the cache. Raises what is wrong."""
-        await self.batcher.submit(EmbedRequest(["ready?"]))
+    async def ping(self) -> None:
+        """Ask an embedder whether it is there, past its queue. Raises what is wrong."""
+        await resilient(self._handle.info.remote, "embedder")
 
     async def embed(
         self,
@@ -258,6 +270,10 @@ class StoreCalls:
         self._searches: list[Batcher[Search, SearchResult]] = [
             Batcher(self._searcher(warm), in_flight=2, budget=64) for warm in self._by_partition
         ]
+
+    def reconfigure(self, *, append_in_flight: int, append_memories: int) -> None:
+        """Change what the constructor was given, while calls wait and travel."""
+        self._appends.reconfigure(in_flight=append_in_flight, budget=append_memories)
 
     async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | StoreError]:
         return await self.run(Memories.append_together, calls)

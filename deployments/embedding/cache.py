@@ -80,6 +80,14 @@ class VectorCache:
             self.bytes -= old.vector.nbytes + _ENTRY_BYTES
         self._entries[key] = entry
         self.bytes += size
+        self._evict()
+
+    def resize(self, max_bytes: int) -> None:
+        """Keep at most so many bytes from now on."""
+        self.max_bytes = max_bytes
+        self._evict()
+
+    def _evict(self) -> None:
         while self.bytes > self.max_bytes:
             _, evicted = self._entries.popitem(last=False)
             self.bytes -= evicted.vector.nbytes + _ENTRY_BYTES
