@@ -69,6 +69,7 @@ def _options(replicas: EmbedderSettings | GatewaySettings | StoreSettings) -> di
         "graceful_shutdown_timeout_s": 20.0,
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "max_surge_percent": MAX_SURGE_PERCENT,
+        "user_config": {},  # so that `reconfigure` is called, too, when the config file has it no more
         "autoscaling_config": AutoscalingConfig(
             min_replicas=replicas.min_replicas,
             max_replicas=replicas.max_replicas,

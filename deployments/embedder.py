@@ -5,7 +5,8 @@ told to. The engine behind it owns batching: what arrives while the device is bu
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
 from ray import serve
@@ -14,6 +15,7 @@ from deployments.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, BusyTime
 from deployments.embedding.engine import EmbedRequest, EmbedResult, Engine
 from deployments.embedding.load import load_model
 from deployments.embedding.model import ModelInfo
+from deployments.live import Live
 from deployments.metrics import EmbedderMetrics
 from deployments.settings import Settings
 
@@ -40,8 +42,19 @@ class Embedder:
             on_batch=self._metrics.batch,
         )
         await self._engine.warm_up()
-        self._intake.set_max_batch_size(settings.queue.max_batch_size)
-        self._intake.set_batch_wait_timeout_s(settings.queue.batch_wait_s)
+        self._live = Live(settings, "Embedder")
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Serve calls this after the constructor and whenever `user_config` has changed."""
+        if self._live.take(user_config):
+            queue = self._live.settings.queue
+            self._intake.set_max_batch_size(queue.max_batch_size)
+            self._intake.set_batch_wait_timeout_s(queue.batch_wait_s)
+            self._engine.reconfigure(
+                max_batch_tokens=queue.max_batch_tokens,
+                forwards_in_flight=queue.forwards_in_flight,
+                max_queued_tokens=queue.max_queued_tokens,
+            )
 
     async def embed(self, call: EmbedCall) -> EmbedReply:
         """Embed the requests of one call; each gets its own result or its own error."""

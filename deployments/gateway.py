@@ -9,7 +9,7 @@ import asyncio
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from deployments.calls import EmbedderCalls, StoreCalls
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, Truncate
 from deployments.errors import InvalidRequest, MemserveError, Unavailable
+from deployments.live import Live
 from deployments.routes import build_api
 from deployments.settings import EmbedderSettings, Settings
 from deployments.transfer import Piece, export_pieces, import_pieces, one_line
@@ -32,7 +33,7 @@ from store import NewMemory as StoredMemory
 from store import Store as Memories
 
 TENANT = "default"
-READY_TIMEOUT_S = 5.0
+READY_TIMEOUT_S = 1.5  # "no" is the answer within two seconds
 
 Fields = dict[str, Any]
 Rows = list[Fields]  # the class has a `list` of its own
@@ -44,7 +45,7 @@ class Gateway:
 
     def __init__(self, settings: Settings, embedder: DeploymentHandle, store: DeploymentHandle) -> None:
         options = settings.gateway
-        self.max_body_bytes = options.max_body_bytes
+        self._live = Live(settings, "Gateway")
         self._embedder = EmbedderCalls(
             embedder,
             in_flight=options.embed_calls_in_flight or _calls_in_flight(settings.embedder),
@@ -60,6 +61,26 @@ class Gateway:
         )
         self._metrics = metrics.GatewayMetrics(self._embedder.cache)
         self.vectors = Vectors(self._embedder, self._metrics)
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Serve calls this after the constructor and whenever `user_config` has changed."""
+        if self._live.take(user_config):
+            settings = self._live.settings
+            options = settings.gateway
+            self._embedder.reconfigure(
+                in_flight=options.embed_calls_in_flight or _calls_in_flight(settings.embedder),
+                call_tokens=options.embed_call_tokens,
+                max_queued_tokens=options.max_queued_tokens,
+                cache_bytes=settings.cache.max_bytes,
+            )
+            self._store.reconfigure(
+                append_in_flight=options.append_calls_in_flight, append_memories=options.append_call_memories
+            )
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest request body that is read."""
+        return self._live.settings.gateway.max_body_bytes
 
     # Serve calls this after the constructor and serves what it returns (ray.serve.ingress without an app).
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -312,17 +333,26 @@ class Gateway:
         return {"imported": done.imported, "unchanged": done.unchanged}
 
     async def check_ready(self) -> None:
-        """Embed a text and read the log. Raises Unavailable with what is missing."""
-        missing = []
-        for name, check in (("embedder", self._embedder.probe), ("store", self._store.ping)):
+        """Ask an embedder and a store whether they are there. Raises Unavailable with what is missing.
+
+        Embedders that may be none (`min_replicas: 0`) are not asked: a request will start one, a probe must not.
+        """
+        checks = {"store": self._store.ping}
+        if self._live.settings.embedder.min_replicas > 0:
+            checks["embedder"] = self._embedder.ping
+
+        async def missing(name: str, check: Callable[[], Awaitable[None]]) -> str | None:
             try:
                 await asyncio.wait_for(check(), READY_TIMEOUT_S)
             except TimeoutError:
-                missing.append(f"{name}: no answer within {READY_TIMEOUT_S:g} s")
+                return f"{name}: no answer within {READY_TIMEOUT_S:g} s"
             except (MemserveError, StoreError) as error:
-                missing.append(f"{name}: {error}")
-        if missing:
-            raise Unavailable(f"Not ready. {'; '.join(missing)}", None, "not_ready")
+                return f"{name}: {error}"
+            return None
+
+        found = await asyncio.gather(*(missing(*check) for check in sorted(checks.items())))
+        if reasons := [reason for reason in found if reason]:
+            raise Unavailable(f"Not ready. {'; '.join(reasons)}", None, "not_ready")
 
     async def _fields(self, path: tuple[str, str], given: Fields) -> Fields:
         """The changes as the store takes them: a new text with its vector; one that is there already as a version."""

@@ -1,12 +1,12 @@
 """The Settings of one memserve: nested, frozen, checked once in the builder; an unknown key is refused by its name.
 
 `args:` of serve_config.yaml win; an environment variable fills what they leave out (`MEMSERVE_MODEL__NAME`, two
-underscores for one level); the defaults below fill the rest. Pure code never sees this module: it takes plain
-arguments.
+underscores for one level); the defaults below fill the rest. Some can be changed while it runs, by `user_config:` of a
+deployment (LIVE). Pure code never sees this module: it takes plain arguments.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,29 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "MEMSERVE_"
+
+# What `user_config:` may set, by deployment.
+LIVE = {
+    "Embedder": {
+        "log_level",
+        "queue.max_batch_size",
+        "queue.batch_wait_s",
+        "queue.max_batch_tokens",
+        "queue.forwards_in_flight",
+        "queue.max_queued_tokens",
+    },
+    "Gateway": {
+        "log_level",
+        "cache.max_bytes",
+        "gateway.max_body_bytes",
+        "gateway.embed_calls_in_flight",
+        "gateway.embed_call_tokens",
+        "gateway.append_calls_in_flight",
+        "gateway.append_call_memories",
+        "gateway.max_queued_tokens",
+    },
+    "Store": {"log_level", "store.index_budget_bytes"},
+}
 
 
 class _Section(BaseModel):
@@ -155,6 +178,9 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] | None = Field(
+        None, description="of the deployments' logs; default: that of `logging_config`"
+    )
     model: ModelSettings = ModelSettings()
     queue: QueueSettings = QueueSettings()
     cache: CacheSettings = CacheSettings()
@@ -187,6 +213,35 @@ def explain(error: ValidationError) -> str:
 def load(args: Mapping[str, Any]) -> Settings:
     """Settings from `args:`, the environment and the defaults. Raises pydantic's ValidationError."""
     return Settings.model_validate(dict(args))
+
+
+def live(settings: Settings, deployment: str, user_config: Mapping[str, Any] | None) -> Settings:
+    """Settings with what a deployment's `user_config:` changes, written as in `args:`.
+
+    Raises:
+        ValueError: one line that names the first wrong one by its path.
+    """
+    values = settings.model_dump()
+    for path, value in _paths(user_config or {}):
+        if path not in LIVE[deployment]:
+            raise ValueError(f"user_config of {deployment}: {path}: not a setting that it can change while it runs")
+        *sections, name = path.split(".")
+        section = values
+        for step in sections:
+            section = section[step]
+        section[name] = value
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"user_config of {deployment}: {explain(error)}") from error
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def absolute_log_url(url: str, base: Path) -> str:

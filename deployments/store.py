@@ -8,12 +8,13 @@ now and then under load.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.live import Live
 from deployments.settings import Settings
 from store import IndexOptions, StoreError
 from store import Store as Memories
@@ -36,6 +37,7 @@ class Store:
     async def __init__(self, settings: Settings, embedder: DeploymentHandle) -> None:  # type: ignore[misc]
         info = await embedder.info.remote()
         options = settings.store
+        self._live = Live(settings, "Store")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._waiting = 0
         self._memories = await self._run(
@@ -52,6 +54,13 @@ class Store:
             )
         )
         self._tending = asyncio.create_task(self._tend())
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Serve calls this after the constructor and whenever `user_config` has changed."""
+        if self._live.take(user_config):
+            resident = self._memories.resident
+            resident.budget_bytes = self._live.settings.store.index_budget_bytes
+            await self._run(resident.trim)
 
     async def _run(self, job: Callable[[], Answer]) -> Answer:
         self._waiting += 1
