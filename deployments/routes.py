@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, Response
 
 from deployments import routes_embeddings, routes_memories, routes_users
-from deployments.http import api_skeleton, document_bodies, json_response
+from deployments.http import api_skeleton, call_directly, document_bodies, json_response
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -21,6 +21,7 @@ def build_api(gateway: Gateway, on_error: Callable[[Exception], None]) -> FastAP
     routes_memories.add_memories(api, gateway)
     routes_users.add_users(api, gateway)
     _add_operations(api, gateway)
+    call_directly(api)
     document_bodies(api, [*routes_embeddings.BODIES, *routes_memories.BODIES])
     return api
 
