@@ -8,6 +8,7 @@ CONFIG ?= serve_config.yaml
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.installed-bench
 
 .PHONY: serve test check bench clean
 
@@ -16,6 +17,10 @@ serve: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Throughput and latency here, in about 10 minutes: `make bench BENCH_ARGS=--quick` takes 2. See benchmarks/README.md.
+bench: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -31,4 +36,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@

@@ -1,28 +1,80 @@
-"""A closed-loop HTTP load generator: each client sends its next request when the last one is answered.
+"""An HTTP load generator in processes of its own: seeded, closed-loop or open-loop, one line of JSON.
 
-Runs in a process of its own (`python -m benchmarks.load --help`), seeded, and prints one line of JSON.
+    python -m benchmarks.load --job add --clients 64            # closed: a client sends when it has its last answer
+    python -m benchmarks.load --job add --rate 300              # open: Poisson arrivals, 300 a second, wait for nobody
+
+A closed loop slows down with its server, so its latencies are those of a queue that never grows (coordinated omission).
+In an open loop a request's latency counts from the moment it was due, whether or not it could be sent then, and what is
+still unanswered at the end counts with the time it has waited. Only requests answered with 2xx count as throughput.
 """
 
 import argparse
 import asyncio
 import json
+import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 
 import aiohttp
 import numpy as np
-import orjson
 import uvloop
 
-_WORDS = (Path(__file__).resolve().parent.parent / "tests" / "embedding" / "words.txt").read_text().split()
+from benchmarks.figures import percentiles_ms
+from benchmarks.workload import JOBS, USERS, Request, request_maker, seed_of, texts
+
+__all__ = ["Load", "Result", "Samples", "arrivals", "measure", "request_maker", "result_of", "texts"]
+
+HEADERS = {"content-type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Load:
+    """One run. `rate` requests a second make it an open loop; None leaves `clients` that wait for their answers."""
+
+    url: str = "http://127.0.0.1:8000"
+    job: str = "embed"
+    clients: int = 64
+    rate: float | None = None
+    size: int = 1
+    length: str = "short"
+    warm_s: float = 2.0
+    measure_s: float = 8.0
+    drain_s: float = 20.0
+    seed: int = 1
+    users: int = USERS
+    distinct: int | None = None
+    processes: int = 1
+
+
+@dataclass
+class Samples:
+    """What one process saw within the measured window."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    late_s: list[float] = field(default_factory=list)
+    requests: int = 0
+    texts: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "Samples") -> None:
+        self.latencies_s += other.latencies_s
+        self.late_s += other.late_s
+        self.requests += other.requests
+        self.texts += other.texts
+        self.errors += other.errors
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run: requests and texts a second, latencies in milliseconds, errors by status."""
+    """One run: answered requests and texts a second, latencies in milliseconds, errors by status.
+
+    `late_p99_ms` is how late the generator itself was in sending (open loop): where it is not small beside p50 the
+    generator is the limit, and the latencies are too high, never too low.
+    """
 
     requests_per_s: float
     texts_per_s: float
@@ -31,89 +83,161 @@ class Result:
     p99_ms: float
     requests: int
     errors: dict[str, int]
+    offered_per_s: float | None = None
+    late_p99_ms: float | None = None
 
 
-def texts(length: str, rng: random.Random) -> Iterator[str]:
-    """Endless texts, no two alike. `short`: 4 to 12 words; `mixed`: log-normal, 4 to 200 words, median 30."""
-    while True:
-        words = rng.randint(4, 12) if length == "short" else round(min(200, max(4, rng.lognormvariate(3.4, 0.9))))
-        yield " ".join(rng.choices(_WORDS, k=words - 1)) + f" {rng.randrange(10**6)}"
+def arrivals(rate: float, duration_s: float, seed: int) -> np.ndarray:
+    """Moments in [0, duration_s) of a Poisson process of `rate` a second, ascending."""
+    rng = np.random.default_rng(seed)
+    count = int(rate * duration_s + 10 * (rate * duration_s) ** 0.5 + 10)  # ten sigma: never too few
+    moments = np.cumsum(rng.exponential(1 / rate, count))
+    return moments[moments < duration_s]
 
 
-def request_maker(job: str, size: int, length: str, rng: random.Random) -> Callable[[], tuple[str, bytes]]:
-    """Path and body of the next request."""
-    source = texts(length, rng)
-
-    def embed() -> tuple[str, bytes]:
-        given = [next(source) for _ in range(size)] if size > 1 else next(source)
-        return "/v1/embeddings", orjson.dumps({"input": given, "encoding_format": "base64"})
-
-    def add() -> tuple[str, bytes]:
-        path = f"/v1/users/user-{rng.randrange(1000)}/memories"
-        if size == 1:
-            return path, orjson.dumps({"text": next(source)})
-        return path, orjson.dumps({"memories": [{"text": next(source)} for _ in range(size)]})
-
-    def search() -> tuple[str, bytes]:
-        return f"/v1/users/user-{rng.randrange(1000)}/memories/search", orjson.dumps({"query": next(source)})
-
-    return {"embed": embed, "add": add, "search": search}[job]
+async def send(session: aiohttp.ClientSession, request: Request) -> str | None:
+    """Send one request. Returns None where it was answered with 2xx, else what went wrong."""
+    try:
+        async with session.post(request.path, data=request.body, headers=HEADERS) as answer:
+            await answer.read()
+            return None if answer.status < 300 else str(answer.status)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return type(error).__name__
 
 
-async def closed_loop(
-    url: str, make: Callable[[], tuple[str, bytes]], *, clients: int, size: int, warm_s: float, measure_s: float
-) -> Result:
-    """Drive `url` with `clients` connections; what is answered before `warm_s` does not count."""
-    latencies: list[float] = []
-    errors: dict[str, int] = {}
-    started = time.perf_counter()
-    begin, end = started + warm_s, started + warm_s + measure_s
+async def closed_loop(session: aiohttp.ClientSession, make: Callable[[], Request], load: Load) -> Samples:
+    """`clients` connections, each with one request at a time; what is answered in the window counts."""
+    seen = Samples()
+    begin = time.perf_counter() + load.warm_s
+    end = begin + load.measure_s
 
-    async def client(session: aiohttp.ClientSession) -> None:
+    async def client() -> None:
         while (sent := time.perf_counter()) < end:
-            path, body = make()
-            async with session.post(path, data=body, headers={"content-type": "application/json"}) as answer:
-                await answer.read()
+            request = make()
+            error = await send(session, request)
             done = time.perf_counter()
-            if begin <= done < end:
-                if answer.status < 300:
-                    latencies.append(done - sent)
-                else:
-                    errors[str(answer.status)] = errors.get(str(answer.status), 0) + 1
+            if not begin <= done < end:
+                continue
+            if error is not None:
+                seen.errors[error] += 1
+            else:
+                seen.latencies_s.append(done - sent)
+                seen.requests += 1
+                seen.texts += request.texts
 
+    await asyncio.gather(*(client() for _ in range(load.clients)))
+    return seen
+
+
+async def open_loop(session: aiohttp.ClientSession, make: Callable[[], Request], load: Load) -> Samples:
+    """Requests at moments drawn beforehand; those due in the window count, from the moment they were due."""
+    assert load.rate is not None
+    seen = Samples()
+    moments = arrivals(load.rate, load.warm_s + load.measure_s, load.seed)
+    requests = [make() for _ in moments]  # made beforehand: making them must not make the sender late
+    started = time.perf_counter()
+    begin, end = started + load.warm_s, started + load.warm_s + load.measure_s
+
+    async def one(request: Request, due: float) -> None:
+        late = time.perf_counter() - due
+        error = "unanswered"
+        answered = False
+        try:
+            error = await send(session, request) or ""
+            answered = not error
+        finally:  # also where the drain was over and this was cancelled
+            done = time.perf_counter()
+            if due >= begin:
+                seen.late_s.append(late)
+                if answered:
+                    seen.latencies_s.append(done - due)
+                    seen.requests += done < end
+                    seen.texts += request.texts * (done < end)
+                else:
+                    seen.errors[error] += 1
+                    if error == "unanswered":
+                        seen.latencies_s.append(done - due)
+
+    tasks: list[asyncio.Task[None]] = []
+    for moment, request in zip(moments, requests, strict=True):
+        due = started + float(moment)
+        if (wait_s := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait_s)
+        tasks.append(asyncio.create_task(one(request, due)))
+    if tasks:
+        _, pending = await asyncio.wait(tasks, timeout=load.drain_s)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    return seen
+
+
+async def run(load: Load) -> Samples:
+    """One process's share of a load."""
+    make = request_maker(
+        load.job, load.size, load.length, random.Random(load.seed), users=load.users, distinct=load.distinct
+    )
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=300)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
-        await asyncio.gather(*(client(session) for _ in range(clients)))
-    milliseconds = np.array(latencies or [float("nan")]) * 1e3
-    p50, p90, p99 = (float(np.percentile(milliseconds, q)) for q in (50, 90, 99))
-    rate = len(latencies) / measure_s
-    return Result(rate, rate * size, p50, p90, p99, len(latencies), errors)
+    async with aiohttp.ClientSession(load.url, connector=connector, timeout=timeout) as session:
+        return await (closed_loop if load.rate is None else open_loop)(session, make, load)
+
+
+def shares(load: Load) -> list[Load]:
+    """What each of `processes` has to do: clients or rate divided, seeds apart."""
+    parts = []
+    for n in range(load.processes):
+        clients = load.clients // load.processes + (n < load.clients % load.processes)
+        rate = load.rate / load.processes if load.rate is not None else None
+        parts.append(replace(load, clients=clients, rate=rate, seed=seed_of(load.seed, n)))
+    return parts
+
+
+def run_alone(load: Load) -> Samples:
+    return uvloop.run(run(load))
+
+
+def result_of(load: Load, seen: Samples) -> Result:
+    """The figures of a run."""
+    return Result(
+        requests_per_s=seen.requests / load.measure_s,
+        texts_per_s=seen.texts / load.measure_s,
+        **percentiles_ms(seen.latencies_s),
+        requests=seen.requests,
+        errors=dict(seen.errors),
+        offered_per_s=load.rate,
+        late_p99_ms=percentiles_ms(seen.late_s)["p99_ms"] if load.rate is not None else None,
+    )
+
+
+def measure(load: Load) -> Result:
+    """Run a load, in as many processes as it asks for."""
+    if load.processes == 1:
+        return result_of(load, run_alone(load))
+    seen = Samples()
+    with ProcessPoolExecutor(load.processes, multiprocessing.get_context("spawn")) as pool:
+        for part in pool.map(run_alone, shares(load)):
+            seen.add(part)
+    return result_of(load, seen)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--job", choices=["embed", "add", "search"], default="embed")
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--size", type=int, default=1, help="texts of a request")
-    parser.add_argument("--length", choices=["short", "mixed"], default="short")
-    parser.add_argument("--warm-s", type=float, default=2.0)
-    parser.add_argument("--measure-s", type=float, default=8.0)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    make = request_maker(options.job, options.size, options.length, random.Random(options.seed))
-    result = uvloop.run(
-        closed_loop(
-            options.url,
-            make,
-            clients=options.clients,
-            size=options.size,
-            warm_s=options.warm_s,
-            measure_s=options.measure_s,
-        )
-    )
-    print(json.dumps(asdict(result)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain = Load()
+    parser.add_argument("--url", default=plain.url)
+    parser.add_argument("--job", choices=JOBS, default=plain.job)
+    parser.add_argument("--clients", type=int, default=plain.clients, help="closed loop: requests in progress")
+    parser.add_argument("--rate", type=float, help="requests a second: an open loop, and --clients means nothing")
+    parser.add_argument("--size", type=int, default=plain.size, help="texts of a request")
+    parser.add_argument("--length", default=plain.length, help="short, medium, mixed, or a number of words")
+    parser.add_argument("--users", type=int, default=plain.users)
+    parser.add_argument("--distinct", type=int, help="draw from so many texts again and again")
+    parser.add_argument("--processes", type=int, default=plain.processes, help="that share the load")
+    parser.add_argument("--warm-s", type=float, default=plain.warm_s)
+    parser.add_argument("--measure-s", type=float, default=plain.measure_s)
+    parser.add_argument("--drain-s", type=float, default=plain.drain_s, help="open loop: wait for answers at the end")
+    parser.add_argument("--seed", type=int, default=plain.seed)
+    print(json.dumps(asdict(measure(Load(**vars(parser.parse_args()))))))
 
 
 if __name__ == "__main__":

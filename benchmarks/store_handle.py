@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.serving import cpu
+from benchmarks.machine import cpu
 from benchmarks.store_bench import draw, fill
 from store import Store
 

@@ -1,0 +1,88 @@
+"""What a figure has to be read with: commit, processor, card, versions. Names no host."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("memserve", "ray", "torch", "sentence-transformers", "tokenizers", "hnswlib", "SQLAlchemy", "numpy")
+
+
+def cpu() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def gpus() -> list[str]:
+    """Names of the CUDA devices; torch is not imported, the driver is asked."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")[:-1]
+    except (OSError, subprocess.CalledProcessError):
+        return []
+
+
+def slug(cpu: str, cores: int, gpus: list[str]) -> str:
+    """A file name for a kind of machine: its card or its processor, and its cores."""
+    kind = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", (gpus[0] if gpus else cpu).lower())
+    count = f"{len(gpus)}x-" if len(gpus) > 1 else ""
+    return f"{count}{re.sub(r'[^a-z0-9]+', '-', kind).strip('-') or 'unknown'}-{cores}-cores"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def provenance(commit: str | None = None) -> dict[str, Any]:
+    """Commit, whether the tree differs from it (None: no git to ask), machine, versions, command line, load average.
+
+    Args:
+        commit: for a copy without git.
+    """
+    changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+    return {
+        "commit": commit or _git("rev-parse", "HEAD") or "unknown",
+        "dirty": None if commit or changed is None else bool(changed),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu(),
+        "cores": cores(),
+        "gpus": gpus(),
+        "load_average_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {package: found for package in PACKAGES if (found := _version(package))},
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+    }
+
+
+def stem(found: dict[str, Any]) -> str:
+    """`<machine>-<commit>`, and `-dirty` where the tree differed."""
+    name = f"{slug(found['cpu'], found['cores'], found['gpus'])}-{found['commit'][:8]}"
+    return f"{name}-dirty" if found["dirty"] else name

@@ -1,0 +1,120 @@
+"""A memserve to be measured: on a free port, its log in a folder that goes with it; its processes end with it."""
+
+import copy
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from benchmarks.machine import ROOT, cores, gpus
+
+START_WITHIN_S = 300.0
+END_WITHIN_S = 60.0
+
+Args = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where it answers, and what it said of itself when it was ready (model, device, dtype)."""
+
+    url: str
+    ready: dict[str, str]
+    folder: Path
+
+
+def replicas(count: int, **options: Any) -> Args:
+    """So many, always: what is measured must not grow or shrink meanwhile."""
+    return {"min_replicas": count, "max_replicas": count, **options}
+
+
+def profile(cores: int = cores(), gpus: int = len(gpus())) -> Args:
+    """Replicas that use a whole machine, the client included; their CPUs are memserve's own defaults.
+
+    On a CPU one embedder of one thread a core, less one core of eight for the rest. On GPUs two embedders a card, so
+    that one tokenises and copies while the other computes, and half of the cores for gateways: JSON, not the card, is
+    the limit there. One store: SQLite has one writer.
+    """
+    if gpus:
+        return {"embedder": replicas(2 * gpus), "gateway": replicas(max(1, cores // 2)), "store": replicas(1)}
+    embedders = max(1, cores if cores < 4 else cores - max(1, cores // 8))
+    return {"embedder": replicas(embedders), "gateway": replicas(max(1, cores // 8)), "store": replicas(1)}
+
+
+def merged(*parts: Mapping[str, Any]) -> Args:
+    """Settings put over each other, section by section; the later wins."""
+    whole: Args = {}
+    for part in parts:
+        for section, options in part.items():
+            whole.setdefault(section, {}).update(copy.deepcopy(dict(options)))
+    return whole
+
+
+def parse_args(text: str) -> Args:
+    """Settings from a command line: JSON, as `{"gateway": {"min_replicas": 4}}`."""
+    given = json.loads(text)
+    if not isinstance(given, dict) or not all(isinstance(options, dict) for options in given.values()):
+        raise ValueError("must be an object of sections")
+    return given
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def memserve(*args: Mapping[str, Any]) -> Iterator[Server]:
+    """Serve these settings. Writes are durable: SQLite on disk, synchronous FULL."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a benchmark that is told to end takes its servers along
+    with tempfile.TemporaryDirectory(prefix="memserve-bench-") as name:
+        folder = Path(name)
+        durable = {"store": {"url": f"sqlite:///{folder}/memserve.db", "synchronous": "FULL"}}
+        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+        config["applications"][0]["args"] = merged(durable, *args)
+        port = config["http_options"]["port"] = free_port()
+        (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
+        path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
+        environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PYTHONPATH": path}
+        command = [sys.executable, "-m", "deployments", "serve_config.yaml"]
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            yield Server(f"http://127.0.0.1:{port}", _wait(process, port, folder / "log"), folder)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(END_WITHIN_S)
+
+
+def _wait(process: "subprocess.Popen[bytes]", port: int, log: Path) -> dict[str, str]:
+    deadline = time.monotonic() + START_WITHIN_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if "memserve is ready" in log.read_text():
+            ready: dict[str, str] = httpx.get(f"http://127.0.0.1:{port}/health/ready", trust_env=False).json()
+            return ready
+        time.sleep(0.2)
+    raise SystemExit(f"memserve did not start:\n{log.read_text()[-2000:]}")
+
+
+def load(url: str, *arguments: object) -> dict[str, Any]:
+    """Run the load generator in a process of its own, and return what it says."""
+    command = [sys.executable, "-m", "benchmarks.load", "--url", url, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment)
+    if done.returncode:
+        raise SystemExit(f"the load generator failed:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result

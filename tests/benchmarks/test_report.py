@@ -1,0 +1,217 @@
+"""What the reports compute and how they say it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import report
+from benchmarks.figures import Growth, Spread, percentiles_ms, power_law, spread
+from benchmarks.machine import provenance, slug, stem
+from benchmarks.reference import BY_NAME, SERVERS, chosen
+from benchmarks.server import merged, parse_args, profile
+from benchmarks.suite import FULL, QUICK, most
+from deployments.settings import load
+from deployments.sizing import fit
+
+MACHINE = {
+    "commit": "0123456789abcdef",
+    "dirty": False,
+    "at": "2026-01-02T03:04:05+00:00",
+    "cpu": "A Processor",
+    "cores": 2,
+    "gpus": [],
+    "load_average_before": 0.1,
+    "versions": {"ray": "2.60.0"},
+    "command": "python -m benchmarks.suite",
+}
+
+
+def a_run(rate: float, **more: Any) -> dict[str, Any]:
+    latency = {"p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0, "late_p99_ms": 0.5}
+    return {"requests_per_s": rate, "texts_per_s": rate, "errors": {}, **latency, **more}
+
+
+def test_percentiles_are_milliseconds_and_nan_where_there_are_none() -> None:
+    found = percentiles_ms([n / 1000 for n in range(1, 102)])
+    assert found == pytest.approx({"p50_ms": 51.0, "p90_ms": 91.0, "p99_ms": 100.0})
+    assert all(math.isnan(value) for value in percentiles_ms([]).values())
+
+
+def test_spread_is_of_the_runs_that_have_a_value() -> None:
+    assert spread([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
+    assert spread([math.nan, 5.0]) == Spread(5.0, 5.0, 5.0)
+    assert math.isnan(spread([math.nan]).median)
+
+
+def test_a_power_law_is_found_exactly_and_through_noise() -> None:
+    x = [1e2, 1e3, 1e4, 1e5]
+    assert power_law(x, [3 * value**0.5 for value in x]) == pytest.approx(Growth(0.5, 3.0, 1.0))
+    assert power_law(x, [7.0] * 4) == pytest.approx(Growth(0.0, 7.0, 1.0), abs=1e-9)
+    noise = np.random.default_rng(1).lognormal(0, 0.1, 4)
+    fit = power_law(x, 2 * np.array(x) * noise)
+    assert fit.exponent == pytest.approx(1.0, abs=0.1)
+    assert fit.r_squared > 0.99
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (0.01234, "0.0123"), (1.5, "1.50"), (45.67, "45.7"), (1234.5, "1,234"), (math.nan, "-"), (None, "-")],
+)
+def test_numbers_have_three_digits(value: float | None, said: str) -> None:
+    assert report.number(value) == said
+
+
+def test_a_range_is_said_only_where_there_is_one() -> None:
+    assert report.ranged(Spread(2.0, 1.0, 3.0)) == "2.00 (1.00 to 3.00)"
+    assert report.ranged(Spread(2.0, 2.0, 2.0)) == "2.00"
+
+
+def test_errors_add_up_over_runs() -> None:
+    runs = [a_run(1, errors={"429": 2}), a_run(1, errors={"429": 3, "503": 1}), a_run(1)]
+    assert report.errors(runs) == "429: 5, 503: 1"
+    assert report.errors([a_run(1)]) == ""
+
+
+@pytest.mark.parametrize(
+    ("cpu", "cores", "gpus", "expected"),
+    [
+        ("Intel(R) Xeon(R) Processor", 2, [], "intel-xeon-2-cores"),
+        ("AMD EPYC 9R14 96-Core Processor", 16, [], "amd-epyc-9r14-96-core-16-cores"),
+        ("Intel(R) Xeon(R) CPU @ 2.20GHz", 4, [], "intel-xeon-4-cores"),
+        ("any", 16, ["NVIDIA H100 80GB HBM3"], "nvidia-h100-80gb-hbm3-16-cores"),
+        ("any", 16, ["NVIDIA L4"] * 2, "2x-nvidia-l4-16-cores"),
+        ("", 1, [], "unknown-1-cores"),
+    ],
+)
+def test_a_file_is_named_after_the_kind_of_machine(cpu: str, cores: int, gpus: list[str], expected: str) -> None:
+    assert slug(cpu, cores, gpus) == expected
+
+
+def test_provenance_names_what_ran_and_no_host() -> None:
+    import socket
+
+    found = provenance("abc")
+    assert (found["commit"], found["dirty"]) == ("abc", None)
+    assert {"ray", "torch", "numpy"} <= set(found["versions"])
+    assert socket.gethostname() not in json.dumps({**found, "command": ""})
+    assert stem({**MACHINE, "dirty": True}).endswith("-01234567-dirty")
+
+
+def suite_result() -> dict[str, Any]:
+    closed = [
+        {"job": "embed", "size": 1, "length": "short", "clients": n, "runs": [a_run(n * 10.0), a_run(n * 30.0)]}
+        for n in (1, 4)
+    ]
+    closed.append(
+        {"job": "embed", "size": 32, "length": "mixed", "clients": 4, "runs": [a_run(5.0, errors={"429": 7})]}
+    )
+    opened = [{"job": "embed", "share": 0.4, "rate": 32.0, "runs": [a_run(31.0)]}]
+    opened.append({"job": "embed", "share": 0.8, "rate": 64.0, "runs": [a_run(60.0)]})
+    plan = {"repeats": 2, "measure_s": 1.0}
+    return {"kind": "suite", **MACHINE, "plan": plan, "closed": closed, "open": opened}
+
+
+def test_the_suites_report_has_tables_plots_and_what_was_measured(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "machine-0123.json"
+    path.write_text(json.dumps(suite_result()))
+    written = report.write(path)
+    assert [file.name for file in written] == [
+        "machine-0123.md",
+        "machine-0123-concurrency.svg",
+        "machine-0123-open-loop.svg",
+    ]
+    said = written[0].read_text()
+    assert "commit 0123456789ab, 2026" in said
+    assert "| embed, 1 short | 4 | 80.0 (40.0 to 120) | 1.00 | 2.00 | 3.00 | none |" in said
+    assert "| embed, 32 mixed | 4 | 5.00 | 1.00 | 2.00 | 3.00 | 429: 7 |" in said
+    assert "| embed | 40% | 32.0 | 31.0 | 1.00 | 2.00 | 3.00 | 0.500 | none |" in said
+    drawn = written[1].read_text()
+    assert "Throughput" in drawn and "Latency, p99" in drawn
+    report.write(path)
+    assert written[1].read_text() == drawn  # the same result draws the same file
+
+
+def test_without_matplotlib_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "find_spec", lambda _: None)
+    path = tmp_path / "machine.json"
+    path.write_text(json.dumps(suite_result()))
+    (written,) = report.write(path)
+    assert "matplotlib is not installed" in written.read_text()
+    assert "svg" not in written.read_text()
+
+
+def test_growth_is_fitted_and_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [{"users": n, "search_ms": 0.5, "file_mb": n / 1000} for n in (100, 1000, 10_000)]
+    part = {"title": "Users", "x": "users", "figures": ["search_ms", "file_mb"], "rows": rows}
+    path = tmp_path / "growth.json"
+    path.write_text(json.dumps({"kind": "growth", **MACHINE, "parts": {"users": part}}))
+    said, drawn = (file.read_text() for file in report.write(path))
+    assert "| 10,000 | 0.500 | 10.0 |" in said
+    assert "| search_ms | +0.00 |" in said or "| search_ms | -0.00 |" in said
+    assert "| file_mb | +1.00 | 1.00 |" in said
+    assert "![Users](growth-users.svg)" in said
+    assert "file_mb: +1.00" in drawn
+
+
+def test_the_reference_table_puts_ratios_first(tmp_path: Path) -> None:
+    batch = BY_NAME["batch"]
+    scenario = {**vars(batch), "runs": [a_run(300.0), a_run(400.0)], "ratios": [15.0, 17.0]}
+    path = tmp_path / "reference.json"
+    path.write_text(json.dumps({"kind": "reference", **MACHINE, "scenarios": [scenario]}))
+    (written,) = report.write(path)
+    ratio = "| one batch of 50 | 13.16x | **16.0x** (15.0 to 17.0) | sequential |"
+    assert f"{ratio} 251 to 430 | 350 (300 to 400) | 1.00, 3.00 |" in written.read_text()
+
+
+def test_a_scenario_brings_what_its_ratio_is_taken_to() -> None:
+    assert [scenario.name for scenario in chosen(["queued"])] == ["unqueued", "queued"]
+    assert [scenario.name for scenario in chosen([])] == list(BY_NAME)
+    assert {scenario.server for scenario in BY_NAME.values()} == set(SERVERS)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_every_server_of_the_reference_has_settings_that_load(name: str) -> None:
+    settings = load(merged(profile(2, 0), SERVERS[name]))
+    assert settings.store.synchronous == "FULL"
+    assert settings.embedder.max_replicas == (2 if name == "several" else 1)
+    assert settings.queue.enabled is (name != "one, no queue")
+
+
+@pytest.mark.parametrize(("cores", "gpus"), [(2, 0), (4, 0), (8, 0), (16, 0), (4, 1), (8, 1), (16, 1), (64, 8)])
+def test_a_profile_fits_its_machine(cores: int, gpus: int) -> None:
+    settings = fit(load(profile(cores, gpus)), cores, gpus)
+    for part in (settings.embedder, settings.gateway, settings.store):
+        assert part.min_replicas == part.max_replicas
+    needed = sum(part.max_replicas * part.num_cpus for part in (settings.embedder, settings.gateway, settings.store))
+    assert needed <= cores
+    assert settings.embedder.max_replicas * settings.embedder.num_gpus <= gpus
+
+
+def test_settings_merge_by_section_and_come_from_json() -> None:
+    one = {"gateway": {"min_replicas": 1, "num_cpus": 0.2}}
+    assert merged(one, {"gateway": {"num_cpus": 0.5}, "store": {}}) == {
+        "gateway": {"min_replicas": 1, "num_cpus": 0.5},
+        "store": {},
+    }
+    assert one["gateway"]["num_cpus"] == 0.2
+    assert parse_args('{"cache": {"max_bytes": 0}}') == {"cache": {"max_bytes": 0}}
+    with pytest.raises(ValueError, match="object of sections"):
+        parse_args('{"cache": 1}')
+
+
+def test_plans_are_minutes_and_every_open_loop_has_its_closed_loop() -> None:
+    assert FULL.seconds < 10 * 60
+    assert QUICK.seconds < 2 * 60
+    for plan in (FULL, QUICK):
+        assert {one.job for one in plan.opens} <= {cell.job for cell in plan.cells if cell.size == 1}
+        assert len(set(plan.cells)) == len(plan.cells)
+
+
+def test_the_best_rate_is_of_single_short_texts() -> None:
+    assert most(suite_result()["closed"], "embed") == 80.0
