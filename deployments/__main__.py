@@ -1,4 +1,4 @@
-"""`python -m deployments [serve_config.yaml]`: Ray, HAProxy and the app on this machine, in the foreground.
+"""`python -m deployments [--check] [serve_config.yaml]`: Ray, HAProxy and the app on this machine, in the foreground.
 
 Guarantees: one line when the server answers; one line and exit 1, within seconds, when it cannot start; and when it
 ends, by Ctrl-C, by a signal or by an error, every process that it started has ended too.
@@ -32,7 +32,7 @@ from pydantic import ValidationError
 
 from deployments.embedding.load import resolve
 from deployments.errors import MemserveError
-from deployments.settings import ModelSettings, Settings, absolute_log_url, explain, load
+from deployments.settings import LIVE, ModelSettings, Settings, absolute_log_url, explain, live, load
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -65,9 +65,15 @@ def main(argv: list[str]) -> int:
     """Run until a signal. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deployments", description="Serve memserve on this machine.")
     parser.add_argument("config", nargs="?", default="serve_config.yaml", help="a Serve config file")
+    parser.add_argument("--check", action="store_true", help="only say whether the config file is right")
     arguments = parser.parse_args(argv)
+    path = Path(arguments.config)
     try:
-        plan = make_plan(Path(arguments.config))
+        if arguments.check:
+            read_config(path)
+            print(f"{path} is right")
+            return 0
+        plan = make_plan(path)
     except CannotStart as reason:
         print(f"memserve: {reason}", file=sys.stderr)
         return 1
@@ -75,7 +81,21 @@ def main(argv: list[str]) -> int:
 
 
 def make_plan(path: Path) -> Plan:
-    """Read and check a config file. Raises CannotStart."""
+    """Read and check a config file, and what it needs of this machine. Raises CannotStart."""
+    config, settings = read_config(path)
+    http = dict(config.get("http_options") or {})
+    host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
+    if not isinstance(port, int) or not 0 < port < 65_536:
+        raise CannotStart(f"{path}: http_options.port: {port!r} is no port")
+    if (reason := _cannot_listen(host, port)) is not None:
+        taken = reason.errno == errno.EADDRINUSE
+        what = "is taken by another process" if taken else f"cannot be listened on: {reason.strerror}"
+        raise CannotStart(f"{host}:{port} {what} (http_options in {path})")
+    return Plan(config, settings, host, port, _prepare_data(settings.store.url), _environment())
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
+    """A config file, checked. Raises CannotStart."""
     try:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -85,7 +105,8 @@ def make_plan(path: Path) -> Plan:
     try:
         (application,) = config["applications"]
         args = dict(application.get("args") or {})
-        http = dict(config.get("http_options") or {})
+        dict(config.get("http_options") or {})
+        user_configs = {one["name"]: one.get("user_config") for one in application.get("deployments") or []}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise CannotStart(
             f"{path}: needs exactly one entry under `applications:`, and mappings under its `args:` and `http_options:`"
@@ -97,14 +118,14 @@ def make_plan(path: Path) -> Plan:
         raise CannotStart(f"{path}: {explain(error)}") from error
     except MemserveError as error:
         raise CannotStart(str(error)) from error
-    host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
-    if not isinstance(port, int) or not 0 < port < 65_536:
-        raise CannotStart(f"{path}: http_options.port: {port!r} is no port")
-    if (reason := _cannot_listen(host, port)) is not None:
-        taken = reason.errno == errno.EADDRINUSE
-        what = "is taken by another process" if taken else f"cannot be listened on: {reason.strerror}"
-        raise CannotStart(f"{host}:{port} {what} (http_options in {path})")
-    return Plan(config, settings, host, port, _prepare_data(settings.store.url), _environment())
+    for name, user_config in user_configs.items():
+        try:
+            live(settings, name, user_config)
+        except KeyError as error:
+            raise CannotStart(f"{path}: deployments: there is no {name!r}, only {', '.join(sorted(LIVE))}") from error
+        except ValueError as error:
+            raise CannotStart(f"{path}: {error}") from error
+    return config, settings
 
 
 def _check_model(model: ModelSettings) -> None:

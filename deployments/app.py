@@ -1,22 +1,22 @@
-"""`build_app(settings)`: wraps, binds and wires the deployments. The only place with deployment options.
+"""`build_app(args)`: wraps, binds and wires the deployments. The only place with deployment options.
 
-Named by `import_path: deployments.app:build_app` in serve_config.yaml; Serve makes the Settings from `args:`.
+Named by `import_path: deployments.app:build_app` in serve_config.yaml, and called with its `args:`. Where they are
+wrong, `serve status` says so in one line, and what ran before runs on.
 """
-
-# No `from __future__ import annotations` here: Serve reads the builder's annotation to turn `args:` into Settings, and
-# hands a raw dict to a builder whose annotation is a string.
 
 from pathlib import Path
 from typing import Any
 
 import ray
+from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.exceptions import RayServeException
 
 from deployments.embedder import Embedder
 from deployments.gateway import Gateway
-from deployments.settings import EmbedderSettings, GatewaySettings, Settings, StoreSettings, absolute_log_url
+from deployments.settings import EmbedderSettings, GatewaySettings, StoreSettings, absolute_log_url, explain, load
 from deployments.sizing import fit
 from deployments.store import Store
 
@@ -33,8 +33,14 @@ LOOK_BACK_PERIOD_S = 5.0
 MAX_SURGE_PERCENT = 10
 
 
-def build_app(settings: Settings) -> Application:
+def build_app(args: dict[str, Any]) -> Application:
     """The application: Gateway (ingress) in front of Embedder and Store."""
+    try:
+        settings = load(args)
+    except ValidationError as error:
+        raise RayServeException(
+            explain(error)
+        ) from error  # of this one Serve shows the message, and does not try again
     url = absolute_log_url(settings.store.url, Path.cwd())
     settings = settings.model_copy(update={"store": settings.store.model_copy(update={"url": url})})
     there = ray.cluster_resources()

@@ -35,4 +35,5 @@ class Live:
         elif self._level is not None:
             logger.setLevel(self._level)
             self._level = None
+        logger.info("user_config taken: %s", user_config)
         return True

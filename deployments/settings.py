@@ -222,8 +222,9 @@ def live(settings: Settings, deployment: str, user_config: Mapping[str, Any] | N
         ValueError: one line that names the first wrong one by its path.
     """
     values = settings.model_dump()
+    allowed = LIVE[deployment]
     for path, value in _paths(user_config or {}):
-        if path not in LIVE[deployment]:
+        if path not in allowed:
             raise ValueError(f"user_config of {deployment}: {path}: not a setting that it can change while it runs")
         *sections, name = path.split(".")
         section = values

@@ -2,10 +2,13 @@
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from deployments.__main__ import main
 from deployments.live import Live
 from deployments.settings import LIVE, Settings, live, load
 from tests.local_app import LocalApp
@@ -107,3 +110,23 @@ async def test_a_store_takes_another_budget(app: LocalApp) -> None:
     assert await budget() == 1024**2
     await store.reconfigure({})
     assert await budget() == 1024**3
+
+
+@pytest.mark.parametrize(
+    ("deployments", "status", "says"),
+    [
+        ([{"name": "Embedder", "user_config": {"queue": {"batch_wait_s": 0.01}}}, {"name": "Store"}], 0, " is right\n"),
+        ([{"name": "Embedder", "user_config": {"queue": {"batch_wait": 1}}}], 1, "Embedder: queue.batch_wait: not a "),
+        ([{"name": "Embeder"}], 1, "deployments: there is no 'Embeder', only Embedder, Gateway, Store\n"),
+    ],
+)
+def test_a_config_file_is_checked_without_starting_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], deployments: list[dict[str, Any]], status: int, says: str
+) -> None:
+    path = tmp_path / "serve_config.yaml"
+    args = {"model": {"provider": "fake"}}
+    path.write_text(yaml.safe_dump({"applications": [{"args": args, "deployments": deployments}]}))
+    assert main(["--check", str(path)]) == status
+    said = capsys.readouterr()
+    assert says in said.out + said.err
+    assert str(path) in said.out + said.err
