@@ -44,7 +44,8 @@ class Embedder:
         await self._engine.warm_up()
         self._live = Live(settings, "Embedder")
 
-    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+    # Serve runs a method that is not async in a thread, away from the event loop that the queues belong to.
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve calls this after the constructor and whenever `user_config` has changed."""
         if self._live.take(user_config):
             queue = self._live.settings.queue

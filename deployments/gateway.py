@@ -62,7 +62,8 @@ class Gateway:
         self._metrics = metrics.GatewayMetrics(self._embedder.cache)
         self.vectors = Vectors(self._embedder, self._metrics)
 
-    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+    # Serve runs a method that is not async in a thread, away from the event loop that the queues belong to.
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve calls this after the constructor and whenever `user_config` has changed."""
         if self._live.take(user_config):
             settings = self._live.settings

@@ -84,13 +84,13 @@ async def test_a_gateway_takes_what_is_right_and_refuses_what_is_wrong(
         return len(app.model.texts) - before
 
     assert [await asked_for_anew() for _ in range(2)] == [1, 0]
-    app.gateway.reconfigure({"cache": {"max_bytes": 0}, "gateway": {"max_body_bytes": 1024}})
+    await app.gateway.reconfigure({"cache": {"max_bytes": 0}, "gateway": {"max_body_bytes": 1024}})
     assert [await asked_for_anew() for _ in range(2)] == [1, 1]
     assert (await app.http.post("/v1/embeddings", content=b" " * 1025)).status_code == 413
-    app.gateway.reconfigure({"cache": {"max_byts": 1_000_000}})
+    await app.gateway.reconfigure({"cache": {"max_byts": 1_000_000}})
     assert "refused, the settings stay as they are: user_config of Gateway: cache.max_byts" in caplog.text
     assert [await asked_for_anew() for _ in range(2)] == [1, 1]
-    app.gateway.reconfigure({})
+    await app.gateway.reconfigure({})
     assert [await asked_for_anew() for _ in range(2)] == [1, 0]
     assert (await app.http.post("/v1/embeddings", content=b" " * 1025)).status_code == 400
 
