@@ -55,7 +55,7 @@ class Replica:
         self.die_before: list[str] = []
         self.die_after: list[str] = []
 
-    def options(self, session_id: str) -> "Replica":
+    def options(self, session_id: str | None = None, **_: Any) -> "Replica":
         other = copy.copy(self)  # the lists are the same
         other.session = session_id
         return other

@@ -24,6 +24,9 @@ class Remote:
 class EmbedderHandle:
     """The Embedder deployment, in this process. `gate` holds calls back; `calls` counts their texts."""
 
+    def options(self, **_: str) -> "EmbedderHandle":
+        return self
+
     def __init__(self) -> None:
         self.engine = Engine(FakeModel(dim=8, max_tokens=16))
         self.gate = asyncio.Event()
