@@ -89,7 +89,7 @@ class BatchStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges and counters since the start, for metrics."""
+    """Gauges and counters since the start, for metrics. `queued_tokens` are those that wait to be tokenised, too."""
 
     queued_texts: int
     queued_tokens: int
@@ -369,7 +369,7 @@ class Engine:
         device = self._device
         return EngineStats(
             device.queued,
-            device.queued_cost,
+            device.queued_cost + self._tokeniser.queued_cost // _CHARACTERS_PER_TOKEN,
             device.running,
             self._forwards,
             self._texts,
