@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.cluster.elastic import Elastic
 from tests.cluster.server import Server
 
 # A driver that names a cluster's address must bring the token that the cluster asks for (~/.ray/auth_token).
@@ -30,6 +31,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("live"), LIVE_ARGS)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def elastic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elastic]:
+    """Another one, whose replicas come, go, change and die."""
+    server = Elastic(tmp_path_factory.mktemp("elastic"))
     server.start()
     yield server
     server.stop()

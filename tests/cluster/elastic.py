@@ -1,0 +1,238 @@
+"""A server whose replicas come, go, change and die; a driver to deploy to it, and load on it meanwhile."""
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import httpx
+import psutil
+import ray
+import yaml
+from ray import serve
+from ray.serve._private.api import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from tests.cluster.server import Server
+
+DEPLOYMENTS = ("Embedder", "Gateway", "Store")
+ARGS: dict[str, Any] = {
+    "model": {"provider": "fake", "name": "fake", "dim": 256},  # so many that no two words are alike by chance
+    "cache": {"max_bytes": 0},  # every text asks an embedder
+    "embedder": {"num_cpus": 0.15},
+}
+POLICY = {
+    "policy_function": "deployments.autoscaling:EmbedderPolicy",
+    "policy_kwargs": {"target_drain_s": 1.0, "target_busy": 0.8},
+}
+SETTLED_WITHIN_S = 90.0
+
+
+class Status(NamedTuple):
+    """Of the application, and (status, message) of each deployment."""
+
+    status: str
+    message: str
+    deployments: dict[str, tuple[str, str]]
+
+
+def _connect(address: str) -> None:
+    ray.init(address=address, namespace="serve", log_to_driver=False, logging_level="ERROR")
+
+
+def _deploy(config: dict[str, Any]) -> None:
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+
+
+def _status() -> Status:
+    application = serve.status().applications["memserve"]
+    return Status(
+        application.status.value,
+        application.message,
+        {name: (one.status.value, one.message) for name, one in application.deployments.items()},
+    )
+
+
+class Elastic(Server):
+    """One replica of each deployment, as many as `deploy` says, and never by the load."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, ARGS)
+        self._base: dict[str, Any] = yaml.safe_load(self.config.read_text())
+        self.config.write_text(yaml.safe_dump(self.changed()))
+
+    def changed(
+        self,
+        args: dict[str, Any] | None = None,
+        replicas: dict[str, int] | None = None,
+        user_configs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The config with more args, other numbers of replicas and other user_configs."""
+        application = {**self._base["applications"][0]}
+        application["args"] = {**ARGS, **(args or {})}
+        application["deployments"] = [
+            {
+                "name": name,
+                "autoscaling_config": {
+                    "min_replicas": (replicas or {}).get(name, 1),
+                    "max_replicas": (replicas or {}).get(name, 1) or 1,
+                    "upscale_delay_s": 0.0,
+                    "downscale_delay_s": 1.0,
+                    "metrics_interval_s": 1.0,
+                    "look_back_period_s": 3.0,
+                    **({"policy": POLICY} if name == "Embedder" else {}),
+                },
+                **({"user_config": user_configs[name]} if user_configs and name in user_configs else {}),
+            }
+            for name in DEPLOYMENTS
+        ]
+        return {**self._base, "applications": [application]}
+
+    def start(self) -> str:
+        """Start, wait for the ready line, and connect a driver."""
+        line = super().start()
+        context = multiprocessing.get_context("spawn")
+        self._driver = ProcessPoolExecutor(1, context, initializer=_connect, initargs=(self.ray_address(),))
+        return line
+
+    def stop(self, *args: int) -> int:
+        """End the driver and the server."""
+        self._driver.shutdown()
+        return super().stop(*args)
+
+    def deploy(self, **changes: Any) -> None:
+        """Hand Serve the config with these changes; `changed` takes them."""
+        self._driver.submit(_deploy, self.changed(**changes)).result(timeout=60)
+
+    def status(self) -> Status:
+        """What `serve status` shows."""
+        return self._driver.submit(_status).result(timeout=60)
+
+    def replicas(self, deployment: str) -> set[int]:
+        """Process ids of its replicas, those that start or end included."""
+        found = set()
+        for process in self.descendants():
+            try:
+                title = process.cmdline()[:1]
+            except psutil.Error:
+                continue
+            if title and title[0].startswith(f"ray::ServeReplica:memserve:{deployment}"):
+                found.add(process.pid)
+        return found
+
+    def settle(self, within_s: float = SETTLED_WITHIN_S) -> None:
+        """Wait until everything runs as it was deployed."""
+        until(lambda: self.status().status == "RUNNING", within_s)
+
+    def log(self, deployment: str) -> str:
+        """What the replicas of a deployment have logged so far."""
+        (session,) = {
+            Path(part.removeprefix("--session_dir="))
+            for process in self.descendants()
+            if process.name() == "raylet"
+            for part in process.cmdline()
+            if part.startswith("--session_dir=")
+        }
+        logs = sorted((session / "logs" / "serve").glob(f"replica_memserve_{deployment}_*.log"))
+        return "".join(log.read_text() for log in logs)
+
+
+def until(condition: Callable[[], bool], within_s: float) -> float:
+    """Wait for a condition. Returns the seconds that it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < within_s, "it never came"
+        time.sleep(0.1)
+    return time.monotonic() - started
+
+
+class Failure(NamedTuple):
+    """A request that was not answered as it should be; `kind` is a status or the name of a transport error."""
+
+    what: str
+    kind: str
+    retry_after: str | None
+    at_s: float
+
+
+class Load:
+    """Clients, each with a user of its own, that embed, add memories under ids, and search for what was acknowledged.
+
+    A client repeats what failed until it is answered. A wrong vector, or a memory that is not found, is in `wrong`.
+    """
+
+    def __init__(self, server: Server, name: str, clients: int = 4) -> None:
+        self._server = server
+        self._users = [f"{name}-{number}" for number in range(clients)]
+        self._threads = [threading.Thread(target=self._client, args=(user,)) for user in self._users]
+        self._end = threading.Event()
+        self.acknowledged: dict[str, list[str]] = {user: [] for user in self._users}
+        self.failures: list[Failure] = []
+        self.wrong: list[str] = []
+        self.answers = 0
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        before = self.answers
+        until(lambda: self.answers > before + len(self._users), 30.0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join(timeout=60)
+        assert not any(thread.is_alive() for thread in self._threads)
+        if kind is None:
+            self._check()
+
+    def _client(self, user: str) -> None:
+        vector = None
+        with self._server.client() as http:
+            while not self._end.is_set():
+                embedded = self._ask(http, "embed", "/v1/embeddings", {"input": f"the text of {user}"})
+                vector = vector or embedded["data"][0]["embedding"]
+                if embedded["data"][0]["embedding"] != vector:
+                    self.wrong.append(f"another vector for {user}")
+                number = len(self.acknowledged[user])
+                memory = {"id": f"m{number}", "text": f"memory-{number}-of-{user}"}
+                self._ask(http, "add", f"/v1/users/{user}/memories", memory)
+                self.acknowledged[user].append(memory["id"])
+                query = {"query": memory["text"], "top_k": 1}
+                found = self._ask(http, "search", f"/v1/users/{user}/memories/search", query)["results"]
+                if [one["id"] for one in found] != [memory["id"]]:
+                    self.wrong.append(f"{memory['id']} of {user} is not found, but {found}")
+
+    def _ask(self, http: httpx.Client, what: str, path: str, body: dict[str, Any]) -> Any:
+        while True:
+            try:
+                answer = http.post(path, json=body)
+            except httpx.TransportError as error:
+                self.failures.append(Failure(what, type(error).__name__, None, time.monotonic()))
+            else:
+                if answer.is_success:
+                    self.answers += 1
+                    return answer.json()
+                retry_after = answer.headers.get("retry-after")
+                self.failures.append(Failure(what, str(answer.status_code), retry_after, time.monotonic()))
+            time.sleep(0.05)
+
+    def _check(self) -> None:
+        """Every acknowledged memory is there, once."""
+        assert not self.wrong, self.wrong[:3]
+        with self._server.client() as http:
+            for user, acknowledged in self.acknowledged.items():
+                listed, cursor = [], None
+                while True:
+                    more = {"cursor": cursor} if cursor else {}
+                    page = http.get(f"/v1/users/{user}/memories", params={"limit": 100, **more}).json()
+                    listed += [memory["id"] for memory in page["memories"]]
+                    if (cursor := page["next_cursor"]) is None:
+                        break
+                assert sorted(listed) == sorted(acknowledged), user

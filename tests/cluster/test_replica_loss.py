@@ -1,0 +1,44 @@
+"""kill -9 of a replica under load: nothing wrong, nothing lost, readiness that tells the truth, and soon another."""
+
+import signal
+import time
+
+import httpx
+import psutil
+import pytest
+
+from tests.cluster.elastic import Elastic, Load, until
+
+TRUTH_WITHIN_S = 2.5  # two seconds, and what a loaded machine takes to say so
+BACK_WITHIN_S = 30.0
+
+
+def is_ready(http: httpx.Client) -> bool:
+    """Whether /health/ready says so; no answer in time says no, as it does to any prober."""
+    try:
+        return http.get("/health/ready", timeout=TRUTH_WITHIN_S).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("deployment", ["Embedder", "Store", "Gateway"])
+def test_a_replica_that_is_killed_under_load(elastic: Elastic, deployment: str) -> None:
+    (victim,) = elastic.replicas(deployment)
+    with elastic.client() as http, Load(elastic, f"loss-{deployment}") as load:
+        assert is_ready(http)
+        psutil.Process(victim).send_signal(signal.SIGKILL)
+        killed_at = time.monotonic()
+        ready = is_ready(http)
+        # The truth: not ready, unless another has come up meanwhile.
+        assert not ready or elastic.replicas(deployment) - {victim}
+        until(lambda: is_ready(http), BACK_WITHIN_S)
+        assert time.monotonic() - killed_at < BACK_WITHIN_S
+        answered = load.answers
+        until(lambda: load.answers > answered + 20, BACK_WITHIN_S)
+    assert victim not in elastic.replicas(deployment)
+    # What an embedder or a store had in hand is asked of the next one. What a gateway had in hand is lost with the
+    # connection, one request a client.
+    lost = [failure for failure in load.failures if failure.kind != "503"]
+    assert all(failure.retry_after for failure in load.failures if failure.kind == "503")
+    assert len(lost) <= (4 if deployment == "Gateway" else 0), lost
+    elastic.settle()
