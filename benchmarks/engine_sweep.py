@@ -1,7 +1,7 @@
 """Sweep the engine over token budgets, length mixes and threads, against `encode` on the same texts.
 
     PYTHONPATH=. python benchmarks/engine_sweep.py       # this machine's CPU, or its first GPU
-    benchmarks/engine_gpu.sh                             # tests and sweep for a host with a CUDA device
+    benchmarks/gpu.sh                                    # all that a GPU host is measured by
 
 Prints a table and writes JSON into benchmarks/results/. The reference and the engine take turns, and each figure is the
 best of the repeats: on a shared machine the best is what the code can do, the rest is what others left of the machine.

@@ -1,10 +1,14 @@
-"""What a figure has to be read with: commit, processor, card, versions. Names no host."""
+"""What a figure has to be read with: commit, processor, card, versions. Names no host.
+
+python -m benchmarks.machine    # prints it, and what is not installed
+"""
 
 import os
 import platform
 import re
 import subprocess
 import sys
+import tomllib
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,7 +86,18 @@ def provenance(commit: str | None = None) -> dict[str, Any]:
     }
 
 
+def missing() -> list[str]:
+    """What pyproject.toml lists and is not installed here."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [name for entry in listed if _version(name := re.split(r"[\[<>=;! ]", entry)[0]) is None]
+
+
 def stem(found: dict[str, Any]) -> str:
     """`<machine>-<commit>`, and `-dirty` where the tree differed."""
     name = f"{slug(found['cpu'], found['cores'], found['gpus'])}-{found['commit'][:8]}"
     return f"{name}-dirty" if found["dirty"] else name
+
+
+if __name__ == "__main__":
+    for key, value in {**provenance(), "not installed": missing() or "nothing that pyproject.toml lists"}.items():
+        print(f"{key}: {value}")

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.figures import Growth, Spread, percentiles_ms, power_law, spread
-from benchmarks.machine import provenance, slug, stem
+from benchmarks.machine import missing, provenance, slug, stem
 from benchmarks.reference import BY_NAME, SERVERS, chosen
 from benchmarks.server import merged, parse_args, profile
 from benchmarks.suite import FULL, QUICK, most
@@ -98,6 +98,7 @@ def test_provenance_names_what_ran_and_no_host() -> None:
     assert (found["commit"], found["dirty"]) == ("abc", None)
     assert {"ray", "torch", "numpy"} <= set(found["versions"])
     assert socket.gethostname() not in json.dumps({**found, "command": ""})
+    assert missing() == []
     assert stem({**MACHINE, "dirty": True}).endswith("-01234567-dirty")
 
 

@@ -1,0 +1,63 @@
+#!/bin/sh
+# All that a GPU run needs, from a copy of the repository: build, check, measure; a short table comes last.
+#
+#   benchmarks/gpu.sh [--device cuda|cpu] [--quick] [--model FOLDER] [--results DIR] [--commit SHA] [STEP ...]
+#
+# Steps, by default all in this order: build test engine serve suite replicas table. A host that lends little time at
+# once runs them one by one with the same --results; `table` reads what lies there. Nothing is installed: what
+# pyproject.toml lists must be importable (PYTHONPATH, PYTHON). --model names a sentence-transformers folder where the
+# model's package is not installed, --commit the commit where git is not. `--device cpu` takes every step in small
+# numbers on a machine without a card. The plots need matplotlib; `python -m benchmarks.report FILE.json` draws them later.
+set -eu
+cd "$(dirname "$0")/.."
+device=cuda results=benchmarks/results commit='' model=all-MiniLM-L6-v2 quick='' steps=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --device) device=$2; shift ;;
+        --results) results=$2; shift ;;
+        --commit) commit=$2; shift ;;
+        --model) model=$2; shift ;;
+        --quick) quick=1 ;;
+        build | test | engine | serve | suite | replicas | table) steps="$steps $1" ;;
+        *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    esac
+    shift
+done
+[ "$device" = cuda ] || quick=1
+PYTHON=${PYTHON:-python}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
+mkdir -p "$results"
+settings="{\"model\": {\"device\": \"$device\", \"name\": \"$model\"}}"
+set -- --results "$results" ${commit:+--commit "$commit"}
+
+for step in ${steps:-build test engine serve suite replicas table}; do
+    echo "== $step" >&2
+    case $step in
+        build)
+            [ "$device" = cpu ] || nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
+            "$PYTHON" -m compileall -q deployments store benchmarks
+            "$PYTHON" -m benchmarks.machine
+            "$PYTHON" -c "import ray.serve, hnswlib, torch; assert '$device' == 'cpu' or torch.cuda.is_available()"
+            ;;
+        test)
+            # A folder of the model's name in the working directory stands in for its package.
+            if [ -d "$model" ]; then ln -sfn "$model" all-MiniLM-L6-v2; trap 'rm -f all-MiniLM-L6-v2' EXIT; fi
+            if [ "$device" = cpu ]; then tests=tests/embedding/test_engine.py; else tests='-m gpu tests'; fi
+            # shellcheck disable=SC2086
+            "$PYTHON" -m pytest -p no:cacheprovider -rs $tests
+            ;;
+        engine)
+            "$PYTHON" -m benchmarks.gpu engine --device "$device" --model "$model" ${quick:+--texts 512 --repeats 2} "$@"
+            ;;
+        serve)
+            "$PYTHON" -m benchmarks.gpu serve --device "$device" --model "$model" \
+                ${quick:+--clients 16 64 --repeats 1 --measure-s 2} "$@"
+            ;;
+        suite) "$PYTHON" -m benchmarks.suite --quick --args "$settings" "$@" ;;
+        replicas)
+            "$PYTHON" -m benchmarks.growth --only replicas --args "$settings" --rounds ${quick:-3} \
+                --replicas "$([ "$device" = cpu ] && echo 1,2 || echo 1,2,4,8,16)" "$@"
+            ;;
+        table) "$PYTHON" -m benchmarks.gpu table "$results"/gpu-*.json ;;
+    esac
+done
