@@ -69,7 +69,7 @@ class Workload:
         memories: how many there are to be, about; more are deleted by a filter.
     """
 
-    def __init__(self, user: str, rng: random.Random, memories: int = 40) -> None:
+    def __init__(self, user: str, rng: random.Random, memories: int = 25) -> None:
         self.user = user
         self._rng = rng
         self._memories = memories

@@ -61,16 +61,17 @@ from tests.workload import DIM, Workload
 TENANT = "default"
 OPERATIONS = 10_000
 USERS = 4
-STORE_CLIENTS = 12
-HTTP_CLIENTS = 4
-MOVES = [(3, 2), (1, 1), (4, 2), (2, 1)]  # (stores, gateways), one after the other
+STORE_CLIENTS = 24
+HTTP_CLIENTS = 8
+CLIENTS_TOGETHER = 8  # whose calls are coalesced, as those of one gateway
+MOVES = [(3, 2), (1, 1), (4, 2), (2, 1), (3, 2)]  # (stores, gateways), one after the other
 MOVE_WITHIN_S = 40.0
 
 ARGS = {
     "model": {"provider": "fake", "name": "fake", "dim": DIM},
     "embedder": {"min_replicas": 1, "max_replicas": 1, "num_cpus": 0.1},
     # Users grow beyond the switch, so that exact and HNSW indexes, and what lies between, are met.
-    "store": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.05, "exact_below": 25},
+    "store": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.05, "exact_below": 15},
     "gateway": {"min_replicas": 1, "max_replicas": 1, "num_cpus": 0.05},
 }
 
@@ -83,10 +84,10 @@ class RandomlyRouted(StoreCalls):
 
 
 class OverHandle:
-    """A client of the Store deployment, as the gateway is one."""
+    """Clients of the Store deployment, as those of a gateway are."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._calls = RandomlyRouted(handle, partitions=64, append_in_flight=4, append_memories=64)
+        self._calls = RandomlyRouted(handle, partitions=64, append_in_flight=2, append_memories=64)
 
     async def perform(self, user: str, operation: Operation) -> Answer | None:
         """The answer; None where it is not known what became of the operation."""
@@ -268,8 +269,9 @@ async def _record(config: dict[str, Any], url: str, seed: int) -> list[Event]:
             history.append(Event(work.user, operation, answer, began, ended, name))
 
     async with httpx.AsyncClient(base_url=url, timeout=60.0, trust_env=False) as http:
+        stores = [OverHandle(handle) for _ in range(STORE_CLIENTS // CLIENTS_TOGETHER)]
         await asyncio.gather(
-            *(client(f"store client {n}", OverHandle(handle).perform) for n in range(STORE_CLIENTS)),
+            *(client(f"store client {n}", stores[n % len(stores)].perform) for n in range(STORE_CLIENTS)),
             *(client(f"http client {n}", OverHttp(http).perform) for n in range(HTTP_CLIENTS)),
         )
     await moving
