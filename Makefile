@@ -1,4 +1,4 @@
-# make serve | test | check | bench | clean. Each makes .venv on its first run, and installs again only when
+# make serve | test | check | bench | bench-peers | clean. Each makes .venv on its first run, and installs again only when
 # pyproject.toml or constraints.txt have changed.
 SHELL := /bin/bash
 # The first interpreter that runs and is 3.11 or 3.12.
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
 
-.PHONY: serve test check bench clean
+.PHONY: serve test check bench bench-peers clean
 
 serve: $(INSTALLED)
 	@exec $(BIN)/python -m deployments $(CONFIG)
@@ -22,13 +22,17 @@ test: $(INSTALLED)
 bench: $(BENCH_INSTALLED)
 	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
 
+# memserve beside what people use today, in about 25 minutes after the first installs: BENCH_ARGS=--quick takes 8.
+bench-peers: $(INSTALLED)
+	$(BIN)/python -m benchmarks.peers $(BENCH_ARGS)
+
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "memserve needs Python 3.11 or 3.12; set PYTHON=/path/to/python3" >&2; exit 1; }

@@ -1,0 +1,1 @@
+"""memserve beside what people use today: `make bench-peers`."""

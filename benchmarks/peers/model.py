@@ -1,0 +1,23 @@
+"""The model of the peers that have no loader of their own: SentenceTransformer and its `encode`."""
+
+from typing import Any
+
+import numpy as np
+
+
+class Encoder:
+    """`encode` of sentence-transformers on the CPU, with `threads` intra-op threads."""
+
+    def __init__(self, model: str, dtype: str, threads: int) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        torch.set_num_threads(threads)
+        self._model: Any = SentenceTransformer(
+            model, device="cpu", local_files_only=True, model_kwargs={"dtype": getattr(torch, dtype)}
+        )
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """(n, dim) float32, L2-normalised as the model's folder says."""
+        vectors: np.ndarray = self._model.encode(texts, convert_to_tensor=True, show_progress_bar=False).float().numpy()
+        return vectors

@@ -1,0 +1,123 @@
+"""Servers that stand up together and run one at a time.
+
+A server that waits for its turn is paused (SIGSTOP) with all its processes, so that it takes no time from the one that
+is measured: an idle Ray takes a few percent of a core, an idle LitServe without a timeout a whole one. `running()` lets
+one go on, waits until it answers, and pauses it again.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+START_WITHIN_S = 120.0
+ANSWER_WITHIN_S = 60.0
+END_WITHIN_S = 25.0
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONPATH": str(ROOT)}
+
+
+class DidNotStart(Exception):
+    """A server ended, or did not answer in time. The message is the last line it wrote."""
+
+
+class Server:
+    """One server with its processes, from start to stop."""
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        url: str,
+        probe: tuple[str, dict[str, object]],
+        variables: dict[str, str],
+        log: Path,
+    ) -> None:
+        """`probe`: path and body of a POST that succeeds once the server is ready."""
+        self.url = url
+        self._probe = probe
+        self._log = log
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **OFFLINE, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_until_ready(self, within_s: float = START_WITHIN_S) -> None:
+        """Raises DidNotStart."""
+        path, body = self._probe
+        deadline = time.monotonic() + within_s
+        said = "nothing"
+        with httpx.Client(base_url=self.url, timeout=within_s, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                try:
+                    answer = client.post(path, json=body)
+                    if answer.is_success:
+                        return
+                    said = f"{answer.status_code} {answer.text[:200]}"
+                except httpx.TransportError:
+                    if self._process.poll() is not None:
+                        raise DidNotStart(last_line(self._log.read_text(errors="replace"))) from None
+                time.sleep(0.1)
+        raise DidNotStart(f"not ready within {within_s:g} s; it answered: {said}")
+
+    def pause(self) -> None:
+        self._signal_all(signal.SIGSTOP)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Go on, answer, and pause again."""
+        self._signal_all(signal.SIGCONT)
+        try:
+            self.wait_until_ready(ANSWER_WITHIN_S)
+            yield
+        finally:
+            self.pause()
+
+    def end(self) -> None:
+        """Ask it to end, wait, and end what it left."""
+        family = self._family()
+        self._signal_all(signal.SIGCONT)
+        self._process.terminate()
+        try:
+            self._process.wait(END_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        alive = [process for process in family if process.is_running()]
+        for process in alive:
+            _signal(process, signal.SIGKILL)
+        psutil.wait_procs(alive, timeout=END_WITHIN_S)
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            first = psutil.Process(self._process.pid)
+            return [first, *first.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _signal_all(self, number: int) -> None:
+        for process in self._family():
+            _signal(process, number)
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def last_line(text: str) -> str:
+    """What went wrong, as a rule: the last line that is not empty."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")

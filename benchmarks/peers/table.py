@@ -1,0 +1,187 @@
+"""The peers: what each is, where it is installed, how it is started at its best settings on two cores.
+
+Settings are written as in a shell: variables first, then arguments. `best` are those that
+`python -m benchmarks.peers.tune` found fastest among `tried`.
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.peers.environments import python_of
+from benchmarks.server import merged, profile
+
+Job = Literal["embed", "add", "search", "vectors"]
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a server is started with."""
+
+    model: str
+    dtype: str
+    port: int
+    folder: Path
+    corpus: Path | None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`command` starts its server, the settings apart; the rest says what it is, and what it can do."""
+
+    key: str
+    title: str
+    jobs: frozenset[Job]
+    command: Callable[[Launch], list[str]]
+    environment: str | None = None
+    packages: tuple[str, ...] = ()
+    best: Mapping[str, str] = field(default_factory=lambda: {FLOAT32: "", BFLOAT16: ""})
+    tried: tuple[str, ...] = ()
+
+
+def split(settings: str) -> tuple[dict[str, str], list[str]]:
+    """Variables and arguments of a line such as `OMP_NUM_THREADS=1 --batch-size 64`."""
+    words = shlex.split(settings)
+    count = next((n for n, word in enumerate(words) if word.startswith("-") or "=" not in word), len(words))
+    return dict(word.split("=", 1) for word in words[:count]), words[count:]
+
+
+def memserve(launch: Launch) -> list[str]:
+    """With the settings of `make bench`, and without the cache."""
+    store = {"url": f"sqlite:///{launch.folder}/memserve.db", "synchronous": "FULL"}
+    model = {"name": launch.model, "dtype": launch.dtype}
+    args = merged(profile(), {"model": model, "cache": {"max_bytes": 0}, "store": store})
+    config: dict[str, Any] = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": launch.port},
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "applications": [
+            {"name": "memserve", "route_prefix": "/", "import_path": "deployments.app:build_app", "args": args}
+        ],
+    }
+    path = launch.folder / "serve_config.yaml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    return [str(python_of(None)), "-m", "deployments", str(path)]
+
+
+def module(name: str, environment: str | None) -> Callable[[Launch], list[str]]:
+    """Start benchmarks.peers.<name> in an environment."""
+
+    def command(launch: Launch) -> list[str]:
+        python = [str(python_of(environment)), "-m", f"benchmarks.peers.{name}"]
+        corpus = ["--corpus", str(launch.corpus)] if launch.corpus else []
+        return [*python, "--model", launch.model, "--dtype", launch.dtype, "--port", str(launch.port), *corpus]
+
+    return command
+
+
+def infinity(launch: Launch) -> list[str]:
+    program = str(python_of("infinity").with_name("infinity_emb"))
+    # Its BetterTransformer needs an optimum that is older than its transformers.
+    engine = ["--device", "cpu", "--engine", "torch", "--no-bettertransformer", "--dtype", launch.dtype]
+    where = ["--host", "127.0.0.1", "--port", str(launch.port), "--url-prefix", "/v1", "--log-level", "error"]
+    return [program, "v2", "--model-id", launch.model, *engine, *where]
+
+
+def chroma(launch: Launch) -> list[str]:
+    program = str(python_of("chroma").with_name("chroma"))
+    return [program, "run", "--host", "127.0.0.1", "--port", str(launch.port), "--path", str(launch.folder)]
+
+
+PEERS = (
+    Peer("memserve", "memserve", frozenset({"embed", "add", "search", "vectors"}), memserve),
+    Peer(
+        "plain-batch",
+        "plain `@serve.batch(32, 10 ms)` in Ray Serve",
+        frozenset({"embed"}),
+        module("plain_batch", None),
+        packages=("ray", "torch", "sentence-transformers"),
+        best={FLOAT32: "--replicas 2 --threads 1", BFLOAT16: "--replicas 2 --threads 1"},
+        tried=("--replicas 2 --threads 1", "--replicas 1 --threads 2", "--replicas 1 --threads 1"),
+    ),
+    Peer(
+        "lock",
+        "one model behind a lock in FastAPI",
+        frozenset({"embed"}),
+        module("lock", None),
+        packages=("fastapi", "torch", "sentence-transformers"),
+        best={FLOAT32: "--threads 2", BFLOAT16: "--threads 2"},
+        tried=("--threads 1", "--threads 2"),
+    ),
+    Peer(
+        "litserve",
+        "LitServe",
+        frozenset({"embed"}),
+        module("litserve", "litserve"),
+        environment="litserve",
+        packages=("litserve", "torch", "sentence-transformers"),
+        best={
+            FLOAT32: "--workers 2 --threads 1 --batch-timeout-s 0.01 --max-batch-size 32",
+            BFLOAT16: "--workers 2 --threads 1 --batch-timeout-s 0.01 --max-batch-size 32",
+        },
+        tried=(
+            "--workers 2 --threads 1 --batch-timeout-s 0.01 --max-batch-size 32",
+            "--workers 2 --threads 1 --batch-timeout-s 0.01 --max-batch-size 32 --fast-queue",
+            "--workers 2 --threads 1 --batch-timeout-s 0.002 --max-batch-size 32",
+            "--workers 2 --threads 1 --batch-timeout-s 0.03 --max-batch-size 64",
+            "--workers 1 --threads 1 --batch-timeout-s 0.01 --max-batch-size 64",
+            "--workers 1 --threads 2 --batch-timeout-s 0.01 --max-batch-size 64",
+            "--workers 1 --threads 1 --batch-timeout-s 0.002 --max-batch-size 64 --fast-queue",
+        ),
+    ),
+    Peer(
+        "infinity",
+        "Infinity",
+        frozenset({"embed"}),
+        infinity,
+        environment="infinity",
+        packages=("infinity-emb", "torch", "sentence-transformers", "transformers"),
+        best={
+            FLOAT32: "OMP_NUM_THREADS=1 --batch-size 64",
+            BFLOAT16: "OMP_NUM_THREADS=1 --batch-size 64",
+        },
+        tried=(
+            "OMP_NUM_THREADS=1 --batch-size 64",
+            "OMP_NUM_THREADS=2 --batch-size 64",
+            "OMP_NUM_THREADS=1 --batch-size 32",
+            "OMP_NUM_THREADS=2 --batch-size 32",
+        ),
+    ),
+    Peer(
+        "mem0",
+        "mem0, `infer=False`",
+        frozenset({"add", "search"}),
+        module("mem0", "mem0"),
+        environment="mem0",
+        packages=("mem0ai", "qdrant-client", "torch", "sentence-transformers"),
+        best={FLOAT32: "--threads 1 --store qdrant", BFLOAT16: "--threads 1 --store qdrant"},
+        tried=(
+            "--threads 1 --store qdrant",
+            "--threads 2 --store qdrant",
+            "--threads 1 --store chroma",
+            "--threads 1 --store faiss",
+        ),
+    ),
+    Peer(
+        "chroma",
+        "Chroma's own server",
+        frozenset({"vectors"}),
+        chroma,
+        environment="chroma",
+        packages=("chromadb",),
+        best={FLOAT32: "ANONYMIZED_TELEMETRY=False"},
+    ),
+    Peer(
+        "qdrant",
+        "Qdrant's local mode",
+        frozenset({"vectors"}),
+        module("qdrant", "qdrant"),
+        environment="qdrant",
+        packages=("qdrant-client",),
+        best={FLOAT32: ""},
+    ),
+)
