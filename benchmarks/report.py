@@ -178,6 +178,7 @@ def plot(path: Path, panels: Sequence[Found]) -> Path:
     mpl.use("svg")
     mpl.rcParams |= {"svg.hashsalt": "memserve", "svg.fonttype": "none", "font.size": 9}
     from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -188,10 +189,12 @@ def plot(path: Path, panels: Sequence[Found]) -> Path:
             axis.set_xscale("log")
         if panel.get("log_y"):
             axis.set_yscale("log")
-        axis.minorticks_off()
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        if not panel.get("log_y"):
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        else:
             axis.set_ylim(bottom=0)
+        axis.minorticks_off()
+        axis.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
         axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, frameon=False)
@@ -242,7 +245,8 @@ def growth_plots(found: Found, folder: Path) -> list[Path]:
         for key, fit in fits.items():
             points = [(row[part["x"]], row[key]) for row in part["rows"] if row.get(key)]
             xs, ys = zip(*points, strict=True)
-            by_unit.setdefault(key.rsplit("_", 1)[-1], []).append((f"{key}: {fit.exponent:+.2f}", xs, ys))
+            unit = "a second" if key.endswith("_per_s") else key.rsplit("_", 1)[-1].replace("mb", "MB")
+            by_unit.setdefault(unit, []).append((f"{key}: {fit.exponent:+.2f}", xs, ys))
         panels = [
             {"title": part["title"], "x": part["x"], "y": unit, "lines": lines, "log_x": True, "log_y": True}
             for unit, lines in by_unit.items()
