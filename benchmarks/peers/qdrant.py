@@ -1,11 +1,10 @@
-"""Qdrant's local mode (no server; a folder, numpy), a collection a user, searched by vector.
+"""Qdrant's local mode (no server; numpy), in memory, a collection a user, searched by vector.
 
     python -m benchmarks.peers.qdrant --model FOLDER --corpus FOLDER --port 8500
 
 Its server is a binary of its own that PyPI does not carry. Local mode is not safe for threads: one lock.
 """
 
-import tempfile
 import threading
 
 import orjson
@@ -49,10 +48,9 @@ def application(client: QdrantClient) -> FastAPI:
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    with tempfile.TemporaryDirectory(prefix="qdrant-") as folder:
-        client = QdrantClient(path=folder, force_disable_check_same_thread=True)
-        fill(client, Corpus.read(options.corpus))
-        uvicorn.run(application(client), host="127.0.0.1", port=options.port, log_level="warning")
+    client = QdrantClient(":memory:")
+    fill(client, Corpus.read(options.corpus))
+    uvicorn.run(application(client), host="127.0.0.1", port=options.port, log_level="warning")
 
 
 if __name__ == "__main__":

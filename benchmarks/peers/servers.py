@@ -17,7 +17,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-START_WITHIN_S = 120.0
+START_WITHIN_S = 300.0
 ANSWER_WITHIN_S = 60.0
 END_WITHIN_S = 25.0
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONPATH": str(ROOT)}

@@ -173,11 +173,11 @@ PEERS = (
         chroma,
         environment="chroma",
         packages=("chromadb",),
-        best={FLOAT32: "ANONYMIZED_TELEMETRY=False"},
+        best={FLOAT32: "ANONYMIZED_TELEMETRY=False RUST_LOG=error"},
     ),
     Peer(
         "qdrant",
-        "Qdrant's local mode",
+        "Qdrant's local mode, in memory",
         frozenset({"vectors"}),
         module("qdrant", "qdrant"),
         environment="qdrant",
