@@ -3,6 +3,7 @@
 import heapq
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -450,10 +451,14 @@ def reused_version(history: list[Event], rng: random.Random) -> list[Event]:
 def hidden_write(history: list[Event], rng: random.Random) -> list[Event]:
     """Nobody says that he wrote what others see."""
     shown = {seen.text for event in history if is_whole(event) for seen in memories(event)}
-    writes = [e for e in history if isinstance(e.operation, Append) and isinstance(e.answer, Appended)]
-    hidden = rng.choice(
-        [e for e in writes if isinstance(e.operation, Append) and e.operation.memories[0].text in shown]
-    )
+    said = Counter(new.text for e in history if isinstance(e.operation, Append) for new in e.operation.memories)
+    writes = [
+        event
+        for event in history
+        if isinstance(event.operation, Append) and isinstance(event.answer, Appended)
+        if any(new.text in shown and said[new.text] == 1 for new in event.operation.memories)
+    ]
+    hidden = rng.choice(writes)
     return [event for event in history if event is not hidden]
 
 
@@ -554,7 +559,7 @@ PLANTS: dict[str, tuple[Plant, set[str]]] = {
 @pytest.mark.parametrize("fault", PLANTS)
 def test_a_planted_answer_is_found(histories: list[list[Event]], fault: str) -> None:
     plant, expected = PLANTS[fault]
-    for number, history in enumerate([*histories, *histories]):
+    for number, history in enumerate(histories):
         found = check(plant(history, random.Random(number)))
         assert {violation.rule for violation in found} & expected, "\n".join(map(str, found))
 
