@@ -25,7 +25,7 @@ def is_ready(http: httpx.Client) -> bool:
 def test_a_replica_that_is_killed_under_load(elastic: Elastic, deployment: str) -> None:
     (victim,) = elastic.replicas(deployment)
     with elastic.client() as http, Load(elastic, f"loss-{deployment}") as load:
-        assert is_ready(http)
+        until(lambda: is_ready(http), BACK_WITHIN_S)
         psutil.Process(victim).send_signal(signal.SIGKILL)
         killed_at = time.monotonic()
         ready = is_ready(http)
