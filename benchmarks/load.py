@@ -24,9 +24,7 @@ import numpy as np
 import uvloop
 
 from benchmarks.figures import percentiles_ms
-from benchmarks.workload import JOBS, USERS, Request, request_maker, seed_of, texts
-
-__all__ = ["Load", "Result", "Samples", "arrivals", "measure", "request_maker", "result_of", "texts"]
+from benchmarks.workload import JOBS, USERS, Request, request_maker, seed_of
 
 HEADERS = {"content-type": "application/json"}
 
