@@ -29,7 +29,7 @@ def hardest(found: Found, target: Target) -> tuple[str, Spread] | None:
         rival = {OUR_NAME: found["runs"].get(target.of or target.scenario, {}).get(OUR_NAME, [])}
     else:
         runs = found["runs"].get(target.scenario, {})
-        rival = {name: seen for name, seen in runs.items() if name.split()[0] == target.over}
+        rival = {name: seen for name, seen in runs.items() if name.startswith(target.over)}
     known = [(name, ratio) for name, seen in rival.items() if (ratio := ratios(ours, seen)) is not None]
     return min(known, key=lambda pair: pair[1].median) if known else None
 

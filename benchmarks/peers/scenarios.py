@@ -54,7 +54,8 @@ SCENARIOS = (
 
 @dataclass(frozen=True)
 class Target:
-    """memserve's figure over another's in the same round; the other: a peer, `engine`, or memserve itself elsewhere."""
+    """memserve's figure over another's in the same round; the other: a peer (or what its
+    key begins with), `engine`, or memserve itself elsewhere."""
 
     scenario: str
     over: str
