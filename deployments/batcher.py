@@ -14,6 +14,7 @@ Not thread-safe: a batcher belongs to one event loop. Nothing is durable: what w
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -259,7 +260,9 @@ class Batcher(Generic[Item, Result]):
             self._running_cost += cost
             if not self._tasks:
                 self._last_finish = self._clock()
-            task = asyncio.get_running_loop().create_task(self._results(batch))
+            # Of many requests, or of one that has several batches: in no request's context. Serve would give all calls
+            # that are made in one the same id, and ConsistentHashRouter loses one of two with the same.
+            task = asyncio.get_running_loop().create_task(self._results(batch), context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(functools.partial(self._finished, batch, cost))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
@@ -389,3 +390,18 @@ async def test_a_further_batch_starts_only_while_enough_waits_for_one() -> None:
     assert device.started[2:] == [list(range(5, 15)), list(range(15, 20))]
     assert [await task for task in tasks] == [item * 2 for item in range(20)]
     assert device.most_at_once == 2
+
+
+async def test_a_batch_carries_no_request_context() -> None:
+    """Serve routes calls by an id that it keeps in the context: two batches with one id, and one is never routed."""
+    request_id = contextvars.ContextVar("request_id", default="none")
+    seen: list[str] = []
+
+    async def run(items: list[int]) -> list[int]:
+        seen.append(request_id.get())
+        return items
+
+    request_id.set("of the request")
+    batcher: Batcher[int, int] = Batcher(run, in_flight=2, budget=1)
+    assert await batcher.submit_all([1, 2, 3]) == [1, 2, 3]
+    assert seen == ["none", "none", "none"]
