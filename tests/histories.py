@@ -25,7 +25,7 @@ Metadata = dict[str, Any]
 Vector = tuple[float, ...]
 Where = tuple[str, Any]  # a metadata key and the value that it must have
 
-SUSPECTS = 10  # events to blame that are tried
+SUSPECTS = 4  # events to blame that are tried
 SCORE_TOLERANCE = 1e-5  # scores are sums of float32 products, rounded to six decimals
 
 
