@@ -1,6 +1,5 @@
 """The memory routes over HTTP: two store replicas, any of which may answer."""
 
-import asyncio
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,8 +7,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-
-from tests.cluster.server import Server
 
 
 @pytest.fixture
@@ -112,16 +109,6 @@ def test_search_by_vector_and_by_text_agree(http: httpx.Client, user: str) -> No
     by_text = search(http, user, query="hot drinks")["results"]
     assert [memory["id"] for memory in by_vector] == [memory["id"] for memory in by_text]
     assert np.allclose([m["score"] for m in by_vector], [m["score"] for m in by_text], atol=1e-5)
-
-
-async def test_hundreds_of_searches_of_one_user_at_once_are_all_answered(server: Server, user: str) -> None:
-    """More than one call to the store carries: several calls leave the gateway's queue in the same turn."""
-    async with httpx.AsyncClient(base_url=server.url, timeout=60.0, trust_env=False) as http:
-        path = f"/v1/users/{user}/memories"
-        assert (await http.post(path, json={"text": "tea", "id": "t"})).status_code == 201
-        body = {"vector": [1.0] * 384}
-        answers = await asyncio.gather(*(http.post(f"{path}/search", json=body) for _ in range(400)))
-        assert [[one["id"] for one in answer.json()["results"]] for answer in answers] == [["t"]] * 400
 
 
 def test_top_k_and_min_score(http: httpx.Client, user: str) -> None:
