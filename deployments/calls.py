@@ -1,13 +1,15 @@
 """The gateway's side of its calls to the other deployments: coalesced, retried where that is safe, errors mapped.
 
 Hundreds of small HTTP requests become a few handle calls: while a call is on its way, everything that arrives waits,
-and rides the next one. A call that dies with its replica is sent again: reads change nothing, an append carries the ids
-of its memories, so that the log takes it once however often it arrives, and what is deleted twice is gone.
+and rides the next one. A call that dies with its replica is sent again where that is safe: reads change nothing, and an
+append carries the ids of its memories, so that the log takes it once however often it arrives. An update, an upsert or
+a deletion is not sent again: made twice it would undo what somebody else wrote in between. Its caller is told that
+nobody knows whether it was made.
 """
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 import ray.exceptions
@@ -20,7 +22,7 @@ from deployments.embedding.engine import EmbedRequest, EmbedResult, Timings
 from deployments.embedding.model import ModelInfo, Truncate
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Overloaded, Unavailable
 from deployments.routing import partition_of
-from store import Append, AppendResult, Conflict, Memory, NotFound, Search, SearchResult, StoreError
+from store import Append, AppendResult, Conflict, Search, SearchResult, StoreError
 from store import Store as Memories
 
 Answer = TypeVar("Answer")
@@ -28,6 +30,7 @@ Arguments = ParamSpec("Arguments")
 Inputs = list[str] | list[list[int]]
 
 ATTEMPTS = 3
+OUTCOME_UNKNOWN = "outcome_unknown"
 CHARACTERS_PER_TOKEN = 4  # English text; what waits is admitted by this estimate, the embedder counts exactly
 
 _REPLICA_LOST = (
@@ -38,17 +41,23 @@ _REPLICA_LOST = (
 )
 
 
-async def resilient(call: Callable[[], Awaitable[Answer]], what: str) -> Answer:
-    """Await `call()`, again if its replica died; only for calls that may be repeated.
+async def resilient(call: Callable[[], Awaitable[Answer]], what: str, *, repeat: bool = True) -> Answer:
+    """Await `call()`, again if its replica died.
+
+    Args:
+        repeat: whether the call may be made twice.
 
     Raises:
         Overloaded: the deployment refuses more work.
-        Unavailable: no replica could answer in `ATTEMPTS` attempts.
+        Unavailable: no replica could answer in `ATTEMPTS` attempts; `OUTCOME_UNKNOWN` where it may not be repeated.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return await call()
         except _REPLICA_LOST as error:
+            if not repeat:
+                message = f"The {what} was lost while it worked: look whether it was done before you send it again."
+                raise Unavailable(message, None, OUTCOME_UNKNOWN) from error
             if attempt == ATTEMPTS:
                 raise Unavailable(f"The {what} is restarting; try again.", None, f"{what}_unavailable") from error
         except BackPressureError as error:
@@ -223,29 +232,10 @@ def _renamed(error: MemserveError, start: int, path_of: Callable[[int], str]) ->
     return type(error)(error.message.replace(match[0], path), param, error.code)
 
 
-def _raise(error: StoreError) -> NoReturn:
-    raise error
-
-
-async def _answer(
-    call: Callable[[], Awaitable[Answer | StoreError]], after_loss: Callable[[StoreError], Answer] = _raise
-) -> Answer:
-    """A store call's answer; an error that came as a value is raised here.
-
-    Args:
-        after_loss: what to make of an error where an earlier attempt was lost with its replica: it may have done what
-            was asked, and the error may be of its making.
-    """
-    attempts = 0
-
-    def attempt() -> Awaitable[Answer | StoreError]:
-        nonlocal attempts
-        attempts += 1
-        return call()
-
-    answer = await resilient(attempt, "store")
+def _checked(answer: Answer | StoreError) -> Answer:
+    """A store's answer; an error that came as a value is raised here."""
     if isinstance(answer, StoreError):
-        return after_loss(answer) if attempts > 1 else _raise(answer)
+        raise answer
     return answer
 
 
@@ -280,14 +270,27 @@ class StoreCalls:
         """Change what the constructor was given, while calls wait and travel."""
         self._appends.reconfigure(in_flight=append_in_flight, budget=append_memories)
 
-    async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | StoreError]:
-        return await self.run(Memories.append_together, calls)
+    async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | Exception]:
+        try:
+            return await self.write(Memories.append_together, calls)
+        except Unavailable as lost:
+            if lost.code != OUTCOME_UNKNOWN:
+                raise
+            upserts = [any(request.upsert for request in call) for call in calls]
+            again = [call for call, upsert in zip(calls, upserts, strict=True) if not upsert]
+            results = iter(await self.run(Memories.append_together, again) if again else ())
+            answers = [lost if upsert else next(results) for upsert in upserts]
+            # What an append conflicts with now may have come after its memories were added.
+            return [lost if isinstance(answer, Conflict) else answer for answer in answers]
 
     @staticmethod
     def _searcher(
         warm: DeploymentHandle,
     ) -> Callable[[list[Search]], Awaitable[Sequence[SearchResult | StoreError]]]:
-        return lambda requests: _answer(lambda: warm.run.remote(Memories.search, requests))
+        async def search(requests: list[Search]) -> Sequence[SearchResult | StoreError]:
+            return _checked(await resilient(lambda: warm.run.remote(Memories.search, requests), "store"))
+
+        return search
 
     def _partition(self, tenant: str, user_id: str) -> int:
         return partition_of(tenant, user_id, len(self._by_partition))
@@ -310,7 +313,7 @@ class StoreCalls:
     ) -> Answer:
         """Call a method of the store that reads one user (`Memories.get`), on the replica that is warm for it."""
         warm = self._by_partition[self._partition(tenant, user_id)]
-        return await _answer(lambda: warm.run.remote(method, tenant, user_id, *args, **options))
+        return _checked(await resilient(lambda: warm.run.remote(method, tenant, user_id, *args, **options), "store"))
 
     async def run(
         self,
@@ -319,39 +322,22 @@ class StoreCalls:
         **options: Arguments.kwargs,
     ) -> Answer:
         """Call a method of the store on any replica; one that may be repeated."""
-        return await _answer(lambda: self._handle.run.remote(method, *args, **options))
+        return _checked(await resilient(lambda: self._handle.run.remote(method, *args, **options), "store"))
 
-    async def update(self, tenant: str, user_id: str, memory_id: str, **changes: Any) -> Memory:
-        """Update one memory, as `Memories.update` takes it.
+    async def write(
+        self,
+        method: Callable[Concatenate[Memories, Arguments], Answer],
+        *args: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
+        """Call a method of the store on any replica, once.
 
         Raises:
-            Unavailable: a replica died, and whether it had made the update cannot be told.
+            Unavailable: a replica died with it, and whether it had done what was asked cannot be told.
         """
-
-        def after_loss(error: StoreError) -> NoReturn:
-            if isinstance(error, Conflict) and error.code == "version_mismatch":
-                message = "The update was made, or another one was: read the memory."
-                raise Unavailable(message, "if_version", "outcome_unknown") from error
-            raise error
-
-        handle = self._handle
-        return await _answer(
-            lambda: handle.run.remote(Memories.update, tenant, user_id, memory_id, **changes), after_loss
+        return _checked(
+            await resilient(lambda: self._handle.run.remote(method, *args, **options), "store", repeat=False)
         )
-
-    async def delete(self, tenant: str, user_id: str, memory_id: str) -> None:
-        """Delete one memory.
-
-        Raises:
-            NotFound: no such memory, and no attempt was lost that may have deleted it.
-        """
-
-        def after_loss(error: StoreError) -> int:
-            if isinstance(error, NotFound):
-                return 0
-            raise error
-
-        await _answer(lambda: self._handle.run.remote(Memories.delete, tenant, user_id, memory_id), after_loss)
 
     async def ping(self) -> None:
         """Read the log."""

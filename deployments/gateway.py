@@ -185,27 +185,27 @@ class Gateway:
             raise InvalidRequest("expires_at must be in the future.", "expires_at")
         while True:
             try:
-                changed = await self._store.update(
-                    TENANT, *path, issued_at=issued_at, **await self._fields(path, given)
+                changed = await self._store.write(
+                    Memories.update, TENANT, *path, issued_at=issued_at, **await self._fields(path, given)
                 )
-            except (Conflict, Unavailable) as error:  # the version may be ours, of `_fields`: look again
-                if error.code not in ("version_mismatch", "outcome_unknown") or "if_version" in given:
+            except Conflict as error:  # the version may be ours, of `_fields`: look again
+                if error.code != "version_mismatch" or "if_version" in given:
                     raise
             else:
                 return schemas.memory(changed)
 
     async def delete(self, user_id: str, memory_id: str) -> None:
         """Delete one memory of one user. Raises store.NotFound."""
-        await self._store.delete(TENANT, *_memory(user_id, memory_id))
+        await self._store.write(Memories.delete, TENANT, *_memory(user_id, memory_id))
 
     async def delete_where(self, user_id: str, filter: Mapping[str, Any]) -> int:
-        """Delete the memories of one user that match. Returns how many; of those that a lost replica deleted none."""
+        """Delete the memories of one user that match. Returns how many."""
         body = schemas.check(schemas.DeleteRequest, {"filter": filter})
-        return await self._store.run(Memories.delete_where, TENANT, _user(user_id), body.filter)
+        return await self._store.write(Memories.delete_where, TENANT, _user(user_id), body.filter)
 
     async def delete_user(self, user_id: str) -> Fields:
-        """Delete everything of one user. `{deleted, version}`, counted as in `delete_where`."""
-        deleted, version = await self._store.run(Memories.erase_user, TENANT, _user(user_id))
+        """Delete everything of one user. `{deleted, version}`."""
+        deleted, version = await self._store.write(Memories.erase_user, TENANT, _user(user_id))
         return {"deleted": deleted, "version": version}
 
     async def history(self, user_id: str, memory_id: str) -> Rows:

@@ -296,40 +296,77 @@ async def test_texts_of_memories_leave_no_vector_behind(app: LocalApp, api: http
 @pytest.mark.parametrize("when", ["die_before", "die_after"])
 async def test_a_replica_that_dies_is_not_noticed(app: LocalApp, api: httpx.AsyncClient, when: str) -> None:
     await add(api, {"id": "2", "text": "tea"})
-    getattr(app.store, when).extend(["append_together", "get", "list", "update", "delete", "search"])
+    getattr(app.store, when).extend(["append_together", "get", "list", "search"])
     added = await add(api, {"id": "1", "text": "tea"})
     assert added["memories"][0]["status"] == ("added" if when == "die_before" else "unchanged")
-    assert (await api.patch(f"{ANN}/1", json={"metadata": {"n": 1}})).json()["version"] == 3
     assert await ids(api) == ["2", "1"]
     assert (await api.get(f"{ANN}/1")).status_code == 200
     assert len((await api.post(f"{ANN}/search", json={"query": "tea"})).json()["results"]) == 2
-    assert (await api.delete(f"{ANN}/1")).status_code == 204
-    assert await ids(api) == ["2"]
     assert app.store.die_before == app.store.die_after == []
 
 
-async def test_a_conditional_update_that_may_have_been_made_says_so(app: LocalApp, api: httpx.AsyncClient) -> None:
-    await add(api, {"id": "1", "text": "tea"})
-    app.store.die_after.append("update")
-    answer = await api.patch(f"{ANN}/1", json={"metadata": {"n": 1}, "if_version": 1})
-    assert refused(answer) == (503, "if_version", "outcome_unknown")
-    assert (await api.get(f"{ANN}/1")).json()["metadata"] == {"n": 1}
-    app.store.die_after.append("update")
-    answer = await api.patch(f"{ANN}/1", json={"text": "tea", "metadata": {"n": 2}})
-    assert (answer.status_code, answer.json()["version"]) == (200, 3)
+@pytest.mark.parametrize("when", ["die_before", "die_after"])
+@pytest.mark.parametrize(
+    ("call", "request_"),
+    [
+        ("update", ("PATCH", f"{ANN}/1", {"metadata": {"n": 1}})),
+        ("update", ("PATCH", f"{ANN}/1", {"metadata": {"n": 1}, "if_version": 1})),
+        ("append_together", ("POST", ANN, {"id": "1", "text": "milk", "upsert": True})),
+        ("delete", ("DELETE", f"{ANN}/1", None)),
+        ("delete_where", ("DELETE", ANN, {"filter": {"topic": "drinks"}})),
+        ("erase_user", ("DELETE", "/v1/users/ann", None)),
+    ],
+    ids=["update", "conditional update", "upsert", "delete", "delete by filter", "erase"],
+)
+async def test_a_write_that_would_undo_another_is_made_once(
+    app: LocalApp, api: httpx.AsyncClient, when: str, call: str, request_: tuple[str, str, Any]
+) -> None:
+    await add(api, {"id": "1", "text": "tea", "metadata": {"topic": "drinks"}})
+    before = len(app.store.calls)
+    getattr(app.store, when).append(call)
+    method, path, body = request_
+    answer = await api.request(method, path, json=body)
+    assert refused(answer) == (503, None, "outcome_unknown")
+    assert answer.headers["retry-after"] == "1"
+    assert [name for name, _ in app.store.calls[before:]] == [call]
+
+
+async def test_an_append_beside_an_upsert_whose_replica_dies_is_made(app: LocalApp, api: httpx.AsyncClient) -> None:
+    app.store.die_after.append("append_together")
+    upsert, append = await asyncio.gather(
+        api.post(ANN, json={"id": "1", "text": "tea", "upsert": True}), api.post(ANN, json={"id": "2", "text": "milk"})
+    )
+    assert refused(upsert) == (503, None, "outcome_unknown")
+    assert append.json()["memories"] == [{"id": "2", "status": "unchanged", "version": 2}]
+
+
+async def test_an_append_that_was_made_and_then_overtaken_does_not_deny_it(
+    app: LocalApp, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = app.gateway._store.run
+
+    async def after_a_deletion(method: Any, *args: Any) -> Any:
+        monkeypatch.setattr(app.gateway._store, "run", run)
+        await api.delete(f"{ANN}/1")
+        return await run(method, *args)
+
+    monkeypatch.setattr(app.gateway._store, "run", after_a_deletion)
+    app.store.die_after.append("append_together")
+    assert refused(await api.post(ANN, json={"id": "1", "text": "tea"})) == (503, None, "outcome_unknown")
+    assert await ids(api) == []
 
 
 async def test_a_text_that_another_changes_meanwhile_is_set_again(
     app: LocalApp, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await add(api, {"id": "1", "text": "tea"})
-    update = app.gateway._store.update
+    update = app.gateway._store.write
 
     async def after_another(*args: Any, **changes: Any) -> Any:
-        monkeypatch.setattr(app.gateway._store, "update", update)
+        monkeypatch.setattr(app.gateway._store, "write", update)
         await api.patch(f"{ANN}/1", json={"text": "milk"})
         return await update(*args, **changes)
 
-    monkeypatch.setattr(app.gateway._store, "update", after_another)
+    monkeypatch.setattr(app.gateway._store, "write", after_another)
     changed = (await api.patch(f"{ANN}/1", json={"text": "tea", "metadata": {"n": 1}})).json()
     assert (changed["text"], changed["metadata"], changed["version"]) == ("tea", {"n": 1}, 3)
