@@ -1,7 +1,7 @@
 """How many embedders the work that waits needs: the arithmetic, and Serve's policies around it.
 
 Calls between the deployments are coalesced, so that their number says little; what is counted is tokens. Each time that
-Serve asks (ten times a second, of means over the last seconds):
+Serve asks (some three times a second, of means over the last seconds):
 
     by backlog   tokens that wait, in gateways and embedders / (tokens/s that a busy embedder drains * target_drain_s)
     by use       sum over the embedders of the share of the time in which one had a call in hand / target_busy
