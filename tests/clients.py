@@ -76,15 +76,15 @@ class OverHandle:
                 changes: dict[str, Any] = {} if metadata is None else {"metadata": metadata}
                 if text is not None and vector is not None:
                     changes |= {"text": text, "vector": array(vector)}
-                changed = await calls.update(TENANT, user, id, if_version=if_version, issued_at=issued_at, **changes)
-                return One(workload.seen(changed))
+                changes |= {"if_version": if_version, "issued_at": issued_at}
+                return One(workload.seen(await calls.write(Memories.update, TENANT, user, id, **changes)))
             case Delete(id):
-                await calls.delete(TENANT, user, id)
+                await calls.write(Memories.delete, TENANT, user, id)
                 return Removed(1)
             case DeleteWhere((key, value)):
-                return Removed(await calls.run(Memories.delete_where, TENANT, user, {key: value}))
+                return Removed(await calls.write(Memories.delete_where, TENANT, user, {key: value}))
             case Erase():
-                return Removed(*await calls.run(Memories.erase_user, TENANT, user))
+                return Removed(*await calls.write(Memories.erase_user, TENANT, user))
             case Get(id):
                 return One(workload.seen(await calls.run_warm(Memories.get, TENANT, user, id)))
             case List(where):
