@@ -120,7 +120,8 @@ class LocalModel(Model):
         half = weights != torch.float32
         unpaddable = (half or not on_gpu) and unpadded.install(self._transformer.model)
         self.pads = not (unpaddable and self._agrees_without_padding(weights))
-        if not on_gpu and packed.available(weights):
+        self._linears_are_packed = not on_gpu and packed.available(weights)
+        if self._linears_are_packed:
             packed.pack_linears(network)
         self._gpu = None
         if on_gpu and not self.pads:
@@ -210,6 +211,8 @@ class LocalModel(Model):
             flat = unpadded.flatten(batch, self._first_position)
             if self._gpu is not None and not prompt_tokens:
                 return self._gpu.run(flat)
+            if self._linears_are_packed:
+                flat = unpadded.round_up(flat)
             return self._to_host(self._vectors(unpadded.features(flat, self._device), prompt_tokens))[flat.place]
 
     def _vectors(self, features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:

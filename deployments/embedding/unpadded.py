@@ -11,7 +11,7 @@ Whether a model gives the same vectors so is not guessed: LocalModel runs a few 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple, cast
@@ -53,7 +53,8 @@ class Layout:
     """Where the texts of a batch lie.
 
     Attributes:
-        runs: (first token, texts, length) of each run of texts of one length, in order, shortest first.
+        runs: (first token, texts, length) of each run of texts of one length, in order, shortest first. What is behind
+            them is filler.
         bounds: (texts + 1,) int32 on the device, where each text begins and ends.
         longest: tokens of the longest text.
     """
@@ -149,6 +150,19 @@ def fill(flat: Flat, tokens: int, texts: int, longest: int) -> Flat:
         longest,
         flat.place + empty,
     )
+
+
+def round_up(flat: Flat) -> Flat:
+    """The same batch with filler tokens behind it, up to a multiple of `TILE`, for half precision on CPU.
+
+    oneDNN makes a program for each number of tokens, which takes it longer than a small product, and keeps 1,024 of
+    them. Batches of any length would make it forget and make them again for ever.
+    """
+    tokens = -(-len(flat.ids) // TILE) * TILE
+    if tokens == len(flat.ids):
+        return flat
+    # What the filler attends to is of no interest: it is in no run.
+    return replace(fill(flat, tokens, len(flat.bounds), max(flat.longest, TILE)), runs=flat.runs)
 
 
 def room(flat: Flat, tokens: int, texts: int, longest: int) -> bool:
@@ -255,6 +269,9 @@ def attend(
     how = {"scale": scaling, "is_causal": is_causal, "enable_gqa": grouped}
     by_tile = query.dtype != torch.float32 and len(layout.runs) > 2  # fewer calls are not worth the padding
     parts = list((_by_tile if by_tile else _by_run)(query, key, value, layout, reach, **how))
+    start, texts, length = layout.runs[-1]
+    if (end := start + texts * length) < query.shape[2]:
+        parts.append(query[0, :, end:].transpose(0, 1))  # filler: anything that is finite
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 

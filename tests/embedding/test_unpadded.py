@@ -54,3 +54,27 @@ def test_tiles_hold_every_token_once_in_order() -> None:
     assert np.array_equal(taken.numpy(), np.arange(sum(LENGTHS)))
     assert all(tile.seen is not None for tile in layout.tiles)
     assert layout_of([16, 32, 16]).tiles[0].seen is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_filler_behind_a_batch_changes_no_text(dtype: torch.dtype) -> None:
+    flat = unpadded.flatten([Tokens([7] * length) for length in LENGTHS], 0)
+    rounded = unpadded.round_up(flat)
+    assert len(flat.ids) == 145
+    assert len(rounded.ids) == 160
+    assert (rounded.runs, rounded.place.tolist()) == (flat.runs, flat.place.tolist())
+    assert rounded.bounds.tolist() == [*flat.bounds.tolist(), 160]
+    assert unpadded.round_up(rounded) is rounded
+    random = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 4, 160, 8, generator=random, dtype=dtype) for _ in range(3))
+
+    def attended(one: unpadded.Flat) -> torch.Tensor:
+        tokens = len(one.ids)
+        layout = unpadded.Layout(one.runs, torch.from_numpy(one.bounds), one.longest)
+        heads = (x[:, :, :tokens] for x in (query, key, value))
+        out, _ = unpadded.attend(torch.nn.Module(), *heads, None, layout=layout)
+        assert out.shape == (1, tokens, 4, 8)
+        return out
+
+    assert torch.equal(attended(rounded)[:, :145], attended(flat))
+    assert attended(rounded).isfinite().all()
