@@ -278,7 +278,10 @@ class StoreCalls:
                 raise
             upserts = [any(request.upsert for request in call) for call in calls]
             again = [call for call, upsert in zip(calls, upserts, strict=True) if not upsert]
-            results = iter(await self.run(Memories.append_together, again) if again else ())
+            try:
+                results = iter(await self.run(Memories.append_together, again) if again else ())
+            except (Unavailable, Overloaded) as error:  # not "try again": the first time may have done it
+                raise lost from error
             answers = [lost if upsert else next(results) for upsert in upserts]
             # What an append conflicts with now may have come after its memories were added.
             return [lost if isinstance(answer, Conflict) else answer for answer in answers]

@@ -340,6 +340,14 @@ async def test_an_append_beside_an_upsert_whose_replica_dies_is_made(app: LocalA
     assert append.json()["memories"] == [{"id": "2", "status": "unchanged", "version": 2}]
 
 
+async def test_an_append_that_may_have_been_made_is_not_called_unmade(app: LocalApp, api: httpx.AsyncClient) -> None:
+    """Without an id of its own a client that is told to try again would add it twice."""
+    app.store.die_after += ["append_together"] * 4
+    assert refused(await api.post(ANN, json={"text": "tea"})) == (503, None, "outcome_unknown")
+    assert len(await ids(api)) == 1
+    assert app.store.die_after == []
+
+
 async def test_an_append_that_was_made_and_then_overtaken_does_not_deny_it(
     app: LocalApp, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,11 +76,21 @@ def postgres() -> Iterator[str]:
         options = " ".join(f"-c {name}={value}" for name, value in settings.items())
         start = [*control, "-o", options, "start"]
         subprocess.run(start, check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_user)
+        # Stops it when this process closes the pipe, as it does at its end, by kill -9 as well.
+        stop = ["sh", "-c", 'cat; exec "$@"', "sh", *control, "-m", "immediate", "stop"]
+        stopper = subprocess.Popen(
+            stop,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            cwd=folder,
+            start_new_session=True,
+            **as_user,
+        )
         try:
             yield f"postgresql://test@127.0.0.1:{port}"
         finally:
-            stop = [*control, "-m", "immediate", "stop"]
-            subprocess.run(stop, check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_user)
+            stopper.communicate()
+            assert stopper.returncode == 0
 
 
 _databases = iter(range(1_000_000))
