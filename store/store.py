@@ -22,7 +22,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from store import export, filters, listing, reading, rows, writing
+from store import appending, export, filters, listing, reading, rows, writing
 from store.background import Background
 from store.errors import Conflict, InvalidInput, NotFound, StoreError
 from store.export import ExportCursor, ExportPage
@@ -136,7 +136,7 @@ class Store:
             LogUnavailable, LogDamaged, ModelMismatch: nothing was written.
         """
         results: list[list[AppendResult] | StoreError | None] = []
-        accepted: list[Sequence[writing.CheckedAppend]] = []
+        accepted: list[Sequence[appending.CheckedAppend]] = []
         for call in calls:
             try:
                 accepted.append(self._checked(call))
@@ -146,7 +146,7 @@ class Store:
         if accepted:
             now = self._micros()
             with self._writing([request.user for call in accepted for request in call]) as (connection, locked):
-                written = iter(writing.append(connection, accepted, locked, self.log.model_id, now))
+                written = iter(appending.append(connection, accepted, locked, self.log.model_id, now))
             results = [next(written) if result is None else result for result in results]
         return [result for result in results if result is not None]
 
@@ -448,8 +448,8 @@ class Store:
         self.resident.clear()
         self.log.close()
 
-    def _checked(self, call: Sequence[Append]) -> Sequence[writing.CheckedAppend]:
-        checked: list[writing.CheckedAppend] = []
+    def _checked(self, call: Sequence[Append]) -> Sequence[appending.CheckedAppend]:
+        checked: list[appending.CheckedAppend] = []
         first = 0
         for request in call:
             rows.check_id(request.user_id, "user_id")
@@ -459,7 +459,7 @@ class Store:
             user = request.tenant, request.user_id
             skip = request.on_duplicate == "skip"
             issued_at = rows.micros(request.issued_at, "issued_at")
-            checked.append(writing.CheckedAppend(user, taken, skip, request.upsert, issued_at, first))
+            checked.append(appending.CheckedAppend(user, taken, skip, request.upsert, issued_at, first))
             first += len(taken)
             if not taken:
                 raise InvalidInput("There is no memory in the request.", "memories")
