@@ -10,24 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, insert
 
-from store.errors import Conflict, StoreError
-from store.records import Appended, AppendResult
-from store.rows import Checked, content_hash, user_key
+from store import writes
+from store.errors import Conflict, InvalidInput, StoreError
+from store.known import State, find_oldest, states
+from store.records import Append, Appended, AppendResult
+from store.rows import Checked, check_id, content_hash, micros, user_key
+from store.rows import checked as checked_memory
 from store.schema import memories
-from store.writing import CHUNK, User, bury, content_of, write_changes, write_contents
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What an append needs to know of the memory that has an id, before it or after an earlier request of its batch."""
-
-    id: str
-    version: int
-    digest: bytes
-    expires_at: int | None
-    deleted_at: int | None
+from store.writing import User, content_of, write_changes, write_contents
 
 
 @dataclass(slots=True)
@@ -44,7 +36,7 @@ class _Wave:
 class _Plan:
     """What one call would change: states by key, ids by content hash, and (key, row, row of `contents`)."""
 
-    known: dict[bytes, _State] = field(default_factory=dict)
+    known: dict[bytes, State] = field(default_factory=dict)
     twins: dict[bytes, list[str]] = field(default_factory=dict)
     rows: list[tuple[bytes, dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
@@ -59,25 +51,32 @@ class CheckedAppend:
     upsert: bool
     issued_at: int
     first: int
+    write_id: str | None
 
 
-# Statements that every batch runs are made once: making one costs more than running it.
-_STATE = (
-    memories.c.key,
-    memories.c.uid,
-    memories.c.id,
-    memories.c.version,
-    memories.c.content_hash,
-    memories.c.expires_at,
-    memories.c.deleted,
-    memories.c.updated_at,
-)
-_BY_KEYS = select(*_STATE).where(memories.c.key.in_(bindparam("wanted", expanding=True)))
-_BY_HASHES = (
-    select(*_STATE)
-    .where(memories.c.content_hash.in_(bindparam("wanted", expanding=True)))
-    .order_by(memories.c.uid, memories.c.version)
-)
+def checked(call: Sequence[Append], dim: int) -> list[CheckedAppend]:
+    """Check the requests of one call.
+
+    Raises:
+        InvalidInput: with the path of the field; `memories.3` is the fourth of the call.
+    """
+    taken: list[CheckedAppend] = []
+    first = 0
+    for request in call:
+        check_id(request.user_id, "user_id")
+        if request.write_id is not None:
+            check_id(request.write_id, "write_id")
+        if request.write_id != call[0].write_id:
+            raise InvalidInput("The requests of one call carry the same write id.", "write_id")
+        rows = [checked_memory(memory, dim, f"memories.{n}") for n, memory in enumerate(request.memories, first)]
+        user = request.tenant, request.user_id
+        skip = request.on_duplicate == "skip"
+        issued_at = micros(request.issued_at, "issued_at")
+        taken.append(CheckedAppend(user, rows, skip, request.upsert, issued_at, first, request.write_id))
+        first += len(rows)
+        if not rows:
+            raise InvalidInput("There is no memory in the request.", "memories")
+    return taken
 
 
 def append(
@@ -89,27 +88,74 @@ def append(
 ) -> list[list[AppendResult] | StoreError]:
     """Write the calls' memories in order; a call in which one memory conflicts is left out whole.
 
+    A call that was made before under its write id is answered as then.
+
     Args:
         locked: the calls' users, whose versions and counts are advanced.
     """
-    requests = [request for call in calls for request in call]
-    batch = _Batch(model, now, *_known(connection, requests, locked, now))
-    results = [batch.plan(call, locked) for call in calls]
+    keys = [_write_keys(call, locked) for call in calls]
+    made = writes.find(connection, [key for of_call in keys for key in of_call])
+    fresh = [call for call, of_call in zip(calls, keys, strict=True) if made.keys().isdisjoint(of_call)]
+    batch = _Batch(model, now, *_known(connection, [request for call in fresh for request in call], locked, now))
+    records: list[writes.Record] = []
+    results: list[list[AppendResult] | StoreError] = []
+    for call, of_call in zip(calls, keys, strict=True):
+        if not made.keys().isdisjoint(of_call):
+            results.append(_answered(call, [made.get(key) for key in of_call]))
+            continue
+        result = batch.plan(call, locked)
+        results.append(result)
+        if of_call and not isinstance(result, StoreError):
+            new = [
+                writes.Record(key, locked[request.user].uid, "append", _answer(one))
+                for key, request, one in zip(of_call, call, result, strict=True)
+            ]
+            made.update((record.key, record) for record in new)  # the same call may come twice in one batch
+            records += new
     for wave in batch.waves:
         if wave.added:
             connection.execute(insert(memories), wave.added)
         write_changes(connection, wave.changed)
         write_contents(connection, wave.contents)
+    writes.keep(connection, records, now)
+    return results
+
+
+def _write_keys(call: Sequence[CheckedAppend], locked: dict[tuple[str, str], User]) -> list[bytes]:
+    """The key of each request's record; none without a write id."""
+    return [
+        writes.key_of(locked[request.user].uid, request.write_id, part)
+        for part, request in enumerate(call)
+        if request.write_id is not None
+    ]
+
+
+def _answer(result: AppendResult) -> writes.Answer:
+    return [result.version, [[one.id, one.status, one.version] for one in result.memories]]
+
+
+def _answered(
+    call: Sequence[CheckedAppend], records: Sequence[writes.Record | None]
+) -> list[AppendResult] | StoreError:
+    """What the call was answered when it was made, out of the records of its requests."""
+    results = []
+    for request, record in zip(call, records, strict=True):
+        if record is None or record.kind != "append":
+            return writes.reused()
+        if record.answer is None:
+            param = f"memories.{request.first}.user_id"
+            return Conflict("The user was erased after this write was made.", param, "erased")
+        version, memories = record.answer
+        if len(memories) != len(request.memories):
+            return writes.reused()
+        results.append(AppendResult([Appended(*one) for one in memories], version))
     return results
 
 
 def _known(
     connection: Connection, requests: Sequence[CheckedAppend], locked: dict[tuple[str, str], User], now: int
-) -> tuple[dict[bytes, _State], dict[bytes, list[str]]]:
-    """What the log holds under the requests' keys; and, where duplicates are to be skipped, ids by content hash.
-
-    A memory that has expired but is not purged yet is deleted on the way.
-    """
+) -> tuple[dict[bytes, State], dict[bytes, list[str]]]:
+    """What the log holds under the requests' keys; and, where duplicates are to be skipped, ids by content hash."""
     keys: set[bytes] = set()
     hashes: set[bytes] = set()
     for request in requests:
@@ -117,28 +163,25 @@ def _known(
         keys.update(user_key(uid, memory.id) for memory in request.memories)
         if request.skip_duplicates:
             hashes.update(content_hash(uid, memory.text, memory.canonical) for memory in request.memories)
-    by_uid = {user.uid: user for user in locked.values()}
-    known: dict[bytes, _State] = {}
-    twins: dict[bytes, list[str]] = {}
-    for statement, wanted in ((_BY_KEYS, list(keys)), (_BY_HASHES, list(hashes))):
-        for start in range(0, len(wanted), CHUNK):
-            rows = connection.execute(statement, {"wanted": wanted[start : start + CHUNK]}).all()
-            for key, uid, id, version, digest, expires_at, deleted, at in rows:
-                if not deleted and expires_at is not None and expires_at <= now:
-                    bury(connection, by_uid[uid], [key], now)
-                    if key in keys:
-                        known[key] = _State(id, by_uid[uid].version, b"", None, expires_at)
-                else:
-                    known[key] = _State(id, version, digest, expires_at, at if deleted else None)
-                    if statement is _BY_HASHES:
-                        twins.setdefault(digest, []).append(id)
+    known, twins = states(connection, keys, hashes, {user.uid: user for user in locked.values()}, now)
+    if known:
+        find_oldest(
+            connection,
+            known,
+            {
+                user_key(locked[request.user].uid, memory.id)
+                for request in requests
+                for memory in request.memories
+                if memory.made_id
+            },
+        )
     return known, twins
 
 
 class _Batch:
     """The changes of one transaction, as its requests add them: each request sees those before it."""
 
-    def __init__(self, model: int, now: int, known: dict[bytes, _State], twins: dict[bytes, list[str]]) -> None:
+    def __init__(self, model: int, now: int, known: dict[bytes, State], twins: dict[bytes, list[str]]) -> None:
         self.waves = [_Wave()]
         self._model = model
         self._now = now
@@ -158,8 +201,13 @@ class _Batch:
                 if request.issued_at <= user.erased_at:
                     param = f"memories.{request.first}.user_id"
                     raise Conflict("The user was erased after this write was sent.", param, "erased")
+                version = user.version
                 appended = [self._plan_one(n, request, user, plan) for n in range(len(request.memories))]
-                results.append(AppendResult(appended, user.version))
+                if user.version == version and any(one.status == "added" for one in appended):
+                    version = max(one.version for one in appended)  # an earlier try added them: its version
+                else:
+                    version = user.version
+                results.append(AppendResult(appended, version))
         except Conflict as conflict:
             for request, (version, live) in zip(call, before, strict=True):
                 locked[request.user].version, locked[request.user].live = version, live
@@ -190,6 +238,8 @@ class _Batch:
         if key in plan.known:
             raise Conflict(f"The call holds the id {memory.id!r} twice.", param, "duplicate_id")
         state = self._known.get(key)
+        if state is not None and memory.made_id:  # this write was made before; the answer to it was lost
+            return Appended(memory.id, "added", state.first)
         live = state is not None and state.deleted_at is None
         if state is not None and state.deleted_at is None:
             if (state.digest, state.expires_at) == (digest, memory.expires_at):
@@ -218,5 +268,6 @@ class _Batch:
         plan.rows.append((key, row, content_of(memory, user.uid, user.version, self._model)))
         plan.twins.setdefault(digest, []).append(memory.id)
         user.live += not live
-        plan.known[key] = _State(memory.id, user.version, digest, memory.expires_at, None)
+        first = user.version if state is None else state.first
+        plan.known[key] = State(memory.id, user.version, digest, memory.expires_at, None, first)
         return Appended(memory.id, "updated" if live else "added", user.version)

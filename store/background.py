@@ -1,4 +1,4 @@
-"""What a store does while nobody waits: fold, rebuild, save, purge what has expired, and clean up after erasures.
+"""What a store does while nobody waits: fold, rebuild, save, purge what is outdated, and clean up after erasures.
 
 Guarantees: a step takes some milliseconds, but for hnswlib's own write of a large graph (0.1 to 0.3 s at 100,000 rows)
 and the emptying of SQLite's write-ahead log, which takes as long as the disk does. While steps are called at least
@@ -11,7 +11,7 @@ import ctypes
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from store import reading, writing
+from store import reading, writes, writing
 from store.errors import LogUnavailable
 from store.log import Log
 from store.reading import Position
@@ -23,6 +23,8 @@ _SWEEP_US = 15_000_000  # between two looks for what was erased elsewhere
 _SWEEP_OWN_US = 5_000_000  # where this store erased something
 _PURGE_US = 1_000_000  # between two looks for what has expired
 _PURGE = 100  # memories a step
+_FORGET_US = 60_000_000  # between two looks for records of writes that are kept no longer
+_FORGET = 1000  # records a step
 _FREED_BYTES = 16 << 20  # so much is given back to the system
 _WAIT_S = 0.005  # for the disk, a step
 _SAVE_US = 600_000_000  # between two snapshots of one user
@@ -47,7 +49,7 @@ class Background:
         self._unsaved: OrderedDict[int, None] = OrderedDict()
         self._saved_rows: dict[int, int] = {}
         self._saved_at: dict[int, int] = {}
-        self._swept_at = self._purged_at = 0
+        self._swept_at = self._purged_at = self._forgot_at = 0
         self._removed = False
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")  # its thread starts when needed
         self._discarded = False  # what is being saved holds something that was erased meanwhile
@@ -69,6 +71,10 @@ class Background:
         if not 0 <= now - self._purged_at < _PURGE_US:
             if not self._purge(now):
                 self._purged_at = now
+            return True
+        if not 0 <= now - self._forgot_at < _FORGET_US:
+            if not self._forget(now):
+                self._forgot_at = now
             return True
         return self._fold() or self._save(now)
 
@@ -132,6 +138,14 @@ class Background:
         for uid in locked:
             self.removed(uid, whole=False)
         return len(due) == _PURGE
+
+    def _forget(self, now: int) -> bool:
+        """Remove some records of writes that nobody sends again. True where there may be more."""
+        with self._log.read() as connection:
+            if not writes.outdated(connection, now):
+                return False
+        with self._log.write() as connection:
+            return writes.purge(connection, now, _FORGET) == _FORGET
 
     def _fold(self) -> bool:
         while self._unfolded:

@@ -40,6 +40,8 @@ class NewMemory:
         vector: (dim,) float32, finite, not zero.
         metadata: a JSON object; integers fit 64 bits, floats are finite, strings and keys hold no NUL.
         expires_at: from this time on the memory is gone; None keeps it for ever.
+        made_id: the id was made for this write alone. If the log holds it, this is the write sent again: it is answered
+            as the first time, whatever became of the memory since.
     """
 
     id: str
@@ -47,6 +49,7 @@ class NewMemory:
     vector: Vector
     metadata: dict[str, Any] = field(default_factory=dict)
     expires_at: datetime | None = None
+    made_id: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class Append:
         upsert: the same id with other content replaces it; without it that is a Conflict.
         issued_at: when the caller was accepted. A write that is older than an erasure of its user or of its memory
             is refused, so that it does not bring back what was erased meanwhile.
+        write_id: names the call that this is part of; all requests of a call carry the same. A call that is sent again
+            under its write id is answered as the first time, and changes nothing.
     """
 
     tenant: str
@@ -66,6 +71,7 @@ class Append:
     on_duplicate: Literal["add", "skip"] = "add"
     upsert: bool = False
     issued_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    write_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class Checked:
     expires_at: int | None
     embedding: bytes
     vector_crc: int
+    made_id: bool = False
 
 
 def checked(memory: NewMemory, dim: int, param: str) -> Checked:
@@ -68,7 +69,7 @@ def checked(memory: NewMemory, dim: int, param: str) -> Checked:
     stored, canonical = dump_metadata(memory.metadata, f"{param}.metadata")
     embedding, crc = dump_vector(memory.vector, dim, f"{param}.vector")
     expires_at = None if memory.expires_at is None else micros(memory.expires_at, f"{param}.expires_at")
-    return Checked(memory.id, memory.text, stored, canonical, expires_at, embedding, crc)
+    return Checked(memory.id, memory.text, stored, canonical, expires_at, embedding, crc, memory.made_id)
 
 
 def check_id(value: str, param: str) -> None:

@@ -132,6 +132,20 @@ models = Table(
 )
 """Every model that a vector in this log was made by."""
 
+writes = Table(
+    "writes",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),  # hash of uid, write id, and number of the request in its call
+    Column("uid", _Int, nullable=False),
+    Column("at", _Int, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("answer", Text),  # JSON of numbers and ids of memories; NULL: the user was erased since
+    Index("writes_uid", "uid"),
+    Index("writes_at", "at"),
+    sqlite_strict=True,
+)
+"""What the writes that carried a write id have done, for as long as one of them may be sent again."""
+
 
 def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
     """Insert rows, leaving those that are there already."""
@@ -140,10 +154,14 @@ def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any
 
 
 def _first(connection: Connection) -> None:
-    metadata.create_all(connection)
+    metadata.create_all(connection, [meta, users, memories, contents, history, models])
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first,)
+def _second(connection: Connection) -> None:
+    metadata.create_all(connection, [writes])
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _second)
 """Step n leads from schema version n to n + 1. A step is never edited once it was released."""
 
 

@@ -3,6 +3,7 @@
 Guarantees:
 - What a call returned as written is on disk; a call that raised wrote nothing (an import: nothing of its last part).
 - A search sees every write that was committed before it was called, by whichever process.
+- A write that carries a write id is made once, however often it is sent within an hour, to whichever store.
 - A user's rows are found under that tenant and user id only.
 - Any number of stores may work on one log at once; one that dies loses nothing but its cache.
 
@@ -22,7 +23,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from store import appending, export, filters, listing, reading, rows, writing
+from store import appending, export, filters, listing, reading, rows, updating, writes, writing
 from store.background import Background
 from store.errors import Conflict, InvalidInput, NotFound, StoreError
 from store.export import ExportCursor, ExportPage
@@ -37,7 +38,6 @@ from store.records import (
     IndexOptions,
     Keep,
     Memory,
-    NewMemory,
     Order,
     Page,
     Search,
@@ -139,7 +139,7 @@ class Store:
         accepted: list[Sequence[appending.CheckedAppend]] = []
         for call in calls:
             try:
-                accepted.append(self._checked(call))
+                accepted.append(appending.checked(call, self.dim))
                 results.append(None)
             except InvalidInput as error:
                 results.append(error)
@@ -162,47 +162,35 @@ class Store:
         expires_at: datetime | Keep | None = KEEP,
         if_version: int | None = None,
         issued_at: datetime | None = None,
+        write_id: str | None = None,
     ) -> Memory:
         """Change what is given and leave the rest; nothing changes where everything is as given already.
+
+        Args:
+            write_id: names this write. One that is sent again under its write id, here or in another store, changes
+                nothing, and is answered as the first time: with the memory as it was then.
 
         Raises:
             NotFound: this user has no such memory.
             Conflict: the memory has another version than `if_version`, or it was erased after `issued_at` (and is
-                there again).
+                there again), or since the first time under this write id.
             InvalidInput: also for a new text without its vector.
         """
         if text is not KEEP and vector is KEEP:
             raise InvalidInput("A new text comes with its vector.", "vector")
+        change = updating.Change(id, text, vector, metadata, expires_at, if_version, issued_at)
         now = self._micros()
-        model = self.log.model_id
         with self._writing([(tenant, user_id)], make=False) as (connection, locked):
-            user = locked[tenant, user_id]
-            found = reading.by_key(connection, rows.user_key(user.uid, id), model, now)
-            if found is None:
-                raise NotFound(f"No memory {id!r}.", "id")
-            sent = None if issued_at is None else rows.micros(issued_at, "issued_at")
-            if sent is not None and sent <= max(user.erased_at, reading.deleted_at(connection, found.label)):
-                raise Conflict(f"The memory {id!r} was erased after this write was sent.", "id", "deleted")
-            before = rows.memory(found, user_id)
-            if if_version is not None and before.version != if_version:
-                raise Conflict(
-                    f"The memory has version {before.version}, not {if_version}.", "if_version", "version_mismatch"
-                )
-            new = NewMemory(
-                id,
-                before.text if isinstance(text, Keep) else text,
-                self._vector(found) if isinstance(vector, Keep) else vector,
-                before.metadata if isinstance(metadata, Keep) else metadata,
-                before.expires_at if isinstance(expires_at, Keep) else expires_at,
+            user, model = locked[tenant, user_id], self.log.model_id
+            return updating.update(
+                connection, user, user_id, change, model=model, dim=self.dim, now=now, write_id=write_id
             )
-            writing.update_one(connection, user, found, rows.checked(new, self.dim, ""), model=model, now=now)
-            after = reading.by_key(connection, found.key, model, now)
-            if after is None:  # the new expiry is in the past: it is gone
-                raise NotFound(f"No memory {id!r}.", "id")
-        return rows.memory(after, user_id)
 
-    def delete(self, tenant: str, user_id: str, id: str) -> int:
+    def delete(self, tenant: str, user_id: str, id: str, *, write_id: str | None = None) -> int:
         """Delete one memory with its vector and the text of its history. Returns the user's version after it.
+
+        Args:
+            write_id: as in `update`.
 
         Raises:
             NotFound: this user has no such memory.
@@ -210,45 +198,67 @@ class Store:
         now = self._micros()
         with self._writing([(tenant, user_id)], make=False) as (connection, locked):
             user = locked[tenant, user_id]
-            key = rows.user_key(user.uid, id)
-            if reading.by_key(connection, key, self.log.model_id, now) is None:
-                raise NotFound(f"No memory {id!r}.", "id")
-            writing.bury(connection, user, [key], now)
-        self._background.removed(user.uid, whole=False)
-        return user.version
 
-    def delete_where(self, tenant: str, user_id: str, filter: Filter) -> int:
+            def bury() -> list[int]:
+                key = rows.user_key(user.uid, id)
+                if reading.by_key(connection, key, self.log.model_id, now) is None:
+                    raise NotFound(f"No memory {id!r}.", "id")
+                writing.bury(connection, user, [key], now)
+                return [user.version]
+
+            (version,) = writes.once(connection, user.uid, "delete", bury, write_id=write_id, now=now)
+        self._background.removed(user.uid, whole=False)
+        return int(version)
+
+    def delete_where(self, tenant: str, user_id: str, filter: Filter, *, write_id: str | None = None) -> int:
         """Delete a user's memories that match, in one transaction. Returns how many there were.
+
+        Args:
+            write_id: as in `update`.
 
         Raises:
             InvalidInput: for a filter that is empty (`erase_user` deletes all) or cannot be used.
         """
         filters.check(filter)
         now = self._micros()
+        make = write_id is not None  # that there was nothing to delete is kept, too
         try:
-            with self._writing([(tenant, user_id)], make=False) as (connection, locked):
+            with self._writing([(tenant, user_id)], make=make) as (connection, locked):
                 user = locked[tenant, user_id]
-                keys = self._matching(connection, user.uid, memories.c.key, filter, now)
-                if keys:
-                    writing.bury(connection, user, keys, now)
+
+                def bury() -> list[int]:
+                    keys = self._matching(connection, user.uid, memories.c.key, filter, now)
+                    if keys:
+                        writing.bury(connection, user, keys, now)
+                    return [len(keys)]
+
+                (deleted,) = writes.once(connection, user.uid, "delete_where", bury, write_id=write_id, now=now)
         except NotFound:
             return 0
-        if keys:
+        if deleted:
             self._background.removed(user.uid, whole=False)
-        return len(keys)
+        return int(deleted)
 
-    def erase_user(self, tenant: str, user_id: str) -> tuple[int, int]:
+    def erase_user(self, tenant: str, user_id: str, *, write_id: str | None = None) -> tuple[int, int]:
         """Delete everything of a user: memories, history, snapshots, cached copies.
 
         No write that was issued before can bring any of it back. SQLite's files are clean within a minute, by `fold`;
         PostgreSQL's when it vacuums the tables. Returns how many memories there were, and the user's version after it.
+
+        Args:
+            write_id: as in `update`.
         """
         rows.check_id(user_id, "user_id")
         with self._writing([(tenant, user_id)]) as (connection, locked):
             user = locked[tenant, user_id]
-            erased = writing.erase(connection, user, self._micros())
+            now = self._micros()  # not before the lock: what is written until then is older than the erasure
+
+            def erase() -> list[int]:
+                return [writing.erase(connection, user, now), user.version]
+
+            erased, version = writes.once(connection, user.uid, "erase", erase, write_id=write_id, now=now)
         self._background.removed(user.uid, whole=True)
-        return erased, user.version
+        return int(erased), int(version)
 
     def import_lines(
         self,
@@ -447,23 +457,6 @@ class Store:
         self._background.close()
         self.resident.clear()
         self.log.close()
-
-    def _checked(self, call: Sequence[Append]) -> Sequence[appending.CheckedAppend]:
-        checked: list[appending.CheckedAppend] = []
-        first = 0
-        for request in call:
-            rows.check_id(request.user_id, "user_id")
-            taken = [
-                rows.checked(memory, self.dim, f"memories.{n}") for n, memory in enumerate(request.memories, first)
-            ]
-            user = request.tenant, request.user_id
-            skip = request.on_duplicate == "skip"
-            issued_at = rows.micros(request.issued_at, "issued_at")
-            checked.append(appending.CheckedAppend(user, taken, skip, request.upsert, issued_at, first))
-            first += len(taken)
-            if not taken:
-                raise InvalidInput("There is no memory in the request.", "memories")
-        return checked
 
     def _stats(self, uid: int, user_id: str, live: int, version: int, size: int) -> UserStats:
         index = self.resident.get(uid)

@@ -18,7 +18,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     LargeBinary,
-    Row,
     Update,
     bindparam,
     delete,
@@ -34,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from store.rows import Checked, content_hash
+from store import writes
 from store.schema import contents, history, insert_ignore, memories, users
 
 CHUNK = 5000  # look-ups and changes a statement: below every driver's limit of parameters
@@ -255,30 +254,11 @@ def erase(connection: Connection, user: User, now: int) -> int:
 
 
 def forget(connection: Connection, user: User) -> None:
-    """Remove every state of a user's memories, and what they say."""
+    """Remove every state of a user's memories, what they say, and what the records of writes say of them."""
+    writes.forget(connection, user.uid)
     connection.execute(blank(contents.c.uid == user.uid))
     for table in (history, memories):
         connection.execute(delete(table).where(table.c.uid == user.uid))
-
-
-def update_one(connection: Connection, user: User, found: Row[Any], memory: Checked, *, model: int, now: int) -> None:
-    """Give one memory a new state, unless it says all that already. `found`: its row, as `reading.by_key` gives it."""
-    digest = content_hash(user.uid, memory.text, memory.canonical)
-    before = found.content_hash, found.expires_at, found.vector_crc
-    if before == (digest, memory.expires_at, memory.vector_crc):
-        return
-    row = {
-        "of_key": found.key,
-        "born_at": None,
-        "version": user.stamp(),
-        "event": "updated",
-        "updated_at": now,
-        "expires_at": memory.expires_at,
-        "deleted": 0,
-        "content_hash": digest,
-    }
-    write_changes(connection, [row])
-    write_contents(connection, [content_of(memory, user.uid, user.version, model)])
 
 
 def or_never(column: Any, now: Any) -> Any:

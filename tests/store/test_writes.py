@@ -1,0 +1,605 @@
+"""Writes that are sent again: made once, answered alike, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from sqlalchemy import event, func, inspect, select
+
+from store import (
+    Append,
+    Appended,
+    AppendResult,
+    Conflict,
+    InvalidInput,
+    LogUnavailable,
+    NewMemory,
+    NotFound,
+    Store,
+    schema,
+    writing,
+)
+from store.log import Log
+from store.maintenance import compact, verify
+from store.rows import micros
+from store.schema import meta, writes
+
+from .conftest import DIM, Clock
+
+T = "default"
+EYE = np.eye(DIM, dtype=np.float32)
+Open = Callable[..., Store]
+
+
+def new(id: str, text: str | None = None, **fields: Any) -> NewMemory:
+    return NewMemory(id, text or f"text {id}", EYE[0], **fields)
+
+
+def put(store: Store, user: str, *memories: NewMemory, **options: Any) -> Any:
+    options.setdefault("issued_at", store._now())
+    return store.append([Append(T, user, memories, **options)])[0]
+
+
+def texts(store: Store, user: str = "ann") -> dict[str, str]:
+    return {memory.id: memory.text for memory in store.list(T, user).memories}
+
+
+def records(store: Store) -> int:
+    with store.log.read() as connection:
+        return connection.execute(select(func.count()).select_from(writes)).scalar_one()
+
+
+@pytest.fixture
+def pair(open_store: Open) -> tuple[Store, Store]:
+    """Two stores of one log: a write is sent to the one, and again to the other."""
+    return open_store(), open_store()
+
+
+def test_an_update_is_made_once(pair: tuple[Store, Store], clock: Clock) -> None:
+    one, other = pair
+    put(one, "ann", new("1", metadata={"n": 0}))
+    later = clock.now + timedelta(days=1)
+    first = one.update(T, "ann", "1", metadata={"n": 1}, expires_at=later, write_id="w1")
+    assert (first.metadata, first.version, first.expires_at) == ({"n": 1}, 2, later)
+    again = {"metadata": {"n": 1}, "expires_at": later, "write_id": "w1"}
+    assert other.update(T, "ann", "1", **again) == first
+    between = other.update(T, "ann", "1", text="another's", vector=EYE[1], metadata={"n": 5}, expires_at=None)
+    assert other.update(T, "ann", "1", **again) == first
+    assert one.get(T, "ann", "1") == between
+    assert one.user(T, "ann").version == 3
+    assert records(one) == 1
+
+
+def test_an_update_that_changed_nothing_changes_nothing_later(pair: tuple[Store, Store]) -> None:
+    one, other = pair
+    put(one, "ann", new("1", metadata={"n": 0}))
+    first = one.update(T, "ann", "1", metadata={"n": 0}, write_id="w1")
+    assert first.version == 1
+    other.update(T, "ann", "1", metadata={"n": 5})
+    assert other.update(T, "ann", "1", metadata={"n": 0}, write_id="w1") == first
+    assert one.get(T, "ann", "1").metadata == {"n": 5}
+
+
+@pytest.mark.parametrize("gone", ["deleted", "again", "erased", "expired", "imported"])
+def test_an_update_whose_memory_is_gone_says_so(pair: tuple[Store, Store], clock: Clock, gone: str) -> None:
+    one, other = pair
+    put(one, "ann", new("1"))
+    one.update(T, "ann", "1", metadata={"n": 1}, write_id="w1")
+    lines = list(one.export(T, "ann"))
+    match gone:
+        case "deleted":
+            other.delete(T, "ann", "1")
+        case "again":
+            other.delete(T, "ann", "1")
+            put(other, "ann", new("1", "another's"))
+        case "erased":
+            other.erase_user(T, "ann")
+            put(other, "ann", new("1", "another's"))
+        case "expired":
+            other.update(T, "ann", "1", expires_at=clock.now + timedelta(seconds=5))
+            clock.advance(10)
+        case "imported":  # its version is there again, and may be another state's
+            other.erase_user(T, "ann")
+            other.import_lines(T, "ann", lines)
+    before = texts(one)
+    with pytest.raises(Conflict) as caught:
+        other.update(T, "ann", "1", metadata={"n": 1}, write_id="w1")
+    assert (caught.value.param, caught.value.code) == ("id", "deleted")
+    assert texts(one) == before
+
+
+def test_a_deletion_is_made_once(pair: tuple[Store, Store]) -> None:
+    one, other = pair
+    put(one, "ann", new("1"), new("2"))
+    assert one.delete(T, "ann", "1", write_id="w1") == 3
+    assert other.delete(T, "ann", "1", write_id="w1") == 3
+    put(other, "ann", new("1", "another's"))
+    assert other.delete(T, "ann", "1", write_id="w1") == 3
+    assert texts(one) == {"1": "another's", "2": "text 2"}
+    other.erase_user(T, "ann")
+    put(other, "ann", new("1", "a third's"))
+    assert one.delete(T, "ann", "1", write_id="w1") == 3
+    assert texts(one) == {"1": "a third's"}
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_deletion_by_filter_is_made_once(pair: tuple[Store, Store], before: int) -> None:
+    """Also where there was nothing to delete, not even a user."""
+    one, other = pair
+    if before:
+        put(one, "ann", *(new(str(n), metadata={"k": 1}) for n in range(before)))
+    assert one.delete_where(T, "ann", {"k": 1}, write_id="w1") == before
+    put(other, "ann", new("9", metadata={"k": 1}))
+    version = one.user(T, "ann").version
+    assert other.delete_where(T, "ann", {"k": 1}, write_id="w1") == before
+    assert texts(one) == {"9": "text 9"}
+    assert one.user(T, "ann").version == version
+    assert other.delete_where(T, "ann", {"k": 1}) == 1
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_an_erasure_is_made_once(pair: tuple[Store, Store], before: int) -> None:
+    one, other = pair
+    if before:
+        put(one, "ann", *(new(str(n)) for n in range(before)))
+    assert one.erase_user(T, "ann", write_id="w1") == (before, before + 1)
+    put(other, "ann", new("9"))
+    assert other.erase_user(T, "ann", write_id="w1") == (before, before + 1)
+    assert texts(one) == {"9": "text 9"}
+    assert other.erase_user(T, "ann", write_id="w2") == (1, before + 3)
+    put(other, "ann", new("8"))
+    assert one.erase_user(T, "ann", write_id="w1") == (before, before + 1)
+    assert texts(one) == {"8": "text 8"}
+
+
+def test_a_call_is_made_once(pair: tuple[Store, Store]) -> None:
+    one, other = pair
+    put(one, "ann", new("1"), new("2", "tea"))
+
+    def call(store: Store) -> Any:
+        at = store._now()
+        options: dict[str, Any] = {"upsert": True, "issued_at": at, "write_id": "w1"}
+        ann = Append(T, "ann", (new("1", "mine"), new("3", "tea"), new("4")), "skip", **options)
+        (result,) = store.append_together([[ann, Append(T, "bob", (new("1"),), **options)]])
+        return result
+
+    first = call(one)
+    assert first == [
+        AppendResult([Appended("1", "updated", 3), Appended("2", "unchanged", 2), Appended("4", "added", 4)], 4),
+        AppendResult([Appended("1", "added", 1)], 1),
+    ]
+    put(other, "ann", new("1", "another's"), upsert=True)
+    other.delete(T, "ann", "4")
+    other.delete(T, "bob", "1")
+    assert call(other) == first
+    assert call(one) == first
+    assert texts(one) == {"1": "another's", "2": "tea"}
+    assert texts(one, "bob") == {}
+    assert [one.user(T, name).version for name in ("ann", "bob")] == [6, 2]
+    assert records(one) == 2
+
+
+def test_a_call_names_a_user_twice(pair: tuple[Store, Store]) -> None:
+    """The first request of a call is not taken for its second."""
+    answers = []
+    for store in pair:
+        options: dict[str, Any] = {"upsert": True, "issued_at": store._now(), "write_id": "w1"}
+        call = [Append(T, "ann", (new(id, text),), **options) for id, text in (("1", "a"), ("2", "b"))]
+        answers += store.append_together([call])
+        put(store, "ann", new("1", "another's"), new("2", "another's"), upsert=True)
+    assert answers == [[AppendResult([Appended(str(n), "added", n)], n) for n in (1, 2)]] * 2
+    assert texts(pair[0]) == {"1": "another's", "2": "another's"}
+
+
+def test_a_call_comes_twice_in_one_batch(store: Store) -> None:
+    def upsert(text: str, write_id: str | None) -> list[Append]:
+        return [Append(T, "ann", (new("1", text),), upsert=True, issued_at=store._now(), write_id=write_id)]
+
+    first, between, again, other = store.append_together(
+        [upsert("mine", "w1"), upsert("another's", None), upsert("mine", "w1"), upsert("a third's", "w2")]
+    )
+    assert first == again == [AppendResult([Appended("1", "added", 1)], 1)]
+    assert between == [AppendResult([Appended("1", "updated", 2)], 2)]
+    assert other == [AppendResult([Appended("1", "updated", 3)], 3)]
+    assert texts(store) == {"1": "a third's"}
+
+
+def test_a_call_of_a_user_that_was_erased_since_stays_erased(pair: tuple[Store, Store]) -> None:
+    """However late the second try says that it was issued."""
+    one, other = pair
+    for store in pair:
+        options = {"upsert": True, "issued_at": store._now(), "write_id": "w1"}
+        call = [Append(T, "bob", (new("1"),), **options), Append(T, "ann", (new("1"), new("2")), **options)]
+        (result,) = store.append_together([call])
+        if store is one:
+            assert not isinstance(result, Conflict)
+            one.erase_user(T, "ann")
+    assert isinstance(result, Conflict)
+    assert (result.param, result.code) == ("memories.1.user_id", "erased")
+    assert texts(other) == {}
+    with one.log.read() as connection:
+        kept = [answer for (answer,) in connection.execute(select(writes.c.answer))]
+    assert sorted(kept, key=str) == [None, '[1,[["1","added",1]]]']
+
+
+def test_what_failed_is_tried_anew(store: Store) -> None:
+    with pytest.raises(NotFound):
+        store.delete(T, "ann", "1", write_id="w1")
+    put(store, "ann", new("1"))
+    for _ in range(2):
+        with pytest.raises(Conflict):
+            store.update(T, "ann", "1", metadata={}, if_version=7, write_id="w2")
+        clash = put(store, "ann", new("2"), new("1", "other"), write_id="w3")
+        assert isinstance(clash, Conflict)
+    assert records(store) == 0
+    assert store.update(T, "ann", "1", metadata={"a": 1}, if_version=1, write_id="w2").version == 2
+    assert store.delete(T, "ann", "1", write_id="w1") == 3
+    assert put(store, "ann", new("2"), new("1", "other"), write_id="w3").version == 5
+
+
+def test_users_and_tenants_have_write_ids_of_their_own(store: Store) -> None:
+    for tenant, user in ((T, "ann"), (T, "bob"), ("other", "ann")):
+        store.append([Append(tenant, user, (new("1"),), upsert=True, issued_at=store._now(), write_id="w1")])
+    assert [store.user(*name).memories for name in ((T, "ann"), (T, "bob"), ("other", "ann"))] == [1, 1, 1]
+
+
+def test_a_write_id_names_one_write(store: Store) -> None:
+    put(store, "ann", new("1"), new("2"), write_id="w1")
+    store.update(T, "ann", "1", metadata={"a": 1}, write_id="w2")
+    reused = [
+        lambda: store.delete(T, "ann", "1", write_id="w1"),
+        lambda: store.delete_where(T, "ann", {"a": 1}, write_id="w2"),
+        lambda: store.erase_user(T, "ann", write_id="w1"),
+        lambda: store.update(T, "ann", "2", metadata={"a": 1}, write_id="w2"),
+    ]
+    for call in reused:
+        with pytest.raises(Conflict) as caught:
+            call()
+        assert (caught.value.param, caught.value.code) == ("write_id", "write_id_reused")
+    for memories, write_id in (((new("1"),), "w1"), ((new("1"), new("2")), "w2")):
+        clash = put(store, "ann", *memories, write_id=write_id)
+        assert isinstance(clash, Conflict)
+        assert clash.code == "write_id_reused"
+    assert store.user(T, "ann").version == 3
+
+
+def test_a_wrong_write_id_is_named(store: Store) -> None:
+    put(store, "ann", new("1"))
+    for call in (
+        lambda: store.update(T, "ann", "1", write_id=""),
+        lambda: store.delete(T, "ann", "1", write_id="a\n"),
+        lambda: store.delete_where(T, "ann", {"a": 1}, write_id="x" * 257),
+        lambda: store.erase_user(T, "ann", write_id=""),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            call()
+        assert caught.value.param == "write_id"
+    at = store._now()
+    calls = [
+        [Append(T, "ann", (new("2"),), issued_at=at, write_id="")],
+        [Append(T, user, (new("2"),), issued_at=at, write_id=user) for user in ("ann", "bob")],
+        [Append(T, "ann", (new("2"),), issued_at=at), Append(T, "bob", (new("2"),), issued_at=at, write_id="w")],
+    ]
+    for result in store.append_together(calls):
+        assert isinstance(result, InvalidInput)
+        assert result.param == "write_id"
+    assert texts(store) == {"1": "text 1"}
+
+
+WRITES: dict[str, Callable[[Store], object]] = {
+    "update": lambda store: store.update(T, "ann", "1", metadata={"by": "me"}, write_id="w"),
+    "upsert": lambda store: put(store, "ann", new("1", "mine"), upsert=True, write_id="w"),
+    "delete": lambda store: store.delete(T, "ann", "1", write_id="w"),
+    "delete_where": lambda store: store.delete_where(T, "ann", {"k": 1}, write_id="w"),
+    "erase": lambda store: store.erase_user(T, "ann", write_id="w"),
+    "add": lambda store: put(store, "ann", new("9", made_id=True)),
+}
+ANSWERS = {
+    "update": lambda answer: answer.version == 3 and answer.metadata == {"by": "me"},
+    "upsert": lambda answer: answer == AppendResult([Appended("1", "updated", 3)], 3),
+    "delete": lambda answer: answer == 3,
+    "delete_where": lambda answer: answer == 2,
+    "erase": lambda answer: answer == (2, 3),
+    "add": lambda answer: answer == AppendResult([Appended("9", "added", 3)], 3),
+}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_store_that_dies_before_it_answers(
+    pair: tuple[Store, Store], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = pair
+    put(one, "ann", new("1", metadata={"k": 1}), new("2", metadata={"k": 1}))
+
+    def die(uids: object) -> None:  # the first that comes after the commit
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(one, "_remember", die)
+        WRITES[kind](one)
+    put(other, "ann", new("1", "another's", metadata={"k": 1}), upsert=True)
+    version = other.user(T, "ann").version
+    assert ANSWERS[kind](WRITES[kind](other))
+    assert texts(other)["1"] == "another's"
+    assert other.user(T, "ann").version == version
+
+
+@pytest.fixture
+def race(url: str) -> Iterator[Callable[[Callable[[Store], object]], list[object]]]:
+    """Lets two stores, each in its own thread, make one call at the same moment; their answers."""
+    together = threading.Barrier(2)
+
+    def run(store: Store, call: Callable[[Store], object]) -> object:
+        together.wait(timeout=30)
+        return call(store)
+
+    with ThreadPoolExecutor(2) as pool:
+        racing = [Store.open(url, dim=DIM, model="fake", lock_timeout_s=30) for _ in range(2)]
+        yield lambda call: [job.result(60) for job in [pool.submit(run, store, call) for store in racing]]
+    for store in racing:
+        store.close()
+    log = Log.open(url)
+    assert list(verify(log)) == []
+    log.close()
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_two_stores_try_one_write_at_the_same_moment(race: Any, store: Store, kind: str) -> None:
+    for round in range(25):
+        store.erase_user(T, "ann")
+        with store.log.write() as connection:
+            connection.execute(writes.delete())
+        put(store, "ann", new("1", metadata={"k": 1}), new("2", metadata={"k": 1}))
+        version = store.user(T, "ann").version
+        first, second = race(WRITES[kind])
+        assert first == second, round
+        assert store.user(T, "ann").version == version + (2 if kind == "delete_where" else 1)
+
+
+def test_two_stores_try_the_first_write_of_a_user_at_the_same_moment(race: Any, store: Store) -> None:
+    def upsert(user: str) -> Callable[[Store], Any]:
+        return lambda store: put(store, user, new("1"), upsert=True, write_id="w")
+
+    for round in range(25):
+        assert race(lambda store, n=round: store.delete_where(T, f"a{n}", {"k": 1}, write_id="w")) == [0, 0]
+        assert race(lambda store, n=round: store.erase_user(T, f"b{n}", write_id="w")) == [(0, 1), (0, 1)]
+        added = AppendResult([Appended("1", "added", 1)], 1)
+        assert race(upsert(f"c{round}")) == [added, added]
+    assert [store.user(T, user).version for user in ("a24", "b24", "c24")] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_the_second_try_waits_for_the_first(
+    postgres_url: str, clock: Clock, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL, where two writers may be at work: the second has begun before the first has committed."""
+    one, other = (Store.open(postgres_url, dim=DIM, model="fake", now=clock, lock_timeout_s=30) for _ in range(2))
+    put(one, "ann", new("1", metadata={"k": 1}), new("2", metadata={"k": 1}))
+    other.get(T, "ann", "1")
+    made, waits = threading.Event(), threading.Event()
+    save_users = writing.save_users
+
+    def save_late(*arguments: Any) -> None:
+        if not made.is_set():
+            made.set()
+            assert waits.wait(30)
+        save_users(*arguments)
+
+    monkeypatch.setattr(writing, "save_users", save_late)
+    with ThreadPoolExecutor(2) as pool, psycopg.connect(postgres_url, autocommit=True) as watcher:
+        first = pool.submit(WRITES[kind], one)
+        assert made.wait(30)
+        second = pool.submit(WRITES[kind], other)
+        deadline = time.monotonic() + 30
+        while not watcher.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0]:  # type: ignore[index]
+            assert time.monotonic() < deadline
+        waits.set()
+        assert first.result(60) == second.result(60)
+    assert ANSWERS[kind](first.result())
+    assert one.user(T, "ann").version == (4 if kind == "delete_where" else 3)
+    for store in (one, other):
+        store.close()
+
+
+def test_a_write_that_was_undone_leaves_no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, "ann", new("1"))
+
+    def fail(*arguments: Any) -> None:
+        raise LogUnavailable("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "save_users", fail)
+        for call in WRITES.values():
+            with pytest.raises(LogUnavailable):
+                call(store)
+    assert records(store) == 0
+    assert texts(store) == {"1": "text 1"}
+
+
+def test_records_are_purged_after_an_hour(store: Store, clock: Clock) -> None:
+    put(store, "ann", new("1"))
+    store.append_together(
+        [[Append(T, "bob", (new(str(n)),), issued_at=store._now(), write_id=f"w{n}")] for n in range(1100)]
+    )
+    store.update(T, "ann", "1", metadata={"n": 1}, write_id="w")
+    clock.advance(1800)
+    store.delete(T, "ann", "1", write_id="w1")
+    steps = []
+
+    def settle() -> None:
+        before = records(store)
+        while store.fold():
+            if records(store) != before:
+                before = records(store)
+                steps.append(before)
+
+    clock.advance(1700)
+    settle()
+    assert records(store) == 1102
+    clock.advance(200)
+    settle()
+    assert steps == [102, 1]
+    assert store.delete(T, "ann", "1", write_id="w1") == 3
+    clock.advance(1800)
+    settle()
+    assert records(store) == 0
+
+
+def test_records_of_an_erased_user_say_nothing_of_it(store: Store) -> None:
+    put(store, "ann", new("an id"), write_id="w1")
+    put(store, "bob", new("1"), write_id="w1")
+    store.update(T, "ann", "an id", metadata={"secret": 1}, write_id="w2")
+    store.delete_where(T, "ann", {"secret": 1}, write_id="w3")
+    store.erase_user(T, "ann", write_id="w4")
+    with store.log.read() as connection:
+        kept = list(connection.execute(select(writes.c.kind, writes.c.answer).order_by(writes.c.at)))
+    assert kept == [
+        ("append", None),
+        ("append", '[1,[["1","added",1]]]'),
+        ("update", None),
+        ("delete_where", "[1]"),
+        ("erase", "[0,4]"),
+    ]
+
+
+def test_batches_cost_no_more_statements_without_write_ids(store: Store) -> None:
+    put(store, "ann", new("0"))
+    statements: list[str] = []
+    event.listen(store.log.engine, "before_cursor_execute", lambda *seen: statements.append(seen[2]))
+
+    def cost(calls: int, **options: Any) -> list[str]:
+        statements.clear()
+        write_id = options.pop("write_id", None)
+        store.append_together(
+            [
+                [Append(T, "ann", (new(f"{n}-{len(options)}-{write_id}", **options),), write_id=write_id and f"{n}")]
+                for n in range(calls)
+            ]
+        )
+        return [statement for statement in statements if "writes" in statement or "history" in statement]
+
+    assert cost(5) == cost(5, made_id=True) == []
+    plain = len(statements)
+    asked = cost(7, write_id="w")
+    assert [statement.split()[0] for statement in asked] == ["SELECT", "INSERT"]
+    assert len(statements) == plain + 2
+    assert [statement.split()[0] for statement in cost(7, write_id="w")] == ["SELECT"]
+
+
+def test_a_made_id_is_added_once(pair: tuple[Store, Store], clock: Clock) -> None:
+    one, other = pair
+    put(one, "ann", new("0"))
+    sent = one._now()
+    made = [new(id, made_id=True, expires_at=clock.now + timedelta(minutes=5)) for id in "abc"]
+
+    def add(store: Store, **options: Any) -> Any:
+        return put(store, "ann", *made, **{"issued_at": sent, **options})
+
+    first = add(one)
+    assert first == AppendResult([Appended("a", "added", 2), Appended("b", "added", 3), Appended("c", "added", 4)], 4)
+    assert add(other) == first
+    other.update(T, "ann", "a", metadata={"by": "another"})
+    other.update(T, "ann", "a", metadata={"by": "a third"})
+    other.delete(T, "ann", "b")
+    put(other, "ann", new("b", "again"))
+    other.delete(T, "ann", "c")
+    before, version = texts(one), one.user(T, "ann").version
+    for options in ({}, {"issued_at": one._now()}, {"upsert": True}, {"on_duplicate": "skip"}):
+        assert add(other, **options) == first
+    assert (texts(one), one.user(T, "ann").version) == (before, version)
+    assert one.get(T, "ann", "a").metadata == {"by": "a third"}
+    clock.advance(600)
+    assert add(other) == first  # "a" has expired and is not purged yet
+    assert set(texts(one)) == {"0", "b"}
+    one.erase_user(T, "ann")
+    late = add(other)
+    assert isinstance(late, Conflict)
+    assert (late.param, late.code) == ("memories.0.user_id", "erased")
+
+
+def test_a_made_id_comes_twice_in_one_batch(store: Store) -> None:
+    at = store._now()
+    add = [Append(T, "ann", (new("a", made_id=True), new("b", made_id=True)), issued_at=at)]
+    upsert = [Append(T, "ann", (new("a", "another's"),), upsert=True, issued_at=at)]
+    first, _, again, late = store.append_together([add, upsert, add, [*upsert, *add]])
+    assert first == again == [AppendResult([Appended("a", "added", 1), Appended("b", "added", 2)], 2)]
+    assert late == [AppendResult([Appended("a", "unchanged", 3)], 3), *first]
+    assert texts(store) == {"a": "another's", "b": "text b"}
+
+
+def test_a_made_id_finds_its_own_first_try_before_a_twin(store: Store) -> None:
+    put(store, "ann", new("0", "tea"))
+    sent = store._now()
+    skip = {"on_duplicate": "skip", "issued_at": sent}
+    assert put(store, "ann", new("a", "tea", made_id=True), **skip).memories == [Appended("0", "unchanged", 1)]
+    assert put(store, "ann", new("a", "tea", made_id=True), **skip).memories == [Appended("0", "unchanged", 1)]
+    for _ in range(2):
+        result = put(store, "ann", new("b", "rain", made_id=True), **skip)
+        assert result == AppendResult([Appended("b", "added", 2)], 2)
+
+
+def test_a_made_id_that_was_compacted_away_stays_away(store: Store, clock: Clock) -> None:
+    sent = store._now()
+    for id in "ab":
+        put(store, "ann", new(id, made_id=True), issued_at=sent)
+    store.delete(T, "ann", "a")
+    clock.advance(7200)
+    assert compact(store.log, micros(clock(), "")) == 1
+    late = put(store, "ann", new("a", made_id=True), issued_at=sent)
+    assert isinstance(late, Conflict)
+    assert late.code == "erased"
+    assert texts(store) == {"b": "text b"}
+
+
+def test_records_outlive_compaction_and_stay_out_of_exports(store: Store, clock: Clock) -> None:
+    put(store, "ann", new("1"), new("2"))
+    store.delete(T, "ann", "1", write_id="w1")
+    answer = store.update(T, "ann", "2", metadata={"a": 1}, write_id="w2")
+    lines = list(store.export(T, "ann"))
+    assert len(lines) == 1
+    assert b"w2" not in lines[0]
+    clock.advance(7200)
+    compact(store.log, micros(clock(), ""))
+    assert store.delete(T, "ann", "1", write_id="w1") == 3
+    assert store.update(T, "ann", "2", metadata={"a": 1}, write_id="w2") == answer
+    assert list(verify(store.log)) == []
+
+
+def test_a_log_of_schema_1_is_brought_forward(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        old = Store.open(url, dim=DIM, model="fake")
+        assert not inspect(old.log.engine).has_table("writes")
+        put(old, "ann", new("1", metadata={"n": 0}))
+        old.update(T, "ann", "1", metadata={"n": 1})
+        kept = list(old.export(T, "ann"))
+        old.close()
+    store = Store.open(url, dim=DIM, model="fake")
+    with store.log.read() as connection:
+        version = connection.execute(select(meta.c.value).where(meta.c.name == "schema_version")).scalar()
+    assert version == "2"
+    assert list(store.export(T, "ann")) == kept
+    first = store.update(T, "ann", "1", metadata={"n": 2}, write_id="w1")
+    store.update(T, "ann", "1", metadata={"n": 3})
+    assert store.update(T, "ann", "1", metadata={"n": 2}, write_id="w1") == first
+    assert store.erase_user(T, "ann") == (1, 5)
+    assert list(verify(store.log)) == []
+    store.close()
+
+
+def test_opening_makes_the_tables_that_the_program_declares(url: str) -> None:
+    """What the migrations lead to is what the statements are written for."""
+    log = Log.open(url)
+    found = inspect(log.engine)
+    for table in schema.metadata.sorted_tables:
+        assert {column["name"] for column in found.get_columns(table.name)} == set(table.c.keys())
+        assert {index["name"] for index in found.get_indexes(table.name)} >= {index.name for index in table.indexes}
+    log.close()
