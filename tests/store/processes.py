@@ -1,4 +1,4 @@
-"""The processes that the crash tests kill and stop: python -m tests.store.processes kill|stop URL FOLDER ..."""
+"""The processes that the crash tests kill and stop: python -m tests.store.processes kill|again|stop URL FOLDER ..."""
 
 from __future__ import annotations
 
@@ -113,6 +113,53 @@ def check(store: Store, batch: int, added: set[int], deleted: set[int]) -> None:
     assert best == {f"{batch}-{part}" for part in range(3) if there[part]}, (batch, best, there)
 
 
+def write_once(store: Store, number: int) -> int:
+    """The write of that number, by its write id: an upsert, an update and a deletion in turn. Returns its version."""
+    write_id = f"w{number}"
+    if number % 3 == 0:
+        request = Append(T, "ann", (NewMemory("m", f"text {number}", vector(1)),), upsert=True, write_id=write_id)
+        (result,) = store.append([request])
+        assert not isinstance(result, Exception), result
+        return result.version
+    if number % 3 == 1:
+        return store.update(T, "ann", "m", metadata={"number": number}, write_id=write_id).version
+    return store.delete(T, "ann", "m", write_id=write_id)
+
+
+def write_once_for_ever(url: str, folder: str, first: int, acknowledged: int) -> None:
+    store = open_store(url, folder)
+    for number in count(first):
+        os.write(acknowledged, b"%d\n" % number)
+        assert write_once(store, number) == number + 1
+        time.sleep(0.003)  # the answer's way to whoever waits for it: as likely to be cut as the write
+
+
+def again(url: str, folder: str, kills: int) -> None:
+    """Kill a writer again and again, and send the write that it was about again: each write makes one version."""
+    chance = random.Random(kills)
+    store = open_store(url, folder)
+    first = made = 0
+    for _ in range(kills):
+        reading, acknowledged = os.pipe()
+        child = os.fork()
+        if child == 0:
+            write_once_for_ever(url, folder, first, acknowledged)
+        os.close(acknowledged)
+        with os.fdopen(reading, "rb") as pipe:
+            lines = [pipe.readline()]
+            time.sleep(chance.random() * 0.06)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            lines += pipe.readlines()
+        last = int(lines[-1])
+        made += store.user(T, "ann").version == last + 1
+        assert write_once(store, last) == last + 1
+        assert write_once(store, last) == last + 1
+        first = last + 1
+    assert store.user(T, "ann").version == first
+    print(f"{kills} kills, {made} after the commit")
+
+
 def stop(url: str, folder: str) -> None:
     """Stop in the middle of a write; say how it ended when resumed. A write that did not succeed is sent again."""
     store = open_store(url, folder, lock_timeout_s=0.3)
@@ -138,5 +185,7 @@ def stop(url: str, folder: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "kill":
         kill(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    elif sys.argv[1] == "again":
+        again(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     else:
         stop(sys.argv[2], sys.argv[3])

@@ -37,6 +37,17 @@ def test_a_writer_that_is_killed_again_and_again(url: str, tmp_path: Path) -> No
     assert done.stdout.startswith(f"{kills} kills")
 
 
+def test_a_killed_writers_last_write_is_sent_again(url: str, tmp_path: Path) -> None:
+    """Whether it was killed before its commit or after it: each write is made once."""
+    kills = 50
+    done = subprocess.run(
+        run("again", url, str(tmp_path), str(kills)), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    after_commit = int(done.stdout.split()[2])
+    assert 0 < after_commit < kills, done.stdout
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

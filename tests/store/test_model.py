@@ -438,6 +438,9 @@ _settings = settings(
 )
 
 
+_databases = iter(range(100_000))
+
+
 class OnSqlite(Replicas):
     pass
 
@@ -446,12 +449,10 @@ TestSqlite = OnSqlite.TestCase
 TestSqlite.settings = _settings
 
 
-def test_postgresql(postgres: str) -> None:
-    names = iter(range(100_000))
-
-    class OnPostgres(Replicas):
+def run_on_postgresql(machine: type[Replicas], postgres: str) -> None:
+    class OnPostgres(machine):  # type: ignore[misc, valid-type]
         def new_log(self) -> str:
-            self.name = f"model{next(names)}"
+            self.name = f"model{next(_databases)}"
             with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
                 connection.execute(f"CREATE DATABASE {self.name}")
             return f"{postgres}/{self.name}"
@@ -461,6 +462,10 @@ def test_postgresql(postgres: str) -> None:
             with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
                 connection.execute(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
 
-    machine = OnPostgres.TestCase
-    machine.settings = settings(_settings, max_examples=10, phases=[Phase.generate])
-    machine("runTest").runTest()
+    case = OnPostgres.TestCase
+    case.settings = settings(_settings, max_examples=10, phases=[Phase.generate])
+    case("runTest").runTest()
+
+
+def test_postgresql(postgres: str) -> None:
+    run_on_postgresql(Replicas, postgres)

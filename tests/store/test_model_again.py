@@ -1,0 +1,149 @@
+"""The model of test_model.py, whose writes are all sent again: at once, and now and then long after, all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from store import Append, AppendResult, Conflict, NewMemory, Store, StoreError
+
+from .test_model import VECTORS, Known, Replicas, _settings, run_on_postgresql, stores, texts, users
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A write that was made: how to send it again, and what is known of its user and of the memory it left."""
+
+    send: Callable[[Store], Any]
+    answer: Any
+    user: tuple[str, str]
+    known: Known | None = None  # where an erasure is answered with a Conflict
+    id: str | None = None  # of an update
+    deletions: int = 0
+
+
+class Sender:
+    """A store of the machine; its writes go to the other one a second time, and are answered alike."""
+
+    def __init__(self, store: Store, machine: Again) -> None:
+        self.store = store
+        self.machine = machine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def _twice(self, send: Callable[[Store], Any]) -> Any:
+        answer = send(self.store)
+        now = self.machine.clock.now
+        for sender in self.machine.stores:
+            assert send(sender.store) == answer  # type: ignore[attr-defined]
+        self.machine.clock.now = now  # the model asks it when the first was made
+        return answer
+
+    def append(self, requests: Sequence[Append]) -> list[AppendResult | StoreError]:
+        named = [replace(request, write_id=self.machine.write_id()) for request in requests]
+        answers = self.store.append(named)
+        now = self.machine.clock.now
+        made = [pair for pair in zip(named, answers, strict=True) if isinstance(pair[1], AppendResult)]
+        again = [request for request, _ in made]
+        for sender in self.machine.stores:
+            assert sender.append_together([[request] for request in again]) == [[answer] for _, answer in made]
+        self.machine.clock.now = now
+        for request, answer in made:
+            user = request.tenant, request.user_id
+            late = replace(request, issued_at=now)
+            self.machine.sent.append(
+                Sent(lambda store, late=late: store.append([late])[0], answer, user, self.machine.known[user])  # type: ignore[misc]
+            )
+        return answers
+
+    def update(self, tenant: str, user_id: str, id: str, **changes: Any) -> Any:
+        name, user = self.machine.write_id(), (tenant, user_id)
+        known = self.machine.known[user]
+
+        def send(store: Store) -> Any:
+            return store.update(tenant, user_id, id, write_id=name, **changes)
+
+        answer = self._twice(send)
+        self.machine.sent.append(Sent(send, answer, user, known, id, self.machine.deletions(user, id)))
+        return answer
+
+    def delete(self, *where: Any) -> Any:
+        return self._keep("delete", *where)
+
+    def delete_where(self, *where: Any) -> Any:
+        return self._keep("delete_where", *where)
+
+    def erase_user(self, *where: Any) -> Any:
+        return self._keep("erase_user", *where)
+
+    def _keep(self, method: str, *where: Any) -> Any:
+        name = self.machine.write_id()
+
+        def send(store: Store) -> Any:
+            return getattr(store, method)(*where, write_id=name)
+
+        answer = self._twice(send)
+        self.machine.sent.append(Sent(send, answer, (where[0], where[1])))
+        return answer
+
+
+class Again(Replicas):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[Sent] = []
+        self.names = iter(range(1_000_000))
+
+    def open(self, number: int) -> Store:
+        return Sender(super().open(number), self)  # type: ignore[return-value]
+
+    def write_id(self) -> str:
+        return f"w{next(self.names)}"
+
+    def deletions(self, user: tuple[str, str], id: str) -> int:
+        return sum(event == "deleted" for event, _ in self.known[user].events.get(id, []))
+
+    @rule(n=stores, user=users, text=texts, skip=st.booleans())
+    def add_with_a_made_id(self, n: int, user: tuple[str, str], text: str, skip: bool) -> None:
+        memory = NewMemory(self.write_id(), text, VECTORS[0], made_id=True)
+        request = Append(*user, (memory,), "skip" if skip else "add", issued_at=self.clock.now)
+
+        def send(store: Store) -> Any:
+            return store.append([request])[0]
+
+        answer = send(self.stores[n].store)  # type: ignore[attr-defined]
+        self._expect_append(request, answer, self.clock.now)
+        if isinstance(answer, AppendResult) and answer.memories[0].status == "added":
+            self.sent.append(Sent(send, answer, user, self.known[user]))
+
+    @rule(n=stores)
+    def send_all_again(self, n: int) -> None:
+        store = self.stores[n].store  # type: ignore[attr-defined]
+        for sent in self.sent:
+            erased = sent.known is not None and sent.known is not self.known[sent.user]
+            if sent.id is None:
+                answer = sent.send(store)
+                assert isinstance(answer, Conflict) and answer.code == "erased" if erased else answer == sent.answer
+            elif erased or sent.id not in self.live(sent.user) or self.deletions(sent.user, sent.id) > sent.deletions:
+                with pytest.raises(Conflict, match="deleted since"):
+                    sent.send(store)
+            else:
+                assert sent.send(store) == sent.answer
+
+
+class OnSqlite(Again):
+    pass
+
+
+TestSqlite = OnSqlite.TestCase
+TestSqlite.settings = settings(_settings, max_examples=40)
+
+
+def test_postgresql(postgres: str) -> None:
+    run_on_postgresql(Again, postgres)
