@@ -1,4 +1,4 @@
-"""`python -m deployments [--check] [serve_config.yaml]`: Ray, HAProxy and the app on this machine, in the foreground.
+"""`python -m deployments [serve_config.yaml]`: Ray, HAProxy and the app on this machine, in the foreground.
 
 Guarantees: one line when the server answers; one line and exit 1, within seconds, when it cannot start; and when it
 ends, by Ctrl-C, by a signal or by an error, every process that it started has ended too.
@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -32,6 +33,7 @@ from pydantic import ValidationError
 
 from deployments.embedding.load import resolve
 from deployments.errors import MemserveError
+from deployments.proxy import ENVIRONMENT
 from deployments.settings import LIVE, ModelSettings, Settings, absolute_log_url, explain, live, load
 
 PR_SET_PDEATHSIG = 1
@@ -65,8 +67,15 @@ def main(argv: list[str]) -> int:
     """Run until a signal. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deployments", description="Serve memserve on this machine.")
     parser.add_argument("config", nargs="?", default="serve_config.yaml", help="a Serve config file")
-    parser.add_argument("--check", action="store_true", help="only say whether the config file is right")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--check", action="store_true", help="only say whether the config file is right")
+    only.add_argument(
+        "--environment", action="store_true", help="only print what a shell that starts Ray needs: `eval` it"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.environment:
+        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in ENVIRONMENT.items()))
+        return 0
     path = Path(arguments.config)
     try:
         if arguments.check:
@@ -164,15 +173,7 @@ def _are_free(ports: Iterable[int]) -> bool:
 
 def _environment() -> dict[str, str]:
     """What must stand in the environment before Ray starts. HAProxy's own ports move aside if they are taken."""
-    env = {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # HAProxy learns of a leaving gateway within 0.1 s and retries what it refuses; Serve would wait for 30 s.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-        # Serve's controller looks ten times a second by itself, for a twelfth of a core.
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
-    }
+    env = {**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0"}
     first = _claim_gateway_ports()
     for protocol, offset in (("HTTP", 0), ("GRPC", GRPC_OFFSET)):
         env[f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT"] = str(first + offset)

@@ -2,7 +2,7 @@
 
 Guarantees:
 - Alone, an item is run at once; under load batches fill by themselves, up to `budget`.
-- Every item is answered exactly once: with its own result, its own error, or `Unavailable` when the batcher closes.
+- Every item is answered exactly once: with its own result, its own error, or `ShuttingDown` when the batcher closes.
 - At most `in_flight` (+ `prefetch`) batches run at a time. An item that costs more than the budget travels alone.
 - A call is admitted or refused whole. Past `max_queued` it is refused at once with `Overloaded`.
 - The items of a cancelled call leave the queue; one that is already in a batch is dropped from any retry of it.
@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from deployments.errors import Overloaded, Unavailable
+from deployments.errors import Overloaded, ShuttingDown
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -198,7 +198,7 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             Overloaded: at once, when the queue is full; `retry_after_s` is when it is expected to have drained.
-            Unavailable: the batcher is closed, or closed before the item's turn.
+            ShuttingDown: the batcher is closed, or closed before the item's turn.
             Exception: the item's own error.
         """
         (result,) = await self.submit_all([item])
@@ -210,10 +210,10 @@ class Batcher(Generic[Item, Result]):
         """Wait for many items, admitted or refused together. One result or exception an item, in order.
 
         Raises:
-            Overloaded, Unavailable: as `submit`, for all of them.
+            Overloaded, ShuttingDown: as `submit`, for all of them.
         """
         if self._closed:
-            raise Unavailable("The server is shutting down.")
+            raise ShuttingDown("The server is shutting down.")
         if not items:
             return []
         costs = [self._cost(item) for item in items]
@@ -276,7 +276,7 @@ class Batcher(Generic[Item, Result]):
         # The next batch leaves before these callers are woken: what they do with their results must not hold it up.
         self._pump()
         if task.cancelled():  # the loop is going down
-            results: list[object] = [Unavailable("The server is shutting down.")] * len(batch)
+            results: list[object] = [ShuttingDown("The server is shutting down.")] * len(batch)
         else:
             results = task.result()
         for entry, result in zip(batch, results, strict=True):
@@ -302,10 +302,10 @@ class Batcher(Generic[Item, Result]):
         return [result_of.get(entry) for entry in batch]
 
     async def close(self) -> None:
-        """Finish what was taken; what waits gets `Unavailable`, and so does what is submitted later."""
+        """Finish what was taken; what waits gets `ShuttingDown`, and so does what is submitted later."""
         self._closed = True
         waiting, self._waiting, self._queued_cost = self._waiting, [], 0
         for entry in waiting:
-            entry.answer(Unavailable("The server is shutting down."))
+            entry.answer(ShuttingDown("The server is shutting down."))
         if self._tasks:
             await asyncio.wait(self._tasks)

@@ -1,15 +1,13 @@
 """The gateway's side of its calls to the other deployments: coalesced, retried where that is safe, errors mapped.
 
 Hundreds of small HTTP requests become a few handle calls: while a call is on its way, everything that arrives waits,
-and rides the next one. A call that dies with its replica is sent again where that is safe: reads change nothing, and an
-append carries the ids of its memories, so that the log takes it once however often it arrives. An update, an upsert or
-a deletion is not sent again: made twice it would undo what somebody else wrote in between. Its caller is told that
-nobody knows whether it was made.
+and rides the next one. A call that dies with its replica is sent again: reads change nothing, and a write carries an id
+under which the log remembers it, so that it is made once however often it arrives.
 """
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, cast
 
 import numpy as np
 import ray.exceptions
@@ -20,9 +18,9 @@ from deployments.batcher import Batcher
 from deployments.embedding.cache import CachedVector, VectorCache, cache_key
 from deployments.embedding.engine import EmbedRequest, EmbedResult, Timings
 from deployments.embedding.model import ModelInfo, Truncate
-from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Overloaded, Unavailable
+from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Overloaded, ShuttingDown, Unavailable
 from deployments.routing import partition_of
-from store import Append, AppendResult, Conflict, Search, SearchResult, StoreError
+from store import Append, AppendResult, Search, SearchResult, StoreError
 from store import Store as Memories
 
 Answer = TypeVar("Answer")
@@ -41,28 +39,29 @@ _REPLICA_LOST = (
 )
 
 
-async def resilient(call: Callable[[], Awaitable[Answer]], what: str, *, repeat: bool = True) -> Answer:
+async def resilient(call: Callable[[], Awaitable[Answer]], what: str, *, writes: bool = False) -> Answer:
     """Await `call()`, again if its replica died.
 
     Args:
-        repeat: whether the call may be made twice.
+        writes: once it was lost it may have been made, so that no failure after that may deny it.
 
     Raises:
         Overloaded: the deployment refuses more work.
-        Unavailable: no replica could answer in `ATTEMPTS` attempts; `OUTCOME_UNKNOWN` where it may not be repeated.
+        Unavailable: no replica could answer in `ATTEMPTS` attempts; `OUTCOME_UNKNOWN` for a write that was lost.
     """
+    lost = False
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return await call()
-        except _REPLICA_LOST as error:
-            if not repeat:
-                message = f"The {what} was lost while it worked: look whether it was done before you send it again."
+        except (*_REPLICA_LOST, BackPressureError, DeploymentUnavailableError, RayServeException) as error:
+            lost = lost or isinstance(error, _REPLICA_LOST)
+            if isinstance(error, _REPLICA_LOST) and attempt < ATTEMPTS:
+                continue
+            if writes and lost:
+                message = f"The {what} was lost while it worked, and whether this was written is not known."
                 raise Unavailable(message, None, OUTCOME_UNKNOWN) from error
-            if attempt == ATTEMPTS:
-                raise Unavailable(f"The {what} is restarting; try again.", None, f"{what}_unavailable") from error
-        except BackPressureError as error:
-            raise Overloaded(f"The {what} has more work than it admits.") from error
-        except (DeploymentUnavailableError, RayServeException) as error:
+            if isinstance(error, BackPressureError):
+                raise Overloaded(f"The {what} has more work than it admits.") from error
             raise Unavailable(f"The {what} is not available; try again.", None, f"{what}_unavailable") from error
     raise AssertionError("unreachable")
 
@@ -102,28 +101,24 @@ class EmbedderCalls:
         self._info: ModelInfo | None = None
         self.cache = VectorCache(cache_bytes)
         self.batcher: Batcher[EmbedRequest, EmbedResult] = Batcher(
-            self._call,
-            in_flight=in_flight,
-            budget=call_tokens,
-            cost=_request_tokens,
-            max_queued=max_queued_tokens,
-            prefetch=in_flight,
-            prefetch_at=call_tokens // 4,
+            self._call, cost=_request_tokens, **_limits(in_flight, call_tokens, max_queued_tokens)
         )
 
     def reconfigure(self, *, in_flight: int, call_tokens: int, max_queued_tokens: int, cache_bytes: int) -> None:
         """Change what the constructor was given, while calls wait and travel."""
         self._call_tokens = call_tokens
-        self.batcher.reconfigure(
-            in_flight=in_flight,
-            budget=call_tokens,
-            max_queued=max_queued_tokens,
-            prefetch=in_flight,
-            prefetch_at=call_tokens // 4,
-        )
+        self.batcher.reconfigure(**_limits(in_flight, call_tokens, max_queued_tokens))
         self.cache.resize(cache_bytes)
 
     async def _call(self, requests: list[EmbedRequest]) -> Sequence[EmbedResult | Exception]:
+        reply = await self._send(requests)
+        handed_back = [n for n, answer in enumerate(reply) if isinstance(answer, ShuttingDown)]
+        if handed_back:  # by a replica that ends before their turn came
+            for n, answer in zip(handed_back, await self._send([requests[n] for n in handed_back]), strict=True):
+                reply[n] = answer
+        return reply
+
+    async def _send(self, requests: list[EmbedRequest]) -> list[EmbedResult | Exception]:
         reply: list[EmbedResult | Exception] = await resilient(lambda: self._handle.embed.remote(requests), "embedder")
         return reply
 
@@ -209,6 +204,25 @@ class EmbedderCalls:
         yield start, len(inputs)
 
 
+class _Limits(TypedDict):
+    in_flight: int
+    budget: int
+    max_queued: int
+    prefetch: int
+    prefetch_at: int
+
+
+def _limits(in_flight: int, call_tokens: int, max_queued_tokens: int) -> _Limits:
+    """Of the batcher: what fills a good part of a call need not wait for one to come back."""
+    return {
+        "in_flight": in_flight,
+        "budget": call_tokens,
+        "max_queued": max_queued_tokens,
+        "prefetch": in_flight,
+        "prefetch_at": call_tokens // 4,
+    }
+
+
 def _joined(results: Sequence[EmbedResult]) -> EmbedResult:
     return EmbedResult(
         vectors=np.concatenate([result.vectors for result in results]),
@@ -271,20 +285,7 @@ class StoreCalls:
         self._appends.reconfigure(in_flight=append_in_flight, budget=append_memories)
 
     async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | Exception]:
-        try:
-            return await self.write(Memories.append_together, calls)
-        except Unavailable as lost:
-            if lost.code != OUTCOME_UNKNOWN:
-                raise
-            upserts = [any(request.upsert for request in call) for call in calls]
-            again = [call for call, upsert in zip(calls, upserts, strict=True) if not upsert]
-            try:
-                results = iter(await self.run(Memories.append_together, again) if again else ())
-            except (Unavailable, Overloaded) as error:  # not "try again": the first time may have done it
-                raise lost from error
-            answers = [lost if upsert else next(results) for upsert in upserts]
-            # What an append conflicts with now may have come after its memories were added.
-            return [lost if isinstance(answer, Conflict) else answer for answer in answers]
+        return await self.write(Memories.append_together, calls)
 
     @staticmethod
     def _searcher(
@@ -324,7 +325,7 @@ class StoreCalls:
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """Call a method of the store on any replica; one that may be repeated."""
+        """Call a method of the store on any replica."""
         return _checked(await resilient(lambda: self._handle.run.remote(method, *args, **options), "store"))
 
     async def write(
@@ -333,13 +334,13 @@ class StoreCalls:
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """Call a method of the store on any replica, once.
+        """Call a method of the store that writes, on any replica.
 
         Raises:
-            Unavailable: a replica died with it, and whether it had done what was asked cannot be told.
+            Unavailable: `OUTCOME_UNKNOWN` where whether it was done cannot be told.
         """
         return _checked(
-            await resilient(lambda: self._handle.run.remote(method, *args, **options), "store", repeat=False)
+            await resilient(lambda: self._handle.run.remote(method, *args, **options), "store", writes=True)
         )
 
     async def ping(self) -> None:

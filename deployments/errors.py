@@ -8,7 +8,8 @@
     ├── Overloaded                  429  rate_limit_error, with Retry-After
     ├── EmbeddingFailed             500  server_error: this input failed alone, or its vector is not finite
     ├── Unavailable                 503  unavailable_error, with Retry-After
-    │   └── ModelUnavailable        503  the model cannot be loaded; the message is one line for an operator
+    │   ├── ModelUnavailable        503  the model cannot be loaded; the message is one line for an operator
+    │   └── ShuttingDown            503  this process ends before the work's turn came
     └── UpstreamFailed              502, 503 or 504  upstream_error, with the upstream's message
 
 The errors of the package store/ stand in the same table. Every error takes positional arguments and passes them to
@@ -83,6 +84,10 @@ class Unavailable(MemserveError):
 
 class ModelUnavailable(Unavailable):
     """The model cannot be loaded: not there, not readable, or not a model."""
+
+
+class ShuttingDown(Unavailable):
+    """This process ends before the work's turn came: nothing of it was done, and another process may do it."""
 
 
 class UpstreamFailed(MemserveError):

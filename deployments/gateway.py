@@ -6,11 +6,10 @@ have the same validation and the same errors.
 """
 
 import asyncio
+import itertools
 import re
-import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, Truncate
 from deployments.errors import InvalidRequest, MemserveError, Unavailable
 from deployments.live import Live
+from deployments.origin import Origin
 from deployments.routes import build_api
 from deployments.settings import EmbedderSettings, Settings
 from deployments.transfer import Piece, export_pieces, import_pieces, one_line
@@ -93,7 +93,7 @@ class Gateway:
         self._metrics.queue(waiting)
         return {WAITING_TOKENS: waiting}
 
-    # The handle API.
+    # The handle API. A write that is given an `Origin.of_key` can be sent again, and is made once.
 
     async def embed(
         self,
@@ -123,6 +123,7 @@ class Gateway:
         *,
         on_duplicate: Literal["add", "skip"] = "add",
         upsert: bool = False,
+        origin: Origin | None = None,
     ) -> list[dict[str, Any]]:
         """Add memories (texts, or mappings with text, id, metadata, expires_at, vector) to one user.
 
@@ -134,10 +135,13 @@ class Gateway:
         """
         items = [{"text": item} if isinstance(item, str) else dict(item) for item in memories]
         body = schemas.check(schemas.AddRequest, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
-        (result,) = await self.append([(_user(user_id), body.items())], body, lambda n: f"memories.{n}")
+        groups = [(_user(user_id), body.items())]
+        (result,) = await self.append(groups, body, lambda n: f"memories.{n}", origin or Origin.fresh())
         return [schemas.appended(entry) for entry in result.memories]
 
-    async def add_many(self, memories: Sequence[Mapping[str, Any]], **options: Any) -> Rows:
+    async def add_many(
+        self, memories: Sequence[Mapping[str, Any]], *, origin: Origin | None = None, **options: Any
+    ) -> Rows:
         """Add memories of many users (mappings as in `add`, each with its user_id), all or none of them.
 
         Returns:
@@ -147,7 +151,7 @@ class Gateway:
             InvalidRequest, store.Conflict: `param` names the memory by its position.
         """
         body = schemas.check(schemas.AddManyRequest, {"memories": [dict(item) for item in memories], **options})
-        return await self.append_many(body)
+        return await self.append_many(body, origin or Origin.fresh())
 
     async def search(self, user_id: str, query: str | None = None, **options: Any) -> list[dict[str, Any]]:
         """Search one user's memories by text, or by `vector=`; the other options are those of SearchRequest.
@@ -170,7 +174,7 @@ class Gateway:
         page = await self._store.run_warm(Memories.list, TENANT, _user(user_id), **query.model_dump())
         return {"memories": [schemas.memory(found) for found in page.memories], "next_cursor": page.next_cursor}
 
-    async def update(self, user_id: str, memory_id: str, **changes: Any) -> Fields:
+    async def update(self, user_id: str, memory_id: str, *, origin: Origin | None = None, **changes: Any) -> Fields:
         """Change a memory's text, metadata or expires_at, those that are given; with `if_version` only that version.
 
         A new text is embedded; one that is the same already keeps the vector that it has.
@@ -178,15 +182,20 @@ class Gateway:
         Raises:
             store.NotFound. store.Conflict: the memory has another version than `if_version`.
         """
-        issued_at = datetime.now(UTC)
+        origin = origin or Origin.fresh()
         path = _memory(user_id, memory_id)
         given = schemas.check(schemas.UpdateRequest, changes).model_dump(exclude_unset=True)
-        if (given.get("expires_at") or issued_at) < issued_at:
+        if (given.get("expires_at") or origin.issued_at) < origin.issued_at:
             raise InvalidRequest("expires_at must be in the future.", "expires_at")
         while True:
             try:
                 changed = await self._store.write(
-                    Memories.update, TENANT, *path, issued_at=issued_at, **await self._fields(path, given)
+                    Memories.update,
+                    TENANT,
+                    *path,
+                    issued_at=origin.issued_at,
+                    write_id=origin.write_id,
+                    **await self._fields(path, given),
                 )
             except Conflict as error:  # the version may be ours, of `_fields`: look again
                 if error.code != "version_mismatch" or "if_version" in given:
@@ -194,18 +203,21 @@ class Gateway:
             else:
                 return schemas.memory(changed)
 
-    async def delete(self, user_id: str, memory_id: str) -> None:
+    async def delete(self, user_id: str, memory_id: str, *, origin: Origin | None = None) -> None:
         """Delete one memory of one user. Raises store.NotFound."""
-        await self._store.write(Memories.delete, TENANT, *_memory(user_id, memory_id))
+        write_id = (origin or Origin.fresh()).write_id
+        await self._store.write(Memories.delete, TENANT, *_memory(user_id, memory_id), write_id=write_id)
 
-    async def delete_where(self, user_id: str, filter: Mapping[str, Any]) -> int:
+    async def delete_where(self, user_id: str, filter: Mapping[str, Any], *, origin: Origin | None = None) -> int:
         """Delete the memories of one user that match. Returns how many."""
         body = schemas.check(schemas.DeleteRequest, {"filter": filter})
-        return await self._store.write(Memories.delete_where, TENANT, _user(user_id), body.filter)
+        write_id = (origin or Origin.fresh()).write_id
+        return await self._store.write(Memories.delete_where, TENANT, _user(user_id), body.filter, write_id=write_id)
 
-    async def delete_user(self, user_id: str) -> Fields:
+    async def delete_user(self, user_id: str, *, origin: Origin | None = None) -> Fields:
         """Delete everything of one user. `{deleted, version}`."""
-        deleted, version = await self._store.write(Memories.erase_user, TENANT, _user(user_id))
+        write_id = (origin or Origin.fresh()).write_id
+        deleted, version = await self._store.write(Memories.erase_user, TENANT, _user(user_id), write_id=write_id)
         return {"deleted": deleted, "version": version}
 
     async def history(self, user_id: str, memory_id: str) -> Rows:
@@ -234,14 +246,16 @@ class Gateway:
         async for piece in export_pieces(page_after):
             yield piece
 
-    async def import_lines(self, user_id: str, lines: Sequence[str | bytes | Mapping[str, Any]]) -> Fields:
+    async def import_lines(
+        self, user_id: str, lines: Sequence[str | bytes | Mapping[str, Any]], *, origin: Origin | None = None
+    ) -> Fields:
         """Import lines of NDJSON, or mappings in their place. `{imported, unchanged}`; see deployments/transfer.py."""
 
         async def chunks() -> AsyncIterator[bytes]:
             for number, line in enumerate(lines):
                 yield one_line(line, f"lines.{number}")
 
-        return await self.take_in(_user(user_id), chunks())
+        return await self.take_in(_user(user_id), chunks(), origin or Origin.fresh())
 
     # What the routes and the handle API share. Arguments are validated.
 
@@ -254,29 +268,33 @@ class Gateway:
         groups: Sequence[tuple[str, Sequence[schemas.NewMemory]]],
         options: schemas.AddRequest | schemas.AddManyRequest,
         path_of: PathOf,
+        origin: Origin,
     ) -> Sequence[AppendResult]:
         """Embed what has no vector yet, then commit the groups of all users, or none; `path_of(n)` names a memory."""
-        issued_at = datetime.now(UTC)
         items = [item for _, group in groups for item in group]
         vectors = iter(await self.vectors.of_memories(items, path_of))
+        numbers = itertools.count()
+        # What has only ids that were made for it needs no record: that they are in the log says it was done.
+        write_id = origin.write_id if any(item.id for item in items) else None
         appends = [
             Append(
                 tenant=TENANT,
                 user_id=user_id,
                 memories=tuple(
                     StoredMemory(
-                        # The gateway makes the id: an append that is sent again is then taken only once.
-                        id=item.id or str(uuid.uuid4()),
+                        id=item.id or origin.memory_id(number),
+                        made_id=item.id is None,
                         text=item.text,
                         vector=next(vectors),
                         metadata=item.metadata,
                         expires_at=item.expires_at,
                     )
-                    for item in group
+                    for item, number in zip(group, numbers, strict=False)
                 ),
                 on_duplicate=options.on_duplicate,
                 upsert=options.upsert,
-                issued_at=issued_at,
+                issued_at=origin.issued_at,
+                write_id=write_id,
             )
             for user_id, group in groups
         ]
@@ -285,14 +303,14 @@ class Gateway:
         except StoreError as error:
             raise _renamed(error, path_of, one_user=isinstance(options, schemas.AddRequest)) from error
 
-    async def append_many(self, body: schemas.AddManyRequest) -> Rows:
+    async def append_many(self, body: schemas.AddManyRequest, origin: Origin) -> Rows:
         """Add memories of many users, grouped by user on their way and answered in their own order."""
         positions: defaultdict[str, Positions] = defaultdict(Positions)
         for position, item in enumerate(body.memories):
             positions[item.user_id].append(position)
         groups = [(user_id, [body.memories[n] for n in taken]) for user_id, taken in positions.items()]
         order = [position for taken in positions.values() for position in taken]
-        results = await self.append(groups, body, lambda n: f"memories.{order[n]}")
+        results = await self.append(groups, body, lambda n: f"memories.{order[n]}", origin)
         entries = [entry for result in results for entry in result.memories]
         answers = dict(zip(order, entries, strict=True))
         return [{"user_id": item.user_id, **schemas.appended(answers[n])} for n, item in enumerate(body.memories)]
@@ -311,21 +329,20 @@ class Gateway:
             )
         )
 
-    async def take_in(self, user_id: str, chunks: AsyncIterable[bytes]) -> Fields:
+    async def take_in(self, user_id: str, chunks: AsyncIterable[bytes], origin: Origin) -> Fields:
         """Import NDJSON that is cut anywhere, as it arrives."""
-        issued_at = datetime.now(UTC)
         begin = True
 
         async def write(piece: Piece) -> Imported:
             nonlocal begin
-            done = await self._store.run(
+            done = await self._store.write(
                 Memories.import_lines,
                 TENANT,
                 user_id,
                 piece.lines,
                 first=piece.first,
                 begin=begin,
-                issued_at=issued_at,
+                issued_at=origin.issued_at,
             )
             begin = False
             return done

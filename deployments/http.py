@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments import schemas
 from deployments.errors import HttpError, InvalidRequest, MemserveError, TooLarge, to_http
 from deployments.fields import Id
+from deployments.origin import Origin
 from store import StoreError
 
 logger = logging.getLogger("ray.serve")
@@ -86,6 +87,13 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             raise too_large
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def origin_of(request: Request, body: bytes = b"") -> Origin:
+    """Where a write comes from. Raises InvalidRequest naming a header that is wrong."""
+    scope = request.scope
+    target = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"  # `path` is the raw one: RawPath
+    return Origin.of_request(request.headers, request.method, target, body)
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 
 from deployments import schemas
 from deployments.errors import InvalidRequest
-from deployments.http import body_of, decode_id, json_response, query_of, read_body, read_query
+from deployments.http import body_of, decode_id, json_response, origin_of, query_of, read_body, read_query
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -32,9 +32,12 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         """Remember one text or many for a user. Answers when they are committed."""
         user = decode_id(user_id, "user_id")
         read_query(request, schemas.NoQuery)
-        body = schemas.parse(schemas.AddRequest, await read_body(request, gateway.max_body_bytes))
+        raw = await read_body(request, gateway.max_body_bytes)
+        body = schemas.parse(schemas.AddRequest, raw)
         lone = body.memories is None
-        (result,) = await gateway.append([(user, body.items())], body, lambda n: "" if lone else f"memories.{n}")
+        (result,) = await gateway.append(
+            [(user, body.items())], body, lambda n: "" if lone else f"memories.{n}", origin_of(request, raw)
+        )
         content = {"memories": [schemas.appended(entry) for entry in result.memories], "version": result.version}
         return json_response(content, 201)
 
@@ -42,8 +45,9 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
     async def post_memories(request: Request) -> Response:
         """Remember texts of many users in one call, all or none of them. Answers when they are committed."""
         read_query(request, schemas.NoQuery)
-        body = schemas.parse(schemas.AddManyRequest, await read_body(request, gateway.max_body_bytes))
-        return json_response({"memories": await gateway.append_many(body)}, 201)
+        raw = await read_body(request, gateway.max_body_bytes)
+        body = schemas.parse(schemas.AddManyRequest, raw)
+        return json_response({"memories": await gateway.append_many(body, origin_of(request, raw))}, 201)
 
     @api.post(f"{MEMORIES}/search", openapi_extra=body_of(schemas.SearchRequest), tags=["memories"])
     async def post_search(user_id: str, request: Request) -> Response:
@@ -75,7 +79,7 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
             raise InvalidRequest("Give the filter in the body or in the query, not in both.", "filter")
         else:
             body = schemas.DeleteRequest(filter=query.filter)
-        return json_response({"deleted": await gateway.delete_where(user, body.filter)})
+        return json_response({"deleted": await gateway.delete_where(user, body.filter, origin=origin_of(request, raw))})
 
     @api.get(MEMORY, openapi_extra=query_of(schemas.GetQuery), tags=["memories"])
     async def get_memory(user_id: str, memory_id: str, request: Request) -> Response:
@@ -88,15 +92,16 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         """Change a memory; a new text is embedded anew."""
         names = _names(user_id, memory_id)
         read_query(request, schemas.NoQuery)
-        body = schemas.parse(schemas.UpdateRequest, await read_body(request, gateway.max_body_bytes))
-        return json_response(await gateway.update(*names, **body.model_dump(exclude_unset=True)))
+        raw = await read_body(request, gateway.max_body_bytes)
+        changes = schemas.parse(schemas.UpdateRequest, raw).model_dump(exclude_unset=True)
+        return json_response(await gateway.update(*names, origin=origin_of(request, raw), **changes))
 
     @api.delete(MEMORY, status_code=204, tags=["memories"])
     async def delete_memory(user_id: str, memory_id: str, request: Request) -> Response:
         """Forget one memory, with what its history said."""
         names = _names(user_id, memory_id)
         read_query(request, schemas.NoQuery)
-        await gateway.delete(*names)
+        await gateway.delete(*names, origin=origin_of(request))
         return Response(status_code=204)
 
     @api.get(f"{MEMORY}/history", tags=["memories"])

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from deployments import schemas
 from deployments.errors import InvalidRequest
-from deployments.http import decode_id, json_response, query_of, read_body, read_query
+from deployments.http import decode_id, json_response, origin_of, query_of, read_body, read_query
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -41,7 +41,7 @@ def add_users(api: FastAPI, gateway: Gateway) -> None:
         user = user_of(user_id, request)
         if await read_body(request, gateway.max_body_bytes):
             raise InvalidRequest("This route deletes the whole user and takes no body.")
-        return json_response(await gateway.delete_user(user))
+        return json_response(await gateway.delete_user(user, origin=origin_of(request)))
 
     @api.get(
         "/v1/users/{user_id}/export",
@@ -68,4 +68,4 @@ def add_users(api: FastAPI, gateway: Gateway) -> None:
     )
     async def post_import(user_id: str, request: Request) -> Response:
         """Take in NDJSON as the export makes it; a line without a vector is embedded. Can be sent again."""
-        return json_response(await gateway.take_in(user_of(user_id, request), request.stream()))
+        return json_response(await gateway.take_in(user_of(user_id, request), request.stream(), origin_of(request)))

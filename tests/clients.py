@@ -1,8 +1,6 @@
 """Clients of a store and of the routes whose answers stand in a history (tests/histories.py)."""
 
 import random
-import uuid
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +10,7 @@ import orjson
 
 from deployments.calls import StoreCalls
 from deployments.errors import MemserveError
+from deployments.origin import Origin
 from store import Append as StoreAppend
 from store import NewMemory, StoreError
 from store import Search as StoreSearch
@@ -63,28 +62,37 @@ class OverHandle:
             return None
 
     async def _perform(self, user: str, operation: Operation) -> Answer:
-        calls, issued_at = self._calls, datetime.now(UTC)
+        calls, origin = self._calls, Origin.fresh()
         match operation:
             case Append(memories, upsert):
                 rows = tuple(
-                    NewMemory(new.id or str(uuid.uuid4()), new.text, array(new.vector), new.metadata)
-                    for new in memories
+                    NewMemory(
+                        new.id or origin.memory_id(number),
+                        new.text,
+                        array(new.vector),
+                        new.metadata,
+                        made_id=new.id is None,
+                    )
+                    for number, new in enumerate(memories)
                 )
-                request = StoreAppend(TENANT, user, rows, upsert=upsert, issued_at=issued_at)
+                request = StoreAppend(
+                    TENANT, user, rows, upsert=upsert, issued_at=origin.issued_at, write_id=origin.write_id
+                )
                 return workload.appended((await calls.append([request]))[0])
             case Update(id, text, vector, metadata, if_version):
                 changes: dict[str, Any] = {} if metadata is None else {"metadata": metadata}
                 if text is not None and vector is not None:
                     changes |= {"text": text, "vector": array(vector)}
-                changes |= {"if_version": if_version, "issued_at": issued_at}
+                changes |= {"if_version": if_version, "issued_at": origin.issued_at, "write_id": origin.write_id}
                 return One(workload.seen(await calls.write(Memories.update, TENANT, user, id, **changes)))
             case Delete(id):
-                await calls.write(Memories.delete, TENANT, user, id)
+                await calls.write(Memories.delete, TENANT, user, id, write_id=origin.write_id)
                 return Removed(1)
             case DeleteWhere((key, value)):
-                return Removed(await calls.write(Memories.delete_where, TENANT, user, {key: value}))
+                where = {key: value}
+                return Removed(await calls.write(Memories.delete_where, TENANT, user, where, write_id=origin.write_id))
             case Erase():
-                return Removed(*await calls.write(Memories.erase_user, TENANT, user))
+                return Removed(*await calls.write(Memories.erase_user, TENANT, user, write_id=origin.write_id))
             case Get(id):
                 return One(workload.seen(await calls.run_warm(Memories.get, TENANT, user, id)))
             case List(where):

@@ -6,6 +6,7 @@ Calls between the deployments are pickled both ways, as they are between process
 import asyncio
 import copy
 import pickle
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ class LocalEmbedder:
 
 
 class Replica:
-    """A handle to one deployment here. `die_after`, `die_before`: names of calls whose replica dies, once each.
+    """A handle to one deployment here.
+
+    `die_after`, `die_before`: names of calls whose replica dies, once each. `after`: what happens when such a call was
+    made, and not answered yet.
 
     Attributes:
         calls: (name, session) of every call.
@@ -54,6 +58,7 @@ class Replica:
         self.calls: list[tuple[str, str | None]] = []
         self.die_before: list[str] = []
         self.die_after: list[str] = []
+        self.after: dict[str, Callable[[], Awaitable[None]]] = {}
 
     def options(self, session_id: str | None = None, **_: Any) -> "Replica":
         other = copy.copy(self)  # the lists are the same
@@ -78,6 +83,8 @@ class _Method:
         replica.calls.append((name, replica.session))
         self._die(replica.die_before, name)
         answer = await getattr(replica.deployment, self._method)(*args, **options)
+        if name in replica.after:
+            await replica.after[name]()
         self._die(replica.die_after, name)
         return pickle.loads(pickle.dumps(answer))
 

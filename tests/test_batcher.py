@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.batcher import Batcher
-from deployments.errors import Overloaded, Unavailable
+from deployments.errors import Overloaded, ShuttingDown
 
 CASES = 10_000
 
@@ -209,12 +209,12 @@ async def test_close_finishes_what_was_taken_and_refuses_the_rest() -> None:
     await turns()
     closing = start(batcher.close())
     await turns()
-    assert isinstance(waits.exception(), Unavailable)
+    assert isinstance(waits.exception(), ShuttingDown)
     assert not closing.done()
     await device.finish()
     await closing
     assert await taken == 2
-    with pytest.raises(Unavailable):
+    with pytest.raises(ShuttingDown):
         await batcher.submit(3)
 
 
@@ -225,7 +225,7 @@ async def test_a_batch_whose_task_is_cancelled_still_answers() -> None:
     await turns()
     (running,) = batcher._tasks
     running.cancel()
-    with pytest.raises(Unavailable):
+    with pytest.raises(ShuttingDown):
         await task
 
 

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import ray.exceptions
+from ray.serve.exceptions import BackPressureError
 
-from deployments.calls import ATTEMPTS, EmbedderCalls, resilient
+from deployments.calls import ATTEMPTS, OUTCOME_UNKNOWN, EmbedderCalls, resilient
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.fake import FakeModel
-from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, Unavailable
+from deployments.embedding.model import Tokens
+from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, ShuttingDown, Unavailable
 
 
 class Remote:
@@ -19,6 +21,18 @@ class Remote:
 
     def __init__(self, function: Any) -> None:
         self.remote = function
+
+
+class Slow(FakeModel):
+    """Its forwards wait for `go`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.go = asyncio.Event()
+
+    async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
+        await self.go.wait()
+        return await super().forward(batch)
 
 
 class EmbedderHandle:
@@ -138,6 +152,48 @@ async def test_the_same_text_at_once_is_computed_once() -> None:
     results = await asyncio.gather(*(calls.embed(["same"], "", "end", path_of) for _ in range(50)))
     assert handle.engine.stats().texts == 1
     assert len({result.vectors.tobytes() for result in results}) == 1
+
+
+async def test_what_an_embedder_that_ends_did_not_start_is_asked_of_the_next() -> None:
+    handle = EmbedderHandle()
+    ends = handle.engine = Engine(Slow(dim=8), max_batch_tokens=1)
+    calls = calls_over(handle)
+    asking = asyncio.create_task(calls.embed(["one", "two", "three"], "", "end", path_of))
+    both = asyncio.create_task(calls.embed(["four"], "", "end", path_of))
+    await turns()
+    assert ends.stats().running_forwards == 1
+    closing = asyncio.create_task(ends.close())
+    handle.engine = Engine(FakeModel(dim=8))
+    await turns()
+    ends.model.go.set()  # type: ignore[attr-defined]
+    await closing
+    whole, single = await asyncio.gather(asking, both)
+    expected = (await handle.engine.embed_one(EmbedRequest(["one", "two", "three", "four"]))).vectors
+    assert np.array_equal(np.concatenate([whole.vectors, single.vectors]), expected)
+    assert handle.calls == [[3, 1], [3, 1]]
+
+
+async def test_one_that_ends_as_well_is_the_last_that_is_asked() -> None:
+    handle = EmbedderHandle()
+    await handle.engine.close()
+    with pytest.raises(ShuttingDown):
+        await calls_over(handle).embed(["one"], "", "end", path_of)
+    assert handle.calls == [[1], [1]]
+
+
+async def test_a_write_that_was_lost_is_not_denied_by_what_comes_after() -> None:
+    answers: list[Exception] = [ray.exceptions.WorkerCrashedError(), BackPressureError(1, 1)]
+
+    async def lost() -> str:
+        raise answers.pop(0)
+
+    with pytest.raises(Unavailable) as unknown:
+        await resilient(lost, "store", writes=True)
+    assert unknown.value.code == OUTCOME_UNKNOWN
+    answers = [BackPressureError(1, 1)]
+    with pytest.raises(Overloaded):
+        await resilient(lost, "store", writes=True)
+    assert answers == []
 
 
 async def test_a_call_whose_replica_died_is_sent_again() -> None:

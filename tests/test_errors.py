@@ -43,6 +43,7 @@ def test_extra_arguments_survive_too() -> None:
         (errors.EmbeddingFailed("m"), 500, "server_error"),
         (errors.Unavailable("m"), 503, "unavailable_error"),
         (errors.ModelUnavailable("m"), 503, "unavailable_error"),
+        (errors.ShuttingDown("m"), 503, "unavailable_error"),
         (errors.UpstreamFailed("m", status=504), 504, "upstream_error"),
         (store_errors.InvalidInput("m"), 400, "invalid_request_error"),
         (store_errors.NotFound("m"), 404, "not_found_error"),

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from deployments.errors import InvalidRequest
+from deployments.origin import Origin
 from deployments.routing import partition_of
 from deployments.transfer import PIECE_LINES
 from store import Conflict
@@ -180,7 +181,7 @@ async def test_an_import_of_which_the_end_is_missing_keeps_no_half_line(app: Loc
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        await app.gateway.take_in("ann", broken())
+        await app.gateway.take_in("ann", broken(), Origin.fresh())
     assert (await app.gateway.user("ann"))["memories"] == 0
 
 

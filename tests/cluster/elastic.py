@@ -160,9 +160,10 @@ class Failure(NamedTuple):
 
 
 class Load:
-    """Clients, each with a user of its own, that embed, add memories under ids, and search for what was acknowledged.
+    """Clients, each with a user of its own, that embed, add memories, and search for what was acknowledged.
 
-    A client repeats what failed until it is answered. A wrong vector, or a memory that is not found, is in `wrong`.
+    A client repeats what failed until it is answered. A wrong vector, or a memory that is not found, is in `wrong`; one
+    that is there twice, or was lost, fails the check at the end.
     """
 
     def __init__(self, server: Server, name: str, clients: int = 4) -> None:
@@ -201,13 +202,13 @@ class Load:
                 if embedded["data"][0]["embedding"] != vector:
                     self.wrong.append(f"another vector for {user}")
                 number = len(self.acknowledged[user])
-                memory = {"id": f"m{number}", "text": f"memory-{number}-of-{user}"}
-                self._ask(http, "add", f"/v1/users/{user}/memories", memory)
-                self.acknowledged[user].append(memory["id"])
-                query = {"query": memory["text"], "top_k": 1}
+                text = f"memory-{number}-of-{user}"
+                (added,) = self._ask(http, "add", f"/v1/users/{user}/memories", {"text": text})["memories"]
+                self.acknowledged[user].append(added["id"])
+                query = {"query": text, "top_k": 1}
                 found = self._ask(http, "search", f"/v1/users/{user}/memories/search", query)["results"]
-                if [one["id"] for one in found] != [memory["id"]]:
-                    self.wrong.append(f"{memory['id']} of {user} is not found, but {found}")
+                if [one["id"] for one in found] != [added["id"]]:
+                    self.wrong.append(f"{text} is not found, but {found}")
 
     def _ask(self, http: httpx.Client, what: str, path: str, body: dict[str, Any]) -> Any:
         while True:

@@ -1,4 +1,4 @@
-"""kill -9 of a replica under load: nothing wrong, nothing lost, readiness that tells the truth, and soon another."""
+"""kill -9 of a replica under load: no request fails, nothing is written twice, and soon there is another."""
 
 import signal
 import time
@@ -36,9 +36,6 @@ def test_a_replica_that_is_killed_under_load(elastic: Elastic, deployment: str) 
         answered = load.answers
         until(lambda: load.answers > answered + 20, BACK_WITHIN_S)
     assert victim not in elastic.replicas(deployment)
-    # What an embedder or a store had in hand is asked of the next one. What a gateway had in hand is lost with the
-    # connection, one request a client.
-    lost = [failure for failure in load.failures if failure.kind != "503"]
-    assert all(failure.retry_after for failure in load.failures if failure.kind == "503")
-    assert len(lost) <= (4 if deployment == "Gateway" else 0), lost
+    # What an embedder or a store had in hand is asked of the next one, what a gateway had in hand is sent to the next.
+    assert load.failures == []
     elastic.settle()
