@@ -32,10 +32,11 @@ def test_replicas_come_and_go_without_a_failed_request(elastic: Elastic) -> None
 
 
 def test_a_new_version_rolls_through_and_the_first_request_waits_for_an_embedder(elastic: Elastic) -> None:
-    """The new version: as many embedders as the load needs, none where there is none."""
+    """The new version: a forward for each request, and as many embedders as the load needs, none where there is none."""
     before = {name: elastic.replicas(name) for name in DEPLOYMENTS}
     with Load(elastic, "roll") as load:
-        elastic.deploy(args={"embedder": {"min_replicas": 0, "num_cpus": 0.15}}, replicas={"Embedder": 0})
+        new = {"queue": {"enabled": False}, "embedder": {"min_replicas": 0, "num_cpus": 0.15}}
+        elastic.deploy(args=new, replicas={"Embedder": 0})
         until(lambda: elastic.status().status == "DEPLOYING", 10.0)
         elastic.settle()
         until(lambda: all(not before[name] & elastic.replicas(name) for name in DEPLOYMENTS), 30.0)
