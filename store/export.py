@@ -267,7 +267,7 @@ def import_part(
             user.stamp()
         else:
             user.version = line.version
-        taken.update(event.version for event in line.history)
+        taken.update([user.version, *(event.version for event in line.history)])
         user.live += 1
         added[key] = (
             line,

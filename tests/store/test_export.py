@@ -199,6 +199,24 @@ def test_searches_go_on_when_what_was_deleted_is_imported_again(open_store: Call
     assert list(verify(stores[0].log)) == []
 
 
+def test_the_exports_of_two_users_can_be_imported_as_one(store: Store, clock: Clock) -> None:
+    vectors = np.eye(DIM, dtype=np.float32)
+    lines = []
+    for user, versions in (("ann", (1, 3)), ("bob", (3, 8))):  # what is ann's version is in bob's history
+        made = tuple(NewMemory(f"{user} {n}", f"{user} {n}", vectors[n]) for n in range(versions[0]))
+        store.append([Append(T, user, made, issued_at=clock())])
+        for n in range(versions[1] - versions[0]):
+            store.update(T, user, f"{user} {versions[0] - 1}", text=f"{user} again {n}", vector=vectors[n])
+        lines += list(store.export(T, user))
+    assert store.import_lines(T, "eva", lines) == Imported(4, 0)
+    assert {memory.id for memory in store.list(T, "eva").memories} == {"ann 0", "bob 0", "bob 1", "bob 2"}
+    assert [event.text for event in store.history(T, "eva", "bob 2")] == [
+        "bob 2",
+        *(f"bob again {n}" for n in range(5)),
+    ]
+    assert list(verify(store.log)) == []
+
+
 def test_a_minimal_line_is_enough(store: Store) -> None:
     line = orjson.dumps({"id": "1", "text": "tea", "vector": [1.0] * DIM})
     assert store.import_lines(T, "ann", [line, b"\n", b""]) == Imported(1, 0)
