@@ -40,6 +40,14 @@ _DAMAGE = ("malformed", "not a database", "file is encrypted", "invalid page", "
 _MODEL = select(meta.c.value).where(meta.c.name == "model").with_for_update(read=True)
 _ADVICE = "Restore it, or see what is left: python -m store verify"
 _SHARED_MEMORY = Path("/dev/shm")
+# A server whose machine or network is gone says nothing: without these a call waits for as long as the system's TCP
+# does, a quarter of an hour or two hours, and the store's one thread with it.
+_NOTICE_A_LOST_SERVER = {
+    "keepalives_idle": 10,  # seconds
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,  # milliseconds
+}
 
 
 class Log:
@@ -182,8 +190,10 @@ class Log:
                 cursor = raw.cursor()
                 (patience,) = cursor.execute("PRAGMA busy_timeout").fetchone()
                 cursor.execute("PRAGMA busy_timeout=100")  # readers are in the way for moments, or it can wait
-                busy, _, _ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                cursor.execute(f"PRAGMA busy_timeout={patience}")
+                try:
+                    busy, _, _ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                finally:  # the connection goes back to where writes take theirs from
+                    cursor.execute(f"PRAGMA busy_timeout={patience}")
             finally:
                 raw.close()
         return not busy
@@ -310,6 +320,7 @@ def _postgresql_engine(url: URL, lock_timeout_s: float) -> Engine:
         pool_size=2,
         connect_args={
             "connect_timeout": max(1, round(lock_timeout_s)),
+            **_NOTICE_A_LOST_SERVER,
             "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
         },
     )
