@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -70,6 +70,7 @@ class Log:
         synchronous: Synchronous = "FULL",
         lock_timeout_s: float = 5.0,
         quick_check_bytes: int = 64 << 20,
+        make: bool = True,
     ) -> Log:
         """Open the log at `url`, create or migrate it where needed, and look it over.
 
@@ -78,9 +79,10 @@ class Log:
                 this process in memory) or `memory://NAME` (one that the processes of this machine share).
             lock_timeout_s: how long a write waits for another writer.
             quick_check_bytes: a SQLite file up to this size is checked whole before it is served.
+            make: False where a log that is not there is a mistake in its URL.
 
         Raises:
-            LogUnavailable: the database cannot be reached or opened.
+            LogUnavailable: the database cannot be reached or opened, or holds no log and none is to be made.
             LogDamaged: the file is damaged.
             SchemaMismatch: it is no memory log, or a newer one.
         """
@@ -95,6 +97,8 @@ class Log:
             if not parsed.database:
                 raise InvalidInput("A SQLite log needs a path: sqlite:///PATH; memory:// is a throw-away log.", "url")
             path = Path(parsed.database).absolute()
+            if not make and not path.exists():
+                raise LogUnavailable(f"There is no log at {path}.")
             engine = _sqlite_engine(path, synchronous, lock_timeout_s)
             log = cls(engine, path, scratch if scratch and scratch.name.endswith(".tmp") else None, "")
             _look_over(path, quick_check_bytes)
@@ -106,6 +110,8 @@ class Log:
         try:
             with log.write() as connection:
                 log._alone(connection)
+                if not make and not inspect(connection).has_table("meta"):
+                    raise LogUnavailable("The database holds no log.")
                 schema.migrate(connection)
                 log.log_id = connection.execute(select(meta.c.value).where(meta.c.name == "log_id")).scalar() or ""
                 if not log.log_id:
