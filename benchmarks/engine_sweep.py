@@ -91,8 +91,8 @@ def matrix_flops(network: Any, tokens: list[int]) -> float:
     config = network[0].model.config
     weights = sum(
         module.in_features * module.out_features
-        for module in network[0].model.modules()
-        if isinstance(module, torch.nn.Linear)
+        for name, module in network[0].model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "pooler" not in name  # which sees one token of a text
     )
     attention = 4 * config.hidden_size * config.num_hidden_layers
     return float(sum(2 * weights * length + attention * length * length for length in tokens))
