@@ -160,6 +160,20 @@ def test_growth_is_fitted_and_drawn(tmp_path: Path) -> None:
     assert "file_mb: +1.00" in drawn
 
 
+def test_a_figure_that_has_no_value_is_not_fitted_and_failures_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [{"replicas": n, "p99_ms": 2.0 * n, "errors": ""} for n in (1, 2, 4)]
+    rows.append({"replicas": 8, "p99_ms": float("nan"), "errors": "503: 7"})
+    part = {"title": "Replicas", "x": "replicas", "figures": ["p99_ms"], "rows": rows}
+    path = tmp_path / "growth.json"
+    path.write_text(json.dumps({"kind": "growth", **MACHINE, "parts": {"replicas": part}}))
+    said = report.write(path)[0].read_text()
+    assert "| replicas | p99_ms | errors |" in said
+    assert "| 4 | 8.00 |  |" in said
+    assert "| 8 | - | 503: 7 |" in said
+    assert "| p99_ms | +1.00 | 1.00 |" in said
+
+
 def test_the_reference_table_puts_ratios_first(tmp_path: Path) -> None:
     batch = BY_NAME["batch"]
     scenario = {**vars(batch), "runs": [a_run(300.0), a_run(400.0)], "ratios": [15.0, 17.0]}
