@@ -2,17 +2,20 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from benchmarks import report
 from benchmarks.figures import Growth, Spread, percentiles_ms, power_law, spread
 from benchmarks.machine import missing, provenance, slug, stem
 from benchmarks.reference import BY_NAME, SERVERS, chosen
-from benchmarks.server import merged, parse_args, profile
+from benchmarks.server import end, merged, parse_args, profile
 from benchmarks.suite import FULL, QUICK, most
 from deployments.settings import load
 from deployments.sizing import fit
@@ -206,6 +209,23 @@ def test_a_profile_fits_its_machine(cores: int, gpus: int) -> None:
     needed = sum(part.max_replicas * part.num_cpus for part in (settings.embedder, settings.gateway, settings.store))
     assert needed <= cores
     assert settings.embedder.max_replicas * settings.embedder.num_gpus <= gpus
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_server_that_does_not_end_is_ended_with_what_it_started() -> None:
+    process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    child = psutil.Process(int(process.stdout.readline()))
+    end(process, 0.2)
+    assert process.returncode is not None
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_settings_merge_by_section_and_come_from_json() -> None:
