@@ -24,7 +24,7 @@ from benchmarks import machine
 from benchmarks.peers.measure import Rounds, contenders
 from benchmarks.peers.report import markdown
 from benchmarks.peers.scenarios import OURS, OURS_DTYPE, SCENARIOS
-from benchmarks.peers.table import PEERS
+from benchmarks.peers.table import PEERS, hold_to_two_cores
 from deployments.__main__ import supervise
 from deployments.embedding.load import DEFAULT_MODEL, resolve
 
@@ -64,6 +64,7 @@ def _stop(_: int, __: FrameType | None) -> NoReturn:
 
 
 def measured(options: argparse.Namespace) -> int:
+    hold_to_two_cores()
     started = machine.provenance(options.commit)
     peers = [peer for peer in PEERS if options.only is None or peer.key == OURS or peer.key in options.only]
     jobs = set().union(*(peer.jobs for peer in peers if peer.key != OURS)) or peers[0].jobs
