@@ -29,20 +29,21 @@ from deployments.__main__ import supervise
 from deployments.embedding.load import DEFAULT_MODEL, resolve
 
 
-def keys(text: str) -> set[str]:
-    known = {peer.key for peer in PEERS}
-    given = {part.strip() for part in text.split(",")}
-    if unknown := given - known:
-        raise argparse.ArgumentTypeError(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+def chosen(text: str, noun: str, known: list[str], mark: str) -> set[str]:
+    """The names in a list on the command line, each of which must be known."""
+    given = {part.strip() for part in text.split(mark)}
+    if unknown := given - set(known):
+        there = f"{mark} ".join(known)
+        raise argparse.ArgumentTypeError(f"no {noun} {f'{mark} '.join(sorted(unknown))}; there are {there}")
     return given
+
+
+def keys(text: str) -> set[str]:
+    return chosen(text, "peer", [peer.key for peer in PEERS], ",")
 
 
 def scenario_keys(text: str) -> set[str]:
-    known = {scenario.key for scenario in SCENARIOS}
-    given = {part.strip() for part in text.split(";")}
-    if unknown := given - known:
-        raise argparse.ArgumentTypeError(f"no scenario {'; '.join(sorted(unknown))}; there are {'; '.join(known)}")
-    return given
+    return chosen(text, "scenario", [scenario.key for scenario in SCENARIOS], ";")  # their names hold commas
 
 
 class _Stopped(BaseException):
