@@ -1,7 +1,7 @@
 """Sweep the engine over token budgets, length mixes and threads, against `encode` on the same texts.
 
-    PYTHONPATH=. python benchmarks/engine_sweep.py       # this machine's CPU, or its first GPU
-    benchmarks/gpu.sh                                    # all that a GPU host is measured by
+    python -m benchmarks.engine_sweep       # this machine's CPU, or its first GPU
+    benchmarks/gpu.sh                       # all that a GPU host is measured by
 
 Prints a table and writes JSON into benchmarks/results/. The reference and the engine take turns, and each figure is the
 best of the repeats: on a shared machine the best is what the code can do, the rest is what others left of the machine.
@@ -14,12 +14,7 @@ import argparse
 import asyncio
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +24,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
+from benchmarks import machine
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import DEFAULT_MODEL, load_model, resolve
 from deployments.embedding.local import LocalModel
@@ -54,45 +50,13 @@ def texts_of(mix: str, count: int, seed: int = 0) -> list[str]:
 MIXES = ("4-12 words", "32 words", "4-200 words, log-normal", "200 words")
 
 
-def provenance(commit: str | None) -> dict[str, Any]:
-    """What a figure has to be read with."""
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    packages = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
-    return {
-        "commit": commit or _git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(_git("status", "--porcelain", "-uno", "--", "deployments/embedding", "deployments/batcher.py")),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[0],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
-        "command": " ".join(["python", *sys.argv]),
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def matrix_flops(network: Any, tokens: list[int]) -> float:
     """Floating-point operations of the matrix products of one pass over texts of so many tokens each."""
     config = network[0].model.config
     weights = sum(
         module.in_features * module.out_features
-        for module in network[0].model.modules()
-        if isinstance(module, torch.nn.Linear)
+        for name, module in network[0].model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "pooler" not in name  # which sees one token of a text
     )
     attention = 4 * config.hidden_size * config.num_hidden_layers
     return float(sum(2 * weights * length + attention * length * length for length in tokens))
@@ -144,7 +108,7 @@ async def lone(engine: Engine, model: LocalModel, repeats: int) -> dict[str, flo
 
 async def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that is printed and written."""
-    found: dict[str, Any] = {**provenance(arguments.commit), "rows": [], "lone": []}
+    found: dict[str, Any] = {**machine.provenance(arguments.commit), "rows": [], "lone": []}
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         model = load_model(
@@ -224,7 +188,8 @@ def main() -> None:
     arguments = parser.parse_args()
     found = asyncio.run(sweep(arguments))
     arguments.results.mkdir(parents=True, exist_ok=True)
-    device = (found["gpu"] if found["device"].startswith("cuda") else "cpu").lower().replace(" ", "-")
+    on_gpu = found["device"].startswith("cuda")
+    device = torch.cuda.get_device_name().lower().replace(" ", "-") if on_gpu else "cpu"
     path = arguments.results / f"engine-{device}-{found['dtype']}-{found['commit'][:8]}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"written: {path}")

@@ -124,7 +124,7 @@ def lines_of(results: Iterable[Found]) -> list[list[str]]:
     """Rows of (figure, value, target, what it was measured on)."""
     lines = []
     for found in results:
-        hardware = found["gpus"][0] if found["device"].startswith("cuda") else found["cpu"]
+        hardware = (found["gpus"] or ["a card"])[0] if found["device"].startswith("cuda") else found["cpu"]
         on = f"{hardware}, {found['model']}, {found['dtype']}, {found['commit'][:8]}"
         if found["kind"] == "engine":
             lines.append(["matrix products", f"{number(found['matrix_flops_per_s'] / 1e12)} TFLOP/s", "", on])

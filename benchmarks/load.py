@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from threading import Barrier
 
 import aiohttp
 import numpy as np
@@ -27,6 +28,7 @@ from benchmarks.figures import percentiles_ms
 from benchmarks.workload import JOBS, USERS, Request, request_maker, seed_of
 
 HEADERS = {"content-type": "application/json"}
+START_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,10 @@ async def closed_loop(session: aiohttp.ClientSession, make: Callable[[], Request
 
 
 async def open_loop(session: aiohttp.ClientSession, make: Callable[[], Request], load: Load) -> Samples:
-    """Requests at moments drawn beforehand; those due in the window count, from the moment they were due."""
+    """Requests at moments drawn beforehand.
+
+    The latencies are of those that were due in the window, from then on; the throughput is what was answered in it.
+    """
     assert load.rate is not None
     seen = Samples()
     moments = arrivals(load.rate, load.warm_s + load.measure_s, load.seed)
@@ -145,12 +150,13 @@ async def open_loop(session: aiohttp.ClientSession, make: Callable[[], Request],
             answered = not error
         finally:  # also where the drain was over and this was cancelled
             done = time.perf_counter()
+            if answered and begin <= done < end:
+                seen.requests += 1
+                seen.texts += request.texts
             if due >= begin:
                 seen.late_s.append(late)
                 if answered:
                     seen.latencies_s.append(done - due)
-                    seen.requests += done < end
-                    seen.texts += request.texts * (done < end)
                 else:
                     seen.errors[error] += 1
                     if error == "unanswered":
@@ -195,6 +201,11 @@ def run_alone(load: Load) -> Samples:
     return uvloop.run(run(load))
 
 
+def begin_together(barrier: Barrier) -> None:
+    """In a process of its own, when it is ready: the windows of all processes are to be the same."""
+    barrier.wait(START_WITHIN_S)
+
+
 def result_of(load: Load, seen: Samples) -> Result:
     """The figures of a run."""
     return Result(
@@ -213,7 +224,9 @@ def measure(load: Load) -> Result:
     if load.processes == 1:
         return result_of(load, run_alone(load))
     seen = Samples()
-    with ProcessPoolExecutor(load.processes, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    ready = (context.Barrier(load.processes),)
+    with ProcessPoolExecutor(load.processes, context, begin_together, ready) as pool:
         for part in pool.map(run_alone, shares(load)):
             seen.add(part)
     return result_of(load, seen)

@@ -16,7 +16,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("memserve", "ray", "torch", "sentence-transformers", "tokenizers", "hnswlib", "SQLAlchemy", "numpy")
+PACKAGES = (
+    "memserve",
+    "ray",
+    "torch",
+    "sentence-transformers",
+    "transformers",
+    "tokenizers",
+    "hnswlib",
+    "SQLAlchemy",
+    "numpy",
+)
 
 
 def cpu() -> str:

@@ -125,14 +125,15 @@ def series(rows: Iterable[Found], of: str, key: str, only: Callable[[Found], boo
     return [(name, xs, ys) for name, (xs, ys) in lines.items() if len(xs) > 1]
 
 
+def growth_points(part: Found, key: str) -> list[tuple[float, float]]:
+    """Where one figure of a part of the growth benchmark has a value."""
+    return [(row[part["x"]], row[key]) for row in part["rows"] if row.get(key) and not math.isnan(row[key])]
+
+
 def growth_rows(part: Found) -> list[tuple[str, Growth]]:
     """The exponent of each figure of one part of the growth benchmark."""
-    fits = []
-    for key in part["figures"]:
-        points = [(row[part["x"]], row[key]) for row in part["rows"] if row.get(key)]
-        if len(points) > 1:
-            fits.append((key, power_law(*zip(*points, strict=True))))
-    return fits
+    points = [(key, growth_points(part, key)) for key in part["figures"]]
+    return [(key, power_law(*zip(*seen, strict=True))) for key, seen in points if len(seen) > 1]
 
 
 def growth_tables(found: Found) -> list[str]:
@@ -141,8 +142,12 @@ def growth_tables(found: Found) -> list[str]:
         "R² near 0 with an exponent near 0 is noise around a constant.\n"
     ]
     for name, part in found["parts"].items():
-        head = [part["x"], *part["figures"]]
-        rows = [[f"{row[part['x']]:,}", *(number(row.get(key)) for key in part["figures"])] for row in part["rows"]]
+        failed = ["errors"] if any(row.get("errors") for row in part["rows"]) else []
+        head = [part["x"], *part["figures"], *failed]
+        rows = [
+            [f"{row[part['x']]:,}", *(number(row.get(key)) for key in part["figures"]), *(row[key] for key in failed)]
+            for row in part["rows"]
+        ]
         fits = [[key, f"{fit.exponent:+.2f}", f"{fit.r_squared:.2f}"] for key, fit in growth_rows(part)]
         parts += [f"## {part['title']}\n", table(head, rows) + "\n", table(["figure", "exponent", "R²"], fits) + "\n"]
         parts += [f"![{part['title']}]({found['stem']}-{name}.svg)\n"]
@@ -243,8 +248,7 @@ def growth_plots(found: Found, folder: Path) -> list[Path]:
         fits = dict(growth_rows(part))
         by_unit: dict[str, list[Line]] = {}
         for key, fit in fits.items():
-            points = [(row[part["x"]], row[key]) for row in part["rows"] if row.get(key)]
-            xs, ys = zip(*points, strict=True)
+            xs, ys = zip(*growth_points(part, key), strict=True)
             unit = "a second" if key.endswith("_per_s") else key.rsplit("_", 1)[-1].replace("mb", "MB")
             by_unit.setdefault(unit, []).append((f"{key}: {fit.exponent:+.2f}", xs, ys))
         panels = [

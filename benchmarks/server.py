@@ -10,12 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import yaml
 
 from benchmarks.machine import ROOT, cores, gpus
@@ -95,8 +96,32 @@ def memserve(*args: Mapping[str, Any]) -> Iterator[Server]:
         try:
             yield Server(f"http://127.0.0.1:{port}", _wait(process, port, folder / "log"), folder)
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(END_WITHIN_S)
+            end(process, END_WITHIN_S)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it started, directly or not."""
+    try:
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def end(process: "subprocess.Popen[bytes]", within_s: float) -> None:
+    """Ask it to end, wait, and end what it left: what was measured must not be lost over it."""
+    everyone = family(process.pid)
+    process.terminate()
+    try:
+        process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    left = [one for one in everyone if one.is_running()]
+    for one in left:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(left, timeout=within_s)
 
 
 def _wait(process: "subprocess.Popen[bytes]", port: int, log: Path) -> dict[str, str]:

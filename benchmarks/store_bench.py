@@ -1,6 +1,6 @@
 """What the store does on this machine, in-process: prints a table and writes benchmarks/results/store.json.
 
-    python benchmarks/store_bench.py [--only NAME ...] [--large 100000] [--users 1000000] [--folder DIR]
+    python -m benchmarks.store_bench [--only NAME ...] [--large 100000] [--users 1000000] [--folder DIR]
 
 Vectors are synthetic: 384 dimensions, drawn near a 24-dimensional subspace around 200 topics, which is about as hard
 for HNSW as sentence embeddings are (independent noise in 384 dimensions would be far harder, and like no text).
@@ -11,20 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import machine
 from store import Append, IndexOptions, NewMemory, Search, SearchResult, Store
 from store.index import UserIndex, normalised
 from store.reading import NEVER, Changes
@@ -283,7 +281,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
     found = json.loads(RESULTS.read_text())["figures"] if RESULTS.exists() else {}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    where = machine.provenance()
     for name in options.only:
         folder = Path(tempfile.mkdtemp(prefix="store-bench-", dir=options.folder))
         figures: dict[str, Any] = {}
@@ -293,21 +291,9 @@ def main() -> None:
                 print(f"{figure:60} {value}", flush=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        found[name] = {
-            "commit": commit.stdout.strip(),
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **figures,
-        }
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    machine = {
-        "cpu": cpu or platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("numpy", "hnswlib", "SQLAlchemy")},
-    }
+        found[name] = {"where": where, **figures}  # of each: parts may have been measured elsewhere, or before
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": machine, "figures": found}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({"figures": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.machine import cpu
+from benchmarks import machine
 from benchmarks.store_bench import draw, fill
 from store import Store
 
@@ -111,8 +111,7 @@ def main() -> None:
     print("| memories | cold ms | p50 ms | p90 ms | p99 ms |\n|---|---|---|---|---|")
     for row in rows.values():
         print(f"| {row['memories']} | {row['cold_ms']} | {row['p50_ms']} | {row['p90_ms']} | {row['p99_ms']} |")
-    git = subprocess.run(["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True, cwd=ROOT)
-    content = {"commit": git.stdout.strip() or "unknown", "cpu": cpu(), "cores": os.cpu_count(), "rows": rows}
+    content = {**machine.provenance(), "rows": rows}
     (ROOT / "benchmarks" / "results" / "store-handle.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -93,8 +93,9 @@ class Store:
                 try:
                     more = await self._run(self._memories.fold)
                     pause_s = 0.0 if more else _IDLE_S
-                except StoreError as error:
-                    logger.warning("background work of the store: %s", error)
+                except Exception as error:  # what is erased later needs the steps that follow
+                    expected = isinstance(error, StoreError)
+                    logger.warning("background work of the store: %s", error, exc_info=not expected)
                     pause_s = _FAILED_S
                 stepped_at = time.monotonic()
             await asyncio.sleep(pause_s)

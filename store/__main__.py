@@ -86,7 +86,7 @@ def import_(options: argparse.Namespace) -> int:
 
 def stats(options: argparse.Namespace) -> int:
     """Print what there is in a log, as JSON."""
-    log = Log.open(options.log)
+    log = Log.open(options.log, make=False)
     try:
         print(orjson.dumps(maintenance.count(log)._asdict(), option=orjson.OPT_INDENT_2).decode())
     finally:
@@ -96,7 +96,7 @@ def stats(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Check every row."""
-    log = Log.open(options.log, quick_check_bytes=0)
+    log = Log.open(options.log, quick_check_bytes=0, make=False)
     problems = 0
     try:
         with tqdm(unit="memories", disable=None) as bar:
@@ -111,7 +111,7 @@ def verify(options: argparse.Namespace) -> int:
 
 def compact(options: argparse.Namespace) -> int:
     """Give the space of erased rows back."""
-    log = Log.open(options.log)
+    log = Log.open(options.log, make=False)
     try:
         gone = maintenance.compact(log, rows.micros(datetime.now(UTC), "now"))
     finally:
@@ -122,7 +122,7 @@ def compact(options: argparse.Namespace) -> int:
 
 def reembed(options: argparse.Namespace) -> int:
     """Move a log to another model."""
-    log = Log.open(options.log)
+    log = Log.open(options.log, make=False)
     try:
         total = maintenance.count(log).memories
         with (
@@ -158,7 +158,7 @@ def _embedder(client: httpx.Client, api_key: str | None) -> Callable[[Sequence[s
 
 def _store(url: str, line: bytes = b"") -> Store:
     """A store for the log's own model, or for that of the line where the log has none yet."""
-    log = Log.open(url)
+    log = Log.open(url, make=bool(line))
     try:
         serving = maintenance.served(log)
     finally:

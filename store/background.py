@@ -10,9 +10,10 @@ from __future__ import annotations
 import ctypes
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 
 from store import reading, writes, writing
-from store.errors import LogUnavailable
+from store.errors import LogDamaged, LogUnavailable
 from store.log import Log
 from store.reading import Position
 from store.resident import Resident
@@ -59,11 +60,22 @@ class Background:
         """Content of a user was erased by this store: its copies here go, the write-ahead log's within seconds."""
         if whole:
             self._resident.drop(uid)
-        self._remove_snapshots(uid)
         self._removed = True
+        with suppress(OSError):  # the erasure is committed whatever becomes of the file; the sweep tries again
+            self._remove_snapshots(uid)
 
     def step(self, now: int) -> bool:
-        """Do one thing. True where more is waiting. `now` in microseconds."""
+        """Do one thing. True where more is waiting. `now` in microseconds.
+
+        Raises:
+            LogUnavailable: the log or the folder of snapshots cannot be used at the moment.
+        """
+        try:
+            return self._step(now)
+        except OSError as error:
+            raise LogUnavailable(f"The folder of snapshots cannot be used: {error}") from error
+
+    def _step(self, now: int) -> bool:
         if not 0 <= now - self._swept_at < (_SWEEP_OWN_US if self._removed else _SWEEP_US):  # clocks are set back, too
             self._swept_at = now
             self._sweep()
@@ -80,18 +92,20 @@ class Background:
 
     def close(self) -> None:
         """Save the graphs that a restart would have to build again, and empty the write-ahead log."""
-        while self._saving is not None:
-            self._save(0)
+        with suppress(OSError, LogUnavailable):  # a restart builds what cannot be saved
+            while self._saving is not None:
+                self._save(0)
+            for index in self._resident:
+                if self._snapshots is not None and self._saved_rows.get(index.uid) != index.live:
+                    self._snapshots.save(index)
         self._disk.shutdown()
-        for index in self._resident:
-            if self._snapshots is not None and self._saved_rows.get(index.uid) != index.live:
-                self._snapshots.save(index)
         if self._snapshots is not None:
             self._snapshots.close()
         self._log.truncate_wal()
 
     def _sweep(self) -> None:
-        """Whatever holds content that was erased, by whichever process: snapshots, indexes, the write-ahead log."""
+        """Whatever holds content that was erased, by whichever process: the write-ahead log, snapshots, indexes."""
+        self._removed = self._log.wal_bytes() > 0 and not self._log.truncate_wal()
         names = self._snapshots.names() if self._snapshots is not None else []
         left = self._snapshots.left() if self._snapshots is not None else []
         uids = {name.uid for name in names} | {index.uid for index in self._resident} | {name.uid for _, name in left}
@@ -102,8 +116,11 @@ class Background:
                 if position is None or position.epoch != index.epoch or position.model != self._log.model:
                     self._resident.drop(index.uid)
                 elif position.removed_version > index.version:
-                    self._searcher.catch_up(connection, index, position)
-                    self._resident.measure(index)
+                    try:
+                        self._searcher.catch_up(connection, index, position)
+                        self._resident.measure(index)
+                    except LogDamaged:  # of this user alone, and its next search says so: the others' turn comes
+                        self._resident.drop(index.uid)
         if self._snapshots is not None:
             for name in names:
                 if _is_stale(name, standing.get(name.uid)):
@@ -111,7 +128,6 @@ class Background:
             for folder, name in left:
                 if _is_stale(name, standing.get(name.uid)):
                     self._snapshots.remove_left(folder, name)
-        self._removed = self._log.wal_bytes() > 0 and not self._log.truncate_wal()
 
     def _remove_snapshots(self, uid: int) -> None:
         if self._snapshots is not None:
@@ -152,7 +168,11 @@ class Background:
             uid = next(iter(self._unfolded))
             index = self._resident.get(uid)
             if index is not None:
-                more = index.fold()
+                try:
+                    more = index.fold()
+                except BaseException:
+                    self._resident.drop(uid)  # it may hold a part
+                    raise
                 self._resident.measure(index)
                 self._resident.trim()
                 if more:
@@ -175,23 +195,23 @@ class Background:
             if wait([written], timeout=_WAIT_S).not_done:
                 return True
             self._saving = None
-            failed = written.exception()
-            if failed is None and not self._discarded:
-                self._snapshots.commit(pending)
-                return True
-            self._snapshots.discard(pending)
-            if failed is not None:
-                raise LogUnavailable(f"A snapshot could not be written: {failed}") from failed
+            try:
+                written.result()
+                if not self._discarded:
+                    self._snapshots.commit(pending)
+                    return True
+            except (OSError, ValueError) as error:
+                self._saved_rows.pop(pending.name.uid, None)
+                raise LogUnavailable(f"A snapshot could not be written: {error}") from error
+            finally:
+                self._snapshots.discard(pending)
             return True
         for uid in list(self._unsaved):
             if 0 <= now - self._saved_at.get(uid, -_SAVE_US) < _SAVE_US:
                 continue
             del self._unsaved[uid]
             index = self._resident.get(uid)
-            try:
-                begun = self._snapshots.begin(index) if index is not None else None
-            except OSError as error:
-                raise LogUnavailable(f"A snapshot could not be written: {error}") from error
+            begun = self._snapshots.begin(index) if index is not None else None
             if index is not None and begun is not None:
                 self._saved_rows[uid] = index.live
                 self._saved_at[uid] = now

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import orjson
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from store.errors import Conflict, InvalidInput
 from store.reading import VECTOR, Position, what_was_said, with_contents
@@ -237,10 +237,9 @@ def import_part(
         if key in known and known[key].deleted and issued_at <= known[key].updated_at:
             message = f"The memory {line.checked.id!r} was deleted after this import was sent."
             raise Conflict(message, f"lines.{line.number}.id", "deleted")
-    buried = [row.label for row in known.values() if row.deleted]
+    buried = {row.key: row.label for row in known.values() if row.deleted}
     if buried:
-        connection.execute(delete(history).where(history.c.label.in_(buried)))
-        connection.execute(delete(memories).where(memories.c.label.in_(buried)))
+        connection.execute(delete(history).where(history.c.label.in_(buried.values())))
     taken = {
         version
         for _, version in what_was_said(connection, user.uid, [e.version for line in lines for e in line.history])
@@ -268,7 +267,7 @@ def import_part(
             user.stamp()
         else:
             user.version = line.version
-        taken.update(event.version for event in line.history)
+        taken.update([user.version, *(event.version for event in line.history)])
         user.live += 1
         added[key] = (
             line,
@@ -286,7 +285,13 @@ def import_part(
             },
         )
     if added:
-        connection.execute(insert(memories), [row for _, row in added.values()])
+        rows = [row for key, (_, row) in added.items() if key not in buried]
+        if rows:
+            connection.execute(insert(memories), rows)
+        # A tombstone becomes its memory again: an index that lacked its row would not learn that the label had died.
+        rows = [{"of_label": buried[key], **row} for key, (_, row) in added.items() if key in buried]
+        if rows:
+            connection.execute(update(memories).where(memories.c.label == bindparam("of_label")), rows)
         said = [content_of(line.checked, user.uid, row["version"], model) for line, row in added.values()]
         past = [event for line, _ in added.values() for event in line.history if event.text is not None]
         said += [content_of(event, user.uid, event.version, model) for event in past]

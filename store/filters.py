@@ -56,7 +56,8 @@ _TIMES = {"created_at": memories.c.created_at, "updated_at": memories.c.updated_
 _TEXT_ARRAY = ARRAY(Text)
 _MAX_DEPTH = 16
 _MAX_LEAVES = 256
-_STRINGS_A_LEAF = 100  # a list of strings is one condition, a long one several
+_MAX_PATH = 32  # metadata is not nested deeper
+_STRINGS_A_LEAF = 100  # a list of strings or times is one condition, a long one several
 
 
 def condition(filter: Filter, dialect: str, param: str = "filter") -> Condition:
@@ -221,8 +222,10 @@ class _Translation:
         if key in _TIMES:
             return self.time(key, op, operand, param)
         path = tuple(key.split("."))
-        if any(not segment or any(c in '"\\' or c < " " for c in segment) for segment in path):
+        if any(not segment or any(c in '"\\' or c < " " for c in segment) for segment in path) or not _encodable(key):
             raise InvalidInput("A key is a path of names without quotes, backslashes or control characters.", param)
+        if len(path) > _MAX_PATH:
+            raise InvalidInput(f"A key is a path of at most {_MAX_PATH} names.", param)
         place = self._json.at(path)
         match op:
             case "exists":
@@ -271,6 +274,7 @@ class _Translation:
             case "exists":
                 return true() if operand else false()
             case "in" | "nin":
+                self.count(len(operand) // _STRINGS_A_LEAF, param)
                 found = column.in_([_time(item, f"{param}.{n}") for n, item in enumerate(operand)])
                 return found if op == "in" else not_(found)
             case "ne":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import sys
 from typing import Any
 
 import orjson
@@ -25,6 +26,7 @@ _ORDERS: dict[str, tuple[Any, Any]] = {
     "updated_at": (memories.c.version, memories.c.version),  # versions grow with time, and are unique
 }
 MAX_PAGE = 1000
+_LAST = chr(sys.maxunicode) * 256  # behind every id that goes on
 
 
 def page_of_memories(
@@ -72,7 +74,7 @@ def page_of_users(
         users.c.tenant == tenant, users.c.live > 0
     )
     if prefix:
-        statement = statement.where(users.c.user_id >= prefix, users.c.user_id < prefix + "\U0010ffff")
+        statement = statement.where(users.c.user_id >= prefix, users.c.user_id < prefix + _LAST)
     if cursor is not None:
         statement = statement.where(users.c.user_id > _decode(cursor, "users", (str,))[0])
     found = list(connection.execute(statement.order_by(users.c.user_id).limit(check_limit(limit) + 1)))

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -40,6 +40,14 @@ _DAMAGE = ("malformed", "not a database", "file is encrypted", "invalid page", "
 _MODEL = select(meta.c.value).where(meta.c.name == "model").with_for_update(read=True)
 _ADVICE = "Restore it, or see what is left: python -m store verify"
 _SHARED_MEMORY = Path("/dev/shm")
+# A server whose machine or network is gone says nothing: without these a call waits for as long as the system's TCP
+# does, a quarter of an hour or two hours, and the store's one thread with it.
+_NOTICE_A_LOST_SERVER = {
+    "keepalives_idle": 10,  # seconds
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,  # milliseconds
+}
 
 
 class Log:
@@ -62,6 +70,7 @@ class Log:
         synchronous: Synchronous = "FULL",
         lock_timeout_s: float = 5.0,
         quick_check_bytes: int = 64 << 20,
+        make: bool = True,
     ) -> Log:
         """Open the log at `url`, create or migrate it where needed, and look it over.
 
@@ -70,9 +79,10 @@ class Log:
                 this process in memory) or `memory://NAME` (one that the processes of this machine share).
             lock_timeout_s: how long a write waits for another writer.
             quick_check_bytes: a SQLite file up to this size is checked whole before it is served.
+            make: False where a log that is not there is a mistake in its URL.
 
         Raises:
-            LogUnavailable: the database cannot be reached or opened.
+            LogUnavailable: the database cannot be reached or opened, or holds no log and none is to be made.
             LogDamaged: the file is damaged.
             SchemaMismatch: it is no memory log, or a newer one.
         """
@@ -87,6 +97,8 @@ class Log:
             if not parsed.database:
                 raise InvalidInput("A SQLite log needs a path: sqlite:///PATH; memory:// is a throw-away log.", "url")
             path = Path(parsed.database).absolute()
+            if not make and not path.exists():
+                raise LogUnavailable(f"There is no log at {path}.")
             engine = _sqlite_engine(path, synchronous, lock_timeout_s)
             log = cls(engine, path, scratch if scratch and scratch.name.endswith(".tmp") else None, "")
             _look_over(path, quick_check_bytes)
@@ -98,6 +110,8 @@ class Log:
         try:
             with log.write() as connection:
                 log._alone(connection)
+                if not make and not inspect(connection).has_table("meta"):
+                    raise LogUnavailable("The database holds no log.")
                 schema.migrate(connection)
                 log.log_id = connection.execute(select(meta.c.value).where(meta.c.name == "log_id")).scalar() or ""
                 if not log.log_id:
@@ -182,8 +196,10 @@ class Log:
                 cursor = raw.cursor()
                 (patience,) = cursor.execute("PRAGMA busy_timeout").fetchone()
                 cursor.execute("PRAGMA busy_timeout=100")  # readers are in the way for moments, or it can wait
-                busy, _, _ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                cursor.execute(f"PRAGMA busy_timeout={patience}")
+                try:
+                    busy, _, _ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                finally:  # the connection goes back to where writes take theirs from
+                    cursor.execute(f"PRAGMA busy_timeout={patience}")
             finally:
                 raw.close()
         return not busy
@@ -310,6 +326,7 @@ def _postgresql_engine(url: URL, lock_timeout_s: float) -> Engine:
         pool_size=2,
         connect_args={
             "connect_timeout": max(1, round(lock_timeout_s)),
+            **_NOTICE_A_LOST_SERVER,
             "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
         },
     )

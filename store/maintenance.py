@@ -86,6 +86,7 @@ def verify(log: Log, progress: Callable[[int], object] = lambda rows: None) -> I
     log.serve_model(*serving)
     with log.read() as connection:
         known = {row.uid: row for row in connection.execute(select(users))}
+    owners = dict(known)
     counted: dict[int, int] = {}
     after = 0
     while True:
@@ -98,9 +99,12 @@ def verify(log: Log, progress: Callable[[int], object] = lambda rows: None) -> I
         )
         with log.read() as connection:
             found = list(connection.execute(statement))
+            late = {row.uid for row in found} - owners.keys()  # users who came while this was running
+            owners |= {row.uid: row for row in connection.execute(select(users).where(users.c.uid.in_(late)))}
         for row in found:
-            name = f"memory {row.id!r} of user {known[row.uid].user_id!r}" if row.uid in known else f"label {row.label}"
-            yield from (f"{name}: {problem}" for problem in _problems(row, known.get(row.uid), serving.dim))
+            owner = owners.get(row.uid)
+            name = f"memory {row.id!r} of user {owner.user_id!r}" if owner is not None else f"label {row.label}"
+            yield from (f"{name}: {problem}" for problem in _problems(row, owner, serving.dim))
             counted[row.uid] = counted.get(row.uid, 0) + (not row.deleted)
         progress(len(found))
         if len(found) < PAGE:
@@ -196,6 +200,8 @@ def reembed(
         InvalidInput: the log serves that model already, was never served, or `embed` gave vectors that cannot be kept.
     """
     serving = served(log)
+    if serving is not None and serving.model == model and _forget_vectors(log, model):
+        return 0  # it was interrupted after the switch
     if serving is None or serving.model == model:
         raise InvalidInput(f"There is nothing to do: the log serves {serving.model if serving else 'no model yet'}.")
     with log.write() as connection:
@@ -219,7 +225,7 @@ def reembed(
             progress(len(found))
         if not found_any and _switch(log, model, old_id, new_id, dim or _dim_of(log, new_id) or serving.dim):
             break
-    _forget_vectors(log, new_id)
+    _forget_vectors(log, model)
     return done
 
 
@@ -293,8 +299,10 @@ def _dim_of(log: Log, new_id: int) -> int:
         return int(connection.execute(statement.limit(1)).scalar() or 0) // 4
 
 
-def _forget_vectors(log: Log, new_id: int) -> None:
-    """Blank the rows of other models that the new model's have replaced, some at a time."""
+def _forget_vectors(log: Log, model: str) -> int:
+    """Blank the rows of other models that the new model's have replaced, some at a time. Returns how many."""
+    with log.write() as connection:
+        new_id = model_id(connection, model)
     new = contents.alias("new")
     replaced = (
         select(contents.c.cid)
@@ -303,11 +311,12 @@ def _forget_vectors(log: Log, new_id: int) -> None:
         .order_by(contents.c.cid)
         .limit(PAGE)
     )
-    after = 0
+    after = forgotten = 0
     while True:
         with log.write() as connection:
             cids = list(connection.execute(replaced.where(contents.c.cid > after)).scalars())
             if not cids:
-                return
+                return forgotten
             connection.execute(blank(contents.c.cid.in_(cids)))
         after = cids[-1]
+        forgotten += len(cids)

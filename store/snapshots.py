@@ -188,7 +188,7 @@ class Snapshots:
     def left(self) -> list[tuple[Path, Name]]:
         """Snapshots that stores have left which are no longer there, with their folders."""
         found = []
-        for folder in self._shared.iterdir():
+        for folder in self._shared.iterdir() if self._shared.exists() else ():
             if folder != self.folder and folder.name.isdigit() and (claim := _claim(folder)) is not None:
                 found += [(folder, name) for name in _names_in(folder)]
                 os.close(claim[0])

@@ -19,13 +19,16 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-async def test_background_work_goes_on_after_a_step_that_failed(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [LogUnavailable("the disk is full"), MemoryError(), RuntimeError("hnswlib")])
+async def test_background_work_goes_on_after_a_step_that_failed(
+    app: LocalApp, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     steps: list[int] = []
 
     def fold(self: Memories) -> bool:
         steps.append(len(steps))
         if len(steps) == 2:
-            raise LogUnavailable("the disk is full")
+            raise error
         return len(steps) < 4
 
     monkeypatch.setattr(deployments.store, "_FAILED_S", 0.001)

@@ -24,25 +24,26 @@ from benchmarks import machine
 from benchmarks.peers.measure import Rounds, contenders
 from benchmarks.peers.report import markdown
 from benchmarks.peers.scenarios import OURS, OURS_DTYPE, SCENARIOS
-from benchmarks.peers.table import PEERS
+from benchmarks.peers.table import PEERS, hold_to_two_cores
 from deployments.__main__ import supervise
 from deployments.embedding.load import DEFAULT_MODEL, resolve
 
 
-def keys(text: str) -> set[str]:
-    known = {peer.key for peer in PEERS}
-    given = {part.strip() for part in text.split(",")}
-    if unknown := given - known:
-        raise argparse.ArgumentTypeError(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+def chosen(text: str, noun: str, known: list[str], mark: str) -> set[str]:
+    """The names in a list on the command line, each of which must be known."""
+    given = {part.strip() for part in text.split(mark)}
+    if unknown := given - set(known):
+        there = f"{mark} ".join(known)
+        raise argparse.ArgumentTypeError(f"no {noun} {f'{mark} '.join(sorted(unknown))}; there are {there}")
     return given
+
+
+def keys(text: str) -> set[str]:
+    return chosen(text, "peer", [peer.key for peer in PEERS], ",")
 
 
 def scenario_keys(text: str) -> set[str]:
-    known = {scenario.key for scenario in SCENARIOS}
-    given = {part.strip() for part in text.split(";")}
-    if unknown := given - known:
-        raise argparse.ArgumentTypeError(f"no scenario {'; '.join(sorted(unknown))}; there are {'; '.join(known)}")
-    return given
+    return chosen(text, "scenario", [scenario.key for scenario in SCENARIOS], ";")  # their names hold commas
 
 
 class _Stopped(BaseException):
@@ -64,6 +65,7 @@ def _stop(_: int, __: FrameType | None) -> NoReturn:
 
 
 def measured(options: argparse.Namespace) -> int:
+    hold_to_two_cores()
     started = machine.provenance(options.commit)
     peers = [peer for peer in PEERS if options.only is None or peer.key == OURS or peer.key in options.only]
     jobs = set().union(*(peer.jobs for peer in peers if peer.key != OURS)) or peers[0].jobs

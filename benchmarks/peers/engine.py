@@ -70,7 +70,7 @@ async def measured(engine: Engine, length: str, measure_s: float, seed: int) -> 
 
 
 async def main() -> None:
-    engine = Engine(load_model(num_threads=1))
+    engine = Engine(load_model(device="cpu", num_threads=1))
     await engine.warm_up()
     for line in sys.stdin:
         print(await measured(engine, *json.loads(line)), flush=True)

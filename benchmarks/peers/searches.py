@@ -56,7 +56,12 @@ def main() -> None:
         for n, query in enumerate(queries)
     ]
     load = Load(
-        url=options.url, job="search", clients=options.clients, warm_s=options.warm_s, measure_s=options.measure_s
+        url=options.url,
+        job="search",
+        clients=options.clients,
+        warm_s=options.warm_s,
+        measure_s=options.measure_s,
+        seed=options.seed,
     )
     samples = uvloop.run(drive(load, requests))
     print(json.dumps(asdict(result_of(load, samples))))

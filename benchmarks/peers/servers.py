@@ -10,13 +10,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.machine import ROOT
+from benchmarks.server import end, family
+
 START_WITHIN_S = 300.0
 ANSWER_WITHIN_S = 60.0
 END_WITHIN_S = 25.0
@@ -86,36 +88,13 @@ class Server:
 
     def end(self) -> None:
         """Ask it to end, wait, and end what it left."""
-        family = self._family()
         self._signal_all(signal.SIGCONT)
-        self._process.terminate()
-        try:
-            self._process.wait(END_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        alive = [process for process in family if process.is_running()]
-        for process in alive:
-            _signal(process, signal.SIGKILL)
-        psutil.wait_procs(alive, timeout=END_WITHIN_S)
-
-    def _family(self) -> list[psutil.Process]:
-        try:
-            first = psutil.Process(self._process.pid)
-            return [first, *first.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        end(self._process, END_WITHIN_S)
 
     def _signal_all(self, number: int) -> None:
-        for process in self._family():
-            _signal(process, number)
-
-
-def _signal(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
+        for process in family(self._process.pid):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 def last_line(text: str) -> str:

@@ -1,21 +1,24 @@
-"""The peers: what each is, where it is installed, how it is started at its best settings on two cores.
+"""The peers: what each is, where it is installed, how it is started at its best settings on two cores without a card.
 
 Settings are written as in a shell: variables first, then arguments. `best` are those that
 `python -m benchmarks.peers.tune` found fastest among `tried`.
 """
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.machine import cores
 from benchmarks.peers.environments import python_of
 from benchmarks.server import merged, profile
 
 Job = Literal["embed", "add", "search", "vectors"]
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
+CORES = 2
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,16 @@ def split(settings: str) -> tuple[dict[str, str], list[str]]:
     return dict(word.split("=", 1) for word in words[:count]), words[count:]
 
 
+def hold_to_two_cores() -> None:
+    """This process and what it starts: on more, whoever takes all of them would be compared with who has two."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+
+
 def memserve(launch: Launch) -> list[str]:
     """With the settings of `make bench`, and without the cache."""
     store = {"url": f"sqlite:///{launch.folder}/memserve.db", "synchronous": "FULL"}
-    model = {"name": launch.model, "dtype": launch.dtype}
-    args = merged(profile(), {"model": model, "cache": {"max_bytes": 0}, "store": store})
+    model = {"name": launch.model, "device": "cpu", "dtype": launch.dtype}
+    args = merged(profile(cores(), 0), {"model": model, "cache": {"max_bytes": 0}, "store": store})
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": launch.port},

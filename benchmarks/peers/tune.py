@@ -20,7 +20,7 @@ from benchmarks.figures import spread
 from benchmarks.peers.corpus import LARGE, QUERIES, Corpus
 from benchmarks.peers.measure import Rounds, contenders
 from benchmarks.peers.scenarios import SCENARIOS, TARGETS
-from benchmarks.peers.table import BFLOAT16, FLOAT32, PEERS
+from benchmarks.peers.table import BFLOAT16, FLOAT32, PEERS, hold_to_two_cores
 from benchmarks.report import number, table
 from deployments.__main__ import supervise
 from deployments.embedding.load import DEFAULT_MODEL, resolve
@@ -35,6 +35,7 @@ def unlike(dim: int = 384) -> Corpus:
 
 
 def run(options: argparse.Namespace) -> int:
+    hold_to_two_cores()
     (peer,) = (peer for peer in PEERS if peer.key == options.peer)
     judged = {target.scenario for target in TARGETS}
     scenarios = [

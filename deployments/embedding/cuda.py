@@ -8,6 +8,7 @@ place of hundreds; a large one, which keeps the card busy by itself, runs in its
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +59,9 @@ class Gpu:
                         bounded = unpadded.fill(flat, graph.tokens, graph.texts, graph.longest)
                         return worker.read(graph.replay(worker.stage(bounded)))[bounded.place]
                 return worker.read(self._vectors(_features(worker.stage(flat), flat)))[flat.place]
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            # Its frames hold what the forward had made so far, for as long as halves of the batch are tried.
+            traceback.clear_frames(error.__traceback__)
             torch.cuda.empty_cache()
             raise
         finally:

@@ -1,11 +1,14 @@
 """The parts of the growth benchmark that need no server, in small; and the table of a GPU run."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import BertConfig, BertModel
 
 from benchmarks import gpu
+from benchmarks.engine_sweep import matrix_flops
 from benchmarks.growth import memories, milliseconds, users
 
 
@@ -59,6 +62,20 @@ def test_the_gpu_table_says_what_is_to_be_reached() -> None:
     assert lines["engine / `encode`, 8 words"] == ["3.00x", "3x", on]
     assert lines["share of the matrix rate, 256 tokens"] == ["25.0 %", "50 %", on]
     assert lines["durable single adds over HTTP"] == ["400/s at 256 clients, p99 7.00 ms", "10,000/s", on]
+
+
+def test_a_card_that_the_driver_does_not_name_has_its_row_too() -> None:
+    found = {"gpus": [], "cpu": "a cpu", "commit": "0123456789", "model": "m", "device": "cuda:0", "dtype": "bfloat16"}
+    lines = gpu.lines_of([{"kind": "engine", "matrix_flops_per_s": 4e12, "rows": [], **found}])
+    assert lines == [["matrix products", "4.00 TFLOP/s", "", "a card, m, bfloat16, 01234567"]]
+
+
+def test_the_operations_of_a_model_are_those_that_every_token_takes() -> None:
+    shape = {"vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2}
+    bert = BertModel(BertConfig(**shape, intermediate_size=32, max_position_embeddings=16))
+    assert bert.pooler is not None
+    a_token = 2 * 3 * (4 * 8 * 8 + 2 * 8 * 32)
+    assert matrix_flops([SimpleNamespace(model=bert)], [5, 7]) == 12 * a_token + 4 * 3 * 8 * (25 + 49)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -11,7 +12,8 @@ import orjson
 import pytest
 from aiohttp import web
 
-from benchmarks.load import Load, Samples, arrivals, result_of, run, shares
+from benchmarks.load import Load, Samples, arrivals, begin_together, measure, result_of, run, shares
+from benchmarks.server import free_port
 from benchmarks.workload import MIXED, WORDS, filling, request_maker, seed_of, texts
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
@@ -142,6 +144,38 @@ async def test_arrivals_of_the_warm_up_do_not_count() -> None:
     moments = arrivals(100.0, 0.6, seed=9)
     assert len(paths) == len(moments)
     assert len(seen.latencies_s) == np.sum(moments >= 0.3)
+
+
+async def test_what_is_answered_in_the_window_is_throughput_whenever_it_was_due() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        await asyncio.sleep(0.3)
+        return web.Response(text="{}")
+
+    async with serving(answer) as url:
+        seen = await run(Load(url, rate=200.0, warm_s=0.4, measure_s=0.6, seed=3))
+    moments = arrivals(200.0, 1.0, seed=3)
+    assert len(seen.latencies_s) == np.sum(moments >= 0.4)
+    answered = moments + 0.3  # or a little later
+    assert abs(seen.requests - np.sum((answered >= 0.4) & (answered < 1.0))) < 40  # of about 120, where 60 were due
+
+
+def test_processes_begin_when_all_are_ready() -> None:
+    barrier = threading.Barrier(2)
+    seen: list[str] = []
+
+    def one() -> None:
+        begin_together(barrier)
+        seen.append("begun")
+
+    thread = threading.Thread(target=one)
+    thread.start()
+    seen.append("ready")
+    begin_together(barrier)
+    thread.join()
+    assert seen == ["ready", "begun"]
+    nobody = f"http://127.0.0.1:{free_port()}"
+    result = measure(Load(nobody, clients=2, warm_s=0.0, measure_s=0.2, processes=2))
+    assert (result.requests, list(result.errors)) == (0, ["ClientConnectorError"])
 
 
 def test_shares_divide_the_load_and_part_the_seeds() -> None:

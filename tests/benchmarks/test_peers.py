@@ -3,6 +3,7 @@
 import argparse
 import base64
 import json
+import os
 import re
 import sys
 import time
@@ -21,7 +22,7 @@ from benchmarks.peers.report import markdown, ratios
 from benchmarks.peers.scenarios import SCENARIOS, TARGETS
 from benchmarks.peers.searches import path_and_body
 from benchmarks.peers.servers import DidNotStart, Server, last_line
-from benchmarks.peers.table import PEERS
+from benchmarks.peers.table import PEERS, Launch, hold_to_two_cores, memserve
 from benchmarks.peers.wire import answer, inputs
 from benchmarks.server import free_port
 
@@ -61,6 +62,19 @@ def test_every_contender_has_a_request_that_shows_that_it_is_ready() -> None:
     assert probes["memserve bfloat16"] == "/v1/embeddings"
     assert probes["qdrant float32"] == "/v1/users/user-0/memories/search"
     assert probes["chroma float32"].endswith("/collections")
+
+
+def test_all_have_the_same_two_cores_and_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: set[int] = set()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: held or set(range(3, 19)))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: held.update(cores))
+    monkeypatch.setattr("benchmarks.machine.gpus", lambda: ["a card"])
+    hold_to_two_cores()
+    assert held == {3, 4}
+    *_, config = memserve(Launch("m", "bfloat16", 1, tmp_path, None))
+    args = json.loads(Path(config).read_text())["applications"][0]["args"]
+    assert args["model"] == {"name": "m", "device": "cpu", "dtype": "bfloat16"}
+    assert args["embedder"] == {"min_replicas": 2, "max_replicas": 2}
 
 
 def test_every_target_names_a_scenario_and_a_peer() -> None:

@@ -2,17 +2,20 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from benchmarks import report
 from benchmarks.figures import Growth, Spread, percentiles_ms, power_law, spread
 from benchmarks.machine import missing, provenance, slug, stem
 from benchmarks.reference import BY_NAME, SERVERS, chosen
-from benchmarks.server import merged, parse_args, profile
+from benchmarks.server import end, merged, parse_args, profile
 from benchmarks.suite import FULL, QUICK, most
 from deployments.settings import load
 from deployments.sizing import fit
@@ -160,6 +163,20 @@ def test_growth_is_fitted_and_drawn(tmp_path: Path) -> None:
     assert "file_mb: +1.00" in drawn
 
 
+def test_a_figure_that_has_no_value_is_not_fitted_and_failures_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [{"replicas": n, "p99_ms": 2.0 * n, "errors": ""} for n in (1, 2, 4)]
+    rows.append({"replicas": 8, "p99_ms": float("nan"), "errors": "503: 7"})
+    part = {"title": "Replicas", "x": "replicas", "figures": ["p99_ms"], "rows": rows}
+    path = tmp_path / "growth.json"
+    path.write_text(json.dumps({"kind": "growth", **MACHINE, "parts": {"replicas": part}}))
+    said = report.write(path)[0].read_text()
+    assert "| replicas | p99_ms | errors |" in said
+    assert "| 4 | 8.00 |  |" in said
+    assert "| 8 | - | 503: 7 |" in said
+    assert "| p99_ms | +1.00 | 1.00 |" in said
+
+
 def test_the_reference_table_puts_ratios_first(tmp_path: Path) -> None:
     batch = BY_NAME["batch"]
     scenario = {**vars(batch), "runs": [a_run(300.0), a_run(400.0)], "ratios": [15.0, 17.0]}
@@ -192,6 +209,23 @@ def test_a_profile_fits_its_machine(cores: int, gpus: int) -> None:
     needed = sum(part.max_replicas * part.num_cpus for part in (settings.embedder, settings.gateway, settings.store))
     assert needed <= cores
     assert settings.embedder.max_replicas * settings.embedder.num_gpus <= gpus
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_server_that_does_not_end_is_ended_with_what_it_started() -> None:
+    process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    child = psutil.Process(int(process.stdout.readline()))
+    end(process, 0.2)
+    assert process.returncode is not None
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_settings_merge_by_section_and_come_from_json() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,8 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from deployments.embedding import unpadded
+from deployments.embedding.cuda import Gpu
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import load_model
 from deployments.embedding.local import LocalModel, choose_dtype
@@ -128,6 +133,31 @@ def minilm() -> LocalModel:
     model = load_model("local", device="cpu", dtype="float32", num_threads=1)
     assert isinstance(model, LocalModel)
     return model
+
+
+def test_a_forward_that_ran_out_of_memory_holds_none_while_its_halves_are_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    freed: list[bool] = []
+
+    def forward(features: dict[str, Any]) -> torch.Tensor:
+        activation = features["input_ids"] + 1
+        made.append(weakref.ref(activation))
+        raise torch.OutOfMemoryError
+
+    for name in ("device", "stream"):  # of the card that is not there
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(made[0]() is None))
+    gpu = Gpu(forward, torch.device("cpu"))
+    flat = unpadded.flatten([Tokens([1, 2, 3])], 0)
+    staged = torch.from_numpy(np.stack((flat.ids, flat.positions, flat.text_of))), torch.from_numpy(flat.bounds)
+    gpu._idle.append(SimpleNamespace(graphs=[], stream=None, read=None, stage=lambda _: staged))  # type: ignore[arg-type]
+    with pytest.raises(torch.OutOfMemoryError):
+        gpu.run(flat)
+    assert freed == [True]
+    assert len(gpu._idle) == 1
 
 
 def test_the_packaged_model_is_the_published_one(minilm_folder: Path) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import update
 
-from store import Append, IndexOptions, NewMemory, Search, Store
+from store import Append, IndexOptions, LogDamaged, NewMemory, Search, SearchResult, Store
 from store.maintenance import compact, verify
 from store.rows import micros
+from store.schema import contents
 
 from .conftest import DIM, Clock
 
@@ -124,3 +126,28 @@ def test_the_other_stores_snapshots_go_too(
     assert [len(list(folder.iterdir())) for folder in folders] == [1, 1]
     unit = vectors[7] / np.linalg.norm(vectors[7].astype(np.float64))
     assert files_with(tmp_path, unit.astype("<f4").tobytes()[:16]) == []
+
+
+def test_one_damaged_user_does_not_keep_what_another_erased(
+    open_store: Callable[..., Store], tmp_path: Path, clock: Clock, rng: np.random.Generator
+) -> None:
+    one, other = open_store(), open_store()
+    vectors = rng.normal(size=(100, DIM)).astype(np.float32)
+    for user in ("ann", "bob"):
+        for n, vector in enumerate(vectors):
+            put(one, user, str(n), f"text {n}", vector)
+        other.search([Search(T, user, vectors[0], 5)])
+    settle(clock, other)
+    folder = tmp_path / "snapshots1" / "0"
+    assert len(list(folder.iterdir())) == 5
+    for user in ("ann", "bob"):
+        one.delete(T, user, "7")
+    put(one, "ann", "new", "text", vectors[0])
+    with one.log.write() as connection:  # ann's newest memory
+        connection.execute(update(contents).where(contents.c.uid == 1, contents.c.version == 102).values(vector_crc=0))
+    settle(clock, other)
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+    with pytest.raises(LogDamaged):
+        other.search([Search(T, "ann", vectors[0], 5)])
+    (found,) = other.search([Search(T, "bob", vectors[7], 1)])
+    assert isinstance(found, SearchResult) and found.results[0].id != "7"

@@ -179,6 +179,44 @@ def test_importing_into_a_user_with_memories_gives_new_versions(store: Store, cl
     assert [event.text for event in store.history(T, "bob", "3")] == ["own"]
 
 
+def test_searches_go_on_when_what_was_deleted_is_imported_again(open_store: Callable[..., Store], clock: Clock) -> None:
+    stores = open_store(), open_store()
+    vectors = np.eye(DIM, dtype=np.float32)
+    made = tuple(NewMemory(f"m{n}", f"text {n}", vectors[n]) for n in range(3))
+    stores[0].append([Append(T, "ann", made, issued_at=clock())])
+    lines = list(stores[0].export(T, "ann"))
+
+    def found(store: Store) -> list[str]:
+        (answer,) = store.search([Search(T, "ann", vectors[1])])
+        assert isinstance(answer, SearchResult)
+        return sorted(memory.id for memory in answer.results)
+
+    assert found(stores[0]) == found(stores[1]) == ["m0", "m1", "m2"]  # both indexes are resident
+    stores[0].delete(T, "ann", "m1")
+    assert stores[0].import_lines(T, "ann", lines) == Imported(1, 2)
+    assert found(stores[0]) == found(stores[1]) == ["m0", "m1", "m2"]
+    assert [event.event for event in stores[0].history(T, "ann", "m1")] == ["added"]
+    assert list(verify(stores[0].log)) == []
+
+
+def test_the_exports_of_two_users_can_be_imported_as_one(store: Store, clock: Clock) -> None:
+    vectors = np.eye(DIM, dtype=np.float32)
+    lines = []
+    for user, versions in (("ann", (1, 3)), ("bob", (3, 8))):  # what is ann's version is in bob's history
+        made = tuple(NewMemory(f"{user} {n}", f"{user} {n}", vectors[n]) for n in range(versions[0]))
+        store.append([Append(T, user, made, issued_at=clock())])
+        for n in range(versions[1] - versions[0]):
+            store.update(T, user, f"{user} {versions[0] - 1}", text=f"{user} again {n}", vector=vectors[n])
+        lines += list(store.export(T, user))
+    assert store.import_lines(T, "eva", lines) == Imported(4, 0)
+    assert {memory.id for memory in store.list(T, "eva").memories} == {"ann 0", "bob 0", "bob 1", "bob 2"}
+    assert [event.text for event in store.history(T, "eva", "bob 2")] == [
+        "bob 2",
+        *(f"bob again {n}" for n in range(5)),
+    ]
+    assert list(verify(store.log)) == []
+
+
 def test_a_minimal_line_is_enough(store: Store) -> None:
     line = orjson.dumps({"id": "1", "text": "tea", "vector": [1.0] * DIM})
     assert store.import_lines(T, "ann", [line, b"\n", b""]) == Imported(1, 0)

@@ -267,6 +267,8 @@ def test_examples(log: Log, filter: dict[str, Any], expected: list[int]) -> None
         ({"a": "\ud800"}, "filter.a"),
         ({'a"b': 1}, 'filter.a"b'),
         ({"a..b": 1}, "filter.a..b"),
+        ({"\ud800": 1}, "filter.\ud800"),
+        ({".".join("a" * 33): 1}, "filter." + ".".join("a" * 33)),
         ({"created_at": "yesterday"}, "filter.created_at"),
         ({"created_at": {"gt": "2026-01-01T00:00:00"}}, "filter.created_at.gt"),
         ({"updated_at": {"contains": "2026"}}, "filter.updated_at.contains"),
@@ -304,3 +306,15 @@ def test_conditions_are_bounded() -> None:
         filters.check({"a": {"in": list(range(256))}})
     with pytest.raises(InvalidInput, match="at most 256"):
         filters.check({"OR": [{"a": n} for n in range(257)]})
+    with pytest.raises(InvalidInput, match="at most 256"):
+        filters.check({"created_at": {"nin": ["2026-01-01T00:00:00Z"] * 25_600}})
+
+
+def test_a_path_may_be_as_deep_as_metadata(log: Log) -> None:
+    document: Any = 1
+    for _ in range(32):
+        document = {"a": document}
+    with log.write() as connection:
+        _insert(connection, [document, {"a": 1}])
+        found = connection.execute(_matching({".".join("a" * 32): 1}, connection)).scalars()
+        assert list(found) == [0]

@@ -207,6 +207,32 @@ def test_a_locked_log_is_unavailable_for_writes_and_open_for_reads(open_store: C
     fill(other, 3)
 
 
+def test_a_write_waits_its_full_time_after_a_checkpoint_that_failed(tmp_path: Path) -> None:
+    log = Log.open(f"sqlite:///{tmp_path}/log.db", lock_timeout_s=3.0)
+
+    def refuse(_: int, name: str | None, *__: object) -> int:
+        return sqlite3.SQLITE_DENY if name == "wal_checkpoint" else sqlite3.SQLITE_OK
+
+    raw = log.engine.raw_connection()
+    raw.dbapi_connection.set_authorizer(refuse)
+    raw.close()
+    with pytest.raises(StoreError):
+        log.truncate_wal()
+    with log.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 3000
+    log.close()
+
+
+def test_a_server_that_is_gone_is_noticed_within_half_a_minute(postgres_url: str) -> None:
+    log = Log.open(postgres_url)
+    with log.read() as connection:
+        asked = connection.connection.dbapi_connection.info.get_parameters()
+    log.close()
+    idle, interval, count = (int(asked[f"keepalives_{name}"]) for name in ("idle", "interval", "count"))
+    assert idle + interval * count <= 30
+    assert int(asked["tcp_user_timeout"]) <= 30_000
+
+
 def test_a_full_disk_is_unavailable(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/log.db", dim=DIM, model="fake")
     fill(store, 1)

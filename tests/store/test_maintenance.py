@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psycopg
 import pytest
 from sqlalchemy import update
 
@@ -157,6 +158,46 @@ def test_an_interrupted_move_goes_on(store: Store, log: Log) -> None:
     store.delete(T, "ann", "0")
     assert reembed(log, "new", new_vectors, batch=5) == 10
     assert list(verify(log)) == []
+
+
+def test_a_move_that_ended_after_the_switch_is_brought_to_its_end(
+    store: Store, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+
+    def dies(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("store.maintenance._forget_vectors", dies)
+        reembed(log, "new", new_vectors)
+    assert (served(log), count(log).blank) == (("new", NEW_DIM), 0)
+    assert reembed(log, "new", new_vectors) == 0
+    assert count(log).blank == 20
+    with pytest.raises(InvalidInput, match="nothing to do"):
+        reembed(log, "new", new_vectors)
+    assert list(verify(log)) == []
+
+
+def test_users_who_come_while_a_log_is_verified_are_no_problem(store: Store, log: Log) -> None:
+    fill(store, count=500)
+    assert list(verify(log, lambda rows: fill(store, "bob") if rows == 500 else None)) == []
+    assert count(log).users == 2
+
+
+@pytest.mark.parametrize("command", ["stats", "verify", "compact", "export --user a", "reembed --model a --url b"])
+def test_a_log_that_is_not_there_is_not_made(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *more = command.split()
+    assert command_line.main([name, "--log", f"sqlite:///{tmp_path}/typo.db", *more]) == 2
+    assert f"There is no log at {tmp_path}/typo.db" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_without_a_log_is_left_as_it_is(postgres_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["verify", "--log", postgres_url]) == 2
+    assert "holds no log" in capsys.readouterr().err
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE tablename = 'meta'").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("wrong", [[[1.0]], [[0.0] * 4] * 20, [[float("nan")] * 4] * 20, [[1.0, 2.0]] * 19])

@@ -304,6 +304,25 @@ class Replicas(RuleBasedStateMachine):
         events = {id: [(e.event, e.text) for e in self.stores[n].history(*user, id)] for id in live}
         known.events = events
 
+    @rule(n=stores, user=users, number=numbers)
+    def import_what_was_deleted(self, n: int, user: Any, number: int) -> None:
+        lines = list(self.stores[n].export(*user))
+        live = self.live(user)
+        known = self.known[user]
+        if len(live) < 2 or len(live) != len(known.memories):
+            return
+        id = self.pick(user, number)
+        self.delete(n, user, number)
+        done = self.stores[1 - n].import_lines(*user, lines)
+        assert (done.imported, done.unchanged) == (1, len(live) - 1)
+        got = self.stores[n].get(*user, id)
+        assert got.version > known.version
+        known.version = got.version
+        known.memories[id] = replace(live[id], version=got.version)
+        assert got == replace(known.memories[id], vector=None)
+        del known.deleted_at[id]
+        known.events[id] = [(e.event, e.text) for e in self.stores[n].history(*user, id)]
+
     @rule(
         n=stores,
         wanted=st.lists(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from store import Append, IndexOptions, NewMemory, Search, SearchResult, Store
+from store import Append, IndexOptions, LogUnavailable, NewMemory, Search, SearchResult, Store
 from store.snapshots import Name, Snapshots
 
-DIM = 8
+from .conftest import DIM, Clock
+
 T = "default"
 OPTIONS = IndexOptions(switch=50)
 
@@ -201,3 +204,49 @@ def test_a_snapshot_holds_no_vector_of_a_dead_row(
     hits = again.search([Search(T, "ann", vectors[n], 1) for n in left])
     found = [int(hit.results[0].id) for hit in hits if isinstance(hit, SearchResult)]
     assert np.mean(np.array(found) == left) > 0.995
+
+
+def test_a_folder_that_goes_away_costs_nothing_but_the_snapshots(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, clock: Clock
+) -> None:
+    store = open_store(index=OPTIONS, snapshot_dir=tmp_path / "snapshots")
+    shutil.rmtree(tmp_path / "snapshots")
+    store.append([Append(T, "ann", tuple(NewMemory(str(n), "x", v) for n, v in enumerate(vectors)), issued_at=clock())])
+    expected = answers(store, vectors)
+
+    def settle() -> None:
+        for _ in range(200):
+            with suppress(LogUnavailable):  # there is no folder
+                store.fold()
+
+    settle()
+    assert answers(store, vectors) == expected
+    assert store.user(T, "ann").index == "hnsw"
+    store.delete(T, "ann", "7")
+    assert store.log.wal_bytes() > 0
+    clock.advance(20)
+    settle()
+    assert store.log.wal_bytes() == 0
+    store.close()
+
+
+def test_a_snapshot_whose_files_are_taken_away_is_written_at_the_end(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, clock: Clock
+) -> None:
+    folder = tmp_path / "snapshots" / "0"
+    store = open_store(index=OPTIONS, snapshot_dir=tmp_path / "snapshots")
+    real = store.snapshots.finish
+
+    def finish(pending: Any) -> None:
+        real(pending)
+        (folder / "1-0-120.hnsw.part").unlink()
+
+    store.snapshots.finish = finish
+    with pytest.raises(LogUnavailable, match="snapshot"):
+        fill(store, vectors)
+    store.snapshots.finish = real
+    while store.fold():
+        pass
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+    store.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["1-0-120.hnsw", "1-0-120.rows", "lock"]

@@ -403,6 +403,8 @@ def test_users_and_their_sizes(store: Store) -> None:
     assert [user.user_id for user in rest.users] == ["bob", "änne"]
     assert rest.next_cursor is None
     assert [user.user_id for user in store.users(T, prefix="an").users] == ["an", "ann"]
+    put(store, "an\U0010ffffx", new("1"))
+    assert [user.user_id for user in store.users(T, prefix="an").users] == ["an", "ann", "an\U0010ffffx"]
     size = 3 + len('{"k":1}') + 4 * DIM
     assert store.user(T, "ann") == UserStats("ann", 1, 1, size, None, False)
     find(store, "ann")
