@@ -32,7 +32,7 @@ def test_replicas_come_and_go_without_a_failed_request(elastic: Elastic) -> None
 
 
 def test_a_new_version_rolls_through_and_the_first_request_waits_for_an_embedder(elastic: Elastic) -> None:
-    """The new version: a forward for each request, and as many embedders as the load needs, none where there is none."""
+    """The new one has no queue, and as many embedders as the load needs: none where there is none."""
     before = {name: elastic.replicas(name) for name in DEPLOYMENTS}
     with Load(elastic, "roll") as load:
         new = {"queue": {"enabled": False}, "embedder": {"min_replicas": 0, "num_cpus": 0.15}}
