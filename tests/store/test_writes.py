@@ -20,6 +20,7 @@ from store import (
     AppendResult,
     Conflict,
     InvalidInput,
+    LogDamaged,
     LogUnavailable,
     NewMemory,
     NotFound,
@@ -451,6 +452,37 @@ def test_records_are_purged_after_an_hour(store: Store, clock: Clock) -> None:
     clock.advance(1800)
     settle()
     assert records(store) == 0
+
+
+def test_a_purge_waits_for_nobody(postgres_url: str, clock: Clock) -> None:
+    """PostgreSQL: neither do it and an erasure wait for each other in a ring."""
+    one, other = (Store.open(postgres_url, dim=DIM, model="fake", now=clock, lock_timeout_s=5) for _ in range(2))
+    for user in ("ann", "bob"):
+        put(one, user, new("1"), write_id="w")
+    clock.advance(4000)
+    with one.log.write() as connection:
+        connection.execute(select(writes).order_by(writes.c.at).limit(1).with_for_update())
+        while other.fold():
+            pass
+        assert records(other) == 1
+    clock.advance(100)
+    while other.fold():
+        pass
+    assert records(other) == 0
+    for store in (one, other):
+        store.close()
+
+
+def test_a_record_that_is_damaged_is_not_taken_for_none(store: Store) -> None:
+    put(store, "ann", new("1"), upsert=True, write_id="w1")
+    store.delete(T, "ann", "1", write_id="w2")
+    with store.log.write() as connection:
+        connection.execute(writes.update().values(answer="[1"))
+    with pytest.raises(LogDamaged):
+        put(store, "ann", new("1"), upsert=True, write_id="w1")
+    with pytest.raises(LogDamaged):
+        store.delete(T, "ann", "1", write_id="w2")
+    assert texts(store) == {}
 
 
 def test_records_of_an_erased_user_say_nothing_of_it(store: Store) -> None:
