@@ -274,8 +274,9 @@ class Gateway:
         items = [item for _, group in groups for item in group]
         vectors = iter(await self.vectors.of_memories(items, path_of))
         numbers = itertools.count()
-        # What has only ids that were made for it needs no record: that they are in the log says it was done.
-        write_id = origin.write_id if any(item.id for item in items) else None
+        # What only adds, under ids that were made for it, needs no record: that they are in the log says it was done.
+        only_adds = options.on_duplicate == "add" and not any(item.id for item in items)
+        write_id = None if only_adds else origin.write_id
         appends = [
             Append(
                 tenant=TENANT,

@@ -148,5 +148,11 @@ def store(open_store: Callable[..., Store]) -> Store:
 
 
 @pytest.fixture
+def pair(open_store: Callable[..., Store]) -> tuple[Store, Store]:
+    """Two stores of one log: a write is sent to the one, and again to the other."""
+    return open_store(), open_store()
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
-import psycopg
 import pytest
 from sqlalchemy import event, func, inspect, select
 
@@ -20,12 +15,11 @@ from store import (
     AppendResult,
     Conflict,
     InvalidInput,
-    LogUnavailable,
+    LogDamaged,
     NewMemory,
     NotFound,
     Store,
     schema,
-    writing,
 )
 from store.log import Log
 from store.maintenance import compact, verify
@@ -36,7 +30,6 @@ from .conftest import DIM, Clock
 
 T = "default"
 EYE = np.eye(DIM, dtype=np.float32)
-Open = Callable[..., Store]
 
 
 def new(id: str, text: str | None = None, **fields: Any) -> NewMemory:
@@ -55,12 +48,6 @@ def texts(store: Store, user: str = "ann") -> dict[str, str]:
 def records(store: Store) -> int:
     with store.log.read() as connection:
         return connection.execute(select(func.count()).select_from(writes)).scalar_one()
-
-
-@pytest.fixture
-def pair(open_store: Open) -> tuple[Store, Store]:
-    """Two stores of one log: a write is sent to the one, and again to the other."""
-    return open_store(), open_store()
 
 
 def test_an_update_is_made_once(pair: tuple[Store, Store], clock: Clock) -> None:
@@ -294,136 +281,6 @@ def test_a_wrong_write_id_is_named(store: Store) -> None:
     assert texts(store) == {"1": "text 1"}
 
 
-WRITES: dict[str, Callable[[Store], object]] = {
-    "update": lambda store: store.update(T, "ann", "1", metadata={"by": "me"}, write_id="w"),
-    "upsert": lambda store: put(store, "ann", new("1", "mine"), upsert=True, write_id="w"),
-    "delete": lambda store: store.delete(T, "ann", "1", write_id="w"),
-    "delete_where": lambda store: store.delete_where(T, "ann", {"k": 1}, write_id="w"),
-    "erase": lambda store: store.erase_user(T, "ann", write_id="w"),
-    "add": lambda store: put(store, "ann", new("9", made_id=True)),
-}
-ANSWERS = {
-    "update": lambda answer: answer.version == 3 and answer.metadata == {"by": "me"},
-    "upsert": lambda answer: answer == AppendResult([Appended("1", "updated", 3)], 3),
-    "delete": lambda answer: answer == 3,
-    "delete_where": lambda answer: answer == 2,
-    "erase": lambda answer: answer == (2, 3),
-    "add": lambda answer: answer == AppendResult([Appended("9", "added", 3)], 3),
-}
-
-
-@pytest.mark.parametrize("kind", WRITES)
-def test_a_store_that_dies_before_it_answers(
-    pair: tuple[Store, Store], kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other = pair
-    put(one, "ann", new("1", metadata={"k": 1}), new("2", metadata={"k": 1}))
-
-    def die(uids: object) -> None:  # the first that comes after the commit
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(one, "_remember", die)
-        WRITES[kind](one)
-    put(other, "ann", new("1", "another's", metadata={"k": 1}), upsert=True)
-    version = other.user(T, "ann").version
-    assert ANSWERS[kind](WRITES[kind](other))
-    assert texts(other)["1"] == "another's"
-    assert other.user(T, "ann").version == version
-
-
-@pytest.fixture
-def race(url: str) -> Iterator[Callable[[Callable[[Store], object]], list[object]]]:
-    """Lets two stores, each in its own thread, make one call at the same moment; their answers."""
-    together = threading.Barrier(2)
-
-    def run(store: Store, call: Callable[[Store], object]) -> object:
-        together.wait(timeout=30)
-        return call(store)
-
-    with ThreadPoolExecutor(2) as pool:
-        racing = [Store.open(url, dim=DIM, model="fake", lock_timeout_s=30) for _ in range(2)]
-        yield lambda call: [job.result(60) for job in [pool.submit(run, store, call) for store in racing]]
-    for store in racing:
-        store.close()
-    log = Log.open(url)
-    assert list(verify(log)) == []
-    log.close()
-
-
-@pytest.mark.parametrize("kind", WRITES)
-def test_two_stores_try_one_write_at_the_same_moment(race: Any, store: Store, kind: str) -> None:
-    for round in range(25):
-        store.erase_user(T, "ann")
-        with store.log.write() as connection:
-            connection.execute(writes.delete())
-        put(store, "ann", new("1", metadata={"k": 1}), new("2", metadata={"k": 1}))
-        version = store.user(T, "ann").version
-        first, second = race(WRITES[kind])
-        assert first == second, round
-        assert store.user(T, "ann").version == version + (2 if kind == "delete_where" else 1)
-
-
-def test_two_stores_try_the_first_write_of_a_user_at_the_same_moment(race: Any, store: Store) -> None:
-    def upsert(user: str) -> Callable[[Store], Any]:
-        return lambda store: put(store, user, new("1"), upsert=True, write_id="w")
-
-    for round in range(25):
-        assert race(lambda store, n=round: store.delete_where(T, f"a{n}", {"k": 1}, write_id="w")) == [0, 0]
-        assert race(lambda store, n=round: store.erase_user(T, f"b{n}", write_id="w")) == [(0, 1), (0, 1)]
-        added = AppendResult([Appended("1", "added", 1)], 1)
-        assert race(upsert(f"c{round}")) == [added, added]
-    assert [store.user(T, user).version for user in ("a24", "b24", "c24")] == [0, 1, 1]
-
-
-@pytest.mark.parametrize("kind", WRITES)
-def test_the_second_try_waits_for_the_first(
-    postgres_url: str, clock: Clock, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """PostgreSQL, where two writers may be at work: the second has begun before the first has committed."""
-    one, other = (Store.open(postgres_url, dim=DIM, model="fake", now=clock, lock_timeout_s=30) for _ in range(2))
-    put(one, "ann", new("1", metadata={"k": 1}), new("2", metadata={"k": 1}))
-    other.get(T, "ann", "1")
-    made, waits = threading.Event(), threading.Event()
-    save_users = writing.save_users
-
-    def save_late(*arguments: Any) -> None:
-        if not made.is_set():
-            made.set()
-            assert waits.wait(30)
-        save_users(*arguments)
-
-    monkeypatch.setattr(writing, "save_users", save_late)
-    with ThreadPoolExecutor(2) as pool, psycopg.connect(postgres_url, autocommit=True) as watcher:
-        first = pool.submit(WRITES[kind], one)
-        assert made.wait(30)
-        second = pool.submit(WRITES[kind], other)
-        deadline = time.monotonic() + 30
-        while not watcher.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0]:  # type: ignore[index]
-            assert time.monotonic() < deadline
-        waits.set()
-        assert first.result(60) == second.result(60)
-    assert ANSWERS[kind](first.result())
-    assert one.user(T, "ann").version == (4 if kind == "delete_where" else 3)
-    for store in (one, other):
-        store.close()
-
-
-def test_a_write_that_was_undone_leaves_no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(store, "ann", new("1"))
-
-    def fail(*arguments: Any) -> None:
-        raise LogUnavailable("lost")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(writing, "save_users", fail)
-        for call in WRITES.values():
-            with pytest.raises(LogUnavailable):
-                call(store)
-    assert records(store) == 0
-    assert texts(store) == {"1": "text 1"}
-
-
 def test_records_are_purged_after_an_hour(store: Store, clock: Clock) -> None:
     put(store, "ann", new("1"))
     store.append_together(
@@ -451,6 +308,37 @@ def test_records_are_purged_after_an_hour(store: Store, clock: Clock) -> None:
     clock.advance(1800)
     settle()
     assert records(store) == 0
+
+
+def test_a_purge_waits_for_nobody(postgres_url: str, clock: Clock) -> None:
+    """PostgreSQL: neither do it and an erasure wait for each other in a ring."""
+    one, other = (Store.open(postgres_url, dim=DIM, model="fake", now=clock, lock_timeout_s=5) for _ in range(2))
+    for user in ("ann", "bob"):
+        put(one, user, new("1"), write_id="w")
+    clock.advance(4000)
+    with one.log.write() as connection:
+        connection.execute(select(writes).order_by(writes.c.at).limit(1).with_for_update())
+        while other.fold():
+            pass
+        assert records(other) == 1
+    clock.advance(100)
+    while other.fold():
+        pass
+    assert records(other) == 0
+    for store in (one, other):
+        store.close()
+
+
+def test_a_record_that_is_damaged_is_not_taken_for_none(store: Store) -> None:
+    put(store, "ann", new("1"), upsert=True, write_id="w1")
+    store.delete(T, "ann", "1", write_id="w2")
+    with store.log.write() as connection:
+        connection.execute(writes.update().values(answer="[1"))
+    with pytest.raises(LogDamaged):
+        put(store, "ann", new("1"), upsert=True, write_id="w1")
+    with pytest.raises(LogDamaged):
+        store.delete(T, "ann", "1", write_id="w2")
+    assert texts(store) == {}
 
 
 def test_records_of_an_erased_user_say_nothing_of_it(store: Store) -> None:
@@ -492,71 +380,6 @@ def test_batches_cost_no_more_statements_without_write_ids(store: Store) -> None
     assert [statement.split()[0] for statement in asked] == ["SELECT", "INSERT"]
     assert len(statements) == plain + 2
     assert [statement.split()[0] for statement in cost(7, write_id="w")] == ["SELECT"]
-
-
-def test_a_made_id_is_added_once(pair: tuple[Store, Store], clock: Clock) -> None:
-    one, other = pair
-    put(one, "ann", new("0"))
-    sent = one._now()
-    made = [new(id, made_id=True, expires_at=clock.now + timedelta(minutes=5)) for id in "abc"]
-
-    def add(store: Store, **options: Any) -> Any:
-        return put(store, "ann", *made, **{"issued_at": sent, **options})
-
-    first = add(one)
-    assert first == AppendResult([Appended("a", "added", 2), Appended("b", "added", 3), Appended("c", "added", 4)], 4)
-    assert add(other) == first
-    other.update(T, "ann", "a", metadata={"by": "another"})
-    other.update(T, "ann", "a", metadata={"by": "a third"})
-    other.delete(T, "ann", "b")
-    put(other, "ann", new("b", "again"))
-    other.delete(T, "ann", "c")
-    before, version = texts(one), one.user(T, "ann").version
-    for options in ({}, {"issued_at": one._now()}, {"upsert": True}, {"on_duplicate": "skip"}):
-        assert add(other, **options) == first
-    assert (texts(one), one.user(T, "ann").version) == (before, version)
-    assert one.get(T, "ann", "a").metadata == {"by": "a third"}
-    clock.advance(600)
-    assert add(other) == first  # "a" has expired and is not purged yet
-    assert set(texts(one)) == {"0", "b"}
-    one.erase_user(T, "ann")
-    late = add(other)
-    assert isinstance(late, Conflict)
-    assert (late.param, late.code) == ("memories.0.user_id", "erased")
-
-
-def test_a_made_id_comes_twice_in_one_batch(store: Store) -> None:
-    at = store._now()
-    add = [Append(T, "ann", (new("a", made_id=True), new("b", made_id=True)), issued_at=at)]
-    upsert = [Append(T, "ann", (new("a", "another's"),), upsert=True, issued_at=at)]
-    first, _, again, late = store.append_together([add, upsert, add, [*upsert, *add]])
-    assert first == again == [AppendResult([Appended("a", "added", 1), Appended("b", "added", 2)], 2)]
-    assert late == [AppendResult([Appended("a", "unchanged", 3)], 3), *first]
-    assert texts(store) == {"a": "another's", "b": "text b"}
-
-
-def test_a_made_id_finds_its_own_first_try_before_a_twin(store: Store) -> None:
-    put(store, "ann", new("0", "tea"))
-    sent = store._now()
-    skip = {"on_duplicate": "skip", "issued_at": sent}
-    assert put(store, "ann", new("a", "tea", made_id=True), **skip).memories == [Appended("0", "unchanged", 1)]
-    assert put(store, "ann", new("a", "tea", made_id=True), **skip).memories == [Appended("0", "unchanged", 1)]
-    for _ in range(2):
-        result = put(store, "ann", new("b", "rain", made_id=True), **skip)
-        assert result == AppendResult([Appended("b", "added", 2)], 2)
-
-
-def test_a_made_id_that_was_compacted_away_stays_away(store: Store, clock: Clock) -> None:
-    sent = store._now()
-    for id in "ab":
-        put(store, "ann", new(id, made_id=True), issued_at=sent)
-    store.delete(T, "ann", "a")
-    clock.advance(7200)
-    assert compact(store.log, micros(clock(), "")) == 1
-    late = put(store, "ann", new("a", made_id=True), issued_at=sent)
-    assert isinstance(late, Conflict)
-    assert late.code == "erased"
-    assert texts(store) == {"b": "text b"}
 
 
 def test_records_outlive_compaction_and_stay_out_of_exports(store: Store, clock: Clock) -> None:
