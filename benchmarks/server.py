@@ -27,6 +27,10 @@ END_WITHIN_S = 60.0
 Args = dict[str, Any]
 
 
+class Failed(SystemExit):
+    """A server or a load that failed: ends the program with its message, unless it is to measure something else."""
+
+
 @dataclass(frozen=True)
 class Server:
     """Where it answers, and what it said of itself when it was ready (model, device, dtype)."""
@@ -131,7 +135,7 @@ def _wait(process: "subprocess.Popen[bytes]", port: int, log: Path) -> dict[str,
             ready: dict[str, str] = httpx.get(f"http://127.0.0.1:{port}/health/ready", trust_env=False).json()
             return ready
         time.sleep(0.2)
-    raise SystemExit(f"memserve did not start:\n{log.read_text()[-2000:]}")
+    raise Failed(f"memserve did not start:\n{log.read_text()[-2000:]}")
 
 
 def load(url: str, *arguments: object) -> dict[str, Any]:
@@ -140,6 +144,6 @@ def load(url: str, *arguments: object) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment)
     if done.returncode:
-        raise SystemExit(f"the load generator failed:\n{done.stderr[-2000:]}")
+        raise Failed(f"the load generator failed:\n{done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout)
     return result

