@@ -454,9 +454,11 @@ class Store:
         if self._closed:
             return
         self._closed = True
-        self._background.close()
-        self.resident.clear()
-        self.log.close()
+        try:
+            self._background.close()
+        finally:
+            self.resident.clear()
+            self.log.close()
 
     def _stats(self, uid: int, user_id: str, live: int, version: int, size: int) -> UserStats:
         index = self.resident.get(uid)

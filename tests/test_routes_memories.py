@@ -326,6 +326,11 @@ WRITES = {
         ("POST", ANN, {"text": "milk", "metadata": {"topic": "white"}}),
         ("DELETE", ANN, {"filter": {"topic": "white"}}),
     ),
+    "add what is not there yet": Write(
+        "append_together",
+        ("POST", ANN, {"text": "tea", "metadata": {"topic": "drinks"}, "on_duplicate": "skip"}),
+        ("DELETE", f"{ANN}/1", None),
+    ),
     "add under an id": Write(
         "append_together", ("POST", ANN, {"id": "3", "text": "milk"}), ("DELETE", f"{ANN}/3", None)
     ),
