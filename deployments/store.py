@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.autoscaling import BUSY, BusyTime
 from deployments.live import Live
 from deployments.settings import Settings
 from store import IndexOptions, StoreError
@@ -39,6 +40,7 @@ class Store:
         options = settings.store
         self._live = Live(settings, "Store")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._busy = BusyTime()
         self._waiting = 0
         self._memories = await self._run(
             lambda: Memories.open(
@@ -79,10 +81,15 @@ class Store:
 
         Its error comes as a value: what a caller did wrong is no failure of this replica.
         """
-        try:
-            return await self._run(lambda: method(self._memories, *args, **options))
-        except StoreError as error:
-            return error
+        with self._busy.call():
+            try:
+                return await self._run(lambda: method(self._memories, *args, **options))
+            except StoreError as error:
+                return error
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks for each second, for deployments/autoscaling.py."""
+        return {BUSY: self._busy.share()}
 
     async def _tend(self) -> None:
         """Steps of background work, as long as this replica lives."""
