@@ -52,7 +52,7 @@ EMBED_TEXTS = 4
 ADD_TEXTS = 2
 SETTINGS = {
     "embedder": {"upscale_delay_s": 2.0, "downscale_delay_s": 15.0},
-    "store": {"upscale_delay_s": 2.0, "downscale_delay_s": 15.0, "target_ongoing_requests": 0.5},
+    "store": {"upscale_delay_s": 2.0, "downscale_delay_s": 15.0, "target_busy": 0.33},
     "gateway": {"upscale_delay_s": 2.0, "downscale_delay_s": 15.0, "target_ongoing_requests": 16.0},
 }
 CALM_WITHIN_S = 90.0

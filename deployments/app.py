@@ -65,6 +65,11 @@ def _options(replicas: EmbedderSettings | GatewaySettings | StoreSettings) -> di
         targets = {"target_drain_s": replicas.target_drain_s, "target_busy": replicas.target_busy}
         policy = AutoscalingPolicy(policy_function="deployments.autoscaling:EmbedderPolicy", policy_kwargs=targets)
         autoscaling = {"policy": policy}
+    elif isinstance(replicas, StoreSettings):
+        num_gpus = 0.0
+        targets = {"target_busy": replicas.target_busy}
+        policy = AutoscalingPolicy(policy_function="deployments.autoscaling:StorePolicy", policy_kwargs=targets)
+        autoscaling = {"policy": policy}
     else:
         num_gpus = 0.0
         autoscaling = {"target_ongoing_requests": replicas.target_ongoing_requests}

@@ -1,11 +1,12 @@
-"""How many embedders the work that waits needs: the arithmetic, and Serve's policies around it.
+"""How many embedders and stores the work needs: the arithmetic, and Serve's policies around it.
 
-Calls between the deployments are coalesced, so that their number says little; what is counted is tokens. Each time that
-Serve asks (some three times a second, of means over the last seconds):
+Calls between the deployments are coalesced, so that their number says little; what is counted is tokens, and the time
+that a replica is at work. Each time that Serve asks (some three times a second, of means over the last seconds):
 
     by backlog   tokens that wait, in gateways and embedders / (tokens/s that a busy embedder drains * target_drain_s)
     by use       sum over the embedders of the share of the time in which one had a call in hand / target_busy
     embedders    the larger of the two, rounded up
+    stores       by use, alike: a store works on one call at a time
 
 The backlog answers a step in the load; use answers a load that fills the embedders without a queue, as clients do that
 wait for their answers, or are refused, and is what says that one embedder can go. It goes when the others would be
@@ -17,7 +18,7 @@ Serve carries this module to its controller by value: it imports nothing but the
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -60,11 +61,20 @@ def embedders_needed(
         by_backlog = waiting_tokens / (sum(rates) / len(rates) * target_drain_s)
     else:  # nothing is known of their speed yet: what runs stays
         by_backlog = running if waiting_tokens > 0 else 0
-    busy = sum(load.busy for load in loads)
-    needed = math.ceil(max(by_backlog, busy / target_busy))
-    if needed >= target:
-        return needed
-    return min(target, max(needed, math.ceil(busy / (target_busy * (1 - SLACK)))))
+    by_use = needed_by_use([load.busy for load in loads], target, target_busy=target_busy)
+    return max(math.ceil(by_backlog), by_use)
+
+
+def needed_by_use(busy: Iterable[float], target: int, *, target_busy: float) -> int:
+    """How many replicas would each be at work for at most `target_busy` of the time; of `target`, one too many stays
+    until the others would have `SLACK` to spare.
+
+    Args:
+        busy: shares of the time in which each replica was at work.
+        target: replicas that were decided on last.
+    """
+    used = sum(busy) / target_busy
+    return max(math.ceil(used), min(target, math.ceil(used / (1 - SLACK))))
 
 
 class EmbedderPolicy:
@@ -77,11 +87,21 @@ class EmbedderPolicy:
         return _embedders(ctx, 0.0, self._targets), {}
 
 
+class StorePolicy:
+    """Serve's policy of the Store deployment: by the share of the time in which its replicas are at work."""
+
+    def __init__(self, target_busy: float) -> None:
+        self._target_busy = target_busy
+
+    def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
+        return _stores(ctx, {"target_busy": self._target_busy}), {}
+
+
 def application_policy(contexts: Mapping[Any, Any]) -> tuple[dict[Any, float], dict[Any, dict[str, Any]]]:
     """Serve's policy of the whole application (`autoscaling_policy` in serve_config.yaml).
 
     It sees the queues of the gateways, which EmbedderPolicy does not, and where most of a backlog waits: each gateway
-    says what waits in it, and one that dies takes its queue and its figure along. The others scale by their requests.
+    says what waits in it, and one that dies takes its queue and its figure along. Gateways scale by their requests.
     """
     waiting = sum(
         sum(_reported(ctx, WAITING_TOKENS).values()) for ctx in contexts.values() if ctx.deployment_name == "Gateway"
@@ -90,6 +110,8 @@ def application_policy(contexts: Mapping[Any, Any]) -> tuple[dict[Any, float], d
     for deployment, ctx in contexts.items():
         if ctx.deployment_name == "Embedder":
             decisions[deployment] = _embedders(ctx, waiting, ctx.config.policy.policy_kwargs)
+        elif ctx.deployment_name == "Store":
+            decisions[deployment] = _stores(ctx, ctx.config.policy.policy_kwargs)
         elif ctx.current_num_replicas == 0:
             decisions[deployment] = ctx.target_num_replicas
         else:
@@ -107,6 +129,10 @@ def _embedders(ctx: Any, waiting_in_gateways: float, targets: Mapping[str, float
         target_drain_s=targets["target_drain_s"],
         target_busy=targets["target_busy"],
     )
+
+
+def _stores(ctx: Any, targets: Mapping[str, float]) -> int:
+    return needed_by_use(_reported(ctx, BUSY).values(), ctx.target_num_replicas, target_busy=targets["target_busy"])
 
 
 def _reported(ctx: Any, name: str) -> dict[Any, float]:

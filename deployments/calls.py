@@ -20,6 +20,7 @@ from deployments.embedding.engine import EmbedRequest, EmbedResult, Timings
 from deployments.embedding.model import ModelInfo, Truncate
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Overloaded, ShuttingDown, Unavailable
 from deployments.routing import partition_of
+from deployments.searches import Answers, CoalescedSearches
 from store import Append, AppendResult, Search, SearchResult, StoreError
 from store import Store as Memories
 
@@ -276,9 +277,11 @@ class StoreCalls:
             budget=append_memories,
             cost=lambda call: sum(len(request.memories) for request in call),
         )
-        self._searches: list[Batcher[Search, SearchResult]] = [
-            Batcher(self._searcher(warm), in_flight=2, budget=64) for warm in self._by_partition
-        ]
+        self._searches = CoalescedSearches(
+            self._search,
+            partition_of=lambda request: self._partition(request.tenant, request.user_id),
+            partitions=partitions,
+        )
 
     def reconfigure(self, *, append_in_flight: int, append_memories: int) -> None:
         """Change what the constructor was given, while calls wait and travel."""
@@ -287,14 +290,9 @@ class StoreCalls:
     async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | Exception]:
         return await self.write(Memories.append_together, calls)
 
-    @staticmethod
-    def _searcher(
-        warm: DeploymentHandle,
-    ) -> Callable[[list[Search]], Awaitable[Sequence[SearchResult | StoreError]]]:
-        async def search(requests: list[Search]) -> Sequence[SearchResult | StoreError]:
-            return _checked(await resilient(lambda: warm.run.remote(Memories.search, requests), "store"))
-
-        return search
+    async def _search(self, partition: int, requests: list[Search]) -> tuple[str, Answers]:
+        warm = self._by_partition[partition]
+        return _checked(await resilient(lambda: warm.search.remote(requests), "store"))
 
     def _partition(self, tenant: str, user_id: str) -> int:
         return partition_of(tenant, user_id, len(self._by_partition))
@@ -305,7 +303,7 @@ class StoreCalls:
 
     async def search(self, request: Search) -> SearchResult:
         """Search one user. Raises its own error."""
-        return await self._searches[self._partition(request.tenant, request.user_id)].submit(request)
+        return await self._searches.search(request)
 
     async def run_warm(
         self,

@@ -130,9 +130,7 @@ class StoreSettings(Replicas):
     """The deployment that keeps the memories, and the log behind it."""
 
     min_replicas: int = Field(1, ge=1, description="replicas that are always there")
-    target_ongoing_requests: float = Field(
-        4.0, gt=0.0, description="calls that one replica has in hand; its one worker thread is then busy for 80 %"
-    )
+    target_busy: float = Field(0.8, gt=0.0, le=1.0, description="share of the time in which one should be at work")
     num_cpus: float = Field(0.1, gt=0.0, description="CPUs that Ray reserves for one replica; not a limit")
     url: str = Field(
         "sqlite:///data/memserve.db",

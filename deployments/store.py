@@ -8,15 +8,17 @@ now and then under load.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.autoscaling import BUSY, BusyTime
 from deployments.live import Live
 from deployments.settings import Settings
-from store import IndexOptions, StoreError
+from store import IndexOptions, Search, SearchResult, StoreError
 from store import Store as Memories
 
 Answer = TypeVar("Answer")
@@ -39,6 +41,8 @@ class Store:
         options = settings.store
         self._live = Live(settings, "Store")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._name = uuid.uuid4().hex  # by which callers tell replicas apart
+        self._busy = BusyTime()
         self._waiting = 0
         self._memories = await self._run(
             lambda: Memories.open(
@@ -79,10 +83,20 @@ class Store:
 
         Its error comes as a value: what a caller did wrong is no failure of this replica.
         """
-        try:
-            return await self._run(lambda: method(self._memories, *args, **options))
-        except StoreError as error:
-            return error
+        with self._busy.call():
+            try:
+                return await self._run(lambda: method(self._memories, *args, **options))
+            except StoreError as error:
+                return error
+
+    async def search(self, requests: Sequence[Search]) -> tuple[str, list[SearchResult | StoreError]] | StoreError:
+        """Search many users: the name of this replica, and an answer for each request, in order."""
+        found = await self.run(Memories.search, requests)
+        return found if isinstance(found, StoreError) else (self._name, found)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks for each second, for deployments/autoscaling.py."""
+        return {BUSY: self._busy.share()}
 
     async def _tend(self) -> None:
         """Steps of background work, as long as this replica lives."""

@@ -91,8 +91,17 @@ class AppendResult:
     version: int
 
 
+class _Pickled:
+    """Pickled as the class and its fields: a frozen dataclass's own way takes twice as long, each way."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return type(self), tuple(map(self.__getattribute__, self.__slots__))
+
+
 @dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(_Pickled):
     """A memory as the log holds it. `vector: (dim,) float32` only where it was asked for."""
 
     id: str
@@ -108,7 +117,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class Search(_Pickled):
     """The `top_k` nearest memories of one user, among those that match `filter` and score at least `min_score`."""
 
     tenant: str
@@ -121,7 +130,7 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchResult:
+class SearchResult(_Pickled):
     """`results` by falling score, ties by newest; `version` is the user's version that was searched."""
 
     results: list[Memory]

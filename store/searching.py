@@ -1,16 +1,18 @@
 """Searches: catch the user's index up with the log, ask it, fetch what it found.
 
 Guarantees: all requests of one call are answered from one state of the log, that of their read transaction: an index
-that was caught up in it and the rows that are fetched in it belong together.
+that was caught up in it and the rows that are fetched in it belong together. What is damaged of one user is the error
+of the requests that meet it, and of no other.
 
 A warm search costs one statement for the users' versions and one for the rows that were found, however many requests
-there are in the call.
+there are in the call; one more for each request that wants vectors.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,17 +69,12 @@ class Searcher:
             uid = uids.get((request.tenant, request.user_id))
             try:
                 asked.append(self._ask(connection, request, standing[uid] if uid is not None else None, now))
-            except InvalidInput as error:
+            except (InvalidInput, LogDamaged) as error:
                 asked.append(error)
         good = [one for one in asked if isinstance(one, _Asked)]
         labels = list({label for one in good for label in one.hits.labels.tolist()})
         found = reading.by_label(connection, labels, self._log.model_id) if labels else {}
-        labels = list({label for one in good if one.request.include_vectors for label in one.hits.labels.tolist()})
-        vectors: dict[int, Vector] = {}
-        if labels:
-            fetched = reading.vectors(connection, labels, self._log.model_id, self._dim)
-            vectors = dict(zip(labels, fetched, strict=True))
-        return [_result(one, found, vectors) if isinstance(one, _Asked) else one for one in asked]
+        return [self._result(connection, one, found) if isinstance(one, _Asked) else one for one in asked]
 
     def catch_up(self, connection: Connection, index: UserIndex, position: reading.Position) -> None:
         """Apply what the log has and the index lacks.
@@ -148,13 +145,18 @@ class Searcher:
         index.remember(key, labels)
         return labels
 
-
-def _result(asked: _Asked, found: dict[int, Any], vectors: dict[int, Vector]) -> SearchResult:
-    request, index, hits, version = asked
-    results = []
-    for label, score in zip(hits.labels.tolist(), hits.scores.tolist(), strict=True):
-        if label not in found:
-            raise LogDamaged("The log is damaged: an indexed memory is missing. See: python -m store verify")
-        vector = vectors[label] if request.include_vectors else None
-        results.append(rows.memory(found[label], request.user_id, score, vector))
-    return SearchResult(results, index.kind if index is not None else "exact", version)
+    def _result(self, connection: Connection, asked: _Asked, found: dict[int, Any]) -> SearchResult | LogDamaged:
+        request, index, hits, version = asked
+        labels = hits.labels.tolist()
+        try:
+            vectors: Iterable[Vector | None] = repeat(None, len(labels))
+            if request.include_vectors:
+                vectors = reading.vectors(connection, labels, self._log.model_id, self._dim)
+            results = []
+            for label, score, vector in zip(labels, hits.scores.tolist(), vectors, strict=True):
+                if label not in found:
+                    raise LogDamaged("The log is damaged: an indexed memory is missing. See: python -m store verify")
+                results.append(rows.memory(found[label], request.user_id, score, vector))
+        except LogDamaged as error:
+            return error
+        return SearchResult(results, index.kind if index is not None else "exact", version)

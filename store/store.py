@@ -302,6 +302,8 @@ class Store:
     def search(self, requests: Sequence[Search]) -> list[SearchResult | StoreError]:
         """Answer all requests from one state of the log, which holds every write that was committed before.
 
+        One result a request, in order; one's error is its alone.
+
         Raises:
             LogUnavailable, LogDamaged, ModelMismatch: none could be answered.
         """

@@ -7,7 +7,14 @@ import pytest
 from ray import cloudpickle  # noqa: TID251 - Serve's own way to carry them
 
 from deployments import autoscaling
-from deployments.autoscaling import BusyTime, EmbedderLoad, EmbedderPolicy, application_policy, embedders_needed
+from deployments.autoscaling import (
+    BusyTime,
+    EmbedderLoad,
+    EmbedderPolicy,
+    StorePolicy,
+    application_policy,
+    embedders_needed,
+)
 
 TARGETS = {"target_drain_s": 1.0, "target_busy": 0.5}
 
@@ -93,14 +100,23 @@ def test_the_applications_policy_adds_what_waits_in_the_gateways() -> None:
         2: context(
             "Gateway", {"waiting_tokens": {"g1": 3000.0, "g2": 1000.0}}, 2, total_num_requests=9, config=requests
         ),
-        3: context("Store", {}, 1, total_num_requests=2, config=requests),
+        3: context("Store", {"busy_share": {"s1": 0.9, "s2": 0.3}}, 2, config=config),
     }
-    assert application_policy(contexts) == ({1: 5, 2: 2.25, 3: 0.5}, {})
+    assert application_policy(contexts) == ({1: 5, 2: 2.25, 3: 3}, {})
     # Gateways that died are not among those that report; none runs: what waits starts one.
     contexts[1] = context("Embedder", {}, 0, config=config)
     assert application_policy(contexts)[0][1] == 1
     contexts[2] = context("Gateway", {}, 0, total_num_requests=0, config=requests)
-    assert application_policy(contexts)[0] == {1: 0, 2: 1, 3: 0.5}
+    assert application_policy(contexts)[0] == {1: 0, 2: 1, 3: 3}
+
+
+@pytest.mark.parametrize(
+    ("busy", "running", "needed"),
+    [((), 1, 0), ((0.0,), 1, 0), ((0.49,), 1, 1), ((0.51,), 1, 2), ((0.22, 0.22), 2, 2), ((0.2, 0.19), 2, 1)],
+)
+def test_stores_follow_their_use(busy: tuple[float, ...], running: int, needed: int) -> None:
+    reported = {"busy_share": {f"s{n}": share for n, share in enumerate(busy)}}
+    assert StorePolicy(target_busy=0.5)(context("Store", reported, running)) == (needed, {})
 
 
 def test_the_policies_travel_to_a_controller_that_does_not_have_memserve() -> None:

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from deployments.embedding import packed, unpadded
 from deployments.embedding.model import Model, ModelInfo, TextToken, Tokens, Truncate
 from deployments.embedding.revision import revision_of
+from deployments.embedding.threads import Threads
 from deployments.errors import ModelUnavailable
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 # How far the two ways of running a batch may differ, as 1 - cosine: rounding is far below, a wrong position far above.
 _SAME = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
-# The engine bounds the forwards in flight; threads are made as they are needed, up to so many.
-_MOST_FORWARDS = 16
 _SWITCH_S = 0.0002
 
 
@@ -107,9 +106,7 @@ class LocalModel(Model):
         self.max_batch_tokens = 65_536 if on_gpu else 1024
         self.forwards_in_flight = 2 if on_gpu else 1
         self._tokenise_thread = ThreadPoolExecutor(1, "tokenise")
-        self._forward_threads = ThreadPoolExecutor(
-            _MOST_FORWARDS, "forward", torch.set_num_threads, (num_threads or torch.get_num_threads(),)
-        )
+        self._forward_threads = Threads("forward", torch.set_num_threads, num_threads or torch.get_num_threads())
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         # A forward takes the interpreter's lock between its kernels; the event loop, busy with answers, would let it
@@ -191,7 +188,7 @@ class LocalModel(Model):
     async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
         """See Model."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._forward_threads, self._forward, batch)
+            return await self._forward_threads.run(self._forward, batch)
         except torch.AcceleratorError as error:  # sticky: the CUDA context is gone
             self.lost = str(error).splitlines()[0]
             raise
@@ -243,7 +240,7 @@ class LocalModel(Model):
         """See Model. On CUDA also captures the graphs of small batches."""
         if self._gpu is not None:
             shape = (forwards, self.info.max_tokens, self._first_position, max_batch_tokens)
-            await asyncio.get_running_loop().run_in_executor(self._forward_threads, self._gpu.capture, *shape)
+            await self._forward_threads.run(self._gpu.capture, *shape)
         await super().warm_up(max_batch_tokens, forwards)
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
@@ -272,7 +269,7 @@ class LocalModel(Model):
     async def close(self) -> None:
         """See Model."""
         self._tokenise_thread.shutdown(wait=False)
-        self._forward_threads.shutdown(wait=False)
+        self._forward_threads.close()
 
 
 def _load(path: str, name: str, device: str, weights: torch.dtype, allow_download: bool) -> Any:

@@ -35,7 +35,7 @@ ARGS = {
     "store": {
         "max_replicas": 3,
         "num_cpus": 0.05,
-        "target_ongoing_requests": 1.0,
+        "target_busy": 0.2,
         "upscale_delay_s": 0.5,
         "downscale_delay_s": 4.0,
     },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -430,6 +431,21 @@ def test_a_log_that_cannot_be_reached_is_unavailable() -> None:
 def test_errors_survive_pickling(kind: type[errors.StoreError]) -> None:
     error = pickle.loads(pickle.dumps(kind("message", "a.b", "code")))
     assert (type(error), str(error), error.param, error.code) == (kind, "message", "a.b", "code")
+
+
+def test_answers_survive_pickling_and_stay_frozen(store: Store) -> None:
+    put(store, "ann", new("1", metadata={"a": [1]}, expires_at=store._now() + timedelta(days=1)), new("2", 1))
+    request = Search(T, "ann", EYE[0], 2, {"a": {"exists": False}}, 0.5, True)
+    (found,) = store.search([replace(request, filter=None, min_score=None, include_vectors=False)])
+    assert isinstance(found, SearchResult)
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(found, protocol)) == found
+    assert copy(found.results[0]) == found.results[0]
+    with pytest.raises(AttributeError):
+        pickle.loads(pickle.dumps(found.results[0])).text = "other"
+    again = pickle.loads(pickle.dumps(request))
+    assert np.array_equal(again.vector, request.vector)
+    assert replace(again, vector=request.vector) == request
 
 
 def test_large_users_are_searched_through_the_graph(open_store: Callable[..., Store], rng: np.random.Generator) -> None:
