@@ -101,17 +101,19 @@ def application_policy(contexts: Mapping[Any, Any]) -> tuple[dict[Any, float], d
     """Serve's policy of the whole application (`autoscaling_policy` in serve_config.yaml).
 
     It sees the queues of the gateways, which EmbedderPolicy does not, and where most of a backlog waits: each gateway
-    says what waits in it, and one that dies takes its queue and its figure along. Gateways scale by their requests.
+    says what waits in it, and one that dies takes its queue and its figure along. Gateways scale by their requests, and
+    so does whatever has an `autoscaling_config` without our policy in the config file.
     """
     waiting = sum(
         sum(_reported(ctx, WAITING_TOKENS).values()) for ctx in contexts.values() if ctx.deployment_name == "Gateway"
     )
     decisions: dict[Any, float] = {}
     for deployment, ctx in contexts.items():
-        if ctx.deployment_name == "Embedder":
-            decisions[deployment] = _embedders(ctx, waiting, ctx.config.policy.policy_kwargs)
-        elif ctx.deployment_name == "Store":
-            decisions[deployment] = _stores(ctx, ctx.config.policy.policy_kwargs)
+        targets = ctx.config.policy.policy_kwargs
+        if ctx.deployment_name == "Embedder" and targets:
+            decisions[deployment] = _embedders(ctx, waiting, targets)
+        elif ctx.deployment_name == "Store" and targets:
+            decisions[deployment] = _stores(ctx, targets)
         elif ctx.current_num_replicas == 0:
             decisions[deployment] = ctx.target_num_replicas
         else:

@@ -94,7 +94,7 @@ def test_an_embedders_own_policy_sees_its_own_queue() -> None:
 
 def test_the_applications_policy_adds_what_waits_in_the_gateways() -> None:
     config = SimpleNamespace(policy=SimpleNamespace(policy_kwargs=TARGETS))
-    requests = SimpleNamespace(get_target_ongoing_requests=lambda: 4.0)
+    requests = SimpleNamespace(get_target_ongoing_requests=lambda: 4.0, policy=SimpleNamespace(policy_kwargs={}))
     contexts = {
         1: context("Embedder", EMBEDDER, 2, config=config),
         2: context(
@@ -108,6 +108,10 @@ def test_the_applications_policy_adds_what_waits_in_the_gateways() -> None:
     assert application_policy(contexts)[0][1] == 1
     contexts[2] = context("Gateway", {}, 0, total_num_requests=0, config=requests)
     assert application_policy(contexts)[0] == {1: 0, 2: 1, 3: 3}
+    # An `autoscaling_config` of the config file that has no policy.
+    contexts[3] = context("Store", {"busy_share": {"s1": 0.9}}, 1, total_num_requests=6, config=requests)
+    contexts[1] = context("Embedder", EMBEDDER, 2, total_num_requests=12, config=requests)
+    assert application_policy(contexts)[0] == {1: 3, 2: 1, 3: 1.5}
 
 
 @pytest.mark.parametrize(
