@@ -5,6 +5,7 @@ any time. The others come over HTTP. What all were answered is judged by tests/h
 """
 
 import asyncio
+import contextlib
 import multiprocessing
 import random
 import time
@@ -91,10 +92,13 @@ async def _move(config: dict[str, Any], stores: int, gateways: int) -> None:
 
 def _kill(server: int) -> None:
     """kill -9 of some replicas, in the middle of what they do."""
-    children = psutil.Process(server).children(recursive=True)
+    titles: dict[psutil.Process, str] = {}
+    for child in psutil.Process(server).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            titles[child] = "".join(child.cmdline()[:1])
     for deployment, count in KILLED.items():
         title = f"ray::ServeReplica:memserve:{deployment}"
-        replicas = [child for child in children if "".join(child.cmdline()[:1]).startswith(title)]
+        replicas = [child for child, started_as in titles.items() if started_as.startswith(title)]
         for replica in replicas[:count]:
             replica.kill()
 
