@@ -213,9 +213,9 @@ def memory(row: Any, user_id: str, score: float | None = None, vector: Vector | 
             raise ValueError("hash")
         parsed = orjson.loads(metadata)
         expires = None if expires_at is None else moment(expires_at)
-        return Memory(
-            id, user_id, text, parsed, moment(created_at), moment(updated_at), expires, version, score, vector
-        )
+        created = moment(created_at)
+        updated = created if updated_at == created_at else moment(updated_at)  # one value to make, and to pickle
+        return Memory(id, user_id, text, parsed, created, updated, expires, version, score, vector)
     except (ValueError, TypeError, OverflowError, struct.error) as error:
         raise LogDamaged(
             f"The log is damaged: memory {id!r} is not what was written. See: python -m store verify"
