@@ -28,7 +28,18 @@ from deployments.routes import build_api
 from deployments.settings import EmbedderSettings, Settings
 from deployments.transfer import Piece, export_pieces, import_pieces, one_line
 from deployments.vectors import PathOf, Vectors, join
-from store import Append, AppendResult, Conflict, ExportCursor, ExportPage, Imported, Search, SearchResult, StoreError
+from store import (
+    Append,
+    AppendResult,
+    Conflict,
+    ExportCursor,
+    ExportPage,
+    Imported,
+    NotFound,
+    Search,
+    SearchResult,
+    StoreError,
+)
 from store import NewMemory as StoredMemory
 from store import Store as Memories
 
@@ -377,8 +388,11 @@ class Gateway:
         """The changes as the store takes them: a new text with its vector; one that is there already as a version."""
         if "text" not in given:
             return given
-        found = await self._store.run_warm(Memories.get, TENANT, *path)
-        if given["text"] == found.text:
+        try:
+            found = await self._store.run_warm(Memories.get, TENANT, *path)
+        except NotFound:  # or deleted since the change was made: the log knows
+            found = None
+        if found is not None and given["text"] == found.text:
             return {"if_version": found.version, **{name: given[name] for name in given if name != "text"}}
         (vector,) = await self.vectors.of_texts([given["text"]], lambda _: "text")
         return {**given, "vector": vector}

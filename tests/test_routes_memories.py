@@ -394,6 +394,18 @@ async def test_what_was_erased_is_not_brought_back_by_an_add_that_is_sent_again(
     assert await ids(api) == []
 
 
+@pytest.mark.parametrize("change", [{"text": "milk"}, {"metadata": {"n": 1}}])
+async def test_a_change_that_was_made_and_then_deleted_is_not_denied(
+    api: httpx.AsyncClient, change: dict[str, Any]
+) -> None:
+    await add(api, TEA)
+    headers = {"Idempotency-Key": "k"}
+    assert (await api.patch(f"{ANN}/1", json=change, headers=headers)).is_success
+    assert (await api.delete(f"{ANN}/1")).is_success
+    assert refused(await api.patch(f"{ANN}/1", json=change, headers=headers))[::2] == (409, "deleted")
+    assert refused(await api.patch(f"{ANN}/1", json=change))[0] == 404
+
+
 async def test_a_key_that_is_none_is_refused(api: httpx.AsyncClient) -> None:
     answer = await api.post(ANN, json={"text": "tea"}, headers={"Idempotency-Key": ""})
     assert refused(answer)[:2] == (400, "Idempotency-Key")
