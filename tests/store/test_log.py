@@ -173,9 +173,10 @@ def test_no_flipped_bit_is_served_in_silence(tmp_path: Path, rng: np.random.Gene
             continue
         try:
             (result,) = opened.search([Search(T, "ann", EYE[0], 100)])
-            memories = result.results  # type: ignore[union-attr]
-            assert len(memories) == 60
-            for memory in memories:
+            if isinstance(result, StoreError):
+                raise result
+            assert len(result.results) == 60
+            for memory in result.results:
                 own = expected[memory.id]
                 assert (memory.text, memory.metadata) == (own.text, own.metadata)
         except StoreError:
