@@ -60,18 +60,14 @@ def build_app(args: dict[str, Any]) -> Application:
 
 def _options(replicas: EmbedderSettings | GatewaySettings | StoreSettings) -> dict[str, Any]:
     autoscaling: dict[str, Any]
+    num_gpus: float | None = 0.0
     if isinstance(replicas, EmbedderSettings):
         num_gpus = replicas.num_gpus
         targets = {"target_drain_s": replicas.target_drain_s, "target_busy": replicas.target_busy}
-        policy = AutoscalingPolicy(policy_function="deployments.autoscaling:EmbedderPolicy", policy_kwargs=targets)
-        autoscaling = {"policy": policy}
+        autoscaling = {"policy": _policy("EmbedderPolicy", targets)}
     elif isinstance(replicas, StoreSettings):
-        num_gpus = 0.0
-        targets = {"target_busy": replicas.target_busy}
-        policy = AutoscalingPolicy(policy_function="deployments.autoscaling:StorePolicy", policy_kwargs=targets)
-        autoscaling = {"policy": policy}
+        autoscaling = {"policy": _policy("StorePolicy", {"target_busy": replicas.target_busy})}
     else:
-        num_gpus = 0.0
         autoscaling = {"target_ongoing_requests": replicas.target_ongoing_requests}
     return {
         "ray_actor_options": {"num_cpus": replicas.num_cpus, "num_gpus": num_gpus},
@@ -91,3 +87,7 @@ def _options(replicas: EmbedderSettings | GatewaySettings | StoreSettings) -> di
             **autoscaling,
         ),
     }
+
+
+def _policy(name: str, targets: dict[str, float]) -> AutoscalingPolicy:
+    return AutoscalingPolicy(policy_function=f"deployments.autoscaling:{name}", policy_kwargs=targets)
