@@ -41,7 +41,8 @@ class NewMemory:
         metadata: a JSON object; integers fit 64 bits, floats are finite, strings and keys hold no NUL.
         expires_at: from this time on the memory is gone; None keeps it for ever.
         made_id: the id was made for this write alone. If the log holds it, this is the write sent again: it is answered
-            as the first time, whatever became of the memory since.
+            as the first time, whatever became of the memory since; where an import has replaced its history, with the
+            version that this begins with.
     """
 
     id: str

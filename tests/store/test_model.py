@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -57,6 +58,8 @@ class Known:
     memories: dict[str, Memory] = field(default_factory=dict)
     deleted_at: dict[str, Any] = field(default_factory=dict)
     events: dict[str, list[tuple[str, str | None]]] = field(default_factory=dict)
+    deaths: Counter[str] = field(default_factory=Counter)  # by id; an import replaces the events, and not these
+    imported: dict[str, int] = field(default_factory=dict)  # by id: the version that its history begins with since
 
 
 class Replicas(RuleBasedStateMachine):
@@ -103,6 +106,7 @@ class Replicas(RuleBasedStateMachine):
     def bury(self, user: tuple[str, str], id: str) -> None:
         known = self.known[user]
         known.events[id] = [(event, None) for event, _ in known.events[id]] + [("deleted", None)]
+        known.deaths[id] += 1
         del known.memories[id]
 
     @rule(n=stores, seconds=st.sampled_from([0.0, 1.0, 20.0]))
@@ -321,7 +325,9 @@ class Replicas(RuleBasedStateMachine):
         known.memories[id] = replace(live[id], version=got.version)
         assert got == replace(known.memories[id], vector=None)
         del known.deleted_at[id]
-        known.events[id] = [(e.event, e.text) for e in self.stores[n].history(*user, id)]
+        history = self.stores[n].history(*user, id)
+        known.events[id] = [(e.event, e.text) for e in history]
+        known.imported[id] = history[0].version
 
     @rule(
         n=stores,
