@@ -19,7 +19,8 @@ from store.records import Append, Appended, AppendResult
 from store.rows import Checked, check_id, content_hash, micros, user_key
 from store.rows import checked as checked_memory
 from store.schema import memories
-from store.writing import User, content_of, write_changes, write_contents
+from store.users import User
+from store.writing import content_of, write_changes, write_contents
 
 
 @dataclass(slots=True)

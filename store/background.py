@@ -19,6 +19,7 @@ from store.reading import Position
 from store.resident import Resident
 from store.searching import Searcher
 from store.snapshots import Name, Pending, Snapshots
+from store.users import lock_users, save_users
 
 _SWEEP_US = 15_000_000  # between two looks for what was erased elsewhere
 _SWEEP_OWN_US = 5_000_000  # where this store erased something
@@ -144,13 +145,13 @@ class Background:
             return False
         with self._log.write() as connection:
             self._log.current_model(connection)
-            locked = writing.lock_users(connection, [uid for uid, _ in due])
+            locked = lock_users(connection, [uid for uid, _ in due])
             still = set(reading.expired(connection, now, _PURGE))
             for uid, user in locked.items():
                 keys = [key for owner, key in due if owner == uid and (owner, key) in still]
                 if keys:
                     writing.bury(connection, user, keys, now)
-            writing.save_users(connection, list(locked.values()))
+            save_users(connection, list(locked.values()))
         for uid in locked:
             self.removed(uid, whole=False)
         return len(due) == _PURGE

@@ -34,7 +34,8 @@ from store.rows import (
     user_key,
 )
 from store.schema import history, memories
-from store.writing import User, content_of, forget, or_never, write_contents
+from store.users import User
+from store.writing import content_of, forget, or_never, write_contents
 
 PAGE = 200
 _EVENTS = ("added", "updated", "deleted")

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from store.schema import history, memories
-from store.writing import CHUNK, User, bury
+from store.schema import CHUNK, history, memories
+from store.users import User
+from store.writing import bury
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from store.log import Log, model_id
 from store.reading import VECTOR, with_contents
 from store.rows import CONTENT, dump_vector, load_vectors, memory, user_key
 from store.schema import contents, history, memories, meta, users
-from store.writing import blank, lock_users, write_contents
+from store.users import lock_users
+from store.writing import blank, write_contents
 
 PAGE = 500
 TOMBSTONES_US = 3_600_000_000  # how long a deletion is remembered by memory; then by user

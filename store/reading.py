@@ -29,8 +29,8 @@ from store.errors import LogDamaged
 from store.filters import condition
 from store.records import Filter, HistoryEvent, Vector
 from store.rows import CONTENT, load_vectors, moment
-from store.schema import contents, history, memories, meta, users
-from store.writing import CHUNK, or_never
+from store.schema import CHUNK, contents, history, memories, meta, users
+from store.writing import or_never
 
 NEVER = np.iinfo(np.int64).max
 

@@ -31,6 +31,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from store.errors import SchemaMismatch
 
+CHUNK = 5000  # look-ups and changes a statement: below every driver's limit of parameters
 metadata = MetaData()
 _Int = BigInteger().with_variant(Integer, "sqlite")  # the name that SQLite knows, and numbers rows by
 

@@ -12,10 +12,7 @@ Not for several threads at once: one worker thread owns a store.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -50,9 +47,7 @@ from store.resident import Resident
 from store.schema import memories
 from store.searching import Searcher
 from store.snapshots import Snapshots
-
-Name = tuple[str, str]
-_KNOWN_USERS = 65_536
+from store.users import Users
 
 
 class Store:
@@ -74,7 +69,7 @@ class Store:
         self.snapshots = snapshots
         self._now = now
         self._closed = False
-        self._uids: OrderedDict[Name, int] = OrderedDict()  # rows of users are never removed
+        self._users = Users(log)
         self._searcher = Searcher(log, self.resident, snapshots, dim=dim, options=index)
         self._background = Background(log, self.resident, snapshots, self._searcher)
 
@@ -145,7 +140,7 @@ class Store:
                 results.append(error)
         if accepted:
             now = self._micros()
-            with self._writing([request.user for call in accepted for request in call]) as (connection, locked):
+            with self._users.writing([request.user for call in accepted for request in call]) as (connection, locked):
                 written = iter(appending.append(connection, accepted, locked, self.log.model_id, now))
             results = [next(written) if result is None else result for result in results]
         return [result for result in results if result is not None]
@@ -180,7 +175,7 @@ class Store:
             raise InvalidInput("A new text comes with its vector.", "vector")
         change = updating.Change(id, text, vector, metadata, expires_at, if_version, issued_at)
         now = self._micros()
-        with self._writing([(tenant, user_id)], make=False) as (connection, locked):
+        with self._users.writing([(tenant, user_id)], make=False) as (connection, locked):
             user, model = locked[tenant, user_id], self.log.model_id
             return updating.update(
                 connection, user, user_id, change, model=model, dim=self.dim, now=now, write_id=write_id
@@ -196,7 +191,7 @@ class Store:
             NotFound: this user has no such memory.
         """
         now = self._micros()
-        with self._writing([(tenant, user_id)], make=False) as (connection, locked):
+        with self._users.writing([(tenant, user_id)], make=False) as (connection, locked):
             user = locked[tenant, user_id]
 
             def bury() -> list[int]:
@@ -223,7 +218,7 @@ class Store:
         now = self._micros()
         make = write_id is not None  # that there was nothing to delete is kept, too
         try:
-            with self._writing([(tenant, user_id)], make=make) as (connection, locked):
+            with self._users.writing([(tenant, user_id)], make=make) as (connection, locked):
                 user = locked[tenant, user_id]
 
                 def bury() -> list[int]:
@@ -249,7 +244,7 @@ class Store:
             write_id: as in `update`.
         """
         rows.check_id(user_id, "user_id")
-        with self._writing([(tenant, user_id)]) as (connection, locked):
+        with self._users.writing([(tenant, user_id)]) as (connection, locked):
             user = locked[tenant, user_id]
             now = self._micros()  # not before the lock: what is written until then is older than the erasure
 
@@ -288,7 +283,7 @@ class Store:
         imported = unchanged = 0
         checked = export.numbered(iter(lines), first, self.log.model, self.dim)
         while part := list(islice(checked, export.PAGE)):
-            with self._writing([(tenant, user_id)]) as (connection, locked):
+            with self._users.writing([(tenant, user_id)]) as (connection, locked):
                 user = locked[tenant, user_id]
                 if begin:
                     export.begin_import(connection, user)
@@ -309,7 +304,7 @@ class Store:
         """
         now = self._micros()
         with self.log.read() as connection:
-            uids = self._find(connection, [(request.tenant, request.user_id) for request in requests])
+            uids = self._users.find(connection, [(request.tenant, request.user_id) for request in requests])
             results = self._searcher.search(connection, requests, uids, now)
         self.resident.trim()
         return results
@@ -321,7 +316,7 @@ class Store:
             NotFound: this user has no such memory.
         """
         with self.log.read() as connection:
-            uid = self._uid(connection, tenant, user_id)
+            uid = self._users.uid(connection, (tenant, user_id))
             row = reading.by_key(connection, rows.user_key(uid, id), self.log.model_id, self._micros())
             if row is None:
                 raise NotFound(f"No memory {id!r}.", "id")
@@ -346,7 +341,7 @@ class Store:
         if filter is not None:
             filters.check(filter)
         with self.log.read() as connection:
-            uid = self._find(connection, [(tenant, user_id)]).get((tenant, user_id), 0)
+            uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id), 0)
             found, following = listing.page_of_memories(
                 connection,
                 uid,
@@ -366,7 +361,7 @@ class Store:
             NotFound: this user never had such a memory, or was erased.
         """
         with self.log.read() as connection:
-            events = reading.events(connection, rows.user_key(self._uid(connection, tenant, user_id), id))
+            events = reading.events(connection, rows.user_key(self._users.uid(connection, (tenant, user_id)), id))
         if not events:
             raise NotFound(f"No memory {id!r}.", "id")
         return events
@@ -374,7 +369,7 @@ class Store:
     def user(self, tenant: str, user_id: str) -> UserStats:
         """What there is of one user; all zero for one that never was."""
         with self.log.read() as connection:
-            uid = self._find(connection, [(tenant, user_id)]).get((tenant, user_id))
+            uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id))
             if uid is None:
                 return UserStats(user_id, 0, 0, 0, None, False)
             standing = reading.positions(connection, [uid])[uid]
@@ -419,7 +414,7 @@ class Store:
             Conflict: the user was erased since the first page.
         """
         with self.log.read() as connection:
-            uid = self._find(connection, [(tenant, user_id)]).get((tenant, user_id))
+            uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id))
             if uid is None:
                 return export.NOTHING
             position = reading.positions(connection, [uid])[uid]
@@ -474,58 +469,6 @@ class Store:
     def _matching(self, connection: Connection, uid: int, column: Any, filter: Filter, now: int) -> Any:
         """`column` of a user's memories that match."""
         return reading.matching(connection, uid, column, filter=filter, model=self.log.model_id, now=now)
-
-    @contextmanager
-    def _writing(
-        self, names: Sequence[Name], *, make: bool = True
-    ) -> Iterator[tuple[Connection, dict[Name, writing.User]]]:
-        """A write transaction with the rows of users locked, which are saved at its end.
-
-        Raises:
-            NotFound: without `make`, where a user has no row.
-        """
-        with self.log.write() as connection:
-            self.log.current_model(connection)
-            locked = self._lock(connection, names, make)
-            before = {name: replace(user) for name, user in locked.items()}
-            yield connection, locked
-            writing.save_users(connection, [user for name, user in locked.items() if user != before[name]])
-        self._remember({name: user.uid for name, user in locked.items()})
-
-    def _lock(self, connection: Connection, names: Sequence[Name], make: bool) -> dict[Name, writing.User]:
-        wanted = list(dict.fromkeys(names))
-        unknown = [name for name in wanted if name not in self._uids]
-        uids = {name: self._uids[name] for name in wanted if name in self._uids}
-        if unknown:
-            if make:
-                writing.make_users(connection, unknown)
-            uids |= writing.find_users(connection, unknown)
-        for name in wanted:
-            if name not in uids:
-                raise NotFound(f"No user {name[1]!r}.", "user_id")
-        locked = writing.lock_users(connection, uids.values())
-        return {name: locked[uids[name]] for name in wanted}
-
-    def _find(self, connection: Connection, names: Sequence[Name]) -> dict[Name, int]:
-        unknown = {name for name in names if name not in self._uids}
-        found = {name: self._uids[name] for name in names if name in self._uids}
-        if unknown:
-            fresh = writing.find_users(connection, unknown)
-            self._remember(fresh)
-            found |= fresh
-        return found
-
-    def _uid(self, connection: Connection, tenant: str, user_id: str) -> int:
-        uid = self._find(connection, [(tenant, user_id)]).get((tenant, user_id))
-        if uid is None:
-            raise NotFound(f"No user {user_id!r}.", "user_id")
-        return uid
-
-    def _remember(self, uids: dict[Name, int]) -> None:
-        """Keep the uids of users whose row is committed."""
-        self._uids.update(uids)
-        while len(self._uids) > _KNOWN_USERS:
-            self._uids.popitem(last=False)
 
     def _micros(self) -> int:
         return rows.micros(self._now(), "now")

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row
 from store import reading, rows, writes, writing
 from store.errors import Conflict, NotFound
 from store.records import Keep, Memory, NewMemory, Vector
-from store.writing import User
+from store.users import User
 
 
 @dataclass(frozen=True, slots=True)

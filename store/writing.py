@@ -1,4 +1,4 @@
-"""Every change of the log, in statements whose number does not grow with users or requests.
+"""Every change of memories, in statements whose number does not grow with users or requests.
 
 Guarantees: a row and the version that stamps it are written in one transaction, under the lock of the user's row; each
 row of a user has a version of its own, and the user's version is the newest of them. So a reader that knows version v
@@ -9,8 +9,7 @@ All functions run inside a caller's write transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import (
@@ -34,9 +33,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from store import writes
-from store.schema import contents, history, insert_ignore, memories, users
-
-CHUNK = 5000  # look-ups and changes a statement: below every driver's limit of parameters
+from store.schema import CHUNK, contents, history, memories
+from store.users import User
 
 
 class Said(Protocol):
@@ -50,89 +48,6 @@ class Said(Protocol):
     def embedding(self) -> bytes: ...
     @property
     def vector_crc(self) -> int: ...
-
-
-@dataclass(slots=True)
-class User:
-    """A user's row, locked by this transaction."""
-
-    uid: int
-    version: int
-    epoch: int
-    live: int
-    removed_version: int
-    erased_at: int
-
-    def stamp(self) -> int:
-        """The version of the next row."""
-        self.version += 1
-        return self.version
-
-
-# Statements that every write runs are made once: making one costs more than running it.
-_FIND_USERS = select(users.c.uid, users.c.user_id).where(
-    users.c.tenant == bindparam("of_tenant"), users.c.user_id.in_(bindparam("ids", expanding=True))
-)
-_LOCK_USERS = (
-    select(users.c.uid, users.c.version, users.c.epoch, users.c.live, users.c.removed_version, users.c.erased_at)
-    .where(users.c.uid.in_(bindparam("uids", expanding=True)))
-    .order_by(users.c.uid)
-    .with_for_update()
-)
-
-
-def find_users(connection: Connection, names: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
-    """The uids of those users that have a row: one statement a tenant."""
-    by_tenant: dict[str, list[str]] = {}
-    for tenant, user_id in names:
-        by_tenant.setdefault(tenant, []).append(user_id)
-    found = {}
-    for tenant, ids in by_tenant.items():
-        for start in range(0, len(ids), CHUNK):
-            part = {"of_tenant": tenant, "ids": ids[start : start + CHUNK]}
-            found.update({(tenant, row.user_id): row.uid for row in connection.execute(_FIND_USERS, part)})
-    return found
-
-
-def make_users(connection: Connection, names: Iterable[tuple[str, str]]) -> None:
-    """Make sure that the users have a row. Sorted, so that two writers never wait for each other in a ring."""
-    fresh = {"version": 0, "epoch": 0, "live": 0, "removed_version": 0, "erased_at": 0}
-    insert_ignore(connection, users, [{"tenant": t, "user_id": u, **fresh} for t, u in sorted(set(names))])
-
-
-def lock_users(connection: Connection, uids: Iterable[int]) -> dict[int, User]:
-    """Lock the users' rows, in the order of their uids, until the transaction ends."""
-    ordered = sorted(set(uids))
-    found: dict[int, User] = {}
-    for start in range(0, len(ordered), CHUNK):
-        rows = connection.execute(_LOCK_USERS, {"uids": ordered[start : start + CHUNK]})
-        found.update({row.uid: User(*row) for row in rows})
-    return found
-
-
-_SAVE_USER = (
-    update(users)
-    .where(users.c.uid == bindparam("of_uid"))
-    .values({c: bindparam(c.name) for c in (users.c.version, users.c.epoch, users.c.live)})
-    .values(removed_version=bindparam("removed_version"), erased_at=bindparam("erased_at"))
-)
-
-
-def save_users(connection: Connection, changed: Sequence[User]) -> None:
-    """Write back what stamping and counting changed."""
-    if changed:
-        rows = [
-            {
-                "of_uid": u.uid,
-                "version": u.version,
-                "epoch": u.epoch,
-                "live": u.live,
-                "removed_version": u.removed_version,
-                "erased_at": u.erased_at,
-            }
-            for u in changed
-        ]
-        connection.execute(_SAVE_USER, rows)
 
 
 class blanked(FunctionElement[Any]):

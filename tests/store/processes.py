@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from store import Append, IndexOptions, LogUnavailable, NewMemory, NotFound, Search, SearchResult, Store, writing
+from store import Append, IndexOptions, LogUnavailable, NewMemory, NotFound, Search, SearchResult, Store, users
 from store.log import Log
 from store.maintenance import verify
 
@@ -164,14 +164,14 @@ def stop(url: str, folder: str) -> None:
     """Stop in the middle of a write; say how it ended when resumed. A write that did not succeed is sent again."""
     store = open_store(url, folder, lock_timeout_s=0.3)
     store.search([Search(T, "ann", vector(1), 3)])
-    save_users = writing.save_users
+    save_users = users.save_users
 
     def stop_first(*arguments: Any) -> None:
-        writing.save_users = save_users
+        users.save_users = save_users
         os.kill(os.getpid(), signal.SIGSTOP)
         save_users(*arguments)
 
-    writing.save_users = stop_first
+    users.save_users = stop_first
     requests = [Append(T, "ann", tuple(memory(7, part) for part in range(3)))]
     try:
         print(store.append(requests)[0].version, flush=True)  # type: ignore[union-attr]

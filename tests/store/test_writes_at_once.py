@@ -16,7 +16,7 @@ from store import (
     AppendResult,
     LogUnavailable,
     Store,
-    writing,
+    users,
 )
 from store.log import Log
 from store.maintenance import verify
@@ -116,7 +116,7 @@ def test_the_second_try_waits_for_the_first(
     put(one, "ann", new("1", metadata={"k": 1}), new("2", metadata={"k": 1}))
     other.get(T, "ann", "1")
     made, waits = threading.Event(), threading.Event()
-    save_users = writing.save_users
+    save_users = users.save_users
 
     def save_late(*arguments: Any) -> None:
         if not made.is_set():
@@ -124,7 +124,7 @@ def test_the_second_try_waits_for_the_first(
             assert waits.wait(30)
         save_users(*arguments)
 
-    monkeypatch.setattr(writing, "save_users", save_late)
+    monkeypatch.setattr(users, "save_users", save_late)
     with ThreadPoolExecutor(2) as pool, psycopg.connect(postgres_url, autocommit=True) as watcher:
         first = pool.submit(WRITES[kind], one)
         assert made.wait(30)
@@ -147,7 +147,7 @@ def test_a_write_that_was_undone_leaves_no_record(store: Store, monkeypatch: pyt
         raise LogUnavailable("lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "save_users", fail)
+        patch.setattr(users, "save_users", fail)
         for call in WRITES.values():
             with pytest.raises(LogUnavailable):
                 call(store)
