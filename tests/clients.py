@@ -1,4 +1,4 @@
-"""Clients of a store and of the routes whose answers stand in a history (tests/histories.py)."""
+"""Clients of a store and of the routes whose answers stand in a history (tests/histories)."""
 
 import random
 from typing import Any
@@ -16,7 +16,7 @@ from store import NewMemory, StoreError
 from store import Search as StoreSearch
 from store import Store as Memories
 from tests import workload
-from tests.histories import (
+from tests.histories.records import (
     Answer,
     Append,
     Appended,

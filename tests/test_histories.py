@@ -17,7 +17,8 @@ from store import Append as StoreAppend
 from store import IndexOptions, NewMemory, Store, StoreError
 from store import Search as StoreSearch
 from tests import workload
-from tests.histories import (
+from tests.histories.check import check
+from tests.histories.records import (
     Answer,
     Append,
     Appended,
@@ -36,7 +37,6 @@ from tests.histories import (
     Search,
     Seen,
     Update,
-    check,
 )
 from tests.workload import DIM, Workload
 

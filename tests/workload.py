@@ -1,4 +1,4 @@
-"""Random operations on one user, and the store's answers as they stand in a history (tests/histories.py).
+"""Random operations on one user, and the store's answers as they stand in a history (tests/histories).
 
 Every text says whose it is and is said once; a text's vector is the fake model's, so that whoever embeds it gets the
 same bits. Ids come from a small pool, so that appends meet what is there, what was deleted and each other.
@@ -11,7 +11,7 @@ from typing import Any
 from deployments.embedding.fake import FakeModel, word_id
 from store import AppendResult, SearchResult, StoreError
 from store import Memory as Stored
-from tests.histories import (
+from tests.histories.records import (
     Answer,
     Append,
     Appended,

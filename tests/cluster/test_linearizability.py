@@ -1,7 +1,7 @@
 """Ten thousand operations of many clients on a few users, by any replica, while replicas come, go and are killed.
 
 The clients of the store route at random, where the gateway keeps a user on one replica: each may meet any of them at
-any time. The others come over HTTP. What all were answered is judged by tests/histories.py.
+any time. The others come over HTTP. What all were answered is judged by tests/histories.
 """
 
 import asyncio
@@ -25,7 +25,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from tests.clients import OverHandle, OverHttp
 from tests.cluster.server import Server
-from tests.histories import Answer, Event, Operation, check
+from tests.histories.check import check
+from tests.histories.records import Answer, Event, Operation
 from tests.workload import DIM, Workload
 
 OPERATIONS = 10_000
