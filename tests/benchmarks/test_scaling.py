@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from benchmarks.scaling import STEADY_S, Seen, by_second, extent, recovered_s
+from benchmarks.scaling.client import Seen
+from benchmarks.scaling.figures import STEADY_S, by_second, extent, recovered_s
 
 
 def test_a_second_counts_what_was_due_in_it_and_what_was_answered_in_it() -> None:

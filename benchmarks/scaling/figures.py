@@ -1,0 +1,112 @@
+"""What was seen as figures: a row a second, the time until the latency was back, a table and a plot."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import percentiles_ms
+from benchmarks.scaling.client import Seen
+from benchmarks.scaling.observer import DEPLOYMENTS
+
+STEADY_S = 5
+
+
+def by_second(requests: Sequence[Seen], started: float, seconds: int) -> list[dict[str, float]]:
+    """Of each second: requests due, answered well, failed; latencies of those due."""
+    due: list[list[Seen]] = [[] for _ in range(seconds)]
+    good = Counter(int(seen.done - started) for seen in requests if not seen.error and math.isfinite(seen.done))
+    for seen in requests:
+        if 0 <= (second := int(seen.due - started)) < seconds:
+            due[second].append(seen)
+    rows = []
+    for second, those in enumerate(due):
+        latencies = [seen.done - seen.due for seen in those if not seen.error]
+        errors = sum(1 for seen in those if seen.error)
+        rows.append(
+            {
+                "second": second,
+                "offered": len(those),
+                "goodput": good[second],
+                "errors": errors,
+                **percentiles_ms(latencies),
+            }
+        )
+    return rows
+
+
+def recovered_s(rows: Sequence[dict[str, float]], step: float, until: float, target_ms: float) -> float | None:
+    """Seconds from the step until p99 has come back under the target for `STEADY_S`; None where it does not.
+
+    0 where it is never above.
+    """
+    during = [row for row in rows if step <= row["second"] < until]
+    late = [row["p99_ms"] > target_ms for row in during]
+    if True not in late:
+        return 0.0
+    for first in range(late.index(True), len(during) - STEADY_S + 1):
+        if not any(late[first : first + STEADY_S]):
+            return during[first]["second"] - step
+    return None
+
+
+def extent(samples: Sequence[dict[str, Any]], name: str) -> str:
+    """`1 -> 2 -> 1`: at first, at most, at last."""
+    counts = [sample["replicas"][name] for sample in samples]
+    return f"{counts[0]} -> {max(counts)} -> {counts[-1]}"
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """All on one time axis."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams |= {"svg.hashsalt": "memserve", "svg.fonttype": "none", "font.size": 9}
+    from matplotlib import pyplot
+
+    rows, samples = found["seconds"], found["samples"]
+    at = [row["second"] for row in rows]
+    sampled = [sample["at"] for sample in samples]
+    figure, (load, latency, queue, replicas) = pyplot.subplots(4, 1, sharex=True, figsize=(9, 9))
+    load.plot(at, [row["offered"] for row in rows], label="offered", linewidth=1)
+    load.plot(at, [row["goodput"] for row in rows], label="answered", linewidth=1)
+    load.plot(at, [row["errors"] for row in rows], label="failed", linewidth=1, color="tab:red")
+    load.set(ylabel="requests/s")
+    for key in ("p50_ms", "p99_ms"):
+        latency.plot(at, [row[key] for row in rows], label=key.removesuffix("_ms"), linewidth=1)
+    latency.axhline(found["target_ms"], color="grey", linestyle=":", label="target")
+    latency.set(ylabel="ms", yscale="log")
+    queue.plot(sampled, [sample["waiting_tokens"] for sample in samples], label="tokens that wait", linewidth=1)
+    queue.set(ylabel="tokens")
+    for name, style in zip(DEPLOYMENTS, ("-", "--", ":"), strict=True):
+        counts = [sample["replicas"][name] for sample in samples]
+        replicas.step(sampled, counts, where="post", linestyle=style, label=name)
+    replicas.set(ylabel="replicas", xlabel="seconds", yticks=range(5))
+    begin = 0.0
+    for phase in found["phases"]:
+        for axis in (load, latency, queue, replicas):
+            axis.axvline(begin, color="grey", linewidth=0.5)
+        load.text(begin, 1.02, f" {phase['name']}", transform=load.get_xaxis_transform(), fontsize=8)
+        begin += phase["seconds"]
+    for axis in (load, latency, queue, replicas):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, frameon=False, loc="upper right")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def table(found: dict[str, Any]) -> str:
+    """What there is to say, in a few lines."""
+    back = found["recovered_s"]
+    samples = found["samples"]
+    lines = [
+        "| what | |\n|---|---|",
+        f"| one embedder bears | {found['per_embedder_per_s']:.0f} requests/s |",
+        f"| back under {found['target_ms']:g} ms after the step up | {'never' if back is None else f'{back:.0f} s'} |",
+        *(f"| {name} | {extent(samples, name)} |" for name in DEPLOYMENTS),
+        f"| requests, failed | {found['requests']:,}, {found['errors'] or 'none'} |",
+        f"| memories acknowledged, not found | {found['acknowledged']:,}, {len(found['missing']) or 'none'} |",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""The server's side: a driver that asks Serve's controller how many replicas there are, and what they have to do."""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.scaling.client import Outcome
+
+DEPLOYMENTS = ("Embedder", "Store", "Gateway")
+CALM_WITHIN_S = 90.0
+CALM_S = 5.0
+
+
+def ray_address(folder: Path) -> str:
+    """Where the server's Ray listens: read from the command line of the raylet that works in its folder."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.name() == "raylet" and process.cwd() == str(folder):
+                flags = dict(part.lstrip("-").split("=", 1) for part in process.cmdline() if "=" in part)
+                return str(flags["gcs-address"])
+    raise SystemExit("no raylet works in the server's folder")
+
+
+@dataclass
+class Sample:
+    """The server at one moment: replicas that run, and what the policies count (means of the last seconds)."""
+
+    at: float
+    replicas: dict[str, int]
+    waiting_tokens: float
+    ongoing: dict[str, float]
+
+
+class Observer:
+    """A driver that asks Serve's controller."""
+
+    def __init__(self, address: str) -> None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        import ray
+        from ray.serve.context import _get_global_client
+
+        self._ray = ray
+        ray.init(address=address, namespace="serve", log_to_driver=False, logging_level="ERROR")
+        self._controller = _get_global_client()._controller
+
+    def look(self) -> Sample:
+        from ray import serve
+        from ray.serve._private.common import DeploymentID
+
+        found = serve.status().applications["memserve"].deployments
+        replicas = {name: int(found[name].replica_states.get("RUNNING", 0)) for name in DEPLOYMENTS}
+        ids = {name: DeploymentID(name, "memserve") for name in DEPLOYMENTS}
+        asked = [self._controller._get_total_num_requests_for_deployment_for_testing.remote(ids[n]) for n in ids]
+        ongoing = dict(zip(ids, self._ray.get(asked), strict=True))
+        asked = [
+            self._controller._get_metrics_for_deployment_for_testing.remote(ids[n]) for n in ("Embedder", "Gateway")
+        ]
+        waiting = sum(_newest(of.get("waiting_tokens", [])) for of in self._ray.get(asked) if of)
+        return Sample(time.monotonic(), replicas, waiting, ongoing)
+
+    def wait_until_calm(self) -> None:
+        """Until one replica of each has been enough for some seconds."""
+        deadline, calm_since = time.monotonic() + CALM_WITHIN_S, time.monotonic()
+        while time.monotonic() < deadline:
+            if set(self.look().replicas.values()) != {1}:
+                calm_since = time.monotonic()
+            elif time.monotonic() - calm_since > CALM_S:
+                return
+            time.sleep(0.5)
+        raise SystemExit("the replicas did not come down to one of each")
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+def _newest(of_replicas: Sequence[Any]) -> float:
+    """The sum of the replicas' last values."""
+    return float(sum(series[-1].value for series in of_replicas if len(series)))
+
+
+def watch(observer: Observer, client: "Future[Outcome]") -> list[Sample]:
+    """A sample a second, as long as the client works, and then until one replica of each is left."""
+    samples: list[Sample] = []
+    deadline = math.inf
+    while time.monotonic() < deadline:
+        began = time.monotonic()
+        samples.append(observer.look())
+        if client.done():
+            deadline = min(deadline, began + CALM_WITHIN_S)
+            if set(samples[-1].replicas.values()) == {1}:
+                break
+        time.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
+    return samples
