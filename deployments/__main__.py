@@ -325,6 +325,8 @@ def _start(plan: Plan) -> dict[str, str]:
         config = ServeDeploySchema.model_validate(plan.config)
     except ValidationError as error:
         raise CannotStart(explain(error)) from error
+    # In the environment, not in a runtime_env: only so can Ray start workers before they are asked for.
+    os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *_python_path()])
     ray.init(
         address="local",
         namespace="serve",
@@ -332,7 +334,6 @@ def _start(plan: Plan) -> dict[str, str]:
         log_to_driver=False,
         logging_level="ERROR",
         object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in [os.getcwd(), *_python_path()])}},
     )
     _stop_on_signals()  # ray.init installs a handler of its own that ends the process at once
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -26,6 +26,7 @@ APP_NAME = "memserve"
 MAX_ONGOING_REQUESTS = 4_096
 CONSTRUCTOR_RETRIES = 2
 HEALTH_CHECK_PERIOD_S = 1.0  # a replica that was killed is missed within it
+DRAIN_WAIT_S = 0.5  # what a router that is behind still sends is refused at the end, and goes to another replica
 # Replicas report once a second, and policies see the means of five.
 METRICS_INTERVAL_S = 1.0
 LOOK_BACK_PERIOD_S = 5.0
@@ -74,6 +75,7 @@ def _options(replicas: EmbedderSettings | GatewaySettings | StoreSettings) -> di
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "max_constructor_retry_count": CONSTRUCTOR_RETRIES,
         "graceful_shutdown_timeout_s": 20.0,
+        "graceful_shutdown_wait_loop_s": DRAIN_WAIT_S,
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "max_surge_percent": MAX_SURGE_PERCENT,
         "user_config": {},  # so that `reconfigure` is called, too, when the config file has it no more

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from store import Append, NewMemory, Store
+from tests.cluster.elastic import Elastic
 from tests.cluster.server import EXIT_WITHIN_S, Server, free_port
 
 FAKE_ARGS: dict[str, Any] = {"model": {"provider": "fake", "name": "fake"}, "embedder": {"num_cpus": 0.1}}
@@ -95,56 +96,46 @@ def test_a_model_that_does_not_load_is_one_line(launch: Launch, tmp_path: Path) 
     assert line.startswith(f"memserve: The model '{tmp_path}/model' cannot be loaded: ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_everything_ends_with_the_server_and_the_memories_stay(launch: Launch, tmp_path: Path, number: int) -> None:
-    server = launch(FAKE_ARGS)
-    line = server.start()
-    assert line == f"memserve is ready: {server.url}  model fake on cpu (float32)  data {tmp_path}/data/memserve.db"
-    assert "haproxy" in {process.name() for process in server.descendants()}
-    with server.client() as http:
-        for n in range(5):
-            assert http.post("/v1/users/u/memories", json={"text": f"kept {n}"}).status_code == 201
-    assert server.stop(number) == (0 if number != signal.SIGKILL else -signal.SIGKILL)
-
-    again = launch(FAKE_ARGS, free_port())
-    again.start()
-    with again.client() as http:
-        found = http.post("/v1/users/u/memories/search", json={"query": "kept 3"}).json()["results"]
-    assert {memory["text"] for memory in found} == {f"kept {n}" for n in range(5)}
-    assert found[0]["text"] == "kept 3"
+def test_everything_ends_with_the_server_and_the_memories_stay(launch: Launch, tmp_path: Path) -> None:
+    """However it ends: by Ctrl-C, by a signal that asks, and by kill -9 of the supervisor and of the server process."""
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None)
+    for number, how in enumerate(ends):
+        server = launch(FAKE_ARGS, free_port())
+        line = server.start()
+        assert line == f"memserve is ready: {server.url}  model fake on cpu (float32)  data {tmp_path}/data/memserve.db"
+        assert "haproxy" in {process.name() for process in server.descendants()}
+        with server.client() as http:
+            for n in range(5):
+                text = f"kept {number}-{n}"
+                assert http.post("/v1/users/u/memories", json={"text": text}).status_code == 201
+            query = {"query": "kept 0-3", "top_k": 100}
+            found = http.post("/v1/users/u/memories/search", json=query).json()["results"]
+        kept = {f"kept {life}-{n}" for life in range(number + 1) for n in range(5)}
+        assert {memory["text"] for memory in found} == kept
+        assert found[0]["text"] == "kept 0-3"
+        if how is not None:
+            assert server.stop(how) == (0 if how != signal.SIGKILL else -signal.SIGKILL)
     # The server process itself dies by kill -9: the supervisor ends the rest.
-    assert again.process is not None
-    (inner,) = psutil.Process(again.process.pid).children()
-    started = again.descendants()
+    assert server.process is not None
+    (inner,) = psutil.Process(server.process.pid).children()
+    started = server.descendants()
     inner.kill()
-    assert again.process.wait(timeout=EXIT_WITHIN_S) == 1
-    assert not [process for process in psutil.wait_procs(started, timeout=EXIT_WITHIN_S)[1]]
+    assert server.process.wait(timeout=EXIT_WITHIN_S) == 1
+    assert not psutil.wait_procs(started, timeout=EXIT_WITHIN_S)[1]
 
 
-def test_two_servers_on_one_machine_stay_apart(tmp_path: Path) -> None:
+def test_two_servers_on_one_machine_stay_apart(server: Server, elastic: Elastic) -> None:
     """Gateways share a taken port silently (SO_REUSEPORT): each server must have a run of ports of its own."""
-    servers = []
-    try:
-        for name in ("one", "two"):
-            (tmp_path / name).mkdir()
-            servers.append(Server(tmp_path / name, FAKE_ARGS))
-        for server in servers:
-            server.launch()
-        for server in servers:
-            server.wait_until_ready()
-        for n in range(10):
-            for server in servers:
-                with server.client() as http:
-                    text = f"{server.folder.name} {n}"
-                    assert http.post("/v1/users/u/memories", json={"text": text}).status_code == 201
-        for server in servers:
-            with server.client() as http:
-                found = http.post("/v1/users/u/memories/search", json={"query": "x", "top_k": 100}).json()["results"]
-            assert {memory["text"] for memory in found} == {f"{server.folder.name} {n}" for n in range(10)}
-    finally:
-        for server in servers:
-            if server.process is not None and server.process.poll() is None:
-                server.stop()
+    servers: dict[str, Server] = {"one": server, "two": elastic}
+    for n in range(10):
+        for name, each in servers.items():
+            with each.client() as http:
+                assert http.post("/v1/users/apart/memories", json={"text": f"{name} {n}"}).status_code == 201
+    for name, each in servers.items():
+        with each.client() as http:
+            query = {"query": "x", "top_k": 100}
+            found = http.post("/v1/users/apart/memories/search", json=query).json()["results"]
+        assert {memory["text"] for memory in found} == {f"{name} {n}" for n in range(10)}
 
 
 @pytest.mark.parametrize(
