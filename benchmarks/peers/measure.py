@@ -30,6 +30,7 @@ from benchmarks.workload import seed_of
 
 Run = dict[str, Any]
 WARM_S = 1.0
+TRIES = 3
 DIRECT = "called directly"
 PROBES: dict[str, tuple[str, dict[str, object]]] = {
     "embed": ("/v1/embeddings", {"input": "ready?", "encoding_format": "base64"}),
@@ -164,12 +165,23 @@ class Rounds:
         program = "benchmarks.peers.searches" if scenario.job == "vectors" else "benchmarks.load"
         with contender.server.running():
             command = [sys.executable, "-m", program, "--url", contender.server.url, *map(str, arguments)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-            self._keep(number, scenario, contender.name, json.loads(done.stdout))
+            self._keep(number, scenario, contender.name, self._loaded(contender, contender.server, command))
             if contender.peer.environment == "mem0":
                 path = f"{contender.server.url}/direct/{scenario.job}?measure_s={measure_s}&seed={seed}"
                 rate = httpx.post(path, timeout=60 + measure_s, trust_env=False).raise_for_status().json()
                 self._keep(number, scenario, f"{contender.name} {DIRECT}", {"texts_per_s": rate})
+
+    def _loaded(self, contender: Contender, server: Server, command: list[str]) -> Run:
+        """What the load generator says. It is asked again where Ray replaced replicas of a server that was paused."""
+        for _ in range(TRIES):
+            replicas = server.replicas()
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+            if replicas <= server.replicas():
+                break
+            self._say(f"{contender.name}: replicas were replaced meanwhile")
+            server.wait_until_whole(len(replicas))
+        run: Run = json.loads(done.stdout)
+        return run
 
     def _bare(self) -> Engines:
         """memserve's engines, started for their first measurement."""

@@ -22,6 +22,7 @@ from benchmarks.server import end, family
 START_WITHIN_S = 300.0
 ANSWER_WITHIN_S = 60.0
 END_WITHIN_S = 25.0
+REPLICA = "ray::ServeReplica"  # so begins the title of its process
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -85,6 +86,24 @@ class Server:
             yield
         finally:
             self.pause()
+
+    def replicas(self) -> set[int]:
+        """The processes that are replicas of Ray Serve; none where a server is made otherwise."""
+        found = set()
+        for process in family(self._process.pid):
+            with suppress(psutil.Error):
+                if "".join(process.cmdline()[:1]).startswith(REPLICA):
+                    found.add(process.pid)
+        return found
+
+    def wait_until_whole(self, replicas: int, within_s: float = ANSWER_WITHIN_S) -> None:
+        """Until it has so many replicas again, and answers. Raises DidNotStart."""
+        deadline = time.monotonic() + within_s
+        while len(self.replicas()) < replicas:
+            if time.monotonic() > deadline:
+                raise DidNotStart(f"fewer than {replicas} replicas for {within_s:g} s")
+            time.sleep(0.1)
+        self.wait_until_ready(within_s)
 
     def end(self) -> None:
         """Ask it to end, wait, and end what it left."""

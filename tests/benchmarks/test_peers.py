@@ -226,6 +226,24 @@ def test_a_server_runs_only_in_its_turn_and_leaves_no_process(tmp_path: Path) ->
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
 
 
+def test_replicas_that_were_replaced_are_told_from_those_that_stay(tmp_path: Path) -> None:
+    child = "subprocess.Popen(['ray::ServeReplica:app:Embedder', '600'], executable='/bin/sleep')\n"
+    server = serve(tmp_path, f"import subprocess\n{child}{PARENT}")
+    try:
+        server.wait_until_ready()
+        (replica,) = server.replicas()
+        process = psutil.Process(replica)
+        process.kill()
+        deadline = time.monotonic() + 10
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+        with pytest.raises(DidNotStart, match="fewer than 1 replicas"):
+            server.wait_until_whole(1, within_s=0.5)
+        server.wait_until_whole(0)
+    finally:
+        server.end()
+
+
 def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
     server = serve(tmp_path, "raise SystemExit('no model there')")
     with pytest.raises(DidNotStart, match="no model there"):
