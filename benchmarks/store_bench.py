@@ -212,20 +212,27 @@ print(json.dumps({"open_ms": round((opened - imported) * 1000, 2), "start_ms": r
 def many_users(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """A log of many users, of which 1,000 are asked for, against a log of 1,000."""
     vectors = draw(1000)
-    for users in (1000, options.users):
-        path = folder / f"users{users}.db"
+    sizes = (1000, options.users)
+    paths = {users: folder / f"users{users}.db" for users in sizes}
+    for users, path in paths.items():
         store = open_store(path, synchronous="NORMAL")
         for first in range(0, users, 1000):
             requests = [Append(T, f"user{first + n}", (NewMemory("1", TEXT, vectors[n]),)) for n in range(1000)]
             store.append(requests)
         store.close()
-        command = [sys.executable, "-c", _OPEN, str(path), str(Path(__file__).parents[1])]
-        runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(5)]
-        yield (
-            f"{users:,} users in the log, 1,000 asked for",
-            {key: float(np.median([r[key] for r in runs])) for key in runs[0]},
-        )
+    runs: dict[int, list[dict[str, float]]] = {users: [] for users in sizes}
+    for _ in range(15):  # in turn, so that what the machine does meanwhile is the same for both
+        for users, path in paths.items():
+            command = [sys.executable, "-c", _OPEN, str(path), str(Path(__file__).parents[1])]
+            runs[users].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    for users, path in paths.items():
+        found = {key: float(np.median([run[key] for run in runs[users]])) for key in runs[users][0]}
+        yield f"{users:,} users in the log, 1,000 asked for", found
         yield f"{users:,} users, file MB", round(path.stat().st_size / 1e6)
+    few, many = (runs[users] for users in sizes)
+    for key, name in (("start_ms", "start-up"), ("rss_mb", "resident memory")):
+        ratios = [b[key] / a[key] for a, b in zip(few, many, strict=True)]
+        yield f"{name}, {options.users:,} users : 1,000", round(float(np.median(ratios)), 3)
 
 
 def residents(folder: Path, _: argparse.Namespace) -> Iterator[tuple[str, Any]]:

@@ -285,8 +285,9 @@ class Gateway:
         items = [item for _, group in groups for item in group]
         vectors = iter(await self.vectors.of_memories(items, path_of))
         numbers = itertools.count()
-        # What only adds, under ids that were made for it, needs no record: that they are in the log says it was done.
-        only_adds = options.on_duplicate == "add" and not any(item.id for item in items)
+        # What only adds, under ids that were made for it, needs no record: that they are in the log says it was done,
+        # and where its user was erased since, its time does. A client's key brings another time along.
+        only_adds = not origin.has_key and options.on_duplicate == "add" and not any(item.id for item in items)
         write_id = None if only_adds else origin.write_id
         appends = [
             Append(

@@ -8,7 +8,7 @@ second time as it did the first.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Protocol
@@ -35,10 +35,12 @@ class Origin:
     Attributes:
         write_id: 32 hexadecimal digits, the same however often the write is sent.
         issued_at: when it was sent, for the first time if that is known: what was deleted later stays deleted.
+        has_key: its client named it, and may send it again as a request with a time of its own.
     """
 
     write_id: str
     issued_at: datetime
+    has_key: bool = False
 
     @classmethod
     def fresh(cls) -> Origin:
@@ -60,7 +62,7 @@ class Origin:
             raise InvalidRequest(
                 f"An idempotency key is 1 to {MAX_KEY_LENGTH} printable ASCII characters.", "Idempotency-Key"
             )
-        return cls(_digest(key, *write), datetime.now(UTC))
+        return cls(_digest(key, *write), datetime.now(UTC), has_key=True)
 
     @classmethod
     def of_request(cls, headers: Headers, method: str, target: str, body: bytes = b"") -> Origin:
@@ -80,7 +82,7 @@ class Origin:
         named = headers.getlist(HEADER)[-1:]
         issued_at = min(now, _time_in(named[0]) or now) if named else now
         if keys:
-            return cls(cls.of_key(keys[0], method, target, body).write_id, issued_at)
+            return replace(cls.of_key(keys[0], method, target, body), issued_at=issued_at)
         return cls(_digest(named[0]) if named else uuid.uuid4().hex, issued_at)
 
     def memory_id(self, number: int) -> str:

@@ -129,7 +129,7 @@ def reembed(options: argparse.Namespace) -> int:
             httpx.Client(base_url=options.url.rstrip("/"), timeout=120) as client,
             tqdm(total=total, unit="memories", disable=None) as bar,
         ):
-            embed = _embedder(client, options.api_key)
+            embed = _embedder(client, options.model, options.api_key)
             done = maintenance.reembed(log, options.model, embed, batch=options.batch, progress=bar.update)
     finally:
         log.close()
@@ -137,12 +137,12 @@ def reembed(options: argparse.Namespace) -> int:
     return 0
 
 
-def _embedder(client: httpx.Client, api_key: str | None) -> Callable[[Sequence[str]], Any]:
-    """Texts to vectors by POST /v1/embeddings; waits where the server says that it is busy."""
+def _embedder(client: httpx.Client, model: str, api_key: str | None) -> Callable[[Sequence[str]], Any]:
+    """Texts to vectors by POST /v1/embeddings, of a server that runs the model; waits where it says that it is busy."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def embed(texts: Sequence[str]) -> Any:
-        body = {"input": list(texts), "encoding_format": "base64", "input_type": "document"}
+        body = {"model": model, "input": list(texts), "encoding_format": "base64", "input_type": "document"}
         for _ in range(20):
             answer = client.post("/v1/embeddings", json=body, headers=headers)
             if answer.status_code not in (429, 503):

@@ -230,5 +230,7 @@ def _give_memory_back() -> None:
 
 
 def _is_stale(name: Name, position: Position | None) -> bool:
-    """Whether a snapshot holds what was erased."""
-    return position is None or position.epoch != name.epoch or position.removed_version > name.version
+    """Whether a snapshot holds what was erased, or what the log does not know: a backup of it was restored."""
+    if position is None or position.epoch != name.epoch:
+        return True
+    return not position.removed_version <= name.version <= position.version

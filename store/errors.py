@@ -4,7 +4,7 @@ StoreError
 ├── InvalidInput      the request can never succeed; `param` is the path of the field
 ├── NotFound          no such memory or user
 ├── Conflict          the log's state contradicts the request
-├── LogUnavailable    the log cannot be read or written at the moment; safe to retry
+├── LogUnavailable    the log cannot be read or written at the moment; safe to retry but where `code` is outcome_unknown
 ├── LogDamaged        the log's file or rows are damaged; never served in silence
 ├── SchemaMismatch    the log was written by another version of the schema
 └── ModelMismatch     the log was filled by another model

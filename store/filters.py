@@ -289,8 +289,8 @@ def _scalar(value: Any, param: str) -> Any:
         if "\0" in value or not _encodable(value):
             raise InvalidInput("A string holds no NUL characters and is valid Unicode.", param)
     elif isinstance(value, float):
-        if value - value != 0.0:
-            raise InvalidInput("A number is finite.", param)
+        if type(value) is not float or value - value != 0.0:  # numpy's says `np.float64(0.5)` where SQL wants 0.5
+            raise InvalidInput("A number is a finite one of Python's own.", param)
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InvalidInput("An integer fits 64 bits.", param)
     elif value is not None and not isinstance(value, int):

@@ -94,7 +94,7 @@ def bytes_of(connection: Connection, uids: list[int], model: int) -> dict[int, i
         .where(memories.c.uid.in_(uids), memories.c.deleted == 0)
         .group_by(memories.c.uid)
     )
-    return {uid: int(total) for uid, total in connection.execute(statement)}
+    return {uid: int(total or 0) for uid, total in connection.execute(statement)}
 
 
 def check_limit(limit: int) -> int:

@@ -37,7 +37,8 @@ from store.schema import insert_ignore, memories, meta, models
 
 Synchronous = Literal["FULL", "NORMAL"]
 _DAMAGE = ("malformed", "not a database", "file is encrypted", "invalid page", "could not read block")
-_MODEL = select(meta.c.value).where(meta.c.name == "model").with_for_update(read=True)
+_SERVED = select(meta.c.value).where(meta.c.name == "model")
+_MODEL = _SERVED.with_for_update(read=True)
 _ADVICE = "Restore it, or see what is left: python -m store verify"
 _SHARED_MEMORY = Path("/dev/shm")
 # A server whose machine or network is gone says nothing: without these a call waits for as long as the system's TCP
@@ -136,7 +137,7 @@ class Log:
             elif "model" not in found:
                 served = {"model": model, "dim": str(dim)}
                 connection.execute(meta.insert(), [{"name": name, "value": value} for name, value in served.items()])
-            elif connection.execute(select(memories.c.label).where(memories.c.deleted == 0).limit(1)).first() is None:
+            elif _holds_nothing(connection) and _without_writers(connection) and _holds_nothing(connection):
                 for name, value in (("model", model), ("dim", str(dim))):
                     connection.execute(meta.update().where(meta.c.name == name).values(value=value))
             else:
@@ -151,11 +152,23 @@ class Log:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A write transaction: committed when the block ends, undone when it raises."""
+        """A write transaction: committed when the block ends, undone when it raises.
+
+        Raises:
+            LogUnavailable: nothing was written, unless its code is `outcome_unknown`: the database was lost while it
+                committed.
+        """
         with _translated(), self.engine.connect() as connection:
             connection.info["write"] = True
-            with connection.begin():
+            with connection.begin() as transaction:
                 yield connection
+                try:
+                    transaction.commit()
+                except DBAPIError as error:
+                    if not error.connection_invalidated:
+                        raise
+                    message = "The log was lost while it committed, and whether this was written is not known."
+                    raise LogUnavailable(message, code="outcome_unknown") from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -172,6 +185,10 @@ class Log:
             ModelMismatch: it was switched since this process opened it.
         """
         check_model(connection.execute(_MODEL).scalar(), self.model)
+
+    def same_model(self, connection: Connection) -> None:
+        """Inside a read: as `current_model`, without keeping anybody out."""
+        check_model(connection.execute(_SERVED).scalar(), self.model)
 
     def _alone(self, connection: Connection) -> None:
         """Inside a write: one process at a time opens the log."""
@@ -235,6 +252,16 @@ class Log:
         self.engine.dispose()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _holds_nothing(connection: Connection) -> bool:
+    return connection.execute(select(memories.c.label).where(memories.c.deleted == 0).limit(1)).first() is None
+
+
+def _without_writers(connection: Connection) -> bool:
+    """Wait for those who write vectors of the model that is served, and keep them out until the transaction ends."""
+    connection.execute(_SERVED.with_for_update())
+    return True
 
 
 def check_model(found: str | None, model: str) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from hashlib import blake2b
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -116,6 +118,17 @@ class Searcher:
             hits = Hits(hits.labels[enough], hits.scores[enough])
         return _Asked(request, index, hits, position.version)
 
+    def _not_of_this_log(self, index: UserIndex) -> LogDamaged:
+        """An index whose labels are another user's by now: the log is an older one than it was made from, restored.
+
+        It goes, with its snapshot, and the next search builds it from the log.
+        """
+        self._resident.drop(index.uid)
+        if self._snapshots is not None:
+            with suppress(OSError):
+                self._snapshots.remove(index.uid)
+        return LogDamaged("The log is an older one than the index of this user, which is built again: try again.")
+
     def _caught_up(self, connection: Connection, position: reading.Position) -> UserIndex:
         """The user's index, holding what the log holds."""
         check_model(position.model, self._log.model)
@@ -136,7 +149,7 @@ class Searcher:
 
     def _matching(self, connection: Connection, index: UserIndex, filter: Filter) -> Rows:
         """Labels that match; remembered with the index, so that only what has changed since is looked at again."""
-        key = orjson.dumps(filter, option=orjson.OPT_SORT_KEYS)
+        key = blake2b(orjson.dumps(filter, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
         after, labels = index.filters.pop(key, (0, np.zeros(0, np.int64)))
         if after < index.version:
             changed, fit = reading.matching_since(connection, index.uid, after, filter=filter, model=self._log.model_id)
@@ -148,6 +161,8 @@ class Searcher:
     def _result(self, connection: Connection, asked: _Asked, found: dict[int, Any]) -> SearchResult | LogDamaged:
         request, index, hits, version = asked
         labels = hits.labels.tolist()
+        if index is not None and any(label in found and found[label].uid != index.uid for label in labels):
+            return self._not_of_this_log(index)
         try:
             vectors: Iterable[Vector | None] = repeat(None, len(labels))
             if request.include_vectors:

@@ -1,7 +1,8 @@
 """The store of one replica: the log, and the indexes that are resident here.
 
 Guarantees:
-- What a call returned as written is on disk; a call that raised wrote nothing (an import: nothing of its last part).
+- What a call returned as written is on disk; a call that raised wrote nothing (an import: nothing of its last part),
+  unless it says `outcome_unknown`.
 - A search sees every write that was committed before it was called, by whichever process.
 - A write that carries a write id is made once, however often it is sent within an hour, to whichever store.
 - A user's rows are found under that tenant and user id only.
@@ -13,6 +14,7 @@ Not for several threads at once: one worker thread owns a store.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -116,7 +118,7 @@ class Store:
         """Write all requests in one transaction. One result a request, in order; one's error is its alone.
 
         Raises:
-            LogUnavailable, LogDamaged, ModelMismatch: nothing was written.
+            LogUnavailable, LogDamaged, ModelMismatch: nothing was written, unless the code is `outcome_unknown`.
         """
         written = self.append_together([(request,) for request in requests])
         return [result if isinstance(result, StoreError) else result[0] for result in written]
@@ -128,7 +130,7 @@ class Store:
         `memories.3.id` is the id of the fourth, whichever request holds it.
 
         Raises:
-            LogUnavailable, LogDamaged, ModelMismatch: nothing was written.
+            LogUnavailable, LogDamaged, ModelMismatch: nothing was written, unless the code is `outcome_unknown`.
         """
         results: list[list[AppendResult] | StoreError | None] = []
         accepted: list[Sequence[appending.CheckedAppend]] = []
@@ -315,7 +317,7 @@ class Store:
         Raises:
             NotFound: this user has no such memory.
         """
-        with self.log.read() as connection:
+        with self._reading() as connection:
             uid = self._users.uid(connection, (tenant, user_id))
             row = reading.by_key(connection, rows.user_key(uid, id), self.log.model_id, self._micros())
             if row is None:
@@ -340,7 +342,7 @@ class Store:
         """
         if filter is not None:
             filters.check(filter)
-        with self.log.read() as connection:
+        with self._reading() as connection:
             uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id), 0)
             found, following = listing.page_of_memories(
                 connection,
@@ -360,7 +362,7 @@ class Store:
         Raises:
             NotFound: this user never had such a memory, or was erased.
         """
-        with self.log.read() as connection:
+        with self._reading() as connection:
             events = reading.events(connection, rows.user_key(self._users.uid(connection, (tenant, user_id)), id))
         if not events:
             raise NotFound(f"No memory {id!r}.", "id")
@@ -368,7 +370,7 @@ class Store:
 
     def user(self, tenant: str, user_id: str) -> UserStats:
         """What there is of one user; all zero for one that never was."""
-        with self.log.read() as connection:
+        with self._reading() as connection:
             uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id))
             if uid is None:
                 return UserStats(user_id, 0, 0, 0, None, False)
@@ -382,7 +384,7 @@ class Store:
         Raises:
             InvalidInput: for a limit out of 1 to 1000, or a cursor of another list.
         """
-        with self.log.read() as connection:
+        with self._reading() as connection:
             found, following = listing.page_of_users(
                 connection, tenant, model=self.log.model_id, prefix=prefix, limit=limit, cursor=cursor
             )
@@ -413,7 +415,7 @@ class Store:
         Raises:
             Conflict: the user was erased since the first page.
         """
-        with self.log.read() as connection:
+        with self._reading() as connection:
             uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id))
             if uid is None:
                 return export.NOTHING
@@ -456,6 +458,17 @@ class Store:
         finally:
             self.resident.clear()
             self.log.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A read transaction of a log that still serves this store's model.
+
+        Raises:
+            ModelMismatch: it was switched to another one.
+        """
+        with self.log.read() as connection:
+            self.log.same_model(connection)
+            yield connection
 
     def _stats(self, uid: int, user_id: str, live: int, version: int, size: int) -> UserStats:
         index = self.resident.get(uid)

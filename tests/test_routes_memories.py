@@ -394,6 +394,14 @@ async def test_what_was_erased_is_not_brought_back_by_an_add_that_is_sent_again(
     assert await ids(api) == []
 
 
+async def test_what_was_erased_is_not_brought_back_under_the_key_of_its_client(api: httpx.AsyncClient) -> None:
+    headers = {"Idempotency-Key": "k"}
+    assert (await api.post(ANN, json={"text": "tea"}, headers=headers)).is_success
+    assert (await api.delete("/v1/users/ann")).is_success
+    assert refused(await api.post(ANN, json={"text": "tea"}, headers=headers))[::2] == (409, "erased")
+    assert await ids(api) == []
+
+
 @pytest.mark.parametrize("change", [{"text": "milk"}, {"metadata": {"n": 1}}])
 async def test_a_change_that_was_made_and_then_deleted_is_not_denied(
     api: httpx.AsyncClient, change: dict[str, Any]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -262,6 +263,8 @@ def test_examples(log: Log, filter: dict[str, Any], expected: list[int]) -> None
         ({"a": {"exists": 1}}, "filter.a.exists"),
         ({"a": {"icontains": 1}}, "filter.a.icontains"),
         ({"a": float("nan")}, "filter.a"),
+        ({"a": np.float64(0.5)}, "filter.a"),
+        ({"a": {"gt": np.float64(0.5)}}, "filter.a.gt"),
         ({"a": 2**63}, "filter.a"),
         ({"a": "\0"}, "filter.a"),
         ({"a": "\ud800"}, "filter.a"),

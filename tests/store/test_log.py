@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, text, update
 
 from store import (
     Append,
+    AppendResult,
     InvalidInput,
     LogDamaged,
     LogUnavailable,
+    ModelMismatch,
     NewMemory,
     SchemaMismatch,
     Search,
     Store,
     StoreError,
+    users,
 )
 from store.log import Log, discard
 from store.maintenance import verify
@@ -201,7 +210,7 @@ def test_verify_reports_a_damaged_file(tmp_path: Path) -> None:
 def test_a_locked_log_is_unavailable_for_writes_and_open_for_reads(open_store: Callable[..., Store]) -> None:
     one, other = open_store(), open_store(lock_timeout_s=0.2)
     fill(one, 3)
-    with one._writing([(T, "ann")]):
+    with one._users.writing([(T, "ann")]):
         with pytest.raises(LogUnavailable):
             fill(other, 1)
         assert len(other.search([Search(T, "ann", EYE[0])])[0].results) == 3  # type: ignore[union-attr]
@@ -232,6 +241,50 @@ def test_a_server_that_is_gone_is_noticed_within_half_a_minute(postgres_url: str
     idle, interval, count = (int(asked[f"keepalives_{name}"]) for name in ("idle", "interval", "count"))
     assert idle + interval * count <= 30
     assert int(asked["tcp_user_timeout"]) <= 30_000
+
+
+def test_a_commit_that_is_not_answered_is_not_called_undone(postgres_url: str) -> None:
+    with closing(Log.open(postgres_url)) as log, psycopg.connect(postgres_url, autocommit=True) as other:
+
+        def lose(connection: Connection) -> None:
+            process = connection.execute(text("SELECT pg_backend_pid()")).scalar()
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", [process])
+
+        with pytest.raises(LogUnavailable) as unknown, log.write() as connection:
+            lose(connection)
+        assert unknown.value.code == "outcome_unknown"
+        with pytest.raises(LogUnavailable) as undone, log.write() as connection:
+            lose(connection)
+            connection.execute(text("SELECT 1"))
+        assert undone.value.code == "log_unavailable"
+
+
+def test_a_log_does_not_change_its_model_under_a_writer(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL: who finds the log empty may wait for a writer, and must look again."""
+    old = Store.open(postgres_url, dim=DIM, model="old")
+    written, waits = threading.Event(), threading.Event()
+    save_users = users.save_users
+
+    def save_late(*arguments: Any) -> None:
+        written.set()
+        assert waits.wait(30)
+        save_users(*arguments)
+
+    monkeypatch.setattr(users, "save_users", save_late)
+    memory = NewMemory("1", "text", np.ones(DIM, np.float32))
+    with ThreadPoolExecutor(2) as pool, psycopg.connect(postgres_url, autocommit=True) as watcher:
+        append = pool.submit(old.append, [Append("default", "ann", (memory,))])
+        assert written.wait(30)
+        new = pool.submit(Store.open, postgres_url, dim=DIM, model="new")
+        deadline = time.monotonic() + 30
+        while not watcher.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0]:  # type: ignore[index]
+            assert time.monotonic() < deadline
+        waits.set()
+        with pytest.raises(ModelMismatch, match="python -m store reembed"):
+            new.result(60)
+        assert isinstance(append.result(60)[0], AppendResult)
+    assert old.get("default", "ann", "1").text == "text"
+    old.close()
 
 
 def test_a_full_disk_is_unavailable(tmp_path: Path) -> None:

@@ -124,7 +124,14 @@ def test_moving_to_another_model(store: Store, log: Log, url: str, open_store: C
     for call in (
         lambda: store.search([Search(T, "ann", EYE[0], 5)]),
         lambda: store.append([Append(T, "ann", (NewMemory("x", "x", EYE[0]),), issued_at=store._now())]),
+        lambda: store.update(T, "ann", "1", metadata={}),
         lambda: store.delete(T, "ann", "1"),
+        lambda: store.get(T, "ann", "1"),
+        lambda: store.history(T, "ann", "1"),
+        lambda: store.list(T, "ann", filter={"n": {"exists": True}}),
+        lambda: store.user(T, "ann"),
+        lambda: store.users(T),
+        lambda: list(store.export(T, "ann")),
     ):
         with pytest.raises(ModelMismatch, match="switched to new"):
             call()
@@ -239,7 +246,9 @@ def test_the_command_line(
     def answer(request: httpx.Request) -> httpx.Response:
         if next(busy, False):
             return httpx.Response(503, headers={"Retry-After": "0"})
-        texts = json.loads(request.content)["input"]
+        asked = json.loads(request.content)
+        assert asked["model"] == "new"  # a server that runs another one refuses it
+        texts = asked["input"]
         from base64 import b64encode
 
         data = [

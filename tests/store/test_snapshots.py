@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from store import Append, IndexOptions, LogUnavailable, NewMemory, Search, SearchResult, Store
+from store import Append, IndexOptions, LogDamaged, LogUnavailable, NewMemory, Search, SearchResult, Store
 from store.snapshots import Name, Snapshots
 
 from .conftest import DIM, Clock
@@ -41,6 +41,60 @@ def fill(store: Store, vectors: Any) -> None:
 def answers(store: Store, vectors: Any) -> list[list[str]]:
     results = store.search([Search(T, "ann", vector, 5) for vector in vectors[:10]])
     return [[memory.id for memory in result.results] for result in results if isinstance(result, SearchResult)]
+
+
+def test_an_index_of_a_log_that_was_put_back_gives_nobody_anothers_memories(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any
+) -> None:
+    """Labels are given again by a log that is older than a snapshot: they are another user's then."""
+    options = {"index": IndexOptions(switch=20), "snapshot_dir": tmp_path / "snapshots"}
+
+    def add(store: Store, user: str, first: int, count: int) -> None:
+        new = tuple(NewMemory(str(n), f"{user} {n}", vectors[n]) for n in range(first, first + count))
+        store.append([Append(T, user, new, issued_at=store._now())])
+
+    store = open_store(**options)
+    add(store, "ann", 0, 30)
+    store.close()
+    backup = (tmp_path / "log.db").read_bytes()
+    store = open_store(**options)
+    add(store, "ann", 30, 20)
+    store.search([Search(T, "ann", vectors[0], 5)])
+    while store.fold():
+        pass
+    store.close()
+    assert (tmp_path / "snapshots" / "0" / "1-0-50.rows").exists()
+    (tmp_path / "log.db").write_bytes(backup)
+    store = open_store(**options)
+    add(store, "bob", 0, 20)
+    add(store, "ann", 50, 25)
+    (first,) = store.search([Search(T, "ann", vectors[0], 100)])
+    assert isinstance(first, LogDamaged)
+    (second,) = store.search([Search(T, "ann", vectors[0], 100)])
+    assert isinstance(second, SearchResult)
+    assert {memory.text for memory in second.results} == {f"ann {n}" for n in [*range(30), *range(50, 75)]}
+
+
+def test_a_snapshot_that_is_ahead_of_its_log_goes(
+    open_store: Callable[..., Store], tmp_path: Path, clock: Clock, vectors: Any
+) -> None:
+    store = open_store(index=OPTIONS, snapshot_dir=tmp_path / "snapshots")
+    fill(store, vectors[:60])
+    store.close()
+    backup = (tmp_path / "log.db").read_bytes()
+    store = open_store(index=OPTIONS, snapshot_dir=tmp_path / "snapshots")
+    late = tuple(NewMemory(f"late {n}", "x", vectors[n]) for n in range(60))
+    store.append([Append(T, "ann", late, issued_at=store._now())])
+    answers(store, vectors)
+    while store.fold():
+        pass
+    store.close()
+    assert (tmp_path / "snapshots" / "0" / "1-0-120.rows").exists()
+    (tmp_path / "log.db").write_bytes(backup)
+    store = open_store(index=OPTIONS, snapshot_dir=tmp_path / "snapshots")
+    clock.advance(60)
+    store.fold()
+    assert [path.name for path in (tmp_path / "snapshots" / "0").iterdir()] == ["lock"]
 
 
 def test_a_restart_begins_with_the_snapshot(open_store: Callable[..., Store], tmp_path: Path, vectors: Any) -> None:
