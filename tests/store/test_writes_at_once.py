@@ -54,7 +54,7 @@ def test_a_store_that_dies_before_it_answers(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(one, "_remember", die)
+        patch.setattr(one._users, "_remember", die)
         WRITES[kind](one)
     put(other, "ann", new("1", "another's", metadata={"k": 1}), upsert=True)
     version = other.user(T, "ann").version
