@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return COMMANDS[options.command][0](options)
-    except (StoreError, OSError, httpx.HTTPError) as error:
+    except (StoreError, OSError, httpx.HTTPError, httpx.InvalidURL) as error:
         print(f"python -m store {options.command}: {error}", file=sys.stderr)
         return 2
 
@@ -72,7 +73,7 @@ def import_(options: argparse.Namespace) -> int:
 
         def counted() -> Iterator[bytes]:
             with tqdm(unit="memories", disable=None) as bar:
-                for line in (first, *lines):
+                for line in chain((first,), lines):
                     yield line
                     bar.update()
 
@@ -147,11 +148,15 @@ def _embedder(client: httpx.Client, api_key: str | None) -> Callable[[Sequence[s
             answer = client.post("/v1/embeddings", json=body, headers=headers)
             if answer.status_code not in (429, 503):
                 break
-            time.sleep(min(30.0, float(answer.headers.get("Retry-After", "1"))))
+            asked = answer.headers.get("Retry-After", "")
+            time.sleep(min(30.0, float(asked)) if asked.isdecimal() else 1.0)  # it may be a date, too
         if answer.status_code != 200:
             raise LogUnavailable(f"The embedding server answers {answer.status_code}: {answer.text[:300]}")
-        data = sorted(answer.json()["data"], key=lambda item: item["index"])
-        return np.stack([np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in data])
+        try:
+            data = sorted(answer.json()["data"], key=lambda item: item["index"])
+            return np.stack([np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in data])
+        except (ValueError, TypeError, KeyError) as error:
+            raise LogUnavailable(f"The answer of {answer.url} holds no embeddings: {error}") from error
 
     return embed
 
