@@ -31,6 +31,7 @@ from store.log import Log
 from store.maintenance import Counts, compact, count, reembed, served, verify
 from store.rows import micros
 from store.schema import contents, memories, users
+from store.users import lock_users
 
 from .conftest import DIM, Clock
 
@@ -192,6 +193,24 @@ def test_a_move_that_ended_after_the_switch_is_brought_to_its_end(
     with pytest.raises(InvalidInput, match="nothing to do"):
         reembed(log, "new", new_vectors)
     assert list(verify(log)) == []
+
+
+def test_old_vectors_are_forgotten_under_the_locks_of_their_users(
+    store: Store, log: Log, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    with monkeypatch.context() as patched:
+        patched.setattr("store.maintenance._forget_vectors", lambda log, model: 0)
+        reembed(log, "new", new_vectors)
+    hasty = Log.open(url, lock_timeout_s=0.2)
+    with log.write() as connection:
+        assert list(lock_users(connection, [1])) == [1]
+        with pytest.raises(LogUnavailable):
+            reembed(hasty, "new", new_vectors)
+    assert count(log).blank == 0
+    assert reembed(hasty, "new", new_vectors) == 0
+    assert count(log).blank == 20
+    hasty.close()
 
 
 def test_users_who_come_while_a_log_is_verified_are_no_problem(store: Store, log: Log) -> None:
