@@ -1,4 +1,5 @@
-"""python -m store: export, import, stats, verify, compact and reembed, on a log that may be served meanwhile.
+"""python -m store: export, import, stats, verify and reembed, on a log that may be served meanwhile; compact, on one
+whose writers are stopped.
 
 Exit status: 0 done; 1 `verify` found something; 2 it could not be done, with the reason on standard error.
 """
@@ -96,7 +97,7 @@ def stats(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Check every row."""
+    """Check what is served of every memory."""
     log = Log.open(options.log, quick_check_bytes=0, make=False)
     problems = 0
     try:
@@ -111,7 +112,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def compact(options: argparse.Namespace) -> int:
-    """Give the space of erased rows back."""
+    """Give the space of erased rows back. No other process may write meanwhile."""
     log = Log.open(options.log, make=False)
     try:
         gone = maintenance.compact(log, rows.micros(datetime.now(UTC), "now"))
@@ -189,8 +190,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "export": (export, "write one user's memories as NDJSON"),
     "import": (import_, "read one user's memories from NDJSON"),
     "stats": (stats, "print what there is in a log, as JSON"),
-    "verify": (verify, "check every row: hashes, vectors, counts, the database's own structure"),
-    "compact": (compact, "give the space of erased rows back"),
+    "verify": (verify, "check each memory as it is now: hashes, vector, counts; and a SQLite file's structure"),
+    "compact": (compact, "give the space of erased rows back; stop the writers first"),
     "reembed": (reembed, "move a log to another model; its servers serve on meanwhile"),
 }
 

@@ -1,4 +1,4 @@
-"""Work on a whole log, beside the stores that serve it: verify, compact, move to another model, count.
+"""Work on a whole log: verify, count and move to another model beside the stores that serve it, compact without them.
 
 Guarantees: all of it can be interrupted and begun again; none of it brings back or overwrites a newer state.
 """
@@ -71,7 +71,9 @@ def count(log: Log) -> Counts:
 
 
 def verify(log: Log, progress: Callable[[int], object] = lambda rows: None) -> Iterator[str]:
-    """Check the database's own structure and every row; one line a problem.
+    """Check every memory as it is now, with its vector, and how many each user has; one line a problem.
+
+    On SQLite the structure of the file, too. What superseded states said is not read, nor the history.
 
     Raises:
         LogDamaged: the database cannot be read on.

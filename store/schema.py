@@ -3,7 +3,7 @@
 One definition serves SQLite and PostgreSQL. Times are integers, microseconds since 1970 UTC, so that both databases
 compare them alike; JSON is kept as the text that was accepted, so that an export is byte-identical.
 
-Guarantees: a log whose schema is older than this program is brought forward when it is opened, each step in its own
+Guarantees: a log whose schema is older than this program is brought forward when it is opened, all steps in one
 transaction; one that is newer is refused.
 """
 

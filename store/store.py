@@ -97,6 +97,8 @@ class Store:
 
         Raises:
             LogUnavailable, LogDamaged, SchemaMismatch, ModelMismatch: see store/errors.py.
+            InvalidInput: the URL or `synchronous` cannot be used.
+            OSError: the folder of snapshots cannot be made or written.
         """
         options = index or IndexOptions()
         log = Log.open(url, synchronous=synchronous, lock_timeout_s=lock_timeout_s)
