@@ -1,4 +1,5 @@
-"""python -m store: export, import, stats, verify, compact and reembed, on a log that may be served meanwhile.
+"""python -m store: export, import, stats, verify and reembed, on a log that may be served meanwhile; compact, on one
+whose writers are stopped.
 
 Exit status: 0 done; 1 `verify` found something; 2 it could not be done, with the reason on standard error.
 """
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return COMMANDS[options.command][0](options)
-    except (StoreError, OSError, httpx.HTTPError) as error:
+    except (StoreError, OSError, httpx.HTTPError, httpx.InvalidURL) as error:
         print(f"python -m store {options.command}: {error}", file=sys.stderr)
         return 2
 
@@ -72,7 +74,7 @@ def import_(options: argparse.Namespace) -> int:
 
         def counted() -> Iterator[bytes]:
             with tqdm(unit="memories", disable=None) as bar:
-                for line in (first, *lines):
+                for line in chain((first,), lines):
                     yield line
                     bar.update()
 
@@ -95,7 +97,7 @@ def stats(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Check every row."""
+    """Check what is served of every memory."""
     log = Log.open(options.log, quick_check_bytes=0, make=False)
     problems = 0
     try:
@@ -110,7 +112,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def compact(options: argparse.Namespace) -> int:
-    """Give the space of erased rows back."""
+    """Give the space of erased rows back. No other process may write meanwhile."""
     log = Log.open(options.log, make=False)
     try:
         gone = maintenance.compact(log, rows.micros(datetime.now(UTC), "now"))
@@ -147,11 +149,15 @@ def _embedder(client: httpx.Client, model: str, api_key: str | None) -> Callable
             answer = client.post("/v1/embeddings", json=body, headers=headers)
             if answer.status_code not in (429, 503):
                 break
-            time.sleep(min(30.0, float(answer.headers.get("Retry-After", "1"))))
+            asked = answer.headers.get("Retry-After", "")
+            time.sleep(min(30.0, float(asked)) if asked.isdecimal() else 1.0)  # it may be a date, too
         if answer.status_code != 200:
             raise LogUnavailable(f"The embedding server answers {answer.status_code}: {answer.text[:300]}")
-        data = sorted(answer.json()["data"], key=lambda item: item["index"])
-        return np.stack([np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in data])
+        try:
+            data = sorted(answer.json()["data"], key=lambda item: item["index"])
+            return np.stack([np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in data])
+        except (ValueError, TypeError, KeyError) as error:
+            raise LogUnavailable(f"The answer of {answer.url} holds no embeddings: {error}") from error
 
     return embed
 
@@ -184,8 +190,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "export": (export, "write one user's memories as NDJSON"),
     "import": (import_, "read one user's memories from NDJSON"),
     "stats": (stats, "print what there is in a log, as JSON"),
-    "verify": (verify, "check every row: hashes, vectors, counts, the database's own structure"),
-    "compact": (compact, "give the space of erased rows back"),
+    "verify": (verify, "check each memory as it is now: hashes, vector, counts; and a SQLite file's structure"),
+    "compact": (compact, "give the space of erased rows back; stop the writers first"),
     "reembed": (reembed, "move a log to another model; its servers serve on meanwhile"),
 }
 

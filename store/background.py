@@ -92,13 +92,18 @@ class Background:
         return self._fold() or self._save(now)
 
     def close(self) -> None:
-        """Save the graphs that a restart would have to build again, and empty the write-ahead log."""
-        with suppress(OSError, LogUnavailable):  # a restart builds what cannot be saved
+        """Save the graphs that a restart would have to build again, and empty the write-ahead log.
+
+        Nothing that another store erased before is saved.
+        """
+        with suppress(OSError, LogUnavailable, LogDamaged):  # a restart builds what cannot be saved
             while self._saving is not None:
                 self._save(0)
-            for index in self._resident:
-                if self._snapshots is not None and self._saved_rows.get(index.uid) != index.live:
-                    self._snapshots.save(index)
+            if self._snapshots is not None:
+                self._sweep()
+                for index in self._resident:
+                    if self._saved_rows.get(index.uid) != index.live:
+                        self._snapshots.save(index)
         self._disk.shutdown()
         if self._snapshots is not None:
             self._snapshots.close()

@@ -33,7 +33,7 @@ from store.rows import (
     moment,
     user_key,
 )
-from store.schema import history, memories
+from store.schema import CHUNK, history, memories
 from store.users import User
 from store.writing import content_of, forget, or_never, write_contents
 
@@ -241,10 +241,7 @@ def import_part(
     buried = {row.key: row.label for row in known.values() if row.deleted}
     if buried:
         connection.execute(delete(history).where(history.c.label.in_(buried.values())))
-    taken = {
-        version
-        for _, version in what_was_said(connection, user.uid, [e.version for line in lines for e in line.history])
-    }
+    taken = _taken(connection, user.uid, [event.version for line in lines for event in line.history])
     added: dict[bytes, tuple[Line, dict[str, Any]]] = {}
     unchanged = 0
     for key, line in zip(keys, lines, strict=True):
@@ -307,6 +304,17 @@ def import_part(
         ]
         connection.execute(insert(history), events)
     return len(added), unchanged
+
+
+def _taken(connection: Connection, uid: int, named: Sequence[int]) -> set[int]:
+    """Those of the versions that a state of the user has, whether or not a text of it is left."""
+    taken: set[int] = set()
+    for table in (history, memories):
+        for start in range(0, len(named), CHUNK):
+            of_these = table.c.version.in_(named[start : start + CHUNK])
+            statement = select(table.c.version).where(table.c.uid == uid, of_these)
+            taken.update(connection.execute(statement).scalars())
+    return taken
 
 
 def numbered(lines: Iterator[bytes], first: int, model: str, dim: int) -> Iterator[Line]:

@@ -187,6 +187,8 @@ class _Translation:
             raise InvalidInput("A filter is a JSON object that is not empty.", param)
         parts = []
         for key, value in filter.items():
+            if not isinstance(key, str):
+                raise InvalidInput("A key is a string.", param)
             here = f"{param}.{key}"
             if key in ("AND", "OR"):
                 if not isinstance(value, list) or not value:

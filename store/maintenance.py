@@ -1,4 +1,4 @@
-"""Work on a whole log, beside the stores that serve it: verify, compact, move to another model, count.
+"""Work on a whole log: verify, count and move to another model beside the stores that serve it, compact without them.
 
 Guarantees: all of it can be interrupted and begun again; none of it brings back or overwrites a newer state.
 """
@@ -71,7 +71,9 @@ def count(log: Log) -> Counts:
 
 
 def verify(log: Log, progress: Callable[[int], object] = lambda rows: None) -> Iterator[str]:
-    """Check the database's own structure and every row; one line a problem.
+    """Check every memory as it is now, with its vector, and how many each user has; one line a problem.
+
+    On SQLite the structure of the file, too. What superseded states said is not read, nor the history.
 
     Raises:
         LogDamaged: the database cannot be read on.
@@ -306,7 +308,7 @@ def _forget_vectors(log: Log, model: str) -> int:
         new_id = model_id(connection, model)
     new = contents.alias("new")
     replaced = (
-        select(contents.c.cid)
+        select(contents.c.cid, contents.c.uid)
         .join(new, and_(new.c.uid == contents.c.uid, new.c.version == contents.c.version, new.c.model == new_id))
         .where(contents.c.model != new_id, contents.c.blank == 0, new.c.blank == literal_column("0"))
         .order_by(contents.c.cid)
@@ -315,9 +317,10 @@ def _forget_vectors(log: Log, model: str) -> int:
     after = forgotten = 0
     while True:
         with log.write() as connection:
-            cids = list(connection.execute(replaced.where(contents.c.cid > after)).scalars())
-            if not cids:
+            found = list(connection.execute(replaced.where(contents.c.cid > after)))
+            if not found:
                 return forgotten
-            connection.execute(blank(contents.c.cid.in_(cids)))
-        after = cids[-1]
-        forgotten += len(cids)
+            lock_users(connection, [row.uid for row in found])  # deletions blank the same rows in another order
+            connection.execute(blank(contents.c.cid.in_([row.cid for row in found])))
+        after = found[-1].cid
+        forgotten += len(found)

@@ -247,11 +247,11 @@ def expired(connection: Connection, now: int, limit: int) -> list[tuple[int, byt
     return [(uid, key) for uid, key in connection.execute(statement)]
 
 
-def events(connection: Connection, key: bytes) -> list[HistoryEvent]:
-    """The states of one memory, oldest first; empty for one that never was."""
+def events(connection: Connection, key: bytes, now: int) -> list[HistoryEvent]:
+    """The states of one memory, oldest first; empty for one that never was, or has expired and waits to be deleted."""
     current = select(
         memories.c.label, memories.c.uid, memories.c.version, memories.c.event, memories.c.updated_at
-    ).where(memories.c.key == key)
+    ).where(memories.c.key == key, or_never(memories.c.expires_at, now))
     newest = connection.execute(current).first()
     if newest is None:
         return []

@@ -134,7 +134,7 @@ def check_vector(vector: npt.ArrayLike, dim: int, param: str) -> Vector:
     """`(dim,) float32`, finite and not zero, whatever array-like came in."""
     try:
         array = np.ascontiguousarray(vector, dtype="<f4")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"A vector is a list of {dim} numbers.", param) from error
     if array.shape != (dim,):
         raise InvalidInput(f"The vector has shape {array.shape}, the log's vectors have ({dim},).", param)

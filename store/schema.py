@@ -3,7 +3,7 @@
 One definition serves SQLite and PostgreSQL. Times are integers, microseconds since 1970 UTC, so that both databases
 compare them alike; JSON is kept as the text that was accepted, so that an export is byte-identical.
 
-Guarantees: a log whose schema is older than this program is brought forward when it is opened, each step in its own
+Guarantees: a log whose schema is older than this program is brought forward when it is opened, all steps in one
 transaction; one that is newer is refused.
 """
 
@@ -173,11 +173,14 @@ def migrate(connection: Connection) -> None:
         SchemaMismatch: the log was written by a newer program, or holds tables that are not a log's.
     """
     found = 0
-    if inspect(connection).has_table("meta"):
+    there = inspect(connection)
+    if there.has_table("meta"):
         value = connection.execute(select(meta.c.value).where(meta.c.name == "schema_version")).scalar()
         if value is None or not value.isdigit():
             raise SchemaMismatch("The database has a table 'meta' without a schema version: it is not a memory log.")
         found = int(value)
+    elif (foreign := next((name for name in metadata.tables if there.has_table(name)), None)) is not None:
+        raise SchemaMismatch(f"The database has a table {foreign!r} and no 'meta': it is not a memory log.")
     if found > len(MIGRATIONS):
         raise SchemaMismatch(
             f"The log has schema version {found}, this program knows up to {len(MIGRATIONS)}: use a newer program."

@@ -100,6 +100,9 @@ class Searcher:
     def _ask(self, connection: Connection, request: Search, position: reading.Position | None, now: int) -> _Asked:
         if not isinstance(request.top_k, int) or request.top_k < 1:
             raise InvalidInput("top_k is a whole number from 1 on.", "top_k")
+        least = request.min_score
+        if not isinstance(least, float | np.floating | None) and not (isinstance(least, int) and abs(least) < 2**63):
+            raise InvalidInput("min_score is a number.", "min_score")
         query = normalised(rows.check_vector(request.vector, self._dim, "vector")[None, :])[0]
         if request.filter is not None:
             filters.check(request.filter)

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import os
 import struct
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,10 +74,7 @@ class Snapshots:
         self._names: dict[int, set[Name]] = {}
         for name in _names_in(folder):
             self._names.setdefault(name.uid, set()).add(name)
-        known = {f"{name.uid}-{name.epoch}-{name.version}" for name in self.names()}
-        for path in folder.iterdir():  # what a write that died has left
-            if path.name != _LOCK and (path.suffix not in (".rows", ".hnsw") or path.stem not in known):
-                path.unlink(missing_ok=True)
+        _remove_parts(folder, self.names())
 
     def names(self) -> list[Name]:
         """Every snapshot there is."""
@@ -186,12 +184,19 @@ class Snapshots:
             self._remove(name)
 
     def left(self) -> list[tuple[Path, Name]]:
-        """Snapshots that stores have left which are no longer there, with their folders."""
+        """Snapshots that stores have left which are no longer there, with their folders.
+
+        What they left of others, whose writing or removal they did not end, is removed.
+        """
         found = []
         for folder in self._shared.iterdir() if self._shared.exists() else ():
             if folder != self.folder and folder.name.isdigit() and (claim := _claim(folder)) is not None:
-                found += [(folder, name) for name in _names_in(folder)]
-                os.close(claim[0])
+                try:
+                    names = _names_in(folder)
+                    _remove_parts(folder, names)
+                finally:
+                    os.close(claim[0])
+                found += [(folder, name) for name in names]
         return found
 
     @staticmethod
@@ -271,6 +276,14 @@ def _claim(folder: Path) -> tuple[int, Path] | None:
 def _names_in(folder: Path) -> list[Name]:
     parts = [path.stem.split("-") for path in folder.glob("*.rows")]
     return [Name(*map(int, part)) for part in parts if len(part) == 3 and all(number.isdigit() for number in part)]
+
+
+def _remove_parts(folder: Path, names: Iterable[Name]) -> None:
+    """Remove what is no part of the snapshots of a claimed folder: a store that died was writing or removing it."""
+    known = {f"{name.uid}-{name.epoch}-{name.version}" for name in names}
+    for path in folder.iterdir():
+        if path.name != _LOCK and (path.suffix not in (".rows", ".hnsw") or path.stem not in known):
+            path.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> tuple[int, bytes]:

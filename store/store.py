@@ -99,6 +99,8 @@ class Store:
 
         Raises:
             LogUnavailable, LogDamaged, SchemaMismatch, ModelMismatch: see store/errors.py.
+            InvalidInput: the URL or `synchronous` cannot be used.
+            OSError: the folder of snapshots cannot be made or written.
         """
         options = index or IndexOptions()
         log = Log.open(url, synchronous=synchronous, lock_timeout_s=lock_timeout_s)
@@ -173,6 +175,7 @@ class Store:
                 there again), or since the first time under this write id.
             InvalidInput: also for a new text without its vector.
         """
+        rows.check_id(id, "id")
         if text is not KEEP and vector is KEEP:
             raise InvalidInput("A new text comes with its vector.", "vector")
         change = updating.Change(id, text, vector, metadata, expires_at, if_version, issued_at)
@@ -191,7 +194,9 @@ class Store:
 
         Raises:
             NotFound: this user has no such memory.
+            InvalidInput: for an id that no memory can have.
         """
+        rows.check_id(id, "id")
         now = self._micros()
         with self._users.writing([(tenant, user_id)], make=False) as (connection, locked):
             user = locked[tenant, user_id]
@@ -316,7 +321,9 @@ class Store:
 
         Raises:
             NotFound: this user has no such memory.
+            InvalidInput: for an id that no memory can have.
         """
+        rows.check_id(id, "id")
         with self._reading() as connection:
             uid = self._users.uid(connection, (tenant, user_id))
             row = reading.by_key(connection, rows.user_key(uid, id), self.log.model_id, self._micros())
@@ -360,10 +367,13 @@ class Store:
         """The states of one memory, oldest first.
 
         Raises:
-            NotFound: this user never had such a memory, or was erased.
+            NotFound: this user never had such a memory, or was erased, or the memory has just expired.
+            InvalidInput: for an id that no memory can have.
         """
+        rows.check_id(id, "id")
         with self._reading() as connection:
-            events = reading.events(connection, rows.user_key(self._users.uid(connection, (tenant, user_id)), id))
+            key = rows.user_key(self._users.uid(connection, (tenant, user_id)), id)
+            events = reading.events(connection, key, self._micros())
         if not events:
             raise NotFound(f"No memory {id!r}.", "id")
         return events

@@ -36,6 +36,13 @@ def test_a_fresh_log_is_opened_by_many_at_once(tmp_path: Path) -> None:
             store.close()  # type: ignore[attr-defined]
 
 
+def test_a_fresh_postgresql_log_is_opened_by_many_at_once(postgres_url: str) -> None:
+    logs = at_once(*[lambda: Log.open(postgres_url)] * 4)
+    assert len({log.log_id for log in logs}) == 1  # type: ignore[attr-defined]
+    for log in logs:
+        log.close()  # type: ignore[attr-defined]
+
+
 def test_batches_of_the_same_new_users_in_any_order(url: str) -> None:
     """Neither do they wait for each other in a ring, nor is a row or a version lost or given twice."""
     batches = 15

@@ -150,3 +150,30 @@ def test_one_damaged_user_does_not_keep_what_another_erased(
     damaged, found = other.search([Search(T, "ann", vectors[0], 5), Search(T, "bob", vectors[7], 1)])
     assert isinstance(damaged, LogDamaged)
     assert isinstance(found, SearchResult) and found.results[0].id != "7"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_another_store_erased_is_not_saved_at_the_end(
+    open_store: Callable[..., Store], tmp_path: Path, clock: Clock, rng: np.random.Generator, whole: bool
+) -> None:
+    one, other = open_store(), open_store()
+    vectors = rng.normal(size=(101, DIM)).astype(np.float32)
+    for n, vector in enumerate(vectors[:100]):
+        put(one, "ann", str(n), f"text {n}", vector)
+    other.search([Search(T, "ann", vectors[0], 5)])
+    settle(clock, other)
+    put(one, "ann", "100", "text 100", vectors[100])
+    other.search([Search(T, "ann", vectors[0], 5)])  # its graph has grown since it was saved
+    while other.fold():
+        pass
+    folder = tmp_path / "snapshots1" / "0"
+    assert sorted(path.name for path in folder.iterdir()) == ["1-0-100.hnsw", "1-0-100.rows", "lock"]
+    if whole:
+        one.erase_user(T, "ann")
+    else:
+        one.delete(T, "ann", "7")
+    other.close()
+    left = ["lock"] if whole else ["1-0-102.hnsw", "1-0-102.rows", "lock"]
+    assert sorted(path.name for path in folder.iterdir()) == left
+    unit = vectors[7] / np.linalg.norm(vectors[7].astype(np.float64))
+    assert files_with(folder, unit.astype("<f4").tobytes()[:16]) == []

@@ -217,6 +217,51 @@ def test_the_exports_of_two_users_can_be_imported_as_one(store: Store, clock: Cl
     assert list(verify(store.log)) == []
 
 
+def test_what_was_erased_in_one_history_is_not_said_by_another(store: Store, clock: Clock) -> None:
+    vectors = np.eye(DIM, dtype=np.float32)
+
+    def add(user: str, id: str) -> None:
+        store.append([Append(T, user, (NewMemory(id, f"{user} {id}", vectors[0]),), issued_at=clock())])
+
+    add("ann", "x")
+    store.delete(T, "ann", "x")
+    add("ann", "x")  # 3, after 1 and 2 without a text
+    add("bob", "y")
+    store.update(T, "bob", "y", text="bob again", vector=vectors[1])
+    add("bob", "other")
+    store.delete(T, "bob", "other")
+    store.update(T, "bob", "y", text="bob at last", vector=vectors[2])  # 5, after 1 and 2
+    pasts = {
+        (user, id): [(event.event, event.text) for event in store.history(T, user, id)]
+        for user, id in (("ann", "x"), ("bob", "y"))
+    }
+    assert [text for _, text in pasts["ann", "x"]] == [None, None, "ann x"]
+    for name, first, then in (("eva", "ann", "bob"), ("fay", "bob", "ann")):
+        for user in (first, then):
+            assert store.import_lines(T, name, store.export(T, user)) == Imported(1, 0)
+        for (_, id), past in pasts.items():
+            assert [(event.event, event.text) for event in store.history(T, name, id)] == past
+        store.delete(T, name, "x")
+        assert [event.text for event in store.history(T, name, "y")] == ["bob y", "bob again", "bob at last"]
+    both = [*store.export(T, "ann"), *store.export(T, "bob")]
+    assert store.import_lines(T, "gil", both) == Imported(2, 0)  # in one part
+    assert [(event.event, event.text) for event in store.history(T, "gil", "x")] == pasts["ann", "x"]
+    assert list(verify(store.log)) == []
+
+
+def test_a_history_that_names_a_tombstones_version_gets_its_own(store: Store, clock: Clock) -> None:
+    vector = np.ones(DIM, np.float32)
+    for id in ("kept", "gone"):
+        store.append([Append(T, "ann", (NewMemory(id, id, vector),), issued_at=clock())])
+    store.delete(T, "ann", "gone")  # 3
+    past = {"event": "added", "at": "2026-01-01T00:00:00Z", "version": 3, "text": "old", "metadata": {}}
+    line = {"id": "new", "text": "new", "vector": [1.0] * DIM, "version": 9, "event": "updated", "history": [past]}
+    assert store.import_lines(T, "ann", [orjson.dumps(line)]) == Imported(1, 0)
+    events = [(event.version, event.text) for event in store.history(T, "ann", "new")]
+    assert events == [(4, "old"), (5, "new")]
+    assert [event.text for event in store.history(T, "ann", "gone")] == [None, None]
+
+
 def test_a_minimal_line_is_enough(store: Store) -> None:
     line = orjson.dumps({"id": "1", "text": "tea", "vector": [1.0] * DIM})
     assert store.import_lines(T, "ann", [line, b"\n", b""]) == Imported(1, 0)

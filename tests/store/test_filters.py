@@ -271,6 +271,8 @@ def test_examples(log: Log, filter: dict[str, Any], expected: list[int]) -> None
         ({'a"b': 1}, 'filter.a"b'),
         ({"a..b": 1}, "filter.a..b"),
         ({"\ud800": 1}, "filter.\ud800"),
+        ({1: 2}, "filter"),
+        ({"AND": [{None: 2}]}, "filter.AND.0"),
         ({".".join("a" * 33): 1}, "filter." + ".".join("a" * 33)),
         ({"created_at": "yesterday"}, "filter.created_at"),
         ({"created_at": {"gt": "2026-01-01T00:00:00"}}, "filter.created_at.gt"),

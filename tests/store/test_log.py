@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import Connection, create_engine, insert, inspect, select, text, update
 
 from store import (
     Append,
@@ -96,6 +96,26 @@ def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(SchemaMismatch):
         Log.open(f"sqlite:///{tmp_path}/other.db")
+
+
+def test_another_programs_table_is_not_taken_for_the_logs(url: str) -> None:
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE users (id INTEGER, email TEXT)"))
+    with pytest.raises(SchemaMismatch, match="'users'"):
+        Log.open(url)
+    assert inspect(engine).get_table_names() == ["users"]
+    engine.dispose()
+
+
+def test_a_log_is_made_beside_tables_of_other_names(url: str) -> None:
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE customers (id INTEGER)"))
+    Log.open(url).close()
+    tables = ["customers", "contents", "history", "memories", "meta", "models", "users", "writes"]
+    assert sorted(inspect(engine).get_table_names()) == sorted(tables)
+    engine.dispose()
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "mysql://x/y", "sqlite://", "memory://a/b"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,23 @@ import pytest
 from sqlalchemy import update
 
 import store.__main__ as command_line
-from store import Append, InvalidInput, LogDamaged, ModelMismatch, NewMemory, Search, SearchResult, Store
+from store import (
+    Append,
+    Imported,
+    InvalidInput,
+    LogDamaged,
+    LogUnavailable,
+    ModelMismatch,
+    NewMemory,
+    Search,
+    SearchResult,
+    Store,
+)
 from store.log import Log
 from store.maintenance import Counts, compact, count, reembed, served, verify
 from store.rows import micros
 from store.schema import contents, memories, users
+from store.users import lock_users
 
 from .conftest import DIM, Clock
 
@@ -189,6 +202,24 @@ def test_a_move_that_ended_after_the_switch_is_brought_to_its_end(
     assert list(verify(log)) == []
 
 
+def test_old_vectors_are_forgotten_under_the_locks_of_their_users(
+    store: Store, log: Log, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    with monkeypatch.context() as patched:
+        patched.setattr("store.maintenance._forget_vectors", lambda log, model: 0)
+        reembed(log, "new", new_vectors)
+    hasty = Log.open(url, lock_timeout_s=0.2)
+    with log.write() as connection:
+        assert list(lock_users(connection, [1])) == [1]
+        with pytest.raises(LogUnavailable):
+            reembed(hasty, "new", new_vectors)
+    assert count(log).blank == 0
+    assert reembed(hasty, "new", new_vectors) == 0
+    assert count(log).blank == 20
+    hasty.close()
+
+
 def test_users_who_come_while_a_log_is_verified_are_no_problem(store: Store, log: Log) -> None:
     fill(store, count=500)
     assert list(verify(log, lambda rows: fill(store, "bob") if rows == 500 else None)) == []
@@ -267,3 +298,67 @@ def test_the_command_line(
     assert command_line.main(["compact", "--log", url]) == 0
     assert command_line.main(["verify", "--log", url]) == 0
     assert command_line.main(["export", "--log", "sqlite:////dev/null/x", "--user", "a"]) == 2
+
+
+def test_an_import_reads_its_file_as_it_writes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = io.BytesIO(b"a line\n" * 1000)
+    read: list[int] = []
+
+    class Taking:
+        def import_lines(self, tenant: str, user_id: str, lines: Iterator[bytes]) -> Imported:
+            for _ in lines:
+                read.append(file.tell() // len(b"a line\n"))
+            return Imported(len(read), 0)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(command_line, "_file", lambda path, mode: file)
+    monkeypatch.setattr(command_line, "_store", lambda url, line: Taking())
+    assert command_line.main(["import", "--log", "sqlite:///x", "--user", "ann"]) == 0
+    assert read == list(range(1, 1001))
+    assert json.loads(capsys.readouterr().out) == {"imported": 1000, "unchanged": 0}
+
+
+def test_a_url_that_cannot_be_read_is_one_line(store: Store, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(store)
+    assert command_line.main(["reembed", "--log", url, "--model", "new", "--url", "http://HOST:PORT"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == "python -m store reembed: Invalid port: 'PORT'"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"content": b"<html>"},
+        {"content": b"\xff"},
+        {"json": []},
+        {"json": {}},
+        {"json": {"data": [{"index": 0}]}},
+        {"json": {"data": [{"index": 0, "embedding": "AAA"}]}},
+        {"json": {"data": []}},
+    ],
+)
+def test_an_answer_that_holds_no_embeddings_names_its_server(answer: dict[str, Any]) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, **answer))
+    with httpx.Client(transport=transport, base_url="http://peer:1") as client:
+        embed = command_line._embedder(client, None)
+        with pytest.raises(LogUnavailable, match="http://peer:1/v1/embeddings"):
+            embed(["tea"])
+
+
+@pytest.mark.parametrize(
+    ("header", "pause_s"), [("7", 7.0), ("600", 30.0), ("Fri, 31 Dec 2027 23:59:59 GMT", 1.0), ("-1", 1.0), (None, 1.0)]
+)
+def test_a_busy_server_is_asked_again(header: str | None, pause_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(command_line.time, "sleep", pauses.append)
+    answers = iter([httpx.Response(503, headers={"Retry-After": header} if header else {}), httpx.Response(404)])
+    transport = httpx.MockTransport(lambda request: next(answers))
+    with httpx.Client(transport=transport, base_url="http://peer:1") as client:
+        embed = command_line._embedder(client, None)
+        with pytest.raises(LogUnavailable, match="answers 404"):
+            embed(["tea"])
+    assert pauses == [pause_s]

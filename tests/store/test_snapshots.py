@@ -233,6 +233,24 @@ def test_stores_that_share_a_folder_keep_apart(open_store: Callable[..., Store],
     assert [path.name for path in (shared / "1").iterdir()] == ["lock"]
 
 
+def test_what_a_store_that_died_was_writing_is_removed_by_another(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any
+) -> None:
+    shared = tmp_path / "snapshots"
+    one, dead, alive = (open_store(index=OPTIONS, snapshot_dir=shared) for _ in range(3))
+    fill(dead, vectors)
+    dead.close()
+    parts = ["1-0-130.hnsw.part", "1-0-130.rows.part", "7-0-1.hnsw"]
+    for n in "12":
+        for left in parts:
+            (shared / n / left).write_bytes(b"x")
+    one._background._swept_at = 0
+    one.fold()
+    assert sorted(path.name for path in (shared / "1").iterdir()) == ["1-0-120.hnsw", "1-0-120.rows", "lock"]
+    assert sorted(path.name for path in (shared / "2").iterdir()) == [*parts, "lock"]  # its store sees to it
+    alive.close()
+
+
 def test_a_snapshot_holds_no_vector_of_a_dead_row(
     open_store: Callable[..., Store], tmp_path: Path, rng: np.random.Generator
 ) -> None:

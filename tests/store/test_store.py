@@ -178,6 +178,7 @@ def test_duplicates_are_skipped_on_request(store: Store) -> None:
         (NewMemory("1", "x", np.full(DIM, np.nan, np.float32)), "vector"),
         (NewMemory("1", "x", np.full(DIM, np.inf, np.float32)), "vector"),
         (NewMemory("1", "x", np.ones(DIM + 1, np.float32)), "vector"),
+        (NewMemory("1", "x", [10**400] * DIM), "vector"),  # type: ignore[arg-type]
         (NewMemory("1", "x", EYE[0], {"a": {"b": [float("nan")]}}), "metadata.a.b.0"),
         (NewMemory("1", "x", EYE[0], {"a": 2**63}), "metadata.a"),
         (NewMemory("1", "x", EYE[0], {"a": "\0"}), "metadata.a"),
@@ -197,6 +198,15 @@ def test_what_cannot_be_stored_is_named(store: Store, memory: NewMemory, param: 
     assert results[1] == AppendResult([Appended("8", "added", 1)], 1)
 
 
+@pytest.mark.parametrize("id", ["", "a" * 257, "\ud800", 1])
+@pytest.mark.parametrize("call", [Store.get, Store.update, Store.delete, Store.history])
+def test_an_id_that_no_memory_can_have_is_named(store: Store, call: Callable[..., Any], id: Any) -> None:
+    put(store, "ann", new("1"))
+    with pytest.raises(InvalidInput) as caught:
+        call(store, T, "ann", id)
+    assert caught.value.param == "id"
+
+
 def test_vectors_of_any_length_are_compared_by_direction(store: Store) -> None:
     tiny, huge = EYE[0] * np.float32(1e-15), EYE[1] * np.float32(1e15)
     put(store, "ann", NewMemory("tiny", "a", tiny), NewMemory("huge", "b", huge))
@@ -214,7 +224,7 @@ def test_ties_go_to_the_newest(store: Store) -> None:
 
 def test_min_score_and_filter(store: Store) -> None:
     put(store, "ann", *(new(str(n), n, metadata={"even": n % 2 == 0}) for n in range(DIM)))
-    assert find(store, "ann", 3, min_score=0.5) == ["3"]
+    assert find(store, "ann", 3, min_score=0.5) == find(store, "ann", 3, min_score=np.float32(0.5)) == ["3"]
     assert sorted(find(store, "ann", 3, filter={"even": True})) == ["0", "2", "4", "6"]
     assert find(store, "ann", filter={"even": "no"}) == []
     result = store.search([Search(T, "ann", EYE[0], filter={"AND": [{"even": {"foo": 1}}]})])[0]
@@ -228,6 +238,9 @@ def test_min_score_and_filter(store: Store) -> None:
         (Search(T, "ann", EYE[0], 0), "top_k"),
         (Search(T, "ann", np.zeros(DIM, np.float32)), "vector"),
         (Search(T, "ann", np.ones(3, np.float32)), "vector"),
+        (Search(T, "ann", [10**400] * DIM), "vector"),  # type: ignore[arg-type]
+        (Search(T, "ann", EYE[0], min_score="x"), "min_score"),  # type: ignore[arg-type]
+        (Search(T, "ann", EYE[0], min_score=10**400), "min_score"),
     ],
 )
 def test_a_wrong_search_fails_alone(store: Store, search: Search, param: str) -> None:
@@ -332,8 +345,9 @@ def test_what_has_expired_is_gone(store: Store, clock: Clock) -> None:
     clock.advance(10)
     assert find(store, "ann") == ["2"]
     assert [memory.id for memory in store.list(T, "ann").memories] == ["2"]
-    with pytest.raises(NotFound):
-        store.get(T, "ann", "1")
+    for ask in (store.get, store.history):
+        with pytest.raises(NotFound):
+            ask(T, "ann", "1")
     while store.fold():
         pass
     assert [event.event for event in store.history(T, "ann", "1")] == ["added", "deleted"]
