@@ -344,7 +344,7 @@ def test_a_url_that_cannot_be_read_is_one_line(store: Store, url: str, capsys: p
 def test_an_answer_that_holds_no_embeddings_names_its_server(answer: dict[str, Any]) -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(200, **answer))
     with httpx.Client(transport=transport, base_url="http://peer:1") as client:
-        embed = command_line._embedder(client, None)
+        embed = command_line._embedder(client, "new", None)
         with pytest.raises(LogUnavailable, match="http://peer:1/v1/embeddings"):
             embed(["tea"])
 
@@ -358,7 +358,7 @@ def test_a_busy_server_is_asked_again(header: str | None, pause_s: float, monkey
     answers = iter([httpx.Response(503, headers={"Retry-After": header} if header else {}), httpx.Response(404)])
     transport = httpx.MockTransport(lambda request: next(answers))
     with httpx.Client(transport=transport, base_url="http://peer:1") as client:
-        embed = command_line._embedder(client, None)
+        embed = command_line._embedder(client, "new", None)
         with pytest.raises(LogUnavailable, match="answers 404"):
             embed(["tea"])
     assert pauses == [pause_s]
