@@ -110,7 +110,7 @@ def _check_token_ids(ids: list[Any], path: str) -> None:
     if not ids:
         raise InvalidRequest(f"{path} must not be empty.", path, "empty_input")
     for position, token in enumerate(ids):
-        if type(token) is not int or token < 0:
+        if type(token) is not int or not 0 <= token < 2**63:
             raise InvalidRequest(
                 f"{path}.{position} must be a token id (a non-negative integer).", f"{path}.{position}"
             )

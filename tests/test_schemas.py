@@ -71,6 +71,16 @@ def test_half_a_surrogate_pair_is_refused() -> None:
         schemas.check(schemas.AddRequest, {"text": "a", "metadata": {"k": ["\udfff"]}})
 
 
+@pytest.mark.parametrize("token", [2**63, -1, True, 1.0, None])
+def test_a_token_id_fits_64_bits(token: Any) -> None:
+    for given, param in (([5, token], "input.1"), ([[5], [token]], "input.1.0")):
+        with pytest.raises(InvalidRequest) as refused:
+            schemas.check_inputs(given)
+        assert str(refused.value) == f"{param} must be a token id (a non-negative integer)."
+        assert refused.value.param == param
+    schemas.check_inputs([2**63 - 1])
+
+
 def test_numbers_that_json_cannot_hold_are_refused_in_calls() -> None:
     with pytest.raises(InvalidRequest) as refused:
         schemas.check(schemas.AddRequest, {"text": "a", "metadata": {"k": math.inf}})
