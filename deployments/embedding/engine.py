@@ -389,8 +389,8 @@ class Engine:
 
 def _error_of(error: Exception, index: int) -> Exception:
     """What the caller is told about a text that failed."""
-    if isinstance(error, EmbeddingFailed):
-        return EmbeddingFailed(error.message, f"input.{index}", error.code)
+    if isinstance(error, EmbeddingFailed | InvalidRequest):  # a remote model refuses an input, without its number
+        return type(error)(error.message, f"input.{index}", error.code)
     if isinstance(error, MemserveError):
         return error
     reason = (str(error).splitlines() or [type(error).__name__])[0]
