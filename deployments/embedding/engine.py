@@ -301,7 +301,7 @@ class Engine:
         if isinstance(tokens, Exception):
             raise _error_of(tokens, index) from tokens
         if isinstance(tokens, int):
-            message = f"Input {index} has {tokens} tokens; the model reads at most {self.info.max_tokens}."
+            message = f"input.{index} has {tokens} tokens; the model reads at most {self.info.max_tokens}."
             raise InvalidRequest(message, f"input.{index}", "context_length_exceeded")
         if len(tokens) == 0:
             raise InvalidRequest("There is nothing to embed in this input.", f"input.{index}")
