@@ -65,6 +65,8 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
     for _ in range(MAX_METADATA_DEPTH):
         children = [child for node in layer for child in (node.values() if isinstance(node, dict) else node)]
         for key in (key for node in layer if isinstance(node, dict) for key in node):
+            if not isinstance(key, str):
+                raise ValueError("must have strings as keys")
             encodable(key)
         for child in children:
             if isinstance(child, float) and not math.isfinite(child):

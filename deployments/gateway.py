@@ -120,9 +120,9 @@ class Gateway:
             (n, dim) float32, or (n, dimensions), in the order of `texts`.
 
         Raises:
-            InvalidRequest: an empty text, too many texts, an unknown option; `param` names it.
+            InvalidRequest: no list, an empty text, too many texts, an unknown option; `param` names it.
         """
-        values = {"input": list(texts), "input_type": input_type, "truncate": truncate, "dimensions": dimensions}
+        values = {"input": _items(texts, "input"), "input_type": input_type, "truncate": truncate, "dimensions": dimensions}
         body = schemas.check(schemas.EmbeddingsRequest, values)
         result = await self.vectors.of_inputs(body, lambda n: f"input.{n}")
         return outputs.cut(result.vectors, body.dimensions)
@@ -144,7 +144,7 @@ class Gateway:
         Raises:
             InvalidRequest: `param` names the field. store.Conflict: an id is taken by other content.
         """
-        items = [{"text": item} if isinstance(item, str) else dict(item) for item in memories]
+        items = [{"text": item} if isinstance(item, str) else item for item in _items(memories, "memories")]
         body = schemas.check(schemas.AddRequest, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
         groups = [(_user(user_id), body.items())]
         (result,) = await self.append(groups, body, lambda n: f"memories.{n}", origin or Origin.fresh())
@@ -161,7 +161,7 @@ class Gateway:
         Raises:
             InvalidRequest, store.Conflict: `param` names the memory by its position.
         """
-        body = schemas.check(schemas.AddManyRequest, {"memories": [dict(item) for item in memories], **options})
+        body = schemas.check(schemas.AddManyRequest, {"memories": _items(memories, "memories"), **options})
         return await self.append_many(body, origin or Origin.fresh())
 
     async def search(self, user_id: str, query: str | None = None, **options: Any) -> list[dict[str, Any]]:
@@ -262,8 +262,10 @@ class Gateway:
     ) -> Fields:
         """Import lines of NDJSON, or mappings in their place. `{imported, unchanged}`; see deployments/transfer.py."""
 
+        items = _items(lines, "lines")
+
         async def chunks() -> AsyncIterator[bytes]:
-            for number, line in enumerate(lines):
+            for number, line in enumerate(items):
                 yield one_line(line, f"lines.{number}")
 
         return await self.take_in(_user(user_id), chunks(), origin or Origin.fresh())
@@ -405,6 +407,13 @@ def _calls_in_flight(embedder: EmbedderSettings) -> int:
     travels; what makes a batch by itself is sent ahead. A GPU would stand idle meanwhile: two.
     """
     return (embedder.max_replicas or 1) * (2 if embedder.num_gpus else 1)
+
+
+def _items(given: Any, param: str) -> list[Any]:
+    """The items of a handle call's list; a lone one is none. A mapping among them becomes a dict."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
+        raise InvalidRequest(f"{param} must be a list.", param)
+    return [dict(item) if isinstance(item, Mapping) else item for item in given]
 
 
 def _user(user_id: str) -> str:

@@ -81,6 +81,13 @@ def test_a_token_id_fits_64_bits(token: Any) -> None:
     schemas.check_inputs([2**63 - 1])
 
 
+@pytest.mark.parametrize("metadata", [{5: 1}, {"a": {5: 1}}, {"a": [{"b": {None: 1}}]}])
+def test_keys_that_json_cannot_hold_are_refused_in_calls(metadata: Any) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        schemas.check(schemas.AddRequest, {"memories": [{"text": "a", "metadata": metadata}]})
+    assert (refused.value.param or "").startswith("memories.0.metadata")
+
+
 def test_numbers_that_json_cannot_hold_are_refused_in_calls() -> None:
     with pytest.raises(InvalidRequest) as refused:
         schemas.check(schemas.AddRequest, {"text": "a", "metadata": {"k": math.inf}})
