@@ -28,6 +28,12 @@ def encodable(value: str) -> str:
     return value
 
 
+def _no_dot_segment(value: str) -> str:
+    if value in (".", ".."):
+        raise ValueError("must not be . or .., which clients remove from a path")
+    return value
+
+
 def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
@@ -82,7 +88,9 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
 
 
 Prefix = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_control_characters)]
-Id = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
+# An id that a log may hold, from before some were refused; and one of what is new.
+HeldId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
+Id = Annotated[HeldId, AfterValidator(_no_dot_segment)]
 Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_not_blank)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
 Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]

@@ -146,7 +146,7 @@ class Gateway:
         """
         items = [{"text": item} if isinstance(item, str) else item for item in _items(memories, "memories")]
         body = schemas.check(schemas.AddRequest, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
-        groups = [(_user(user_id), body.items())]
+        groups = [(_new_user(user_id), body.items())]
         (result,) = await self.append(groups, body, lambda n: f"memories.{n}", origin or Origin.fresh())
         return [schemas.appended(entry) for entry in result.memories]
 
@@ -268,7 +268,7 @@ class Gateway:
             for number, line in enumerate(items):
                 yield one_line(line, f"lines.{number}")
 
-        return await self.take_in(_user(user_id), chunks(), origin or Origin.fresh())
+        return await self.take_in(_new_user(user_id), chunks(), origin or Origin.fresh())
 
     # What the routes and the handle API share. Arguments are validated.
 
@@ -414,6 +414,10 @@ def _items(given: Any, param: str) -> list[Any]:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
         raise InvalidRequest(f"{param} must be a list.", param)
     return [dict(item) if isinstance(item, Mapping) else item for item in given]
+
+
+def _new_user(user_id: str) -> str:
+    return schemas.check(schemas.NewUserPath, {"user_id": user_id}).user_id
 
 
 def _user(user_id: str) -> str:

@@ -14,6 +14,7 @@ from deployments.fields import (
     Cursor,
     Filter,
     FilterInQuery,
+    HeldId,
     Id,
     Limit,
     Metadata,
@@ -243,16 +244,22 @@ class UsersQuery(_Wire):
     prefix: Prefix = ""
 
 
+class NewUserPath(_Wire):
+    """The user that a handle call writes to, and that need not be there yet."""
+
+    user_id: Id
+
+
 class UserPath(_Wire):
     """The user that a handle call names."""
 
-    user_id: Id
+    user_id: HeldId
 
 
 class MemoryPath(UserPath):
     """The memory that a handle call names."""
 
-    memory_id: Id
+    memory_id: HeldId
 
 
 def check(model: type[Body], values: Mapping[str, Any]) -> Body:

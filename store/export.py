@@ -22,7 +22,7 @@ from store.reading import VECTOR, Position, what_was_said, with_contents
 from store.rows import (
     CONTENT,
     Checked,
-    check_id,
+    check_new_id,
     check_text,
     content_hash,
     dump_metadata,
@@ -174,7 +174,7 @@ class Line:
             raise InvalidInput("The line is not a JSON object.", param)
         if line.get("model", model) != model:
             raise InvalidInput(f"The vector was made by {line['model']}, this log serves {model}.", f"{param}.model")
-        check_id(line.get("id", ""), f"{param}.id")
+        check_new_id(line.get("id", ""), f"{param}.id")
         check_text(line.get("text", 0), f"{param}.text")
         stored, canonical = dump_metadata(line.get("metadata", {}), f"{param}.metadata")
         vector = line.get("vector")

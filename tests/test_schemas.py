@@ -35,6 +35,8 @@ def nested(depth: int) -> dict[str, Any]:
         ({"text": "a", "id": 5}, "id", None),
         ({"text": "a", "id": "a\x7fb"}, "id", None),
         ({"text": "a", "id": "x" * 257}, "id", None),
+        ({"text": "a", "id": "."}, "id", None),
+        ({"memories": [{"text": "a"}, {"text": "a", "id": ".."}]}, "memories.1.id", None),
         ({"text": "a", "metadata": {"k": 2**63}}, "metadata", None),
         ({"text": "a", "metadata": {"k\0": 1}}, "metadata", None),
         ({"text": "a", "metadata": nested(33)}, "metadata", None),

@@ -227,6 +227,8 @@ def test_a_minimal_line_is_enough(store: Store) -> None:
     ("change", "param"),
     [
         ({"id": ""}, "lines.1.id"),
+        ({"id": "."}, "lines.1.id"),
+        ({"id": ".."}, "lines.1.id"),
         ({"text": None}, "lines.1.text"),
         ({"vector": [1.0]}, "lines.1.vector"),
         ({"vector": "x"}, "lines.1.vector"),
