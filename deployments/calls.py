@@ -123,16 +123,21 @@ class EmbedderCalls:
         reply: list[EmbedResult | Exception] = await resilient(lambda: self._handle.embed.remote(requests), "embedder")
         return reply
 
+    @property
+    def known(self) -> ModelInfo | None:
+        """What the model is, if an embedder has said so already."""
+        return self._info
+
     async def info(self) -> ModelInfo:
         """What the model is; asked once."""
         if self._info is None:
-            self._info = await resilient(self._handle.info.remote, "embedder")
+            await self.ping()
         assert self._info is not None
         return self._info
 
     async def ping(self) -> None:
-        """Ask an embedder whether it is there, past its queue. Raises what is wrong."""
-        await resilient(self._handle.info.remote, "embedder")
+        """Ask an embedder whether it is there, and what the model is, past its queue. Raises what is wrong."""
+        self._info = await resilient(self._handle.info.remote, "embedder")
 
     async def embed(
         self,

@@ -122,7 +122,12 @@ class Gateway:
         Raises:
             InvalidRequest: no list, an empty text, too many texts, an unknown option; `param` names it.
         """
-        values = {"input": _items(texts, "input"), "input_type": input_type, "truncate": truncate, "dimensions": dimensions}
+        values = {
+            "input": _items(texts, "input"),
+            "input_type": input_type,
+            "truncate": truncate,
+            "dimensions": dimensions,
+        }
         body = schemas.check(schemas.EmbeddingsRequest, values)
         result = await self.vectors.of_inputs(body, lambda n: f"input.{n}")
         return outputs.cut(result.vectors, body.dimensions)
@@ -364,10 +369,13 @@ class Gateway:
         done = await import_pieces(chunks, max_line_bytes=self.max_body_bytes, embed=self.vectors.of_texts, write=write)
         return {"imported": done.imported, "unchanged": done.unchanged}
 
-    async def check_ready(self) -> None:
-        """Ask an embedder and a store whether they are there. Raises Unavailable with what is missing.
+    async def check_ready(self) -> Fields:
+        """Ask an embedder and a store whether they are there. Returns `{model, device, dtype}`.
 
         Embedders that may be none (`min_replicas: 0`) are not asked: a request will start one, a probe must not.
+
+        Raises:
+            Unavailable: with what is missing.
         """
         checks = {"store": self._store.ping}
         if self._live.settings.embedder.min_replicas > 0:
@@ -385,6 +393,10 @@ class Gateway:
         found = await asyncio.gather(*(missing(*check) for check in sorted(checks.items())))
         if reasons := [reason for reason in found if reason]:
             raise Unavailable(f"Not ready. {'; '.join(reasons)}", None, "not_ready")
+        info = self._embedder.known
+        if info is None:
+            return {"model": self._live.settings.model.name, "device": "none yet", "dtype": "none yet"}
+        return {"model": info.name, "device": info.device, "dtype": info.dtype}
 
     async def _fields(self, path: tuple[str, str], given: Fields) -> Fields:
         """The changes as the store takes them: a new text with its vector; one that is there already as a version."""

@@ -73,7 +73,9 @@ async def test_ids_from_before_they_were_refused_are_read_and_deleted(
     assert (found["user_id"], found["id"], found["text"]) == ("..", "..", "tea")
     assert (await api.get(f"{user}/memories")).json()["memories"] == [found]
     assert (await app.gateway.list(".."))["memories"] == [await app.gateway.get("..", "..")]
-    assert [event["event"] for event in (await api.get(f"{user}/memories/%2E%2E/history")).json()["events"]] == ["added"]
+    assert [event["event"] for event in (await api.get(f"{user}/memories/%2E%2E/history")).json()["events"]] == [
+        "added"
+    ]
     assert len((await api.post(f"{user}/memories/search", json={"query": "tea"})).json()["results"]) == 1
     assert (await api.get(user)).json()["memories"] == 1
     assert orjson.loads((await api.get(f"{user}/export")).content)["id"] == ".."

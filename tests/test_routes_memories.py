@@ -268,7 +268,10 @@ async def test_the_handle_takes_lists_and_nothing_that_looks_like_one(app: Local
 
 async def test_the_handle_names_an_item_that_is_no_memory(app: LocalApp) -> None:
     for item in (5, None, b"tea", ["tea"], [["text", "tea"]]):
-        for call in (app.gateway.add("ann", ["tea", item]), app.gateway.add_many([{"user_id": "a", "text": "b"}, item])):
+        for call in (
+            app.gateway.add("ann", ["tea", item]),
+            app.gateway.add_many([{"user_id": "a", "text": "b"}, item]),
+        ):
             with pytest.raises(InvalidRequest) as refused:
                 await call
             assert refused.value.param == "memories.1"
