@@ -20,7 +20,7 @@ from deployments.embedding.engine import EmbedRequest, EmbedResult, Timings
 from deployments.embedding.model import ModelInfo, Truncate
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Overloaded, ShuttingDown, Unavailable
 from deployments.routing import partition_of
-from deployments.searches import Answers, CoalescedSearches
+from deployments.searches import QUEUED_CALLS, Answers, CoalescedSearches
 from store import Append, AppendResult, Search, SearchResult, StoreError
 from store import Store as Memories
 
@@ -262,7 +262,7 @@ def _checked(answer: Answer | StoreError) -> Answer:
 class StoreCalls:
     """Calls to the store: writes to any replica, reads to the one that is warm for the user's partition.
 
-    Appends and searches are coalesced.
+    Appends and searches are coalesced. Of each so much may wait as fills `QUEUED_CALLS` calls; past it `Overloaded`.
 
     Args:
         handle: the Store deployment.
@@ -280,6 +280,7 @@ class StoreCalls:
             self._append,
             in_flight=append_in_flight,
             budget=append_memories,
+            max_queued=QUEUED_CALLS * append_memories,
             cost=lambda call: sum(len(request.memories) for request in call),
         )
         self._searches = CoalescedSearches(
@@ -290,7 +291,9 @@ class StoreCalls:
 
     def reconfigure(self, *, append_in_flight: int, append_memories: int) -> None:
         """Change what the constructor was given, while calls wait and travel."""
-        self._appends.reconfigure(in_flight=append_in_flight, budget=append_memories)
+        self._appends.reconfigure(
+            in_flight=append_in_flight, budget=append_memories, max_queued=QUEUED_CALLS * append_memories
+        )
 
     async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | Exception]:
         return await self.write(Memories.append_together, calls)
@@ -303,11 +306,15 @@ class StoreCalls:
         return partition_of(tenant, user_id, len(self._by_partition))
 
     async def append(self, call: Sequence[Append]) -> list[AppendResult]:
-        """Commit one call, all of it or nothing, in a transaction with whatever else waits. Raises its own error."""
+        """Commit one call, all of it or nothing, in a transaction with whatever else waits.
+
+        Raises:
+            Overloaded: at once, where too much waits. Else its own error.
+        """
         return await self._appends.submit(call)
 
     async def search(self, request: Search) -> SearchResult:
-        """Search one user. Raises its own error."""
+        """Search one user. Raises its own error, or Overloaded."""
         return await self._searches.search(request)
 
     async def run_warm(
