@@ -1,6 +1,7 @@
 """The kinds of values that bodies and queries are made of, each with its bounds."""
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 MAX_PAGE = 1_000
 MAX_METADATA_DEPTH = 32
+_DATE_OF_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
 
 
 def _no_control_characters(value: str) -> str:
@@ -50,7 +52,8 @@ def _in_utc(value: datetime) -> datetime:
 
 
 def _rfc3339(value: Any) -> Any:
-    if not isinstance(value, str | datetime):
+    """Not the digits that pydantic would take for seconds since 1970, nor a date alone."""
+    if not (isinstance(value, datetime) or (isinstance(value, str) and _DATE_OF_TIME.match(value))):
         raise ValueError("must be an RFC 3339 time")
     return value
 

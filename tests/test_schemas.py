@@ -65,6 +65,30 @@ def test_a_body_that_is_no_json_object_is_refused(raw: bytes) -> None:
         schemas.parse(schemas.AddRequest, raw)
 
 
+@pytest.mark.parametrize(
+    "time", ["20301231", "1893456000", "1893456000.5", "", "2030-12-31", "20301231T000000Z", "x", 5]
+)
+def test_a_time_is_written_as_rfc_3339_has_it(time: Any) -> None:
+    for model in (schemas.AddRequest, schemas.UpdateRequest):
+        with pytest.raises(InvalidRequest) as refused:
+            schemas.check(model, {"text": "a", "expires_at": time})
+        assert str(refused.value) == "expires_at: must be an RFC 3339 time."
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "2030-12-31T01:00:00+01:00",
+        "2030-12-31 00:00:00Z",
+        "2030-12-31t00:00:00.000z",
+        datetime(2030, 12, 31, tzinfo=UTC),
+    ],
+)
+def test_each_form_of_rfc_3339_is_the_same_time(time: Any) -> None:
+    read = schemas.check(schemas.AddRequest, {"text": "a", "expires_at": time})
+    assert read.expires_at == datetime(2030, 12, 31, tzinfo=UTC)
+
+
 def test_half_a_surrogate_pair_is_refused() -> None:
     with pytest.raises(InvalidRequest) as refused:
         schemas.check(schemas.AddRequest, {"text": "\ud800"})
