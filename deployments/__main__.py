@@ -188,7 +188,10 @@ def _environment() -> dict[str, str]:
 def _claim_gateway_ports() -> int:
     """The first of a run of ports that no other server here uses; claimed until this server ends."""
     for first in GATEWAY_PORTS:
-        lock = os.open(f"{tempfile.gettempdir()}/memserve-ports-{first}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock = os.open(f"{tempfile.gettempdir()}/memserve-ports-{first}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # the claim of another user of this machine
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

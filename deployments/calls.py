@@ -20,7 +20,7 @@ from deployments.embedding.engine import EmbedRequest, EmbedResult, Timings
 from deployments.embedding.model import ModelInfo, Truncate
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Overloaded, ShuttingDown, Unavailable
 from deployments.routing import partition_of
-from deployments.searches import Answers, CoalescedSearches
+from deployments.searches import QUEUED_CALLS, Answers, CoalescedSearches
 from store import Append, AppendResult, Search, SearchResult, StoreError
 from store import Store as Memories
 
@@ -123,16 +123,21 @@ class EmbedderCalls:
         reply: list[EmbedResult | Exception] = await resilient(lambda: self._handle.embed.remote(requests), "embedder")
         return reply
 
+    @property
+    def known(self) -> ModelInfo | None:
+        """What the model is, if an embedder has said so already."""
+        return self._info
+
     async def info(self) -> ModelInfo:
         """What the model is; asked once."""
         if self._info is None:
-            self._info = await resilient(self._handle.info.remote, "embedder")
+            await self.ping()
         assert self._info is not None
         return self._info
 
     async def ping(self) -> None:
-        """Ask an embedder whether it is there, past its queue. Raises what is wrong."""
-        await resilient(self._handle.info.remote, "embedder")
+        """Ask an embedder whether it is there, and what the model is, past its queue. Raises what is wrong."""
+        self._info = await resilient(self._handle.info.remote, "embedder")
 
     async def embed(
         self,
@@ -257,7 +262,7 @@ def _checked(answer: Answer | StoreError) -> Answer:
 class StoreCalls:
     """Calls to the store: writes to any replica, reads to the one that is warm for the user's partition.
 
-    Appends and searches are coalesced.
+    Appends and searches are coalesced. Of each so much may wait as fills `QUEUED_CALLS` calls; past it `Overloaded`.
 
     Args:
         handle: the Store deployment.
@@ -275,6 +280,7 @@ class StoreCalls:
             self._append,
             in_flight=append_in_flight,
             budget=append_memories,
+            max_queued=QUEUED_CALLS * append_memories,
             cost=lambda call: sum(len(request.memories) for request in call),
         )
         self._searches = CoalescedSearches(
@@ -285,7 +291,9 @@ class StoreCalls:
 
     def reconfigure(self, *, append_in_flight: int, append_memories: int) -> None:
         """Change what the constructor was given, while calls wait and travel."""
-        self._appends.reconfigure(in_flight=append_in_flight, budget=append_memories)
+        self._appends.reconfigure(
+            in_flight=append_in_flight, budget=append_memories, max_queued=QUEUED_CALLS * append_memories
+        )
 
     async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | Exception]:
         return await self.write(Memories.append_together, calls)
@@ -298,11 +306,15 @@ class StoreCalls:
         return partition_of(tenant, user_id, len(self._by_partition))
 
     async def append(self, call: Sequence[Append]) -> list[AppendResult]:
-        """Commit one call, all of it or nothing, in a transaction with whatever else waits. Raises its own error."""
+        """Commit one call, all of it or nothing, in a transaction with whatever else waits.
+
+        Raises:
+            Overloaded: at once, where too much waits. Else its own error.
+        """
         return await self._appends.submit(call)
 
     async def search(self, request: Search) -> SearchResult:
-        """Search one user. Raises its own error."""
+        """Search one user. Raises its own error, or Overloaded."""
         return await self._searches.search(request)
 
     async def run_warm(

@@ -1,6 +1,7 @@
 """The kinds of values that bodies and queries are made of, each with its bounds."""
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 MAX_PAGE = 1_000
 MAX_METADATA_DEPTH = 32
+_DATE_OF_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
 
 
 def _no_control_characters(value: str) -> str:
@@ -28,6 +30,12 @@ def encodable(value: str) -> str:
     return value
 
 
+def _no_dot_segment(value: str) -> str:
+    if value in (".", ".."):
+        raise ValueError("must not be . or .., which clients remove from a path")
+    return value
+
+
 def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
@@ -44,7 +52,8 @@ def _in_utc(value: datetime) -> datetime:
 
 
 def _rfc3339(value: Any) -> Any:
-    if not isinstance(value, str | datetime):
+    """Not the digits that pydantic would take for seconds since 1970, nor a date alone."""
+    if not (isinstance(value, datetime) or (isinstance(value, str) and _DATE_OF_TIME.match(value))):
         raise ValueError("must be an RFC 3339 time")
     return value
 
@@ -65,6 +74,8 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
     for _ in range(MAX_METADATA_DEPTH):
         children = [child for node in layer for child in (node.values() if isinstance(node, dict) else node)]
         for key in (key for node in layer if isinstance(node, dict) for key in node):
+            if not isinstance(key, str):
+                raise ValueError("must have strings as keys")
             encodable(key)
         for child in children:
             if isinstance(child, float) and not math.isfinite(child):
@@ -80,7 +91,9 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
 
 
 Prefix = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_control_characters)]
-Id = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
+# An id that a log may hold, from before some were refused; and one of what is new.
+HeldId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
+Id = Annotated[HeldId, AfterValidator(_no_dot_segment)]
 Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_not_blank)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
 Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]

@@ -120,9 +120,14 @@ class Gateway:
             (n, dim) float32, or (n, dimensions), in the order of `texts`.
 
         Raises:
-            InvalidRequest: an empty text, too many texts, an unknown option; `param` names it.
+            InvalidRequest: no list, an empty text, too many texts, an unknown option; `param` names it.
         """
-        values = {"input": list(texts), "input_type": input_type, "truncate": truncate, "dimensions": dimensions}
+        values = {
+            "input": _items(texts, "input"),
+            "input_type": input_type,
+            "truncate": truncate,
+            "dimensions": dimensions,
+        }
         body = schemas.check(schemas.EmbeddingsRequest, values)
         result = await self.vectors.of_inputs(body, lambda n: f"input.{n}")
         return outputs.cut(result.vectors, body.dimensions)
@@ -144,9 +149,9 @@ class Gateway:
         Raises:
             InvalidRequest: `param` names the field. store.Conflict: an id is taken by other content.
         """
-        items = [{"text": item} if isinstance(item, str) else dict(item) for item in memories]
+        items = [{"text": item} if isinstance(item, str) else item for item in _items(memories, "memories")]
         body = schemas.check(schemas.AddRequest, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
-        groups = [(_user(user_id), body.items())]
+        groups = [(_new_user(user_id), body.items())]
         (result,) = await self.append(groups, body, lambda n: f"memories.{n}", origin or Origin.fresh())
         return [schemas.appended(entry) for entry in result.memories]
 
@@ -161,7 +166,7 @@ class Gateway:
         Raises:
             InvalidRequest, store.Conflict: `param` names the memory by its position.
         """
-        body = schemas.check(schemas.AddManyRequest, {"memories": [dict(item) for item in memories], **options})
+        body = schemas.check(schemas.AddManyRequest, {"memories": _items(memories, "memories"), **options})
         return await self.append_many(body, origin or Origin.fresh())
 
     async def search(self, user_id: str, query: str | None = None, **options: Any) -> list[dict[str, Any]]:
@@ -262,11 +267,13 @@ class Gateway:
     ) -> Fields:
         """Import lines of NDJSON, or mappings in their place. `{imported, unchanged}`; see deployments/transfer.py."""
 
+        items = _items(lines, "lines")
+
         async def chunks() -> AsyncIterator[bytes]:
-            for number, line in enumerate(lines):
+            for number, line in enumerate(items):
                 yield one_line(line, f"lines.{number}")
 
-        return await self.take_in(_user(user_id), chunks(), origin or Origin.fresh())
+        return await self.take_in(_new_user(user_id), chunks(), origin or Origin.fresh())
 
     # What the routes and the handle API share. Arguments are validated.
 
@@ -363,10 +370,13 @@ class Gateway:
         done = await import_pieces(chunks, max_line_bytes=self.max_body_bytes, embed=self.vectors.of_texts, write=write)
         return {"imported": done.imported, "unchanged": done.unchanged}
 
-    async def check_ready(self) -> None:
-        """Ask an embedder and a store whether they are there. Raises Unavailable with what is missing.
+    async def check_ready(self) -> Fields:
+        """Ask an embedder and a store whether they are there. Returns `{model, device, dtype}`.
 
         Embedders that may be none (`min_replicas: 0`) are not asked: a request will start one, a probe must not.
+
+        Raises:
+            Unavailable: with what is missing.
         """
         checks = {"store": self._store.ping}
         if self._live.settings.embedder.min_replicas > 0:
@@ -384,6 +394,10 @@ class Gateway:
         found = await asyncio.gather(*(missing(*check) for check in sorted(checks.items())))
         if reasons := [reason for reason in found if reason]:
             raise Unavailable(f"Not ready. {'; '.join(reasons)}", None, "not_ready")
+        info = self._embedder.known
+        if info is None:
+            return {"model": self._live.settings.model.name, "device": "none yet", "dtype": "none yet"}
+        return {"model": info.name, "device": info.device, "dtype": info.dtype}
 
     async def _fields(self, path: tuple[str, str], given: Fields) -> Fields:
         """The changes as the store takes them: a new text with its vector; one that is there already as a version."""
@@ -406,6 +420,17 @@ def _calls_in_flight(embedder: EmbedderSettings) -> int:
     travels; what makes a batch by itself is sent ahead. A GPU would stand idle meanwhile: two.
     """
     return (embedder.max_replicas or 1) * (2 if embedder.num_gpus else 1)
+
+
+def _items(given: Any, param: str) -> list[Any]:
+    """The items of a handle call's list; a lone one is none. A mapping among them becomes a dict."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
+        raise InvalidRequest(f"{param} must be a list.", param)
+    return [dict(item) if isinstance(item, Mapping) else item for item in given]
+
+
+def _new_user(user_id: str) -> str:
+    return schemas.check(schemas.NewUserPath, {"user_id": user_id}).user_id
 
 
 def _user(user_id: str) -> str:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments import schemas
 from deployments.errors import HttpError, InvalidRequest, MemserveError, TooLarge, to_http
-from deployments.fields import Id
+from deployments.fields import HeldId, Id
 from deployments.origin import Origin
 from store import StoreError
 
@@ -29,6 +29,7 @@ logger = logging.getLogger("ray.serve")
 
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
 _ID = TypeAdapter(Id)
+_HELD_ID = TypeAdapter(HeldId)
 _MAX_PARAMETERS = 32
 
 Query = TypeVar("Query", bound=BaseModel)
@@ -47,10 +48,10 @@ class RawPath:
         await self.app(scope, receive, send)
 
 
-def decode_id(segment: str, name: str) -> str:
-    """A path segment as it was meant. Raises InvalidRequest naming `name` unless it is a valid id."""
+def decode_id(segment: str, name: str, *, new: bool = False) -> str:
+    """A path segment as it was meant. Raises InvalidRequest naming `name` unless it is an id; `new` may make one."""
     try:
-        return _ID.validate_python(unquote_to_bytes(segment).decode())
+        return (_ID if new else _HELD_ID).validate_python(unquote_to_bytes(segment).decode())
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{name} must be percent-encoded UTF-8.", name) from error
     except ValidationError as error:

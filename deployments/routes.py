@@ -36,6 +36,4 @@ def _add_operations(api: FastAPI, gateway: Gateway) -> None:
     @api.get("/health", tags=["operations"])
     async def get_ready() -> Response:
         """200 when a text can be embedded and the log be read, else 503 with what is missing."""
-        await gateway.check_ready()
-        info = await gateway.model_info()
-        return json_response({"status": "ready", "model": info.name, "device": info.device, "dtype": info.dtype})
+        return json_response({"status": "ready", **await gateway.check_ready()})

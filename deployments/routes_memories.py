@@ -30,7 +30,7 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
     @api.post(MEMORIES, status_code=201, openapi_extra=body_of(schemas.AddRequest), tags=["memories"])
     async def post_user_memories(user_id: str, request: Request) -> Response:
         """Remember one text or many for a user. Answers when they are committed."""
-        user = decode_id(user_id, "user_id")
+        user = decode_id(user_id, "user_id", new=True)
         read_query(request, schemas.NoQuery)
         raw = await read_body(request, gateway.max_body_bytes)
         body = schemas.parse(schemas.AddRequest, raw)

@@ -21,9 +21,9 @@ NDJSON = "application/x-ndjson"
 def add_users(api: FastAPI, gateway: Gateway) -> None:
     """Add the routes under /v1/users that are about a user as a whole."""
 
-    def user_of(user_id: str, request: Request) -> str:
+    def user_of(user_id: str, request: Request, *, new: bool = False) -> str:
         read_query(request, schemas.NoQuery)
-        return decode_id(user_id, "user_id")
+        return decode_id(user_id, "user_id", new=new)
 
     @api.get("/v1/users", openapi_extra=query_of(schemas.UsersQuery), tags=["users"])
     async def get_users(request: Request) -> Response:
@@ -68,4 +68,5 @@ def add_users(api: FastAPI, gateway: Gateway) -> None:
     )
     async def post_import(user_id: str, request: Request) -> Response:
         """Take in NDJSON as the export makes it; a line without a vector is embedded. Can be sent again."""
-        return json_response(await gateway.take_in(user_of(user_id, request), request.stream(), origin_of(request)))
+        user = user_of(user_id, request, new=True)
+        return json_response(await gateway.take_in(user, request.stream(), origin_of(request)))

@@ -14,6 +14,7 @@ from deployments.fields import (
     Cursor,
     Filter,
     FilterInQuery,
+    HeldId,
     Id,
     Limit,
     Metadata,
@@ -110,7 +111,7 @@ def _check_token_ids(ids: list[Any], path: str) -> None:
     if not ids:
         raise InvalidRequest(f"{path} must not be empty.", path, "empty_input")
     for position, token in enumerate(ids):
-        if type(token) is not int or token < 0:
+        if type(token) is not int or not 0 <= token < 2**63:
             raise InvalidRequest(
                 f"{path}.{position} must be a token id (a non-negative integer).", f"{path}.{position}"
             )
@@ -243,16 +244,22 @@ class UsersQuery(_Wire):
     prefix: Prefix = ""
 
 
+class NewUserPath(_Wire):
+    """The user that a handle call writes to, and that need not be there yet."""
+
+    user_id: Id
+
+
 class UserPath(_Wire):
     """The user that a handle call names."""
 
-    user_id: Id
+    user_id: HeldId
 
 
 class MemoryPath(UserPath):
     """The memory that a handle call names."""
 
-    memory_id: Id
+    memory_id: HeldId
 
 
 def check(model: type[Body], values: Mapping[str, Any]) -> Body:

@@ -18,6 +18,7 @@ Ask = Callable[[int, list[Search]], Awaitable[tuple[str, Answers]]]
 
 IN_FLIGHT = 2  # one is searched for while another is on its way
 SEARCHES = 64  # of one call
+QUEUED_CALLS = 64  # of work that may wait for a store; past it `Overloaded`
 _UNKNOWN = ""
 
 
@@ -39,12 +40,14 @@ class CoalescedSearches:
         self._batchers: dict[str, Batcher[tuple[int, Search], SearchResult]] = {}
 
     async def search(self, request: Search) -> SearchResult:
-        """Wait for one search's answer. Raises its own error."""
+        """Wait for one search's answer. Raises its own error, or Overloaded at once where too many wait."""
         partition = self._partition_of(request)
         replica = self._replica_of[partition]
         batcher = self._batchers.get(replica)
         if batcher is None:
-            batcher = self._batchers[replica] = Batcher(self._call, in_flight=IN_FLIGHT, budget=SEARCHES)
+            batcher = self._batchers[replica] = Batcher(
+                self._call, in_flight=IN_FLIGHT, budget=SEARCHES, max_queued=QUEUED_CALLS * SEARCHES
+            )
         return await batcher.submit((partition, request))
 
     async def _call(self, waiting: list[tuple[int, Search]]) -> Answers:

@@ -16,7 +16,7 @@ from store import writes
 from store.errors import Conflict, InvalidInput, StoreError
 from store.known import State, find_oldest, states
 from store.records import Append, Appended, AppendResult
-from store.rows import Checked, check_id, content_hash, micros, user_key
+from store.rows import Checked, check_id, check_new_id, content_hash, micros, user_key
 from store.rows import checked as checked_memory
 from store.schema import memories
 from store.users import User
@@ -64,7 +64,7 @@ def checked(call: Sequence[Append], dim: int) -> list[CheckedAppend]:
     taken: list[CheckedAppend] = []
     first = 0
     for request in call:
-        check_id(request.user_id, "user_id")
+        check_new_id(request.user_id, "user_id")
         if request.write_id is not None:
             check_id(request.write_id, "write_id")
         if request.write_id != call[0].write_id:

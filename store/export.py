@@ -22,7 +22,7 @@ from store.reading import VECTOR, Position, what_was_said, with_contents
 from store.rows import (
     CONTENT,
     Checked,
-    check_id,
+    check_new_id,
     check_text,
     content_hash,
     dump_metadata,
@@ -39,6 +39,7 @@ from store.writing import content_of, forget, or_never, write_contents
 
 PAGE = 200
 _EVENTS = ("added", "updated", "deleted")
+_CLOCKS_APART_US = 60_000_000  # an export may come from a machine whose clock is ahead
 
 
 class ExportCursor(NamedTuple):
@@ -174,8 +175,10 @@ class Line:
             raise InvalidInput("The line is not a JSON object.", param)
         if line.get("model", model) != model:
             raise InvalidInput(f"The vector was made by {line['model']}, this log serves {model}.", f"{param}.model")
-        check_id(line.get("id", ""), f"{param}.id")
+        check_new_id(line.get("id", ""), f"{param}.id")
         check_text(line.get("text", 0), f"{param}.text")
+        if not line["text"].strip():  # no model could embed it again
+            raise InvalidInput("A text is not empty.", f"{param}.text")
         stored, canonical = dump_metadata(line.get("metadata", {}), f"{param}.metadata")
         vector = line.get("vector")
         if not isinstance(vector, list):
@@ -184,8 +187,8 @@ class Line:
         now = micros(datetime.now(UTC), param)
         expires_at = None if line.get("expires_at") is None else _time_in(line["expires_at"], f"{param}.expires_at")
         self.checked = Checked(line["id"], line["text"], stored, canonical, expires_at, embedding, crc)
-        self.created_at = _time_in(line["created_at"], f"{param}.created_at") if "created_at" in line else now
-        self.updated_at = _time_in(line["updated_at"], f"{param}.updated_at") if "updated_at" in line else now
+        self.created_at = _past_in(line["created_at"], f"{param}.created_at", now) if "created_at" in line else now
+        self.updated_at = _past_in(line["updated_at"], f"{param}.updated_at", now) if "updated_at" in line else now
         self.version = _version_in(line.get("version", 0), f"{param}.version", -1, 2**62)
         self.event = line.get("event", "added")
         if self.event not in ("added", "updated"):
@@ -196,7 +199,7 @@ class Line:
         self.history: list[Past] = []
         newest = 0
         for n, event in enumerate(events):
-            self.history.append(_event_in(event, f"{param}.history.{n}", newest, self.version))
+            self.history.append(_event_in(event, f"{param}.history.{n}", newest, self.version, now))
             newest = self.history[-1].version
 
 
@@ -334,7 +337,7 @@ def _event_out(row: Any, text: str | None, metadata: str | None) -> dict[str, An
     }
 
 
-def _event_in(event: Any, param: str, newest: int, version: int) -> Past:
+def _event_in(event: Any, param: str, newest: int, version: int, now: int) -> Past:
     if not isinstance(event, dict) or event.get("event") not in _EVENTS:
         raise InvalidInput(f"An event is one of {', '.join(_EVENTS)}.", f"{param}.event")
     text, metadata = event.get("text"), event.get("metadata")
@@ -342,7 +345,7 @@ def _event_in(event: Any, param: str, newest: int, version: int) -> Past:
         check_text(text, f"{param}.text")
     return Past(
         event["event"],
-        _time_in(event.get("at"), f"{param}.at"),
+        _past_in(event.get("at"), f"{param}.at", now),
         _version_in(event.get("version"), f"{param}.version", newest, version),
         text,
         "{}" if metadata is None else dump_metadata(metadata, f"{param}.metadata")[0],
@@ -357,6 +360,14 @@ def _version_in(value: Any, param: str, above: int, below: int) -> int:
 
 def _time_out(value: int) -> str:
     return moment(value).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _past_in(value: Any, param: str, now: int) -> int:
+    """A time at which something has happened: what is younger than every write would win over each of them."""
+    at = _time_in(value, param)
+    if at > now + _CLOCKS_APART_US:
+        raise InvalidInput("A time at which something has happened is not in the future.", param)
+    return at
 
 
 def _time_in(value: Any, param: str) -> int:

@@ -64,12 +64,19 @@ def checked(memory: NewMemory, dim: int, param: str) -> Checked:
     Raises:
         InvalidInput: with the path of the field below `param`.
     """
-    check_id(memory.id, f"{param}.id")
+    check_new_id(memory.id, f"{param}.id")
     check_text(memory.text, f"{param}.text")
     stored, canonical = dump_metadata(memory.metadata, f"{param}.metadata")
     embedding, crc = dump_vector(memory.vector, dim, f"{param}.vector")
     expires_at = None if memory.expires_at is None else micros(memory.expires_at, f"{param}.expires_at")
     return Checked(memory.id, memory.text, stored, canonical, expires_at, embedding, crc, memory.made_id)
+
+
+def check_new_id(value: str, param: str) -> None:
+    """As `check_id`, and not . or .., which clients remove from a path: what is left would name the whole user."""
+    check_id(value, param)
+    if value in (".", ".."):
+        raise InvalidInput("An id is not . or .., which clients remove from a path.", param)
 
 
 def check_id(value: str, param: str) -> None:

@@ -285,7 +285,7 @@ class Store:
             InvalidInput: a line cannot be used; `param` is `lines.NUMBER.FIELD`. The parts before it are written.
             Conflict: a line has the id of a memory with other content, or was erased after `issued_at`.
         """
-        rows.check_id(user_id, "user_id")
+        rows.check_new_id(user_id, "user_id")
         sent = None if issued_at is None else rows.micros(issued_at, "issued_at")
         imported = unchanged = 0
         checked = export.numbered(iter(lines), first, self.log.model, self.dim)

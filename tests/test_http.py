@@ -5,11 +5,18 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import numpy as np
+import orjson
 import pytest
 
-from tests.local_app import LocalApp
+from deployments.errors import InvalidRequest
+from deployments.gateway import TENANT
+from store import Append, InvalidInput
+from store import NewMemory as StoredMemory
+from store import Store as Memories
+from tests.local_app import DIM, LocalApp
 
-AWKWARD = ["a/b", "100%25", "a?b#c&d=e", "ü 茶 🍵", "..", "%2F", "+", "a;b", "\u2028", "x" * 256]
+AWKWARD = ["a/b", "100%25", "a?b#c&d=e", "ü 茶 🍵", "...", "%2F", "+", "a;b", "\u2028", "x" * 256]
 
 
 @pytest.mark.parametrize("name", AWKWARD)
@@ -22,6 +29,59 @@ async def test_an_id_comes_through_a_path_unchanged(api: httpx.AsyncClient, name
     assert (await api.get(user)).json()["user_id"] == name
     assert [one["user_id"] for one in (await api.get("/v1/users")).json()["users"]] == [name]
     assert (await api.delete(f"{user}/memories/{segment}")).status_code == 204
+
+
+@pytest.mark.parametrize("dots", [".", ".."])
+async def test_ids_that_clients_remove_from_a_path_are_refused(app: LocalApp, dots: str) -> None:
+    api, gateway, message = app.http, app.gateway, "must not be . or .., which clients remove from a path."
+    segment = dots.replace(".", "%2E")
+    for path, body, param in [
+        ("/v1/users/ann/memories", {"text": "tea", "id": dots}, "id"),
+        ("/v1/users/ann/memories", {"memories": [{"text": "tea"}, {"text": "tea", "id": dots}]}, "memories.1.id"),
+        (f"/v1/users/{segment}/memories", {"text": "tea"}, "user_id"),
+        ("/v1/memories", {"memories": [{"user_id": dots, "text": "tea"}]}, "memories.0.user_id"),
+        (f"/v1/users/{segment}/import", {"id": "1", "text": "tea"}, "user_id"),
+    ]:
+        refused = await api.post(path, json=body)
+        assert refused.status_code == 400
+        error = refused.json()["error"]
+        assert (error["message"], error["param"]) == (f"{param}: {message}", param)
+    line = {"id": dots, "text": "tea"}
+    assert (await api.post("/v1/users/ann/import", json=line)).json()["error"]["param"] == "lines.0.id"
+    for call, param in (
+        (gateway.add(dots, ["tea"]), "user_id"),
+        (gateway.import_lines(dots, [line]), "user_id"),
+        (gateway.import_lines("ann", [line]), "lines.0.id"),
+    ):
+        with pytest.raises((InvalidRequest, InvalidInput)) as caught:
+            await call
+        assert caught.value.param == param
+    assert app.model.texts == ["tea", "tea"]  # of the imports, whose ids the log checks
+    assert (await api.get("/v1/users")).json()["users"] == []
+
+
+async def test_ids_from_before_they_were_refused_are_read_and_deleted(
+    app: LocalApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, user = app.http, "/v1/users/%2E%2E"
+    with monkeypatch.context() as before:
+        before.setattr("store.appending.check_new_id", lambda *_: None)
+        before.setattr("store.rows.check_new_id", lambda *_: None)
+        new = StoredMemory(id="..", text="tea", vector=np.ones(DIM, np.float32))
+        await app.store.deployment.run(Memories.append, [Append(TENANT, "..", (new,))])
+    found = (await api.get(f"{user}/memories/%2E%2E")).json()
+    assert (found["user_id"], found["id"], found["text"]) == ("..", "..", "tea")
+    assert (await api.get(f"{user}/memories")).json()["memories"] == [found]
+    assert (await app.gateway.list(".."))["memories"] == [await app.gateway.get("..", "..")]
+    assert [event["event"] for event in (await api.get(f"{user}/memories/%2E%2E/history")).json()["events"]] == [
+        "added"
+    ]
+    assert len((await api.post(f"{user}/memories/search", json={"query": "tea"})).json()["results"]) == 1
+    assert (await api.get(user)).json()["memories"] == 1
+    assert orjson.loads((await api.get(f"{user}/export")).content)["id"] == ".."
+    assert (await api.delete(f"{user}/memories/%2E%2E")).status_code == 204
+    assert (await api.get(f"{user}/memories")).json()["memories"] == []
+    assert (await api.delete(user)).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,33 @@ async def test_the_handle_adds_for_many_users(app: LocalApp) -> None:
     assert invalid.value.param == "memories.0.user_id"
 
 
+@pytest.mark.parametrize("lone", ["tea", b"tea", {"text": "tea"}, {"tea"}, 5, None, iter(["tea"])])
+async def test_the_handle_takes_lists_and_nothing_that_looks_like_one(app: LocalApp, lone: Any) -> None:
+    gateway = app.gateway
+    for call, param in (
+        (gateway.add("ann", lone), "memories"),
+        (gateway.add_many(lone), "memories"),
+        (gateway.embed(lone), "input"),
+        (gateway.import_lines("ann", lone), "lines"),
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            await call
+        assert (str(refused.value), refused.value.param) == (f"{param} must be a list.", param)
+    assert (await gateway.users())["users"] == []
+
+
+async def test_the_handle_names_an_item_that_is_no_memory(app: LocalApp) -> None:
+    for item in (5, None, b"tea", ["tea"], [["text", "tea"]]):
+        for call in (
+            app.gateway.add("ann", ["tea", item]),
+            app.gateway.add_many([{"user_id": "a", "text": "b"}, item]),
+        ):
+            with pytest.raises(InvalidRequest) as refused:
+                await call
+            assert refused.value.param == "memories.1"
+    assert len(await app.gateway.add("ann", ("tea", {"text": "milk"}))) == 2
+
+
 async def test_a_conflict_names_the_memory_as_its_caller_sent_it(api: httpx.AsyncClient) -> None:
     await add(api, {"id": "1", "text": "tea"})
     lone = await api.post(ANN, json={"id": "1", "text": "milk"})

@@ -1,11 +1,14 @@
 """Overload is answered, not queued: past the limit 429 with Retry-After, whatever is asked, until it is gone."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
+from deployments import searches
 from tests.local_app import LocalApp
 
 
@@ -45,3 +48,43 @@ async def test_past_the_limit_one_text_and_many_are_refused_and_what_waits_is_an
     assert (await api.post("/v1/embeddings", json={"input": "one more"})).status_code == 200
     # Nothing of what was refused was written.
     assert (await api.get("/v1/users/ann/memories")).json()["memories"] == []
+
+
+@pytest.mark.parametrize("what", ["add", "search"])
+async def test_what_a_store_cannot_take_is_refused_and_what_waits_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(searches, "SEARCHES", 1)
+    monkeypatch.setattr(searches, "IN_FLIGHT", 1)
+    app = await LocalApp.start(tmp_path, gateway={"append_calls_in_flight": 1, "append_call_memories": 1})
+    store, unlocked = app.store.deployment, asyncio.Event()
+
+    def locked(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def wait(*args: Any, **options: Any) -> Any:
+            await unlocked.wait()
+            return await call(*args, **options)
+
+        return wait
+
+    monkeypatch.setattr(store, "run", locked(store.run))
+    monkeypatch.setattr(store, "search", locked(store.search))
+
+    def ask() -> Awaitable[httpx.Response]:
+        if what == "add":
+            return app.http.post("/v1/users/ann/memories", json={"text": "tea"})
+        return app.http.post("/v1/users/ann/memories/search", json={"query": "tea"})
+
+    waiting = [asyncio.ensure_future(ask())]
+    await turns(2000)
+    waiting += [asyncio.ensure_future(ask()) for _ in range(64)]
+    await turns(2000)
+    refused = await asyncio.wait_for(ask(), 10.0)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+    unlocked.set()
+    assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {201 if what == "add" else 200}
+    if what == "add":
+        assert (await app.http.get("/v1/users/ann")).json()["memories"] == 65
+        await app.gateway.reconfigure({"gateway": {"append_call_memories": 2}})
+        assert app.gateway._store._appends.max_queued == 128
+    await app.stop()

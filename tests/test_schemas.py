@@ -35,6 +35,8 @@ def nested(depth: int) -> dict[str, Any]:
         ({"text": "a", "id": 5}, "id", None),
         ({"text": "a", "id": "a\x7fb"}, "id", None),
         ({"text": "a", "id": "x" * 257}, "id", None),
+        ({"text": "a", "id": "."}, "id", None),
+        ({"memories": [{"text": "a"}, {"text": "a", "id": ".."}]}, "memories.1.id", None),
         ({"text": "a", "metadata": {"k": 2**63}}, "metadata", None),
         ({"text": "a", "metadata": {"k\0": 1}}, "metadata", None),
         ({"text": "a", "metadata": nested(33)}, "metadata", None),
@@ -63,12 +65,53 @@ def test_a_body_that_is_no_json_object_is_refused(raw: bytes) -> None:
         schemas.parse(schemas.AddRequest, raw)
 
 
+@pytest.mark.parametrize(
+    "time", ["20301231", "1893456000", "1893456000.5", "", "2030-12-31", "20301231T000000Z", "x", 5]
+)
+def test_a_time_is_written_as_rfc_3339_has_it(time: Any) -> None:
+    for model in (schemas.AddRequest, schemas.UpdateRequest):
+        with pytest.raises(InvalidRequest) as refused:
+            schemas.check(model, {"text": "a", "expires_at": time})
+        assert str(refused.value) == "expires_at: must be an RFC 3339 time."
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "2030-12-31T01:00:00+01:00",
+        "2030-12-31 00:00:00Z",
+        "2030-12-31t00:00:00.000z",
+        datetime(2030, 12, 31, tzinfo=UTC),
+    ],
+)
+def test_each_form_of_rfc_3339_is_the_same_time(time: Any) -> None:
+    read = schemas.check(schemas.AddRequest, {"text": "a", "expires_at": time})
+    assert read.expires_at == datetime(2030, 12, 31, tzinfo=UTC)
+
+
 def test_half_a_surrogate_pair_is_refused() -> None:
     with pytest.raises(InvalidRequest) as refused:
         schemas.check(schemas.AddRequest, {"text": "\ud800"})
     assert refused.value.param == "text"
     with pytest.raises(InvalidRequest):
         schemas.check(schemas.AddRequest, {"text": "a", "metadata": {"k": ["\udfff"]}})
+
+
+@pytest.mark.parametrize("token", [2**63, -1, True, 1.0, None])
+def test_a_token_id_fits_64_bits(token: Any) -> None:
+    for given, param in (([5, token], "input.1"), ([[5], [token]], "input.1.0")):
+        with pytest.raises(InvalidRequest) as refused:
+            schemas.check_inputs(given)
+        assert str(refused.value) == f"{param} must be a token id (a non-negative integer)."
+        assert refused.value.param == param
+    schemas.check_inputs([2**63 - 1])
+
+
+@pytest.mark.parametrize("metadata", [{5: 1}, {"a": {5: 1}}, {"a": [{"b": {None: 1}}]}])
+def test_keys_that_json_cannot_hold_are_refused_in_calls(metadata: Any) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        schemas.check(schemas.AddRequest, {"memories": [{"text": "a", "metadata": metadata}]})
+    assert (refused.value.param or "").startswith("memories.0.metadata")
 
 
 def test_numbers_that_json_cannot_hold_are_refused_in_calls() -> None:

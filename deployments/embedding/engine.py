@@ -301,7 +301,7 @@ class Engine:
         if isinstance(tokens, Exception):
             raise _error_of(tokens, index) from tokens
         if isinstance(tokens, int):
-            message = f"Input {index} has {tokens} tokens; the model reads at most {self.info.max_tokens}."
+            message = f"input.{index} has {tokens} tokens; the model reads at most {self.info.max_tokens}."
             raise InvalidRequest(message, f"input.{index}", "context_length_exceeded")
         if len(tokens) == 0:
             raise InvalidRequest("There is nothing to embed in this input.", f"input.{index}")
@@ -389,8 +389,8 @@ class Engine:
 
 def _error_of(error: Exception, index: int) -> Exception:
     """What the caller is told about a text that failed."""
-    if isinstance(error, EmbeddingFailed):
-        return EmbeddingFailed(error.message, f"input.{index}", error.code)
+    if isinstance(error, EmbeddingFailed | InvalidRequest):  # a remote model refuses an input, without its number
+        return type(error)(error.message, f"input.{index}", error.code)
     if isinstance(error, MemserveError):
         return error
     reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -128,9 +128,9 @@ async def test_a_vector_that_is_not_finite_is_an_error_of_its_request() -> None:
         (
             EmbedRequest(["a", "b " * 300], truncate="none"),
             "input.1",
-            "Input 1 has 300 tokens; the model reads at most 256.",
+            "input.1 has 300 tokens; the model reads at most 256.",
         ),
-        (EmbedRequest([[7] * 257], truncate="none"), "input.0", "Input 0 has 257 tokens; the model reads at most 256."),
+        (EmbedRequest([[7] * 257], truncate="none"), "input.0", "input.0 has 257 tokens; the model reads at most 256."),
         (EmbedRequest(["a", "\ud800"]), "input.1", "An input is not valid Unicode: it holds half of a surrogate pair."),
         (EmbedRequest([" "]), "input.0", "There is nothing to embed in this input."),
     ],

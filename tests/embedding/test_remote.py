@@ -134,6 +134,9 @@ async def test_its_400_is_the_culprits_alone(provider: Provider) -> None:
     good, bad, fine = await engine.embed([EmbedRequest([text]) for text in ("a", "far too long", "b")])
     assert isinstance(bad, InvalidRequest) and str(bad) == "this input is too long"
     assert isinstance(good, EmbedResult) and isinstance(fine, EmbedResult)
+    (listed,) = await engine.embed([EmbedRequest(["a", "far too long", "b"])])
+    assert isinstance(listed, InvalidRequest)
+    assert (bad.param, listed.param) == ("input.0", "input.1")
     await engine.close()
 
 
