@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import httpx
-import psutil
 import ray
 import yaml
 from ray import serve
@@ -112,18 +111,6 @@ class Elastic(Server):
         """What `serve status` shows."""
         return self._driver.submit(_status).result(timeout=60)
 
-    def replicas(self, deployment: str) -> set[int]:
-        """Process ids of its replicas, those that start or end included."""
-        found = set()
-        for process in self.descendants():
-            try:
-                title = process.cmdline()[:1]
-            except psutil.Error:
-                continue
-            if title and title[0].startswith(f"ray::ServeReplica:memserve:{deployment}"):
-                found.add(process.pid)
-        return found
-
     def settle(self, within_s: float = SETTLED_WITHIN_S) -> None:
         """Wait until everything runs as it was deployed."""
         until(lambda: self.status().status == "RUNNING", within_s)
@@ -132,9 +119,9 @@ class Elastic(Server):
         """What the replicas of a deployment have logged so far."""
         (session,) = {
             Path(part.removeprefix("--session_dir="))
-            for process in self.descendants()
-            if process.name() == "raylet"
-            for part in process.cmdline()
+            for name, command in self.programs()
+            if name == "raylet"
+            for part in command
             if part.startswith("--session_dir=")
         }
         logs = sorted((session / "logs" / "serve").glob(f"replica_memserve_{deployment}_*.log"))

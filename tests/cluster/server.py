@@ -93,6 +93,26 @@ class Server:
             return psutil.Process(self.process.pid).children(recursive=True)
         return []
 
+    def programs(self) -> list[tuple[str, list[str]]]:
+        """(name, command line) of each process below it that is still there to be asked; some come and go."""
+        found = []
+        for process in self.descendants():
+            with contextlib.suppress(psutil.Error):
+                found.append((process.name(), process.cmdline()))
+        return found
+
+    def replicas(self, deployment: str) -> set[int]:
+        """Process ids of its replicas, those that start or end included."""
+        found = set()
+        for process in self.descendants():
+            try:
+                title = process.cmdline()[:1]
+            except psutil.Error:
+                continue
+            if title and title[0].startswith(f"ray::ServeReplica:memserve:{deployment}"):
+                found.add(process.pid)
+        return found
+
     def leftovers(self) -> list[psutil.Process]:
         """Processes that work in this server's folder, as all that it starts do."""
         found = []
@@ -104,9 +124,9 @@ class Server:
 
     def ray_address(self) -> str:
         """Where a driver connects: read from the command line of this server's own raylet."""
-        for process in self.descendants():
-            flags = dict(part.lstrip("-").split("=", 1) for part in process.cmdline() if "=" in part)
-            if process.name() == "raylet" and "gcs-address" in flags:
+        for name, command in self.programs():
+            flags = dict(part.lstrip("-").split("=", 1) for part in command if "=" in part)
+            if name == "raylet" and "gcs-address" in flags:
                 return flags["gcs-address"]
         raise AssertionError("no raylet below the server")
 
