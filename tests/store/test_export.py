@@ -262,12 +262,8 @@ def test_a_history_that_names_a_tombstones_version_gets_its_own(store: Store, cl
     assert [event.text for event in store.history(T, "ann", "gone")] == [None, None]
 
 
-def in_minutes(minutes: float) -> str:
-    return (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat()
-
-
 def test_times_of_a_line_may_be_ahead_by_the_difference_of_two_clocks(store: Store) -> None:
-    at = in_minutes(0.9)
+    at = (datetime.now(UTC) + timedelta(minutes=0.9)).isoformat()
     past = [{"event": "added", "at": at, "version": 1, "text": "t", "metadata": {}}]
     line = {"id": "1", "text": "tea", "vector": [1.0] * DIM, "version": 2, "history": past}
     line |= {"created_at": at, "updated_at": at, "expires_at": "2100-01-01T00:00:00Z"}
@@ -296,9 +292,9 @@ def test_a_minimal_line_is_enough(store: Store) -> None:
         ({"created_at": "yesterday"}, "lines.1.created_at"),
         ({"created_at": "0001-01-01T00:00:00+14:00"}, "lines.1.created_at"),
         ({"updated_at": "9999-12-31T23:59:59-14:00"}, "lines.1.updated_at"),
-        ({"created_at": in_minutes(2)}, "lines.1.created_at"),
-        ({"updated_at": in_minutes(2)}, "lines.1.updated_at"),
-        ({"history": [{"event": "deleted", "at": in_minutes(2), "version": 1}]}, "lines.1.history.0.at"),
+        ({"created_at": "2100-01-01T00:00:00Z"}, "lines.1.created_at"),
+        ({"updated_at": "2100-01-01T00:00:00Z"}, "lines.1.updated_at"),
+        ({"history": [{"event": "deleted", "at": "2100-01-01T00:00:00Z", "version": 1}]}, "lines.1.history.0.at"),
         ({"expires_at": 5}, "lines.1.expires_at"),
         ({"version": -1}, "lines.1.version"),
         ({"event": "deleted"}, "lines.1.event"),
