@@ -23,13 +23,13 @@ from deployments.routing import partition_of
 from deployments.searches import QUEUED_CALLS, Answers, CoalescedSearches
 from store import Append, AppendResult, Search, SearchResult, StoreError
 from store import Store as Memories
+from store.errors import OUTCOME_UNKNOWN
 
 Answer = TypeVar("Answer")
 Arguments = ParamSpec("Arguments")
 Inputs = list[str] | list[list[int]]
 
 ATTEMPTS = 3
-OUTCOME_UNKNOWN = "outcome_unknown"
 CHARACTERS_PER_TOKEN = 4  # English text; what waits is admitted by this estimate, the embedder counts exactly
 
 _REPLICA_LOST = (

@@ -12,6 +12,9 @@ StoreError
 
 from __future__ import annotations
 
+OUTCOME_UNKNOWN = "outcome_unknown"
+"""The code of an error after which a write may have been made."""
+
 
 class StoreError(Exception):
     """Root of the tree.

@@ -32,7 +32,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from store import schema
-from store.errors import InvalidInput, LogDamaged, LogUnavailable, ModelMismatch, StoreError
+from store.errors import OUTCOME_UNKNOWN, InvalidInput, LogDamaged, LogUnavailable, ModelMismatch, StoreError
 from store.schema import insert_ignore, memories, meta, models
 
 Synchronous = Literal["FULL", "NORMAL"]
@@ -137,7 +137,7 @@ class Log:
             elif "model" not in found:
                 served = {"model": model, "dim": str(dim)}
                 connection.execute(meta.insert(), [{"name": name, "value": value} for name, value in served.items()])
-            elif _holds_nothing(connection) and _without_writers(connection) and _holds_nothing(connection):
+            elif _stays_empty(connection):
                 for name, value in (("model", model), ("dim", str(dim))):
                     connection.execute(meta.update().where(meta.c.name == name).values(value=value))
             else:
@@ -168,7 +168,7 @@ class Log:
                     if not error.connection_invalidated:
                         raise
                     message = "The log was lost while it committed, and whether this was written is not known."
-                    raise LogUnavailable(message, code="outcome_unknown") from error
+                    raise LogUnavailable(message, code=OUTCOME_UNKNOWN) from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -254,14 +254,13 @@ class Log:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-def _holds_nothing(connection: Connection) -> bool:
-    return connection.execute(select(memories.c.label).where(memories.c.deleted == 0).limit(1)).first() is None
-
-
-def _without_writers(connection: Connection) -> bool:
-    """Wait for those who write vectors of the model that is served, and keep them out until the transaction ends."""
-    connection.execute(_SERVED.with_for_update())
-    return True
+def _stays_empty(connection: Connection) -> bool:
+    """Whether there is no memory, and none can come until the transaction ends."""
+    there = select(memories.c.label).where(memories.c.deleted == 0).limit(1)
+    if connection.execute(there).first() is not None:
+        return False
+    connection.execute(_SERVED.with_for_update())  # waits for whoever writes, and what it wrote is there then
+    return connection.execute(there).first() is None
 
 
 def check_model(found: str | None, model: str) -> None:

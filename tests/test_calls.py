@@ -9,11 +9,12 @@ import pytest
 import ray.exceptions
 from ray.serve.exceptions import BackPressureError
 
-from deployments.calls import ATTEMPTS, OUTCOME_UNKNOWN, EmbedderCalls, resilient
+from deployments.calls import ATTEMPTS, EmbedderCalls, resilient
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.fake import FakeModel
 from deployments.embedding.model import Tokens
 from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, ShuttingDown, Unavailable
+from store.errors import OUTCOME_UNKNOWN
 
 
 class Remote:
