@@ -1,0 +1,129 @@
+"""An answer leaves a gateway in one write, so that a killed gateway has answered whole or not at all."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from deployments import corking
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+LAST_REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+
+
+class Wire(asyncio.Transport):
+    """A connection that keeps what is written to it, write by write, and None where it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes | None] = []
+        self._changed = asyncio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition on `writes`."""
+        async with asyncio.timeout(10):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def write(self, data: Any) -> None:
+        assert None not in self.writes, "written to after it was closed"
+        self.writes.append(bytes(data))
+        self._changed.set()
+
+    def close(self) -> None:
+        self.writes.append(None)
+        self._changed.set()
+
+    def is_closing(self) -> bool:
+        return None in self.writes
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+async def serve(app: ASGIApp, ask: Callable[[corking.CorkedProtocol, Wire], Awaitable[None]]) -> list[bytes | None]:
+    """What is written to the wire while `ask` talks to a server of `app`."""
+    config = uvicorn.Config(app, log_config=None)
+    config.load()
+    assert config.http_protocol_class is corking.CorkedProtocol
+    wire = Wire()
+    protocol = corking.CorkedProtocol(config, ServerState(), {})
+    protocol.connection_made(wire)
+    await ask(protocol, wire)
+    return wire.writes
+
+
+@pytest.fixture(autouse=True)
+def corked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", {**uvicorn.config.HTTP_PROTOCOLS})
+    corking.install()
+
+
+async def test_each_answer_is_one_write() -> None:
+    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+        for asked in (1, 2, 3):
+            protocol.data_received(REQUEST)
+            await wire.until(lambda asked=asked: len(wire.writes) >= asked)
+
+    writes = await serve(Response(b"x" * 100_000), ask)
+    assert len(writes) == 3
+    for write in writes:
+        assert write is not None
+        head, _, body = write.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n") and body == b"x" * 100_000
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+        protocol.data_received(REQUEST + REQUEST)
+        await wire.until(lambda: len(wire.writes) >= 2)
+
+    first, second = await serve(Response(b"answer"), ask)
+    assert first is not None and first.endswith(b"\r\n\r\nanswer")
+    assert second is not None and second.endswith(b"\r\n\r\nanswer")
+
+
+async def test_what_is_streamed_leaves_before_the_end() -> None:
+    go_on = asyncio.Event()
+
+    async def chunks() -> Any:
+        yield b"first"
+        await go_on.wait()
+        yield b"second"
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await StreamingResponse(chunks())(scope, receive, send)
+
+    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+        protocol.data_received(REQUEST)
+        await wire.until(lambda: b"first" in b"".join(filter(None, wire.writes)))
+        go_on.set()
+        await wire.until(lambda: b"0\r\n\r\n" in b"".join(filter(None, wire.writes)))
+
+    assert b"second" in b"".join(filter(None, await serve(app, ask)))
+
+
+async def test_the_last_answer_of_a_connection_leaves_before_it_is_closed() -> None:
+    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+        protocol.data_received(LAST_REQUEST)
+        await wire.until(wire.is_closing)
+
+    answer, closed = await serve(Response(b"answer"), ask)
+    assert answer is not None and answer.endswith(b"\r\n\r\nanswer")
+    assert closed is None
+
+
+async def test_nothing_is_written_to_a_connection_that_went_away() -> None:
+    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+        protocol.transport.write(b"held")
+        wire.close()
+        await asyncio.sleep(0)
+
+    assert await serve(Response(b"answer"), ask) == [None]
