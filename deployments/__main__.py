@@ -18,6 +18,7 @@ import re
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,8 +33,8 @@ import yaml
 from pydantic import ValidationError
 
 from deployments.embedding.load import resolve
+from deployments.environment import CONTROLLER_CALLBACK, ENVIRONMENT
 from deployments.errors import MemserveError
-from deployments.proxy import ENVIRONMENT
 from deployments.settings import LIVE, ModelSettings, Settings, absolute_log_url, explain, live, load
 
 PR_SET_PDEATHSIG = 1
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.environment:
-        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in ENVIRONMENT.items()))
+        _print_environment()
         return 0
     path = Path(arguments.config)
     try:
@@ -87,6 +88,18 @@ def main(argv: list[str]) -> int:
         print(f"memserve: {reason}", file=sys.stderr)
         return 1
     return supervise(lambda: serve_until_signalled(plan))
+
+
+def _print_environment() -> None:
+    environment = dict(ENVIRONMENT)
+    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('deployments.controller') is None)"
+    if subprocess.run([sys.executable, "-P", "-c", find], cwd="/", stderr=subprocess.DEVNULL, check=False).returncode:
+        del environment[CONTROLLER_CALLBACK]
+        print(
+            "memserve is not installed here: `serve status` will not say what is wrong in `user_config`",
+            file=sys.stderr,
+        )
+    print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items()))
 
 
 def make_plan(path: Path) -> Plan:

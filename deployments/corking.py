@@ -2,7 +2,7 @@
 
 uvicorn writes them one after the other, and a gateway that is killed in between has answered half: HAProxy then can
 neither send the request to another gateway nor answer it. What is written at once arrives, or nothing does, and then
-the request is sent again (deployments/proxy.py). It also wakes HAProxy once an answer, not twice.
+the request is sent again (deployments/environment.py). It also wakes HAProxy once an answer, not twice.
 """
 
 import asyncio

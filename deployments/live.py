@@ -1,7 +1,8 @@
 """What all deployments do with `user_config`: take what is right, refuse what is wrong and go on as before.
 
 Serve stops a replica whose `reconfigure` raises, and the next one would fail as it starts: a wrong key would take the
-deployment down. So a wrong `user_config` changes nothing, and the log says why.
+deployment down. Serve's controller refuses it before (deployments/controller.py); where it did not, a wrong
+`user_config` changes nothing here, and the log says why.
 """
 
 import logging

@@ -1,18 +1,14 @@
 """What makes a write the same write when it arrives again."""
 
 import re
-import shlex
-import subprocess
 import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from starlette.datastructures import Headers
 
-from deployments.__main__ import main
 from deployments.errors import InvalidRequest
 from deployments.origin import HEADER, KEY_HEADER, Origin
-from deployments.proxy import ENVIRONMENT
 
 SENT_AT = datetime(2026, 11, 22, 12, 0, 0, 250_000, UTC)
 BY_PROXY = f"{int(SENT_AT.timestamp() * 1_000_000)}-e0b1a45e-476e-454b-a591-d78aaa490faa"
@@ -78,12 +74,3 @@ def test_memories_without_an_id_get_the_same_ones_again() -> None:
     assert made == [of((HEADER, BY_PROXY)).memory_id(number) for number in range(3)]
     assert len({*made, Origin.fresh().memory_id(0)}) == 4
     assert all(str(uuid.UUID(id)) == id for id in made)
-
-
-def test_a_shell_takes_the_environment_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--environment"]) == 0
-    printed = capsys.readouterr().out
-    for name, value in ENVIRONMENT.items():
-        script = f'{printed}printf %s "${name}"'
-        assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == value
-    assert shlex.split(printed.splitlines()[0])[0] == "export"

@@ -115,18 +115,6 @@ class Elastic(Server):
         """Wait until everything runs as it was deployed."""
         until(lambda: self.status().status == "RUNNING", within_s)
 
-    def log(self, deployment: str) -> str:
-        """What the replicas of a deployment have logged so far."""
-        (session,) = {
-            Path(part.removeprefix("--session_dir="))
-            for name, command in self.programs()
-            if name == "raylet"
-            for part in command
-            if part.startswith("--session_dir=")
-        }
-        logs = sorted((session / "logs" / "serve").glob(f"replica_memserve_{deployment}_*.log"))
-        return "".join(log.read_text() for log in logs)
-
 
 def until(condition: Callable[[], bool], within_s: float) -> float:
     """Wait for a condition. Returns the seconds that it took."""

@@ -1,4 +1,4 @@
-"""What must stand in the environment wherever Ray is started, for Serve and for HAProxy in front of the gateways.
+"""What must stand in the environment wherever Ray is started: for Serve, and for HAProxy in front of the gateways.
 
 A request that a gateway had in hand when it died is sent to another gateway, or kept until there is one. HAProxy cannot
 know whether it was done, so each request carries an origin (deployments/origin.py): the log makes a write once, however
@@ -6,6 +6,9 @@ often it arrives.
 """
 
 from deployments.origin import HEADER
+
+CONTROLLER_CALLBACK = "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH"
+"""Serve does not start where its controller cannot import what this names."""
 
 # Ray copies this value into HAProxy's `defaults` as it stands: the first line is its own, the others are ours.
 _RETRY_ON = "\n    ".join(
@@ -26,6 +29,7 @@ ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # HAProxy learns of a leaving gateway within 0.1 s and retries what it refuses; Serve would wait for 30 s.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    CONTROLLER_CALLBACK: "deployments.controller:check_user_configs",
     # Serve's controller looks ten times a second by itself, for a twelfth of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
     "RAY_SERVE_HAPROXY_RETRY_ON": _RETRY_ON,
