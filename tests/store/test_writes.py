@@ -217,6 +217,22 @@ def test_a_call_of_a_user_that_was_erased_since_stays_erased(pair: tuple[Store, 
     assert sorted(kept, key=str) == [None, '[1,[["1","added",1]]]']
 
 
+def test_an_end_that_is_over_by_now_is_answered_as_the_first_time(pair: tuple[Store, Store], clock: Clock) -> None:
+    one, other = pair
+    put(one, "ann", new("1"))
+    soon = clock.now + timedelta(seconds=5)
+
+    def change(store: Store) -> Any:
+        return store.update(T, "ann", "1", expires_at=soon, issued_at=store._now(), write_id="w1")
+
+    first = change(one)
+    assert (first.expires_at, first.version) == (soon, 2)
+    other.update(T, "ann", "1", expires_at=None)
+    clock.advance(10)
+    assert change(other) == first
+    assert other.get(T, "ann", "1").expires_at is None
+
+
 def test_what_failed_is_tried_anew(store: Store) -> None:
     with pytest.raises(NotFound):
         store.delete(T, "ann", "1", write_id="w1")
