@@ -147,6 +147,18 @@ writes = Table(
 )
 """What the writes that carried a write id have done, for as long as one of them may be sent again."""
 
+index_snapshots = Table(
+    "index_snapshots",
+    metadata,
+    Column("number", _Int, primary_key=True),
+    Column("uid", _Int, nullable=False),
+    Column("token", Text, nullable=False),
+    Index("index_snapshots_uid", "uid"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+"""The snapshots that were made of what this log holds; see store/vouching.py."""
+
 
 def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
     """Insert rows, leaving those that are there already."""
@@ -162,7 +174,11 @@ def _second(connection: Connection) -> None:
     metadata.create_all(connection, [writes])
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _second)
+def _third(connection: Connection) -> None:
+    metadata.create_all(connection, [index_snapshots])
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third)
 """Step n leads from schema version n to n + 1. A step is never edited once it was released."""
 
 

@@ -133,7 +133,7 @@ def test_a_log_is_made_beside_tables_of_other_names(url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE customers (id INTEGER)"))
     Log.open(url).close()
-    tables = ["customers", "contents", "history", "memories", "meta", "models", "users", "writes"]
+    tables = ["customers", "contents", "history", "index_snapshots", "memories", "meta", "models", "users", "writes"]
     assert sorted(inspect(engine).get_table_names()) == sorted(tables)
     engine.dispose()
 

@@ -468,7 +468,7 @@ def test_a_log_of_schema_1_is_brought_forward(url: str, monkeypatch: pytest.Monk
     store = Store.open(url, dim=DIM, model="fake")
     with store.log.read() as connection:
         version = connection.execute(select(meta.c.value).where(meta.c.name == "schema_version")).scalar()
-    assert version == "2"
+    assert version == "3"
     assert list(store.export(T, "ann")) == kept
     first = store.update(T, "ann", "1", metadata={"n": 2}, write_id="w1")
     store.update(T, "ann", "1", metadata={"n": 3})
