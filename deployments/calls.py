@@ -7,6 +7,7 @@ under which the log remembers it, so that it is made once however often it arriv
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, cast
 
 import numpy as np
@@ -30,6 +31,7 @@ Arguments = ParamSpec("Arguments")
 Inputs = list[str] | list[list[int]]
 
 ATTEMPTS = 3
+LONE_CALLS = 1024  # to the store, for one request each, that may be on their way; past it `Overloaded`
 CHARACTERS_PER_TOKEN = 4  # English text; what waits is admitted by this estimate, the embedder counts exactly
 
 _REPLICA_LOST = (
@@ -263,6 +265,7 @@ class StoreCalls:
     """Calls to the store: writes to any replica, reads to the one that is warm for the user's partition.
 
     Appends and searches are coalesced. Of each so much may wait as fills `QUEUED_CALLS` calls; past it `Overloaded`.
+    So is what asks for anything else, erasures too, past `LONE_CALLS`: it was not done, and what waits is not delayed.
 
     Args:
         handle: the Store deployment.
@@ -288,6 +291,7 @@ class StoreCalls:
             partition_of=lambda request: self._partition(request.tenant, request.user_id),
             partitions=partitions,
         )
+        self._lone_calls = 0
 
     def reconfigure(self, *, append_in_flight: int, append_memories: int) -> None:
         """Change what the constructor was given, while calls wait and travel."""
@@ -296,11 +300,21 @@ class StoreCalls:
         )
 
     async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | Exception]:
-        return await self.write(Memories.append_together, calls)
+        return await self._write(Memories.append_together, calls)
 
     async def _search(self, partition: int, requests: list[Search]) -> tuple[str, Answers]:
         warm = self._by_partition[partition]
         return _checked(await resilient(lambda: warm.search.remote(requests), "store"))
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        if self._lone_calls >= LONE_CALLS:
+            raise Overloaded("The store has more work than it admits; try again later.")
+        self._lone_calls += 1
+        try:
+            yield
+        finally:
+            self._lone_calls -= 1
 
     def _partition(self, tenant: str, user_id: str) -> int:
         return partition_of(tenant, user_id, len(self._by_partition))
@@ -327,7 +341,10 @@ class StoreCalls:
     ) -> Answer:
         """Call a method of the store that reads one user (`Memories.get`), on the replica that is warm for it."""
         warm = self._by_partition[self._partition(tenant, user_id)]
-        return _checked(await resilient(lambda: warm.run.remote(method, tenant, user_id, *args, **options), "store"))
+        with self._admitted():
+            return _checked(
+                await resilient(lambda: warm.run.remote(method, tenant, user_id, *args, **options), "store")
+            )
 
     async def run(
         self,
@@ -335,8 +352,9 @@ class StoreCalls:
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """Call a method of the store on any replica."""
-        return _checked(await resilient(lambda: self._handle.run.remote(method, *args, **options), "store"))
+        """Call a method of the store that reads, on any replica."""
+        with self._admitted():
+            return _checked(await resilient(lambda: self._handle.run.remote(method, *args, **options), "store"))
 
     async def write(
         self,
@@ -349,10 +367,19 @@ class StoreCalls:
         Raises:
             Unavailable: `OUTCOME_UNKNOWN` where whether it was done cannot be told.
         """
+        with self._admitted():
+            return await self._write(method, *args, **options)
+
+    async def _write(
+        self,
+        method: Callable[Concatenate[Memories, Arguments], Answer],
+        *args: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
         return _checked(
             await resilient(lambda: self._handle.run.remote(method, *args, **options), "store", writes=True)
         )
 
     async def ping(self) -> None:
-        """Read the log."""
-        await self.run(Memories.ping)
+        """Read the log, past every queue."""
+        _checked(await resilient(lambda: self._handle.run.remote(Memories.ping), "store"))

@@ -202,8 +202,6 @@ class Gateway:
         origin = origin or Origin.fresh()
         path = _memory(user_id, memory_id)
         given = schemas.check(schemas.UpdateRequest, changes).model_dump(exclude_unset=True)
-        if (given.get("expires_at") or origin.issued_at) < origin.issued_at:
-            raise InvalidRequest("expires_at must be in the future.", "expires_at")
         while True:
             try:
                 changed = await self._store.write(

@@ -87,7 +87,7 @@ def append(
     model: int,
     now: int,
 ) -> list[list[AppendResult] | StoreError]:
-    """Write the calls' memories in order; a call in which one memory conflicts is left out whole.
+    """Write the calls' memories in order; a call in which one memory cannot be written is left out whole.
 
     A call that was made before under its write id is answered as then.
 
@@ -209,10 +209,10 @@ class _Batch:
                 else:
                     version = user.version
                 results.append(AppendResult(appended, version))
-        except Conflict as conflict:
+        except (Conflict, InvalidInput) as error:
             for request, (version, live) in zip(call, before, strict=True):
                 locked[request.user].version, locked[request.user].live = version, live
-            return conflict
+            return error
         self._known.update(plan.known)
         for digest, ids in plan.twins.items():
             self._twins.setdefault(digest, []).extend(ids)
@@ -254,6 +254,9 @@ class _Batch:
                 held = plan.known.get(user_key(user.uid, twin)) or self._known[user_key(user.uid, twin)]
                 if held.digest == digest and held.deleted_at is None:
                     return Appended(twin, "unchanged", held.version)
+        if memory.expires_at is not None and memory.expires_at <= request.issued_at:
+            # Not before: one that is sent again is answered as the first time, though its time is over by now.
+            raise InvalidInput("expires_at must be in the future.", f"memories.{request.first + number}.expires_at")
         row = {
             "version": user.stamp(),
             "event": "updated" if live else "added",

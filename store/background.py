@@ -14,12 +14,14 @@ from contextlib import suppress
 
 from store import reading, writes, writing
 from store.errors import LogDamaged, LogUnavailable
+from store.index import UserIndex
 from store.log import Log
 from store.reading import Position
 from store.resident import Resident
 from store.searching import Searcher
 from store.snapshots import Name, Pending, Snapshots
 from store.users import lock_users, save_users
+from store.vouching import vouch
 
 _SWEEP_US = 15_000_000  # between two looks for what was erased elsewhere
 _SWEEP_OWN_US = 5_000_000  # where this store erased something
@@ -103,7 +105,7 @@ class Background:
                 self._sweep()
                 for index in self._resident:
                     if self._saved_rows.get(index.uid) != index.live:
-                        self._snapshots.save(index)
+                        self._save_now(self._snapshots, index)
         self._disk.shutdown()
         if self._snapshots is not None:
             self._snapshots.close()
@@ -204,8 +206,11 @@ class Background:
             try:
                 written.result()
                 if not self._discarded:
-                    self._snapshots.commit(pending)
+                    self._commit(self._snapshots, pending)
                     return True
+            except LogUnavailable:
+                self._saved_rows.pop(pending.name.uid, None)
+                raise
             except (OSError, ValueError) as error:
                 self._saved_rows.pop(pending.name.uid, None)
                 raise LogUnavailable(f"A snapshot could not be written: {error}") from error
@@ -225,6 +230,18 @@ class Background:
                 self._saving = begun, self._disk.submit(self._snapshots.finish, begun)
                 return True
         return False
+
+    def _save_now(self, snapshots: Snapshots, index: UserIndex) -> None:
+        pending = snapshots.begin(index)
+        if pending is not None:
+            snapshots.finish(pending)
+            self._commit(snapshots, pending)
+
+    def _commit(self, snapshots: Snapshots, pending: Pending) -> None:
+        """Have the log know a snapshot, then make it the user's."""
+        with self._log.write() as connection:
+            vouch(connection, pending.name.uid, pending.token)
+        snapshots.commit(pending)
 
 
 def _give_memory_back() -> None:

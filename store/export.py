@@ -177,7 +177,7 @@ class Line:
             raise InvalidInput(f"The vector was made by {line['model']}, this log serves {model}.", f"{param}.model")
         check_new_id(line.get("id", ""), f"{param}.id")
         check_text(line.get("text", 0), f"{param}.text")
-        if not line["text"].strip():  # no model could embed it again
+        if not line["text"].strip() and "model" not in line:  # one of an export may be: older logs hold some
             raise InvalidInput("A text is not empty.", f"{param}.text")
         stored, canonical = dump_metadata(line.get("metadata", {}), f"{param}.metadata")
         vector = line.get("vector")

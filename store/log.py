@@ -26,10 +26,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import NullPool
 
 from store import schema
 from store.errors import OUTCOME_UNKNOWN, InvalidInput, LogDamaged, LogUnavailable, ModelMismatch, StoreError
@@ -103,6 +104,7 @@ class Log:
             engine = _sqlite_engine(path, synchronous, lock_timeout_s)
             log = cls(engine, path, scratch if scratch and scratch.name.endswith(".tmp") else None, "")
             _look_over(path, quick_check_bytes)
+            _look_whose(path, make=make)
         elif parsed.get_backend_name() == "postgresql":
             engine = _postgresql_engine(parsed, lock_timeout_s)
             log = cls(engine, None, None, "")
@@ -111,8 +113,7 @@ class Log:
         try:
             with log.write() as connection:
                 log._alone(connection)
-                if not make and not inspect(connection).has_table("meta"):
-                    raise LogUnavailable("The database holds no log.")
+                _check_there(connection, make=make)
                 schema.migrate(connection)
                 log.log_id = connection.execute(select(meta.c.value).where(meta.c.name == "log_id")).scalar() or ""
                 if not log.log_id:
@@ -299,6 +300,12 @@ def _scratch_log(name: str) -> tuple[Path, str]:
     return folder, f"sqlite:///{folder}/log.db"
 
 
+def _check_there(connection: Connection, *, make: bool) -> None:
+    """Raise LogUnavailable where there is no log and none is to be made, SchemaMismatch where none can be."""
+    if schema.version_of(connection) == 0 and not make:
+        raise LogUnavailable("The database holds no log.")
+
+
 def _sqlite_engine(path: Path, synchronous: Synchronous, lock_timeout_s: float) -> Engine:
     if synchronous not in ("FULL", "NORMAL"):
         raise InvalidInput("synchronous is FULL or NORMAL.", "synchronous")
@@ -390,6 +397,15 @@ def _look_over(path: Path, quick_check_bytes: int) -> None:
         raise LogDamaged(f"The log {path} is damaged: its schema is not UTF-8. {_ADVICE}") from error
     if check == "quick_check" and answer != "ok":
         raise LogDamaged(f"The log {path} is damaged: {answer}. {_ADVICE}")
+
+
+def _look_whose(path: Path, *, make: bool) -> None:
+    """Notice another program's SQLite file before anything is changed in it, as its journal mode would be."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    with _translated(), engine.connect() as connection:
+        _check_there(connection, make=make)
 
 
 @contextmanager

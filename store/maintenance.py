@@ -21,6 +21,7 @@ from store.users import lock_users
 from store.writing import blank, write_contents
 
 PAGE = 500
+NOTHING_SAID = "."  # embedded in the place of a blank text, which older logs may hold and no server embeds
 TOMBSTONES_US = 3_600_000_000  # how long a deletion is remembered by memory; then by user
 
 
@@ -194,10 +195,10 @@ def reembed(
 
     Stores that run the old model serve on until the switch, and say ModelMismatch from then on. Interrupted, it goes
     on where it was. A vector is kept for the very state whose text was embedded: what is written meanwhile is embedded
-    in its turn, what is deleted stays deleted.
+    in its turn, what is deleted stays deleted. A blank text stays, with the vector of a lone full stop.
 
     Args:
-        embed: from n texts to (n, dim) numbers, the same dim always.
+        embed: from n texts, none of them blank, to (n, dim) numbers, the same dim always.
 
     Raises:
         InvalidInput: the log serves that model already, was never served, or `embed` gave vectors that cannot be kept.
@@ -220,7 +221,7 @@ def reembed(
             found_any, after = True, found[-1].label
             if any(row.text is None for row in found):
                 raise LogDamaged("The log is damaged: a memory has no text. See: python -m store verify")
-            vectors = np.asarray(embed([row.text for row in found]), np.float32)
+            vectors = np.asarray(embed([row.text if row.text.strip() else NOTHING_SAID for row in found]), np.float32)
             if vectors.ndim != 2 or len(vectors) != len(found) or (dim and vectors.shape[1] != dim):
                 raise InvalidInput(f"{len(found)} texts gave vectors of shape {vectors.shape}.")
             dim = vectors.shape[1]

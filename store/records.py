@@ -39,7 +39,8 @@ class NewMemory:
         text: any text without NUL.
         vector: (dim,) float32, finite, not zero.
         metadata: a JSON object; integers fit 64 bits, floats are finite, strings and keys hold no NUL.
-        expires_at: from this time on the memory is gone; None keeps it for ever.
+        expires_at: from this time on the memory is gone; None keeps it for ever. A new state of a memory is refused
+            whose time was over when the write was issued.
         made_id: the id was made for this write alone. If the log holds it, this is the write sent again: it is answered
             as the first time, whatever became of the memory since; where an import has replaced its history, with the
             version that this begins with.

@@ -147,6 +147,18 @@ writes = Table(
 )
 """What the writes that carried a write id have done, for as long as one of them may be sent again."""
 
+index_snapshots = Table(
+    "index_snapshots",
+    metadata,
+    Column("number", _Int, primary_key=True),
+    Column("uid", _Int, nullable=False),
+    Column("token", Text, nullable=False),
+    Index("index_snapshots_uid", "uid"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+"""The snapshots that were made of what this log holds; see store/vouching.py."""
+
 
 def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
     """Insert rows, leaving those that are there already."""
@@ -162,29 +174,45 @@ def _second(connection: Connection) -> None:
     metadata.create_all(connection, [writes])
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _second)
+def _third(connection: Connection) -> None:
+    metadata.create_all(connection, [index_snapshots])
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third)
 """Step n leads from schema version n to n + 1. A step is never edited once it was released."""
+
+
+def version_of(connection: Connection) -> int:
+    """The schema version of the log that a database holds; 0 where it holds none, and one can be made.
+
+    Raises:
+        SchemaMismatch: the log was written by a newer program, or there are tables that are not a log's.
+    """
+    there = inspect(connection)
+    if not there.has_table("meta"):
+        foreign = next((name for name in metadata.tables if there.has_table(name)), None)
+        if foreign is not None:
+            raise SchemaMismatch(f"The database has a table {foreign!r} and no 'meta': it is not a memory log.")
+        return 0
+    value = None
+    if {"name", "value"} <= {column["name"] for column in there.get_columns("meta")}:
+        value = connection.execute(select(meta.c.value).where(meta.c.name == "schema_version")).scalar()
+    if not isinstance(value, str) or not value.isdigit():
+        raise SchemaMismatch("The database has a table 'meta' without a schema version: it is not a memory log.")
+    if int(value) > len(MIGRATIONS):
+        raise SchemaMismatch(
+            f"The log has schema version {value}, this program knows up to {len(MIGRATIONS)}: use a newer program."
+        )
+    return int(value)
 
 
 def migrate(connection: Connection) -> None:
     """Bring the log to this program's schema, inside the caller's write transaction.
 
     Raises:
-        SchemaMismatch: the log was written by a newer program, or holds tables that are not a log's.
+        SchemaMismatch: see `version_of`.
     """
-    found = 0
-    there = inspect(connection)
-    if there.has_table("meta"):
-        value = connection.execute(select(meta.c.value).where(meta.c.name == "schema_version")).scalar()
-        if value is None or not value.isdigit():
-            raise SchemaMismatch("The database has a table 'meta' without a schema version: it is not a memory log.")
-        found = int(value)
-    elif (foreign := next((name for name in metadata.tables if there.has_table(name)), None)) is not None:
-        raise SchemaMismatch(f"The database has a table {foreign!r} and no 'meta': it is not a memory log.")
-    if found > len(MIGRATIONS):
-        raise SchemaMismatch(
-            f"The log has schema version {found}, this program knows up to {len(MIGRATIONS)}: use a newer program."
-        )
+    found = version_of(connection)
     for step in MIGRATIONS[found:]:
         step(connection)
     if found == 0:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from store.log import Log, check_model
 from store.records import Filter, IndexOptions, Search, SearchResult, Vector
 from store.resident import Resident
 from store.snapshots import Snapshots
+from store.vouching import vouches
 
 
 class _Asked(NamedTuple):
@@ -122,7 +124,7 @@ class Searcher:
         return _Asked(request, index, hits, position.version)
 
     def _not_of_this_log(self, index: UserIndex) -> LogDamaged:
-        """An index whose labels are another user's by now: the log is an older one than it was made from, restored.
+        """An index whose labels are another user's by now: the log was put back under a store that went on.
 
         It goes, with its snapshot, and the next search builds it from the log.
         """
@@ -139,7 +141,13 @@ class Searcher:
         if index is None or index.epoch != position.epoch or index.version > position.version:
             index = None
             if self._snapshots is not None and position.live > self._options.switch // 2:
-                index = self._snapshots.load(position.uid, position.epoch, position.version, position.removed_version)
+                index = self._snapshots.load(
+                    position.uid,
+                    position.epoch,
+                    position.version,
+                    position.removed_version,
+                    partial(vouches, connection, position.uid),
+                )
             if index is None:
                 index = UserIndex(position.uid, position.epoch, self._dim, self._options)
         try:

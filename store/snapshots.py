@@ -1,8 +1,8 @@
 """Snapshots of large indexes on local disk, so that a restart need not build graphs again. Any may be lost at any time.
 
 Guarantees: a snapshot is there whole or not at all (written aside, fsynced, renamed); hnswlib, which a damaged file can
-make read out of bounds, sees no byte whose checksum was not verified; on any doubt the snapshot is removed and the
-index is loaded from the log.
+make read out of bounds, sees no byte whose checksum was not verified; one that its log does not vouch for is of another
+state than the log's. On any doubt the snapshot is removed and the index is loaded from the log.
 
 A snapshot is two files. `UID-EPOCH-VERSION.hnsw` is hnswlib's own; `UID-EPOCH-VERSION.rows` names it by checksum and is
 the one that counts:
@@ -16,7 +16,8 @@ import fcntl
 import hashlib
 import os
 import struct
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,11 @@ class Pending(NamedTuple):
     name: Name
     header: dict[str, Any]
     arrays: bytes
+
+    @property
+    def token(self) -> str:
+        """By which the log knows it."""
+        return str(self.header["token"])
 
 
 class Snapshots:
@@ -80,17 +86,8 @@ class Snapshots:
         """Every snapshot there is."""
         return [name for names in self._names.values() for name in names]
 
-    def save(self, index: UserIndex) -> bool:
-        """Write a snapshot of `index` and remove the user's older ones. False while it cannot have one."""
-        pending = self.begin(index)
-        if pending is None:
-            return False
-        self.finish(pending)
-        self.commit(pending)
-        return True
-
     def begin(self, index: UserIndex) -> Pending | None:
-        """The part of `save` that needs the index; None while it cannot have a snapshot."""
+        """The part of saving an index that needs it; None while it cannot have a snapshot."""
         state = index.snapshot()
         name = Name(index.uid, index.epoch, index.version)
         if state is None or name in self._names.get(index.uid, ()):
@@ -102,10 +99,11 @@ class Snapshots:
             part.unlink()
             raise OSError(f"{part} was not written whole")
         header = {**self._identity, **name._asdict(), "rows": len(labels), "count": graph.count, "dead": graph.dead}
+        header["token"] = uuid.uuid4().hex
         return Pending(name, header, labels.tobytes() + expires.tobytes() + alive.tobytes())
 
     def finish(self, pending: Pending) -> None:
-        """The part of `save` that only waits for the disk; safe in another thread."""
+        """The part that only waits for the disk; safe in another thread."""
         part = self._path(pending.name, "hnsw.part")
         os.chmod(part, 0o600)
         if pending.header["dead"]:
@@ -149,7 +147,7 @@ class Snapshots:
         rows.flush()
 
     def commit(self, pending: Pending) -> None:
-        """Make a finished snapshot the user's."""
+        """Make a finished snapshot the user's, once the log vouches for it, and remove the user's older ones."""
         name = pending.name
         for suffix in ("hnsw", "rows"):  # the one that counts comes last
             os.replace(self._path(name, f"{suffix}.part"), self._path(name, suffix))
@@ -163,16 +161,19 @@ class Snapshots:
         for suffix in ("hnsw", "rows"):
             self._path(pending.name, f"{suffix}.part").unlink(missing_ok=True)
 
-    def load(self, uid: int, epoch: int, version: int, removed_version: int) -> UserIndex | None:
+    def load(
+        self, uid: int, epoch: int, version: int, removed_version: int, vouches: Callable[[str], bool]
+    ) -> UserIndex | None:
         """The user's index as it was at some version up to `version`; None where there is no snapshot to be trusted.
 
         Args:
             removed_version: of the user's newest deletion: an older snapshot holds what was deleted, and is removed.
+            vouches: whether the log knows the token of a snapshot of this user.
         """
         for name in sorted(self._names.get(uid, ()), reverse=True):
             if name.epoch == epoch and removed_version <= name.version <= version:
                 try:
-                    return self._read(name)
+                    return self._read(name, vouches)
                 except (OSError, ValueError, RuntimeError, KeyError, TypeError, struct.error):
                     self.refused += 1  # nothing is lost: the log has it
             self._remove(name)
@@ -241,8 +242,10 @@ class Snapshots:
             raise ValueError("the graph is damaged")
         return header, labels, expires, alive
 
-    def _read(self, name: Name) -> UserIndex:
+    def _read(self, name: Name, vouches: Callable[[str], bool]) -> UserIndex:
         header, labels, expires, alive = self.verify(name)
+        if not vouches(header["token"]):
+            raise ValueError("a snapshot of another state of the log")
         graph = Graph.load(
             str(self._path(name, "hnsw")), self._dim, self._options, count=header["count"], dead=header["dead"]
         )

@@ -173,7 +173,7 @@ class Store:
             NotFound: this user has no such memory.
             Conflict: the memory has another version than `if_version`, or it was erased after `issued_at` (and is
                 there again), or since the first time under this write id.
-            InvalidInput: also for a new text without its vector.
+            InvalidInput: also for a new text without its vector, and for an `expires_at` that was over at `issued_at`.
         """
         rows.check_id(id, "id")
         if text is not KEEP and vector is KEEP:

@@ -13,7 +13,7 @@ import orjson
 from sqlalchemy import Connection, Row
 
 from store import reading, rows, writes, writing
-from store.errors import Conflict, NotFound
+from store.errors import Conflict, InvalidInput, NotFound
 from store.records import Keep, Memory, NewMemory, Vector
 from store.users import User
 
@@ -50,15 +50,16 @@ def update(
     key = rows.user_key(user.uid, change.id)
 
     def make() -> writes.Answer:
+        sent = now if change.issued_at is None else rows.micros(change.issued_at, "issued_at")
+        if isinstance(change.expires_at, datetime) and rows.micros(change.expires_at, "expires_at") <= sent:
+            raise InvalidInput("expires_at must be in the future.", "expires_at")
         found = reading.by_key(connection, key, model, now)
         if found is None:
             raise NotFound(f"No memory {change.id!r}.", "id")
-        if change.issued_at is not None:
-            sent = rows.micros(change.issued_at, "issued_at")
-            if sent <= max(user.erased_at, reading.deleted_at(connection, found.label)):
-                raise Conflict(f"The memory {change.id!r} was erased after this write was sent.", "id", "deleted")
+        if change.issued_at is not None and sent <= max(user.erased_at, reading.deleted_at(connection, found.label)):
+            raise Conflict(f"The memory {change.id!r} was erased after this write was sent.", "id", "deleted")
         new = rows.checked(_changed(found, change, dim), dim, "")
-        if new.expires_at is not None and new.expires_at <= now:  # it would be gone at once
+        if new.expires_at is not None and new.expires_at <= now:  # it has gone on its way here
             raise NotFound(f"No memory {change.id!r}.", "id")
         return [change.id, *_write(connection, user, found, new, model=model, now=now)]
 

@@ -193,6 +193,32 @@ async def test_an_end_can_be_set_and_lifted(api: httpx.AsyncClient) -> None:
     assert "expires_at" not in (await api.patch(f"{ANN}/1", json={"expires_at": None})).json()
 
 
+async def test_a_memory_that_is_over_before_it_begins_is_refused(api: httpx.AsyncClient) -> None:
+    past = {"text": "tea", "expires_at": "2020-01-01T00:00:00Z"}
+    assert refused(await api.post(ANN, json=past))[:2] == (400, "expires_at")
+    assert refused(await api.post(ANN, json={"memories": [{"text": "a"}, past]}))[:2] == (400, "memories.1.expires_at")
+    many = {"memories": [{"user_id": "bob", "text": "a"}, {"user_id": "ann", **past}, {"user_id": "bob", "text": "b"}]}
+    assert refused(await api.post("/v1/memories", json=many))[:2] == (400, "memories.1.expires_at")
+    assert (await api.get("/v1/users")).json()["users"] == []
+
+
+async def test_an_end_under_a_key_is_answered_again_when_it_is_over(
+    app: LocalApp, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then = datetime(2019, 1, 1, tzinfo=UTC)
+    end, headers = {"expires_at": "2020-01-01T00:00:00Z"}, {"Idempotency-Key": "k"}
+    with monkeypatch.context() as patched:
+        patched.setattr(app.store.deployment._memories, "_now", lambda: then)
+        await add(api, {"id": "1", "text": "tea"})
+        sent = {"x-memserve-request": f"{int(then.timestamp() * 1e6) + 1}-a"}
+        first = await api.patch(f"{ANN}/1", json=end, headers=headers | sent)
+        assert first.status_code == 200
+        assert (await api.patch(f"{ANN}/1", json={"expires_at": None})).status_code == 200
+    assert refused(await api.patch(f"{ANN}/1", json=end))[:2] == (400, "expires_at")
+    again = await api.patch(f"{ANN}/1", json=end, headers=headers)
+    assert (again.status_code, again.content) == (200, first.content)
+
+
 async def test_history_says_what_changed_until_it_is_erased(api: httpx.AsyncClient) -> None:
     await add(api, {"id": "1", "text": "tea"})
     await api.patch(f"{ANN}/1", json={"text": "milk", "metadata": {"n": 1}})

@@ -276,6 +276,22 @@ def test_a_minimal_line_is_enough(store: Store) -> None:
     assert store.get(T, "ann", "1").text == "tea"
 
 
+def test_a_line_whose_time_is_over_is_taken_and_goes(store: Store, clock: Clock) -> None:
+    """An export that was kept for a while comes back, but for what has expired since."""
+    memories = tuple(
+        NewMemory(id, f"text {id}", np.ones(DIM, np.float32), expires_at=clock.now + timedelta(seconds=seconds))
+        for id, seconds in (("1", 5), ("2", 500))
+    )
+    store.append([Append(T, "ann", memories, issued_at=clock.now)])
+    lines = list(store.export(T, "ann"))
+    clock.advance(10)
+    assert store.import_lines(T, "bob", lines) == Imported(2, 0)
+    assert list(store.export(T, "bob")) == lines[1:]
+    while store.fold():
+        pass
+    assert store.user(T, "bob").memories == 1
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [

@@ -89,13 +89,33 @@ def test_a_newer_schema_is_refused(url: str) -> None:
         Log.open(url)
 
 
-def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
-    connection = sqlite3.connect(tmp_path / "other.db")
-    connection.execute("CREATE TABLE meta (name TEXT, value TEXT)")
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+@pytest.mark.parametrize(
+    ("table", "make", "expected"),
+    [
+        ("meta (name TEXT, value TEXT)", True, SchemaMismatch),
+        ("meta (name TEXT, value BLOB)", True, SchemaMismatch),
+        ("meta (id INTEGER)", True, SchemaMismatch),
+        ("users (id INTEGER)", True, SchemaMismatch),
+        ("customers (id INTEGER)", False, LogUnavailable),
+    ],
+)
+def test_a_file_of_something_else_is_refused_and_not_changed(
+    tmp_path: Path, table: str, make: bool, expected: type[Exception], mode: str
+) -> None:
+    path = tmp_path / "other.db"
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA journal_mode={mode}")
+    connection.execute(f"CREATE TABLE {table}")
+    if "BLOB" in table:
+        connection.execute("INSERT INTO meta VALUES ('schema_version', x'31')")
     connection.commit()
     connection.close()
-    with pytest.raises(SchemaMismatch):
-        Log.open(f"sqlite:///{tmp_path}/other.db")
+    before = path.read_bytes()
+    with pytest.raises(expected):
+        Log.open(f"sqlite:///{path}", make=make)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["other.db"]
 
 
 def test_another_programs_table_is_not_taken_for_the_logs(url: str) -> None:
@@ -113,7 +133,7 @@ def test_a_log_is_made_beside_tables_of_other_names(url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE customers (id INTEGER)"))
     Log.open(url).close()
-    tables = ["customers", "contents", "history", "memories", "meta", "models", "users", "writes"]
+    tables = ["customers", "contents", "history", "index_snapshots", "memories", "meta", "models", "users", "writes"]
     assert sorted(inspect(engine).get_table_names()) == sorted(tables)
     engine.dispose()
 

@@ -164,6 +164,27 @@ def test_moving_to_another_model(store: Store, log: Log, url: str, open_store: C
         reembed(log, "new", embed)
 
 
+def test_a_blank_text_of_an_older_log_moves_on(store: Store, log: Log, open_store: Callable[..., Store]) -> None:
+    blank = " \n"
+    memories = (NewMemory("1", blank, EYE[0]), NewMemory("2", "tea", EYE[1]))
+    store.append([Append(T, "ann", memories, issued_at=store._now())])
+    lines = list(store.export(T, "ann"))
+    assert store.import_lines(T, "bob", lines) == Imported(2, 0)
+    assert list(store.export(T, "bob")) == lines
+    seen: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Any:
+        seen.extend(texts)
+        return new_vectors(texts)
+
+    assert reembed(log, "new", embed) == 4
+    assert sorted(seen) == [".", ".", "tea", "tea"]
+    assert list(verify(log)) == []
+    moved = open_store(model="new", dim=NEW_DIM)
+    got = moved.get(T, "bob", "1", include_vector=True)
+    assert (got.text, np.asarray(got.vector).tolist()) == (blank, new_vectors(["."])[0])
+
+
 def test_an_interrupted_move_goes_on(store: Store, log: Log) -> None:
     fill(store)
     calls: list[int] = []

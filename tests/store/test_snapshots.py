@@ -13,6 +13,7 @@ import pytest
 
 from store import Append, IndexOptions, LogDamaged, LogUnavailable, NewMemory, Search, SearchResult, Store
 from store.snapshots import Name, Snapshots
+from store.vouching import vouch, vouches
 
 from .conftest import DIM, Clock
 
@@ -43,36 +44,90 @@ def answers(store: Store, vectors: Any) -> list[list[str]]:
     return [[memory.id for memory in result.results] for result in results if isinstance(result, SearchResult)]
 
 
-def test_an_index_of_a_log_that_was_put_back_gives_nobody_anothers_memories(
-    open_store: Callable[..., Store], tmp_path: Path, vectors: Any
+def add(store: Store, user: str, vectors: Any, numbers: range) -> None:
+    new = tuple(NewMemory(str(n), f"{user} {n}", vectors[n]) for n in numbers)
+    store.append([Append(T, user, new, issued_at=store._now())])
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_log_that_was_put_back_gives_nobody_anothers_memories(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, goes_on: bool
 ) -> None:
-    """Labels are given again by a log that is older than a snapshot: they are another user's then."""
+    """Labels are given again by a log that is older than an index: they are another user's then."""
     options = {"index": IndexOptions(switch=20), "snapshot_dir": tmp_path / "snapshots"}
-
-    def add(store: Store, user: str, first: int, count: int) -> None:
-        new = tuple(NewMemory(str(n), f"{user} {n}", vectors[n]) for n in range(first, first + count))
-        store.append([Append(T, user, new, issued_at=store._now())])
-
     store = open_store(**options)
-    add(store, "ann", 0, 30)
+    add(store, "ann", vectors, range(30))
     store.close()
     backup = (tmp_path / "log.db").read_bytes()
     store = open_store(**options)
-    add(store, "ann", 30, 20)
+    add(store, "ann", vectors, range(30, 50))
     store.search([Search(T, "ann", vectors[0], 5)])
     while store.fold():
+        pass
+    assert (tmp_path / "snapshots" / "0" / "1-0-50.rows").exists()
+    if goes_on:
+        store.log.engine.dispose()
+        (tmp_path / "log.db").write_bytes(backup)
+    else:
+        store.close()
+        (tmp_path / "log.db").write_bytes(backup)
+        store = open_store(**options)
+    add(store, "bob", vectors, range(20))
+    add(store, "ann", vectors, range(50, 75))
+    if goes_on:
+        (first,) = store.search([Search(T, "ann", vectors[0], 100)])
+        assert isinstance(first, LogDamaged)
+    (result,) = store.search([Search(T, "ann", vectors[0], 100)])
+    assert isinstance(result, SearchResult)
+    assert {memory.text for memory in result.results} == {f"ann {n}" for n in [*range(30), *range(50, 75)]}
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+@pytest.mark.parametrize("again", [15, 20, 40])
+def test_a_label_that_is_given_again_is_found_by_its_own_vector(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, again: int, at_the_end: bool
+) -> None:
+    """By the same user, of a log that was put back under a snapshot that is newer than it."""
+    options = {"index": IndexOptions(switch=20), "snapshot_dir": tmp_path / "snapshots"}
+    store = open_store(**options)
+    add(store, "ann", vectors, range(30))
+    store.close()
+    backup = (tmp_path / "log.db").read_bytes()
+    store = open_store(**options)
+    add(store, "ann", vectors, range(30, 50))
+    store.search([Search(T, "ann", vectors[0], 5)])
+    while store._background._fold() if at_the_end else store.fold():
         pass
     store.close()
     assert (tmp_path / "snapshots" / "0" / "1-0-50.rows").exists()
     (tmp_path / "log.db").write_bytes(backup)
     store = open_store(**options)
-    add(store, "bob", 0, 20)
-    add(store, "ann", 50, 25)
-    (first,) = store.search([Search(T, "ann", vectors[0], 100)])
-    assert isinstance(first, LogDamaged)
-    (second,) = store.search([Search(T, "ann", vectors[0], 100)])
-    assert isinstance(second, SearchResult)
-    assert {memory.text for memory in second.results} == {f"ann {n}" for n in [*range(30), *range(50, 75)]}
+    add(store, "ann", vectors, range(50, 50 + again))
+    there = [*range(30), *range(50, 50 + again)]
+    for n in there:
+        (result,) = store.search([Search(T, "ann", vectors[n], 1)])
+        assert isinstance(result, SearchResult)
+        assert [(memory.text, memory.score) for memory in result.results] == [(f"ann {n}", 1.0)]
+    while store.fold():
+        pass
+    store.close()
+    kept = open_store(**options)  # what is saved from here on is this log's own
+    (result,) = kept.search([Search(T, "ann", vectors[there[-1]], 100)])
+    assert isinstance(result, SearchResult)
+    assert (result.results[0].text, len(result.results)) == (f"ann {there[-1]}", len(there))
+    assert kept.snapshots is not None
+    assert (kept.snapshots.refused, result.index) == (0, "hnsw")
+
+
+def test_the_log_knows_the_newest_snapshots_of_a_user(open_store: Callable[..., Store]) -> None:
+    store = open_store()
+    with store.log.write() as connection:
+        for n in range(70):
+            for uid in (1, 2):
+                vouch(connection, uid, str(n))
+    with store.log.read() as connection:
+        assert [n for n in range(70) if vouches(connection, 1, str(n))] == list(range(6, 70))
+        assert not vouches(connection, 3, "69")
 
 
 def test_a_snapshot_that_is_ahead_of_its_log_goes(

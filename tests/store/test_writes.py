@@ -217,6 +217,66 @@ def test_a_call_of_a_user_that_was_erased_since_stays_erased(pair: tuple[Store, 
     assert sorted(kept, key=str) == [None, '[1,[["1","added",1]]]']
 
 
+@pytest.mark.parametrize("seconds", [-60, 0])
+def test_what_is_over_before_it_begins_is_refused(store: Store, clock: Clock, seconds: float) -> None:
+    later = clock.now + timedelta(hours=1)
+    put(store, "ann", new("1", expires_at=later), new("2"))
+    now = store._now()
+    over = now + timedelta(seconds=seconds)
+    for id, options in (("3", {}), ("1", {"upsert": True}), ("3", {"on_duplicate": "skip"})):
+        good = [Append(T, user, (new("a"),), issued_at=now, upsert=True) for user in ("ann", "bob")]
+        bad = Append(T, "ann", (new("b"), new(id, "over", expires_at=over)), issued_at=now, write_id="w1", **options)
+        before, refused, after = store.append_together([good[:1], [bad], good[1:]])
+        assert isinstance(refused, InvalidInput)
+        assert (str(refused), refused.param) == ("expires_at must be in the future.", "memories.1.expires_at")
+        assert not isinstance(before, Exception)
+        assert not isinstance(after, Exception)  # it is the error of its call alone
+    with pytest.raises(InvalidInput) as caught:
+        store.update(T, "ann", "1", expires_at=over, issued_at=now)
+    assert (str(caught.value), caught.value.param) == ("expires_at must be in the future.", "expires_at")
+    assert texts(store) == {"1": "text 1", "2": "text 2", "a": "text a"}
+    assert (store.user(T, "ann").version, store.user(T, "ann").memories) == (3, 3)
+    assert records(store) == 0
+
+
+@pytest.mark.parametrize("purged", [False, True])
+def test_what_is_over_by_now_is_answered_as_the_first_time(
+    pair: tuple[Store, Store], clock: Clock, purged: bool
+) -> None:
+    one, other = pair
+    soon = clock.now + timedelta(seconds=5)
+    put(one, "ann", new("twin", "tea"))
+    tries: list[tuple[NewMemory, dict[str, Any]]] = [
+        (new("named", expires_at=soon), {"write_id": "w1"}),
+        (new("made", made_id=True, expires_at=soon), {}),
+        (new("skipped", "tea", expires_at=soon), {"on_duplicate": "skip"}),
+    ]
+    first = [put(one, "ann", memory, **options) for memory, options in tries]
+    assert [result.memories[0].status for result in first] == ["added", "added", "unchanged"]
+    clock.advance(10)
+    while purged and other.fold():
+        pass
+    again = [put(other, "ann", memory, **options) for memory, options in tries]
+    assert [result.memories for result in again] == [result.memories for result in first]
+    assert texts(other) == {"twin": "tea"}
+
+
+def test_an_end_that_is_over_by_now_is_answered_as_the_first_time(pair: tuple[Store, Store], clock: Clock) -> None:
+    one, other = pair
+    put(one, "ann", new("1"))
+    soon = clock.now + timedelta(seconds=5)
+
+    def change(store: Store) -> Any:
+        return store.update(T, "ann", "1", expires_at=soon, issued_at=store._now(), write_id="w1")
+
+    first = change(one)
+    assert (first.expires_at, first.version) == (soon, 2)
+    other.update(T, "ann", "1", expires_at=None)
+    clock.advance(10)
+    assert change(other) == first
+    assert other.get(T, "ann", "1").expires_at is None
+
+
 def test_what_failed_is_tried_anew(store: Store) -> None:
     with pytest.raises(NotFound):
         store.delete(T, "ann", "1", write_id="w1")
@@ -408,7 +468,7 @@ def test_a_log_of_schema_1_is_brought_forward(url: str, monkeypatch: pytest.Monk
     store = Store.open(url, dim=DIM, model="fake")
     with store.log.read() as connection:
         version = connection.execute(select(meta.c.value).where(meta.c.name == "schema_version")).scalar()
-    assert version == "2"
+    assert version == "3"
     assert list(store.export(T, "ann")) == kept
     first = store.update(T, "ann", "1", metadata={"n": 2}, write_id="w1")
     store.update(T, "ann", "1", metadata={"n": 3})
