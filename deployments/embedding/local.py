@@ -295,6 +295,8 @@ def _load(path: str, name: str, device: str, weights: torch.dtype, allow_downloa
 def _longest_input(network: Any) -> int:
     """In tokens, special tokens included; some tokenisers have no limit of their own."""
     positions = getattr(network[0].model.config, "max_position_embeddings", None)
+    if positions:
+        positions -= unpadded.first_position(network[0].model)  # the places in the table before it are no token's
     limits = [limit for limit in (network.max_seq_length, positions) if limit]
     if not limits:
         raise ModelUnavailable("The model does not say how long an input may be: set model.max_tokens in its folder.")

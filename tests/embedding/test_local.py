@@ -103,6 +103,21 @@ async def test_prompts_are_encodes(
     await model.close()
 
 
+@pytest.mark.parametrize(("kind", "limit"), [("roberta", 79), ("mpnet", 78)])
+async def test_positions_that_start_behind_the_padding_index_end_sooner(
+    tiny: Callable[..., Path], kind: str, limit: int
+) -> None:
+    """The table has 80; sentence-transformers takes that for the length, and fails on longer texts."""
+    folder = tiny(kind, longest=None)
+    model, reference = LocalModel(str(folder), device="cpu", dtype="float32"), encoder(folder)
+    assert (reference.max_seq_length, model.info.max_tokens) == (80, limit)
+    assert model.pads == (kind == "mpnet")
+    await model.warm_up(1024, 1)
+    reference.max_seq_length = limit
+    assert np.abs(await vectors_of(model, ["a " * 90]) - reference.encode(["a " * 90])).max() <= 1e-5
+    await model.close()
+
+
 async def test_a_full_batch_in_a_bounded_shape_gives_the_same_vectors(
     sentences: Sentences, tiny: Callable[..., Path]
 ) -> None:
