@@ -118,6 +118,17 @@ async def test_positions_that_start_behind_the_padding_index_end_sooner(
     await model.close()
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
+async def test_a_padding_token_that_a_text_holds_has_the_place_that_encode_gives_it(
+    tiny: Callable[..., Path], kind: str
+) -> None:
+    folder = tiny(kind)
+    model = LocalModel(str(folder), device="cpu", dtype="float32")
+    texts = ["a [PAD] b c", "[PAD]", "one two three", "[PAD] [PAD] four [PAD] five"]
+    assert np.abs(await vectors_of(model, texts) - encoder(folder).encode(texts)).max() <= 1e-5
+    await model.close()
+
+
 async def test_a_full_batch_in_a_bounded_shape_gives_the_same_vectors(
     sentences: Sentences, tiny: Callable[..., Path]
 ) -> None:
