@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -189,17 +190,28 @@ class LocalModel(Model):
         """See Model."""
         try:
             return await self._forward_threads.run(self._forward, batch)
-        except torch.AcceleratorError as error:  # sticky: the CUDA context is gone
-            self.lost = str(error).splitlines()[0]
+        except torch.AcceleratorError as error:
+            if not _is_out_of_memory(error):  # sticky: the CUDA context is gone
+                self.lost = str(error).splitlines()[0]
             raise
 
     def _forward(self, batch: Sequence[Tokens]) -> np.ndarray:
+        try:
+            return self._run(batch)
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                # Its frames hold what the forward had made so far, for as long as halves of the batch are tried.
+                traceback.clear_frames(error.__traceback__)
+                torch.cuda.empty_cache()
+            raise
+
+    def _run(self, batch: Sequence[Tokens]) -> np.ndarray:
         if self._pools_without_prompt and len({tokens.prompt_tokens for tokens in batch}) > 1:
             # Pooling takes one prompt length for a whole batch.
             vectors = np.empty((len(batch), self.info.dim), np.float32)
             for length in {tokens.prompt_tokens for tokens in batch}:
                 rows = [row for row, tokens in enumerate(batch) if tokens.prompt_tokens == length]
-                vectors[rows] = self._forward([batch[row] for row in rows])
+                vectors[rows] = self._run([batch[row] for row in rows])
             return vectors
         prompt_tokens = batch[0].prompt_tokens if self._pools_without_prompt else 0
         with torch.inference_mode():
@@ -290,6 +302,11 @@ def _load(path: str, name: str, device: str, weights: torch.dtype, allow_downloa
     if "message" in network[0].modality_config:
         raise ModelUnavailable(f"The model {name!r} reads chat messages, which are not served.")
     return network.to(weights).eval()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Torch's allocator has no room, or the driver has none (for a kernel's code, pinned memory): cudaError 2."""
+    return isinstance(error, torch.OutOfMemoryError) or getattr(error, "error_code", None) == 2
 
 
 def _longest_input(network: Any) -> int:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,6 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from deployments.embedding import unpadded
-from deployments.embedding.cuda import Gpu
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import load_model
 from deployments.embedding.local import LocalModel, choose_dtype
@@ -161,29 +157,44 @@ def minilm() -> LocalModel:
     return model
 
 
-def test_a_forward_that_ran_out_of_memory_holds_none_while_its_halves_are_tried(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])  # without padding, and with it
+async def test_a_forward_that_ran_out_of_memory_holds_none_while_its_halves_are_tried(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    model = LocalModel(str(tiny(kind)), device="cpu", dtype="float32")
     made: list[weakref.ref[torch.Tensor]] = []
     freed: list[bool] = []
 
-    def forward(features: dict[str, Any]) -> torch.Tensor:
+    def forward(features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
         activation = features["input_ids"] + 1
         made.append(weakref.ref(activation))
         raise torch.OutOfMemoryError
 
-    for name in ("device", "stream"):  # of the card that is not there
-        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(made[0]() is None))
-    gpu = Gpu(forward, torch.device("cpu"))
-    flat = unpadded.flatten([Tokens([1, 2, 3])], 0)
-    staged = torch.from_numpy(np.stack((flat.ids, flat.positions, flat.text_of))), torch.from_numpy(flat.bounds)
-    gpu._idle.append(SimpleNamespace(graphs=[], stream=None, read=None, stage=lambda _: staged))  # type: ignore[arg-type]
+    monkeypatch.setattr(model, "_vectors", forward)
     with pytest.raises(torch.OutOfMemoryError):
-        gpu.run(flat)
+        await model.forward([Tokens([1, 2, 3])])
     assert freed == [True]
-    assert len(gpu._idle) == 1
+    await model.close()
+
+
+@pytest.mark.parametrize(("code", "lost"), [(2, None), (700, "CUDA error: as the driver said")])
+async def test_a_driver_without_memory_is_no_lost_device(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, code: int, lost: str | None
+) -> None:
+    """2 is cudaErrorMemoryAllocation, after which the context goes on; 700 is cudaErrorIllegalAddress."""
+    model = LocalModel(str(tiny("bert")), device="cpu", dtype="float32")
+
+    def forward(features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
+        error = torch.AcceleratorError("CUDA error: as the driver said\nand more")
+        error.error_code = code  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(model, "_vectors", forward)
+    with pytest.raises(torch.AcceleratorError):
+        await model.forward([Tokens([1, 2, 3])])
+    assert model.lost == lost
+    await model.close()
 
 
 def test_the_packaged_model_is_the_published_one(minilm_folder: Path) -> None:
