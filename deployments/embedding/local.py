@@ -45,10 +45,13 @@ def choose_device(device: str) -> str:
 
 
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 where it is fast (CUDA; CPUs with avx512_bf16 or AMX), float32 elsewhere."""
+    """`auto` is bfloat16 where it is fast (CUDA from Ampere on; CPUs with avx512_bf16 or AMX), float32 elsewhere."""
     if dtype != "auto":
         return _DTYPES[dtype]
-    fast = device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if device.startswith("cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -250,8 +250,11 @@ def test_dtype_auto_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=bf16: answer)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda answer=amx: answer)
         assert choose_dtype("auto", "cpu") is expected
-        assert choose_dtype("auto", "cuda:0") is torch.bfloat16
-        assert choose_dtype("float32", "cuda:0") is torch.float32
+    for in_hardware, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        # A card of before 2020 has it emulated only.
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=in_hardware: answer)
+        assert choose_dtype("auto", "cuda:0") is expected
+        assert choose_dtype("float16", "cuda:0") is torch.float16
 
 
 async def test_truncation_keeps_the_special_tokens_and_the_asked_for_end(minilm: LocalModel) -> None:
