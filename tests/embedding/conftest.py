@@ -82,6 +82,7 @@ def _save(
         "deberta": "DebertaV2",
         "distilbert": "DistilBert",
         "electra": "Electra",
+        "gpt2": "GPT2",
         "modernbert": "ModernBert",
         "mpnet": "MPNet",
         "nomic": "NomicBert",

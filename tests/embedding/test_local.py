@@ -79,6 +79,22 @@ async def test_other_families_too(
     await model.close()
 
 
+def test_a_model_that_is_given_more_than_token_ids_is_refused(tiny: Callable[..., Path]) -> None:
+    """GPT-2 adds a vector for the segment of a token, which BERT's tokeniser gives: `encode` does, and nothing here."""
+    with pytest.raises(ModelUnavailable, match=r"gives other vectors here than by encode \(1 - cosine is 0\.\d+\)"):
+        LocalModel(str(tiny("gpt2", "lasttoken")), device="cpu", dtype="float32")
+
+
+async def test_a_lower_limit_of_tokens_is_kept(sentences: Sentences, tiny: Callable[..., Path]) -> None:
+    folder = tiny("bert")
+    model, reference = LocalModel(str(folder), device="cpu", dtype="float32", max_tokens=5), encoder(folder)
+    reference.max_seq_length = 5
+    texts = sentences(12, seed=9)
+    assert model.info.max_tokens == 5
+    assert np.abs(await vectors_of(model, texts) - reference.encode(texts)).max() <= 1e-5
+    await model.close()
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("include_prompt", [True, False])
 async def test_prompts_are_encodes(
