@@ -8,7 +8,6 @@ place of hundreds; a large one, which keeps the card busy by itself, runs in its
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -46,11 +45,7 @@ class Gpu:
         torch.cuda.synchronize(device)  # the weights came in on another stream
 
     def run(self, flat: Flat) -> np.ndarray:
-        """Run one batch. Returns (texts, dim) float32 in the caller's order.
-
-        Raises:
-            torch.OutOfMemoryError: the batch does not fit; what was cached is given back first.
-        """
+        """Run one batch. Returns (texts, dim) float32 in the caller's order."""
         worker = self._take()
         try:
             with torch.inference_mode(), torch.cuda.device(self._device), torch.cuda.stream(worker.stream):
@@ -59,11 +54,6 @@ class Gpu:
                         bounded = unpadded.fill(flat, graph.tokens, graph.texts, graph.longest)
                         return worker.read(graph.replay(worker.stage(bounded)))[bounded.place]
                 return worker.read(self._vectors(_features(worker.stage(flat), flat)))[flat.place]
-        except torch.OutOfMemoryError as error:
-            # Its frames hold what the forward had made so far, for as long as halves of the batch are tried.
-            traceback.clear_frames(error.__traceback__)
-            torch.cuda.empty_cache()
-            raise
         finally:
             self._give_back(worker)
 

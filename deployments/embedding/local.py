@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 # How far the two ways of running a batch may differ, as 1 - cosine: rounding is far below, a wrong position far above.
 _SAME = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
+# What a model must give the same vectors as `encode` does before it is served. Ten times as far apart is still no other
+# vector: packed layers round once less.
+_SAMPLES = ["Peanuts give me hives.", "My flight leaves at six, and Rex the spaniel fears thunder."]
+_TOLERANCE = 10
+
 _SWITCH_S = 0.0002
 
 
@@ -44,10 +50,13 @@ def choose_device(device: str) -> str:
 
 
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 where it is fast (CUDA; CPUs with avx512_bf16 or AMX), float32 elsewhere."""
+    """`auto` is bfloat16 where it is fast (CUDA from Ampere on; CPUs with avx512_bf16 or AMX), float32 elsewhere."""
     if dtype != "auto":
         return _DTYPES[dtype]
-    fast = device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if device.startswith("cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -64,7 +73,7 @@ class LocalModel(Model):
         allow_download: fetch from the hub what is not on disk.
 
     Raises:
-        ModelUnavailable: it cannot be loaded; one line for an operator.
+        ModelUnavailable: it cannot be loaded, or its vectors would not be `encode`'s; one line for an operator.
     """
 
     def __init__(
@@ -102,6 +111,8 @@ class LocalModel(Model):
             dtype=dtype_name,
             default_prompt=prompts.get(network.default_prompt_name or "", ""),
         )
+        network.max_seq_length = self.info.max_tokens
+        encoded = _encoded(network, self.info.name)
         on_gpu = self._device.type == "cuda"
         self.max_batch_tokens = 65_536 if on_gpu else 1024
         self.forwards_in_flight = 2 if on_gpu else 1
@@ -121,6 +132,7 @@ class LocalModel(Model):
         if self._linears_are_packed:
             packed.pack_linears(network)
         self._gpu = None
+        self._check_alike(encoded, _TOLERANCE * _SAME[weights])
         if on_gpu and not self.pads:
             from deployments.embedding.cuda import Gpu
 
@@ -140,12 +152,21 @@ class LocalModel(Model):
         except Exception as error:  # noqa: BLE001 - whatever a foreign model raises, it can be run padded
             logger.info("%s is run with padding: %s", self.info.name, error)
             return False
-        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-        apart = float(np.max(1 - np.sum(ours * theirs, axis=1) / np.maximum(norms, 1e-12)))
+        apart = _apart(ours, theirs)
         if not apart <= _SAME[weights]:
             logger.info("%s is run with padding: without it vectors differ by %g", self.info.name, apart)
             return False
         return True
+
+    def _check_alike(self, encoded: np.ndarray, limit: float) -> None:
+        """Refuse a model that `encode` gives what it is not given here, as the segments of tokens."""
+        samples = [one for one in self._tokenise(_SAMPLES, self.info.default_prompt, "end") if isinstance(one, Tokens)]
+        apart = _apart(np.concatenate([self._run([one]) for one in samples]), encoded)
+        if not apart <= limit:
+            raise ModelUnavailable(
+                f"The model {self.info.name!r} gives other vectors here than by encode (1 - cosine is {apart:.2g});"
+                " it is not served."
+            )
 
     async def tokenise(
         self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
@@ -189,17 +210,28 @@ class LocalModel(Model):
         """See Model."""
         try:
             return await self._forward_threads.run(self._forward, batch)
-        except torch.AcceleratorError as error:  # sticky: the CUDA context is gone
-            self.lost = str(error).splitlines()[0]
+        except torch.AcceleratorError as error:
+            if not _is_out_of_memory(error):  # sticky: the CUDA context is gone
+                self.lost = str(error).splitlines()[0]
             raise
 
     def _forward(self, batch: Sequence[Tokens]) -> np.ndarray:
+        try:
+            return self._run(batch)
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                # Its frames hold what the forward had made so far, for as long as halves of the batch are tried.
+                traceback.clear_frames(error.__traceback__)
+                torch.cuda.empty_cache()
+            raise
+
+    def _run(self, batch: Sequence[Tokens]) -> np.ndarray:
         if self._pools_without_prompt and len({tokens.prompt_tokens for tokens in batch}) > 1:
             # Pooling takes one prompt length for a whole batch.
             vectors = np.empty((len(batch), self.info.dim), np.float32)
             for length in {tokens.prompt_tokens for tokens in batch}:
                 rows = [row for row, tokens in enumerate(batch) if tokens.prompt_tokens == length]
-                vectors[rows] = self._forward([batch[row] for row in rows])
+                vectors[rows] = self._run([batch[row] for row in rows])
             return vectors
         prompt_tokens = batch[0].prompt_tokens if self._pools_without_prompt else 0
         with torch.inference_mode():
@@ -272,6 +304,21 @@ class LocalModel(Model):
         self._forward_threads.close()
 
 
+def _apart(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """1 - the smallest cosine of two rows; not a number where a value is none."""
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return float(np.max(1 - np.sum(ours * theirs, axis=1) / np.maximum(norms, 1e-12)))
+
+
+def _encoded(network: Any, name: str) -> np.ndarray:
+    """(samples, dim) float32, one by one: what pads a batch must not count."""
+    try:
+        vectors = network.encode(_SAMPLES, batch_size=1, show_progress_bar=False, convert_to_tensor=True)
+    except Exception as error:
+        raise ModelUnavailable(f"The model {name!r} cannot encode: {_line(error)}") from error
+    return np.asarray(vectors.float().cpu().numpy())
+
+
 def _load(path: str, name: str, device: str, weights: torch.dtype, allow_download: bool) -> Any:
     try:
         network = SentenceTransformer(
@@ -281,7 +328,7 @@ def _load(path: str, name: str, device: str, weights: torch.dtype, allow_downloa
         if not allow_download and isinstance(error, OSError) and not Path(path).is_dir():
             message = f"The model {name!r} is no folder and not in the hub cache, and allow_download is off."
         else:
-            message = f"The model {name!r} cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            message = f"The model {name!r} cannot be loaded: {_line(error)}"
         raise ModelUnavailable(message) from error
     if not isinstance(network[0], Transformer) or not hasattr(network.tokenizer, "backend_tokenizer"):
         raise ModelUnavailable(
@@ -292,9 +339,20 @@ def _load(path: str, name: str, device: str, weights: torch.dtype, allow_downloa
     return network.to(weights).eval()
 
 
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Torch's allocator has no room, or the driver has none (for a kernel's code, pinned memory): cudaError 2."""
+    return isinstance(error, torch.OutOfMemoryError) or getattr(error, "error_code", None) == 2
+
+
 def _longest_input(network: Any) -> int:
     """In tokens, special tokens included; some tokenisers have no limit of their own."""
     positions = getattr(network[0].model.config, "max_position_embeddings", None)
+    if positions:
+        positions -= unpadded.first_position(network[0].model)  # the places in the table before it are no token's
     limits = [limit for limit in (network.max_seq_length, positions) if limit]
     if not limits:
         raise ModelUnavailable("The model does not say how long an input may be: set model.max_tokens in its folder.")

@@ -25,29 +25,32 @@ def cut(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
     """
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
-    kept = vectors[:, :dimensions]
-    norms = np.linalg.norm(kept, axis=1, keepdims=True)
-    return np.ascontiguousarray(kept / np.where(norms > 0, norms, 1), dtype=np.float32)
+    return np.ascontiguousarray(_at_length_one(vectors[:, :dimensions]), dtype=np.float32)
+
+
+def _at_length_one(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
 
 
 def quantise(vectors: np.ndarray, output_dtype: OutputDtype) -> np.ndarray:
     """Make vectors smaller.
 
     Args:
-        vectors: (n, dim) float32 with values in [-1, 1], which unit vectors have.
-        output_dtype: `float` as it is; `int8` and `uint8` one byte a value over the fixed range [-1, 1] (not
-            calibrated, so that a vector does not depend on its neighbours); `binary` and `ubinary` one bit a value, 1
-            where it is positive, eight to a byte, most significant first, as sentence-transformers packs them.
+        vectors: (n, dim) float32.
+        output_dtype: `float` as it is; `int8` and `uint8` scaled to length one, then one byte a value over the range
+            [-1, 1] (not calibrated, so that a vector does not depend on its neighbours); `binary` and `ubinary` one bit
+            a value, 1 where it is positive, eight to a byte, most significant first, as sentence-transformers packs
+            them.
 
     Returns:
         (n, dim) float32, int8 or uint8; (n, ceil(dim / 8)) int8 or uint8 for the binary types.
     """
     if output_dtype == "float":
         return vectors
-    if output_dtype == "int8":
-        return np.rint(np.clip(vectors, -1, 1) * 127).astype(np.int8)
-    if output_dtype == "uint8":
-        return (np.rint(np.clip(vectors, -1, 1) * 127) + 128).astype(np.uint8)
+    if output_dtype in ("int8", "uint8"):
+        steps = np.rint(_at_length_one(vectors) * 127)  # (n, dim) -127 to 127
+        return steps.astype(np.int8) if output_dtype == "int8" else (steps + 128).astype(np.uint8)
     packed = np.packbits(vectors > 0, axis=1)
     return packed if output_dtype == "ubinary" else (packed ^ 0x80).view(np.int8)
 

@@ -70,7 +70,7 @@ class RemoteModel(Model):
                 with openai.OpenAI(**options) as client:
                     answer = client.embeddings.create(model=name, input=["dimension"], encoding_format="base64")
                     dim = _matrix(answer, 1, None).shape[1]
-            except (openai.OpenAIError, UpstreamFailed) as error:
+            except (openai.OpenAIError, ValueError, UpstreamFailed) as error:
                 raise ModelUnavailable(f"The model {name!r} does not answer: {error}") from error
         self.info = ModelInfo(name, f"{base_url or 'openai'}/{name}", dim, max_tokens, 1 << 31, {}, "remote", "float32")
 
@@ -117,7 +117,7 @@ class RemoteModel(Model):
             if error.status_code in (400, 413, 422):
                 raise InvalidRequest(_said(error), "input") from error
             raise UpstreamFailed(_said(error), None, None, _STATUS.get(error.status_code, 502)) from error
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:  # the client passes on that it is no JSON
             raise UpstreamFailed(f"The embedding provider's answer makes no sense: {error}") from error
         return _matrix(answer, len(inputs), self.info.dim)
 
@@ -145,18 +145,23 @@ def _said(error: openai.APIStatusError) -> str:
 def _matrix(answer: Any, count: int, dim: int | None) -> np.ndarray:
     """The vectors of an answer, (count, dim) float32, in the order of the inputs."""
     try:
+        ordered = sorted(answer.data, key=lambda one: one.index)
         rows = [
             np.frombuffer(base64.b64decode(one.embedding), "<f4")
             if isinstance(one.embedding, str)
             else np.asarray(one.embedding, np.float32)
-            for one in sorted(answer.data, key=lambda one: one.index)
+            for one in ordered
         ]
         matrix = np.stack(rows).astype(np.float32, copy=False)
     except (AttributeError, TypeError, ValueError) as error:
         raise UpstreamFailed(f"The embedding provider's answer makes no sense: {error}") from error
-    if len(rows) != count or (dim is not None and matrix.shape[1] != dim):
+    if len(rows) != count or matrix.ndim != 2 or matrix.shape[1] != (dim or matrix.shape[1] or 1):
         raise UpstreamFailed(
-            f"The embedding provider sent {len(rows)} vectors of {matrix.shape[1]} dimensions for {count} inputs"
+            f"The embedding provider sent {len(rows)} vectors of shape {matrix.shape[1:]} for {count} inputs"
             f" of {dim or 'any'}."
+        )
+    if [one.index for one in ordered] != list(range(count)):
+        raise UpstreamFailed(
+            "The embedding provider does not say which vector is whose: its indices do not count up from 0."
         )
     return matrix

@@ -106,7 +106,8 @@ def flatten(batch: Sequence[Tokens], first_position: int) -> Flat:
 
     Args:
         batch: not empty.
-        first_position: what the model calls the position of a text's first token.
+        first_position: what the model calls the position of a text's first token. Behind a padding index, RoBERTa and
+            its kin give that index to a text's own padding tokens, too, and count on without them.
     """
     lengths = np.fromiter((len(tokens) for tokens in batch), np.int64, len(batch))
     order = np.argsort(lengths, kind="stable")
@@ -118,6 +119,10 @@ def flatten(batch: Sequence[Tokens], first_position: int) -> Flat:
     ids = np.fromiter(chain.from_iterable(batch[text].ids for text in order.tolist()), np.int64, bounds[-1])
     text_of = np.repeat(np.arange(len(batch)), lengths)
     positions = np.arange(len(ids)) - bounds[text_of] + first_position
+    counts_on = ids != first_position - 1
+    if not counts_on.all():
+        counted = np.concatenate([[0], np.cumsum(counts_on)])
+        positions = np.where(counts_on, counted[:-1] - counted[bounds[text_of]] + first_position, first_position - 1)
     distinct, firsts, counts = np.unique(lengths, return_index=True, return_counts=True)
     runs = tuple(zip(bounds[firsts].tolist(), counts.tolist(), distinct.tolist(), strict=True))
     return Flat(ids, positions, text_of, bounds.astype(np.int32), runs, int(lengths[-1]), place)

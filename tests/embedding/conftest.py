@@ -37,11 +37,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Calla
     """Makes a folder with a tiny model: `tiny(kind, pooling, *more)`, where `more` are `dense` and `normalize`."""
     made: dict[tuple[Any, ...], Path] = {}
 
-    def make(kind: str = "bert", pooling: str = "mean", *more: str, include_prompt: bool = True) -> Path:
-        key = (kind, pooling, *more, include_prompt)
+    def make(
+        kind: str = "bert", pooling: str = "mean", *more: str, include_prompt: bool = True, longest: int | None = 64
+    ) -> Path:
+        key = (kind, pooling, *more, include_prompt, longest)
         if key not in made:
+            folder = tmp_path_factory.mktemp("tiny")
             made[key] = _save(
-                tmp_path_factory.mktemp("tiny"), minilm_folder, kind, pooling, more, include_prompt=include_prompt
+                folder, minilm_folder, kind, pooling, more, include_prompt=include_prompt, longest=longest
             )
         return made[key]
 
@@ -49,7 +52,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Calla
 
 
 def _save(
-    folder: Path, vocabulary: Path, kind: str, pooling: str, more: tuple[str, ...], *, include_prompt: bool
+    folder: Path,
+    vocabulary: Path,
+    kind: str,
+    pooling: str,
+    more: tuple[str, ...],
+    *,
+    include_prompt: bool,
+    longest: int | None,
 ) -> Path:
     import torch
     import transformers
@@ -72,6 +82,7 @@ def _save(
         "deberta": "DebertaV2",
         "distilbert": "DistilBert",
         "electra": "Electra",
+        "gpt2": "GPT2",
         "modernbert": "ModernBert",
         "mpnet": "MPNet",
         "nomic": "NomicBert",
@@ -95,7 +106,7 @@ def _save(
     config = getattr(transformers, f"{names[kind]}Config")(**shape)
     getattr(transformers, f"{names[kind]}Model")(config).save_pretrained(folder / "backbone")
     transformers.AutoTokenizer.from_pretrained(vocabulary).save_pretrained(folder / "backbone")
-    first = Transformer(str(folder / "backbone"), max_seq_length=64)
+    first = Transformer(str(folder / "backbone"), max_seq_length=longest)
     modules: list[Any] = [first, Pooling(32, pooling, include_prompt=include_prompt)]
     if "dense" in more:
         modules.append(Dense(32, 24))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,6 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from deployments.embedding import unpadded
-from deployments.embedding.cuda import Gpu
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import load_model
 from deployments.embedding.local import LocalModel, choose_dtype
@@ -83,6 +79,22 @@ async def test_other_families_too(
     await model.close()
 
 
+def test_a_model_that_is_given_more_than_token_ids_is_refused(tiny: Callable[..., Path]) -> None:
+    """GPT-2 adds a vector for the segment of a token, which BERT's tokeniser gives: `encode` does, and nothing here."""
+    with pytest.raises(ModelUnavailable, match=r"gives other vectors here than by encode \(1 - cosine is 0\.\d+\)"):
+        LocalModel(str(tiny("gpt2", "lasttoken")), device="cpu", dtype="float32")
+
+
+async def test_a_lower_limit_of_tokens_is_kept(sentences: Sentences, tiny: Callable[..., Path]) -> None:
+    folder = tiny("bert")
+    model, reference = LocalModel(str(folder), device="cpu", dtype="float32", max_tokens=5), encoder(folder)
+    reference.max_seq_length = 5
+    texts = sentences(12, seed=9)
+    assert model.info.max_tokens == 5
+    assert np.abs(await vectors_of(model, texts) - reference.encode(texts)).max() <= 1e-5
+    await model.close()
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("include_prompt", [True, False])
 async def test_prompts_are_encodes(
@@ -100,6 +112,32 @@ async def test_prompts_are_encodes(
     ours = await model.forward([one for one in mixed if isinstance(one, Tokens)])
     assert np.abs(ours[:12] - reference.encode(texts, prompt_name="query")).max() <= 1e-5
     assert np.abs(ours[12:] - reference.encode(texts)).max() <= 1e-5
+    await model.close()
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("roberta", 79), ("mpnet", 78)])
+async def test_positions_that_start_behind_the_padding_index_end_sooner(
+    tiny: Callable[..., Path], kind: str, limit: int
+) -> None:
+    """The table has 80; sentence-transformers takes that for the length, and fails on longer texts."""
+    folder = tiny(kind, longest=None)
+    model, reference = LocalModel(str(folder), device="cpu", dtype="float32"), encoder(folder)
+    assert (reference.max_seq_length, model.info.max_tokens) == (80, limit)
+    assert model.pads == (kind == "mpnet")
+    await model.warm_up(1024, 1)
+    reference.max_seq_length = limit
+    assert np.abs(await vectors_of(model, ["a " * 90]) - reference.encode(["a " * 90])).max() <= 1e-5
+    await model.close()
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
+async def test_a_padding_token_that_a_text_holds_has_the_place_that_encode_gives_it(
+    tiny: Callable[..., Path], kind: str
+) -> None:
+    folder = tiny(kind)
+    model = LocalModel(str(folder), device="cpu", dtype="float32")
+    texts = ["a [PAD] b c", "[PAD]", "one two three", "[PAD] [PAD] four [PAD] five"]
+    assert np.abs(await vectors_of(model, texts) - encoder(folder).encode(texts)).max() <= 1e-5
     await model.close()
 
 
@@ -135,29 +173,44 @@ def minilm() -> LocalModel:
     return model
 
 
-def test_a_forward_that_ran_out_of_memory_holds_none_while_its_halves_are_tried(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])  # without padding, and with it
+async def test_a_forward_that_ran_out_of_memory_holds_none_while_its_halves_are_tried(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    model = LocalModel(str(tiny(kind)), device="cpu", dtype="float32")
     made: list[weakref.ref[torch.Tensor]] = []
     freed: list[bool] = []
 
-    def forward(features: dict[str, Any]) -> torch.Tensor:
+    def forward(features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
         activation = features["input_ids"] + 1
         made.append(weakref.ref(activation))
         raise torch.OutOfMemoryError
 
-    for name in ("device", "stream"):  # of the card that is not there
-        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(made[0]() is None))
-    gpu = Gpu(forward, torch.device("cpu"))
-    flat = unpadded.flatten([Tokens([1, 2, 3])], 0)
-    staged = torch.from_numpy(np.stack((flat.ids, flat.positions, flat.text_of))), torch.from_numpy(flat.bounds)
-    gpu._idle.append(SimpleNamespace(graphs=[], stream=None, read=None, stage=lambda _: staged))  # type: ignore[arg-type]
+    monkeypatch.setattr(model, "_vectors", forward)
     with pytest.raises(torch.OutOfMemoryError):
-        gpu.run(flat)
+        await model.forward([Tokens([1, 2, 3])])
     assert freed == [True]
-    assert len(gpu._idle) == 1
+    await model.close()
+
+
+@pytest.mark.parametrize(("code", "lost"), [(2, None), (700, "CUDA error: as the driver said")])
+async def test_a_driver_without_memory_is_no_lost_device(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, code: int, lost: str | None
+) -> None:
+    """2 is cudaErrorMemoryAllocation, after which the context goes on; 700 is cudaErrorIllegalAddress."""
+    model = LocalModel(str(tiny("bert")), device="cpu", dtype="float32")
+
+    def forward(features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
+        error = torch.AcceleratorError("CUDA error: as the driver said\nand more")
+        error.error_code = code  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(model, "_vectors", forward)
+    with pytest.raises(torch.AcceleratorError):
+        await model.forward([Tokens([1, 2, 3])])
+    assert model.lost == lost
+    await model.close()
 
 
 def test_the_packaged_model_is_the_published_one(minilm_folder: Path) -> None:
@@ -213,8 +266,11 @@ def test_dtype_auto_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=bf16: answer)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda answer=amx: answer)
         assert choose_dtype("auto", "cpu") is expected
-        assert choose_dtype("auto", "cuda:0") is torch.bfloat16
-        assert choose_dtype("float32", "cuda:0") is torch.float32
+    for in_hardware, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        # A card of before 2020 has it emulated only.
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=in_hardware: answer)
+        assert choose_dtype("auto", "cuda:0") is expected
+        assert choose_dtype("float16", "cuda:0") is torch.float16
 
 
 async def test_truncation_keeps_the_special_tokens_and_the_asked_for_end(minilm: LocalModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 
 import numpy as np
+import pytest
 from sentence_transformers.util import quantize_embeddings
 
 from deployments.embedding.outputs import cut, quantise, to_base64
@@ -34,17 +35,19 @@ def test_bits_are_packed_as_sentence_transformers_packs_them() -> None:
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
 
 
-def test_bytes_span_minus_one_to_one() -> None:
-    vectors = np.asarray([[-1, -0.5, 0, 0.25, 1, 1.5]], np.float32)
-    assert quantise(vectors, "int8").tolist() == [[-127, -64, 0, 32, 127, 127]]
-    assert quantise(vectors, "uint8").tolist() == [[1, 64, 128, 160, 255, 255]]
+def test_bytes_span_minus_one_to_one_at_length_one() -> None:
+    vectors = np.asarray([[-1, 0, 0], [0, 0.6, -0.8], [0, 3, 4], [0, 0, 0]], np.float32)
+    assert quantise(vectors, "int8").tolist() == [[-127, 0, 0], [0, 76, -102], [0, 76, 102], [0, 0, 0]]
+    assert quantise(vectors, "uint8").tolist() == [[1, 128, 128], [128, 204, 26], [128, 204, 230], [128, 128, 128]]
     assert (quantise(vectors, "int8").dtype, quantise(vectors, "uint8").dtype) == (np.int8, np.uint8)
     assert quantise(vectors, "float") is vectors
 
 
-def test_int8_keeps_the_direction() -> None:
+@pytest.mark.parametrize("length", [1, 0.01, 100])
+def test_int8_keeps_the_direction(length: float) -> None:
+    """Of long and short vectors too, which models without a last step that normalises make."""
     vectors = units(50, 384)
-    bytes_ = quantise(vectors, "int8").astype(np.float32)
+    bytes_ = quantise(vectors * np.float32(length), "int8").astype(np.float32)
     cosines = np.sum(vectors * bytes_, axis=1) / np.linalg.norm(bytes_, axis=1)
     assert cosines.min() > 0.998  # a step is 1/127, a value of a unit vector of 384 dimensions about 1/20
 

@@ -42,7 +42,7 @@ class Provider:
                 provider.requests.append(body)
                 provider.keys.append(self.headers["authorization"])
                 status, answer = provider.answer(body)
-                payload = json.dumps(answer).encode()
+                payload = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(payload)))
@@ -148,6 +148,10 @@ async def test_its_400_is_the_culprits_alone(provider: Provider) -> None:
         {"object": "list", "data": [{"index": 0, "embedding": [1.0, 2.0]}]},
         {"object": "list", "data": None},
         {"hello": "world"},
+        {"object": "list", "data": [{"index": 0, "embedding": 1.0}]},
+        {"object": "list", "data": [{"index": 0, "embedding": [[1.0] * DIM]}]},
+        b"{",
+        b"",
     ],
 )
 async def test_an_answer_that_makes_no_sense_is_a_502(provider: Provider, broken: Any) -> None:
@@ -155,6 +159,25 @@ async def test_an_answer_that_makes_no_sense_is_a_502(provider: Provider, broken
     engine = Engine(remote(provider))
     (answer,) = await engine.embed([EmbedRequest(["a"])])
     assert isinstance(answer, UpstreamFailed) and answer.status == 502
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    "broken", [b"{", {"data": [{"index": 0, "embedding": 1.0}]}, {"data": [{"index": 0, "embedding": []}]}]
+)
+def test_an_answer_that_makes_no_sense_is_one_line_at_the_start(provider: Provider, broken: Any) -> None:
+    provider.broken = broken
+    with pytest.raises(ModelUnavailable, match="does not answer"):
+        remote(provider, dim=None)
+
+
+@pytest.mark.parametrize("indices", [[0, 0, 1], [1, 2, 3], [0, 2, 2], ["0", "1", "2"], [None, None, None]])
+async def test_vectors_whose_places_are_not_known_are_nobodys(provider: Provider, indices: list[Any]) -> None:
+    provider.broken = {"data": [{"index": index, "embedding": [1.0] * DIM} for index in indices]}
+    engine = Engine(remote(provider))
+    answers = await engine.embed([EmbedRequest([text]) for text in "abc"])
+    assert [type(answer) for answer in answers] == [UpstreamFailed] * 3
+    assert len(provider.requests) == 1
     await engine.close()
 
 
