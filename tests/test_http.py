@@ -182,6 +182,21 @@ async def test_every_error_has_the_same_shape(app: LocalApp, method: str, path: 
     assert len(app.errors) == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/users/ann/memories", "DELETE, GET, HEAD, POST"),
+        ("/v1/users/ann/memories/1", "DELETE, GET, HEAD, PATCH"),
+        ("/v1/embeddings", "POST"),
+        ("/docs", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_answered_with_the_right_ones(api: httpx.AsyncClient, path: str, allowed: str) -> None:
+    for method in ("PUT", "OPTIONS"):
+        answer = await api.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)  # RFC 9110, 15.5.6
+
+
 async def test_an_unforeseen_error_tells_nothing_inner(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken() -> None:
         raise RuntimeError("a secret of the house")
