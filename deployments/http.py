@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -134,6 +135,10 @@ def api_skeleton(on_error: Callable[[Exception], None]) -> FastAPI:
         if error.status_code == 405:
             response.headers["allow"] = ", ".join(sorted(_methods_of(api, request.scope)))
         return response
+
+    @api.exception_handler(ClientDisconnect)
+    async def _gone(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)  # which nobody reads; Serve's metrics count it under this status
 
     @api.exception_handler(Exception)
     async def _unknown(request: Request, error: Exception) -> Response:

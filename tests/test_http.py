@@ -11,6 +11,7 @@ import pytest
 
 from deployments.errors import InvalidRequest
 from deployments.gateway import TENANT
+from deployments.routes import build_api
 from store import Append, InvalidInput
 from store import NewMemory as StoredMemory
 from store import Store as Memories
@@ -161,6 +162,25 @@ async def test_bodies_are_bounded_before_they_are_parsed(tmp_path: Any) -> None:
         exact = await app.http.post(path, content=b"{" + b" " * 1999)
         assert exact.status_code == 400
     await app.stop()
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/users/ann/memories", "/v1/users/ann/import"])
+async def test_a_client_that_breaks_off_is_no_failure_of_the_server(
+    app: LocalApp, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    failed: list[Exception] = []
+    arrives = iter([{"type": "http.request", "body": b'{"text"', "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(arrives)
+
+    async def send(_: Any) -> None:
+        """To nobody."""
+
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    await build_api(app.gateway, on_error=failed.append)({**scope, "headers": []}, receive, send)
+    assert failed == []
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize(
