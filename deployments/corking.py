@@ -56,6 +56,14 @@ class CorkedProtocol(HttpToolsProtocol):
         """Begin on a connection."""
         super().connection_made(CorkedTransport(transport))  # type: ignore[arg-type]  # a transport to all who use it
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take what is not UTF-8 for Latin-1: Serve decodes some headers, and answered 500 where it could not."""
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            value = value.decode("latin-1").encode()
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Leave the body of an import where it is until it is asked for."""
         if _IMPORT.match(self.url):

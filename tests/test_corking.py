@@ -154,3 +154,19 @@ async def test_serve_leaves_the_body_of_an_import_to_the_import(path: str, left:
 
     await serve(app, ask)
     assert told == [left]
+
+
+async def test_headers_that_serve_decodes_are_utf_8() -> None:
+    told: list[list[tuple[bytes, bytes]]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told.append(list(scope["headers"]))
+        await Response()(scope, receive, send)
+
+    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+        latin, utf8 = "ü".encode("latin-1"), "ü".encode()
+        protocol.data_received(b"GET / HTTP/1.1\r\nx-request-id: " + latin + b"\r\nother: " + utf8 + b"\r\n\r\n")
+        await wire.until(lambda: len(wire.writes) > 0)
+
+    await serve(app, ask)
+    assert told == [[(b"x-request-id", "ü".encode()), (b"other", "ü".encode())]]
