@@ -94,6 +94,8 @@ def make_plan(path: Path) -> Plan:
     config, settings = read_config(path)
     http = dict(config.get("http_options") or {})
     host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
+    if not isinstance(host, str):
+        raise CannotStart(f"{path}: http_options.host: {host!r} is no address")
     if not isinstance(port, int) or not 0 < port < 65_536:
         raise CannotStart(f"{path}: http_options.port: {port!r} is no port")
     if (reason := _cannot_listen(host, port)) is not None:
@@ -109,7 +111,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
         raise CannotStart(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CannotStart(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     try:
         (application,) = config["applications"]
