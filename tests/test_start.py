@@ -38,6 +38,18 @@ def test_a_claim_of_another_user_is_passed_over(ports: range, monkeypatch: pytes
         start._claim_gateway_ports()
 
 
+def test_haproxys_ports_move_into_the_claimed_run(ports: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to any that are free at the moment: Ray takes some of those before HAProxy starts."""
+    names = list(start.HAPROXY_PORTS)
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    first = start._environment()
+    assert [first[name] for name in names] == ["8404", "9101"]
+    monkeypatch.setattr(start, "_are_free", lambda asked: not {8404, 9101} & set(asked))
+    second = start._environment()
+    assert [second[name] for name in names] == [str(ports[1] + 98), str(ports[1] + 97)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
