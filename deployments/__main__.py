@@ -107,6 +107,8 @@ def make_plan(path: Path) -> Plan:
     config, settings = read_config(path)
     http = dict(config.get("http_options") or {})
     host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
+    if not isinstance(host, str):
+        raise CannotStart(f"{path}: http_options.host: {host!r} is no address")
     if not isinstance(port, int) or not 0 < port < 65_536:
         raise CannotStart(f"{path}: http_options.port: {port!r} is no port")
     if (reason := _cannot_listen(host, port)) is not None:
@@ -122,7 +124,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
         raise CannotStart(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CannotStart(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     try:
         (application,) = config["applications"]
@@ -185,15 +187,20 @@ def _are_free(ports: Iterable[int]) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """What must stand in the environment before Ray starts. HAProxy's own ports move aside if they are taken."""
+    """What must stand in the environment before Ray starts. HAProxy's own ports move aside if they are taken.
+
+    They move to the end of the claimed run, from whose beginning Serve gives ports to gateways: what is free now in the
+    range that the kernel gives out may be one of Ray's own when HAProxy starts.
+    """
     env = {**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0"}
     first = _claim_gateway_ports()
+    last = first + GATEWAY_PORTS.step - 1
     for protocol, offset in (("HTTP", 0), ("GRPC", GRPC_OFFSET)):
         env[f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT"] = str(first + offset)
-        env[f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT"] = str(first + offset + GATEWAY_PORTS.step - 1)
-        env[f"RAY_SERVE_FALLBACK_PROXY_{protocol}_PORT"] = str(first + offset + GATEWAY_PORTS.step - 1)
-    for name, port in HAPROXY_PORTS.items():
-        env[name] = str(port if _are_free([port]) else _free_port())
+        env[f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT"] = str(last + offset)
+        env[f"RAY_SERVE_FALLBACK_PROXY_{protocol}_PORT"] = str(last + offset)
+    for before_last, (name, port) in enumerate(HAPROXY_PORTS.items(), start=1):
+        env[name] = str(port if _are_free([port]) else last - before_last)
     # What the user set wins.
     return {name: os.environ.get(name, value) for name, value in env.items()}
 
@@ -214,12 +221,6 @@ def _claim_gateway_ports() -> int:
             return first  # the descriptor stays open, and with it the claim
         os.close(lock)
     raise CannotStart(f"no free run of ports between {GATEWAY_PORTS.start} and {GATEWAY_PORTS.stop}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _prepare_data(url: str) -> str:

@@ -1,15 +1,23 @@
-"""How a gateway's answers leave it: the headers and the body of one in a single write.
+"""How a gateway's answers leave it, the headers and the body of one in a single write; and how an import gets in.
 
 uvicorn writes them one after the other, and a gateway that is killed in between has answered half: HAProxy then can
 neither send the request to another gateway nor answer it. What is written at once arrives, or nothing does, and then
 the request is sent again (deployments/environment.py). It also wakes HAProxy once an answer, not twice.
+
+Serve reads a body ahead, into memory and without a bound, so as to see at once that its client has gone away. An import
+may be larger than the memory, and is made a piece at a time: Serve is told not to wait for its client's leaving. The
+import then reads for itself, and learns of it there.
 """
 
 import asyncio
+import re
 from typing import Any
 
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_IMPORT = re.compile(rb"/v1/users/[^/?]+/import(\?|$)")
+_NOT_READ_AHEAD = (b"x-request-disconnect-disabled", b"?1")  # of Serve; the last one counts
 
 
 class CorkedTransport:
@@ -47,6 +55,20 @@ class CorkedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin on a connection."""
         super().connection_made(CorkedTransport(transport))  # type: ignore[arg-type]  # a transport to all who use it
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take what is not UTF-8 for Latin-1: Serve decodes some headers, and answered 500 where it could not."""
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            value = value.decode("latin-1").encode()
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Leave the body of an import where it is until it is asked for."""
+        if _IMPORT.match(self.url):
+            self.headers.append(_NOT_READ_AHEAD)
+        super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         """Send an answer as soon as it is whole."""

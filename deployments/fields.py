@@ -97,7 +97,10 @@ Id = Annotated[HeldId, AfterValidator(_no_dot_segment)]
 Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_not_blank)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
 Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
-Vector = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=16_384)]
+# The first wrong item ends it: a body has room for millions of them, each with an error of its own.
+Vector = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=16_384, fail_fast=True)
+]
 Filter = Metadata
 FilterInQuery = Annotated[Filter, BeforeValidator(_json_of)]
 Cursor = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,4096}$")]

@@ -16,7 +16,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments import schemas
@@ -127,10 +128,17 @@ def api_skeleton(on_error: Callable[[Exception], None]) -> FastAPI:
         return error_response(to_http(error))
 
     @api.exception_handler(HTTPException)
-    async def _routing(_: Request, error: HTTPException) -> Response:
+    async def _routing(request: Request, error: HTTPException) -> Response:
         on_error(error)
         kind = _HTTP_TYPES.get(error.status_code, "invalid_request_error")
-        return error_response(HttpError(error.status_code, kind, f"{error.detail}.", None, None, None))
+        response = error_response(HttpError(error.status_code, kind, f"{error.detail}.", None, None, None))
+        if error.status_code == 405:
+            response.headers["allow"] = ", ".join(sorted(_methods_of(api, request.scope)))
+        return response
+
+    @api.exception_handler(ClientDisconnect)
+    async def _gone(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)  # which nobody reads; Serve's metrics count it under this status
 
     @api.exception_handler(Exception)
     async def _unknown(request: Request, error: Exception) -> Response:
@@ -139,6 +147,12 @@ def api_skeleton(on_error: Callable[[Exception], None]) -> FastAPI:
         return error_response(to_http(error))
 
     return api
+
+
+def _methods_of(api: FastAPI, scope: Scope) -> set[str]:
+    """What the path of a request can be asked with: each method is a route of its own."""
+    there = (route for route in api.routes if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE)
+    return {method for route in there for method in route.methods or ()}
 
 
 def call_directly(api: FastAPI) -> None:

@@ -137,7 +137,7 @@ class AddRequest(NewMemory):
     """`POST /v1/users/{user_id}/memories`: one memory inline, or a list under `memories`."""
 
     text: Text | None = None  # type: ignore[assignment]
-    memories: list[NewMemory] | None = Field(None, min_length=1, max_length=MAX_INPUTS)
+    memories: list[NewMemory] | None = Field(None, min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     on_duplicate: Literal["add", "skip"] = "add"
     upsert: bool = False
 
@@ -165,7 +165,7 @@ class AddRequest(NewMemory):
 class AddManyRequest(_Wire):
     """`POST /v1/memories`: memories of many users in one call."""
 
-    memories: list[UserMemory] = Field(min_length=1, max_length=MAX_INPUTS)
+    memories: list[UserMemory] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     on_duplicate: Literal["add", "skip"] = "add"
     upsert: bool = False
 

@@ -210,7 +210,7 @@ def explain(error: ValidationError) -> str:
 
 def load(args: Mapping[str, Any]) -> Settings:
     """Settings from `args:`, the environment and the defaults. Raises pydantic's ValidationError."""
-    return Settings.model_validate(dict(args))
+    return Settings.model_validate({str(name): value for name, value in args.items()})
 
 
 def live(settings: Settings, deployment: str, user_config: Mapping[str, Any] | None) -> Settings:
@@ -219,6 +219,8 @@ def live(settings: Settings, deployment: str, user_config: Mapping[str, Any] | N
     Raises:
         ValueError: one line that names the first wrong one by its path.
     """
+    if not isinstance(user_config, Mapping | None):
+        raise ValueError(f"user_config of {deployment}: must be a mapping")
     values = settings.model_dump()
     allowed = LIVE[deployment]
     for path, value in _paths(user_config or {}):

@@ -117,7 +117,11 @@ async def _with_vectors(piece: Piece, embed: Embed) -> list[bytes]:
         texts = [line["text"] for line in bare.values()]
         vectors = await embed(texts, lambda n: f"lines.{piece.first + places[n]}.text")
         for (n, line), vector in zip(bare.items(), vectors, strict=True):
-            lines[n] = orjson.dumps({**line, "vector": vector}, option=orjson.OPT_SERIALIZE_NUMPY)
+            try:
+                lines[n] = orjson.dumps({**line, "vector": vector}, option=orjson.OPT_SERIALIZE_NUMPY)
+            except orjson.JSONEncodeError as error:  # orjson reads 1024 levels and writes 254
+                path = f"lines.{piece.first + n}"
+                raise InvalidRequest(f"{path} is nested too deep.", path) from error
     return lines
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from deployments.errors import InvalidRequest
 from deployments.gateway import TENANT
+from deployments.routes import build_api
 from store import Append, InvalidInput
 from store import NewMemory as StoredMemory
 from store import Store as Memories
@@ -163,6 +164,25 @@ async def test_bodies_are_bounded_before_they_are_parsed(tmp_path: Any) -> None:
     await app.stop()
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/users/ann/memories", "/v1/users/ann/import"])
+async def test_a_client_that_breaks_off_is_no_failure_of_the_server(
+    app: LocalApp, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    failed: list[Exception] = []
+    arrives = iter([{"type": "http.request", "body": b'{"text"', "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(arrives)
+
+    async def send(_: Any) -> None:
+        """To nobody."""
+
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    await build_api(app.gateway, on_error=failed.append)({**scope, "headers": []}, receive, send)
+    assert failed == []
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "kind"),
     [
@@ -180,6 +200,21 @@ async def test_every_error_has_the_same_shape(app: LocalApp, method: str, path: 
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert answer.json()["error"]["type"] == kind
     assert len(app.errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/users/ann/memories", "DELETE, GET, HEAD, POST"),
+        ("/v1/users/ann/memories/1", "DELETE, GET, HEAD, PATCH"),
+        ("/v1/embeddings", "POST"),
+        ("/docs", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_answered_with_the_right_ones(api: httpx.AsyncClient, path: str, allowed: str) -> None:
+    for method in ("PUT", "OPTIONS"):
+        answer = await api.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)  # RFC 9110, 15.5.6
 
 
 async def test_an_unforeseen_error_tells_nothing_inner(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:

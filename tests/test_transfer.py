@@ -127,6 +127,7 @@ async def test_only_lines_without_a_vector_are_embedded() -> None:
         (b'{"id": "1", "text": 5}', "lines.203.text"),
         (b'{"id": "1", "text": " "}', "lines.203.text"),
         (b'{"id": "1", "text": "poison"}', "lines.203.text"),
+        (b'{"id": "1", "text": "a", "metadata": {"a": ' + b"[" * 300 + b"]" * 300 + b"}}", "lines.203"),
     ],
 )
 async def test_a_bad_line_is_named_and_the_pieces_before_it_are_written(bad: bytes, param: str) -> None:

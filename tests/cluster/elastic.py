@@ -62,6 +62,7 @@ class Elastic(Server):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, ARGS)
         self._base: dict[str, Any] = yaml.safe_load(self.config.read_text())
+        self._wanted = dict.fromkeys(DEPLOYMENTS, 1)
         self.config.write_text(yaml.safe_dump(self.changed()))
 
     def changed(
@@ -105,6 +106,7 @@ class Elastic(Server):
 
     def deploy(self, **changes: Any) -> None:
         """Hand Serve the config with these changes; `changed` takes them."""
+        self._wanted = {**dict.fromkeys(DEPLOYMENTS, 1), **changes.get("replicas", {})}
         self._driver.submit(_deploy, self.changed(**changes)).result(timeout=60)
 
     def status(self) -> Status:
@@ -112,8 +114,12 @@ class Elastic(Server):
         return self._driver.submit(_status).result(timeout=60)
 
     def settle(self, within_s: float = SETTLED_WITHIN_S) -> None:
-        """Wait until everything runs as it was deployed."""
-        until(lambda: self.status().status == "RUNNING", within_s)
+        """Wait until all runs as it was deployed, and nothing else does: Serve forgets a replica before it is gone."""
+        until(lambda: self.status().status == "RUNNING" and self._has_wanted(), within_s)
+
+    def _has_wanted(self) -> bool:
+        """Whether there are as many replicas as were deployed; of those that may be none there may be one."""
+        return all(len(self.replicas(name)) in {wanted, wanted or 1} for name, wanted in self._wanted.items())
 
 
 def until(condition: Callable[[], bool], within_s: float) -> float:

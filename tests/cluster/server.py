@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import queue
+import random
 import signal
 import socket
 import subprocess
@@ -23,9 +24,12 @@ EXIT_WITHIN_S = 60.0
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port below those that the kernel gives out: Ray takes dozens of those before HAProxy listens."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def config_with(args: dict[str, Any], port: int) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_a_model_that_does_not_load_leaves_the_old_one_and_is_named(elastic: Ela
     (before,) = elastic.replicas("Embedder")
     with Load(elastic, "model", clients=2) as load:
         elastic.deploy(args={"model": {"name": "/no/such/model"}})
-        until(lambda: elastic.status().status == "DEPLOY_FAILED", 60.0)
+        until(lambda: elastic.status().status == "DEPLOY_FAILED", 150.0)  # after starts that import torch
         status, message = elastic.status().deployments["Embedder"]
         assert status == "DEPLOY_FAILED"
         assert "There is no model at '/no/such/model'" in message

@@ -4,6 +4,7 @@ What each route takes and answers is tested in one process (tests/test_routes_*.
 """
 
 import json
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -85,6 +86,26 @@ def test_an_import_is_taken_as_it_arrives(http: httpx.Client, user: str) -> None
     with httpx.Client(base_url=http.base_url, timeout=60.0, trust_env=False) as other:
         answer = other.post(f"/v1/users/{user}/import", content=slowly())
     assert answer.json() == {"imported": 451, "unchanged": 0}
+
+
+def test_an_import_is_read_no_faster_than_it_is_written(http: httpx.Client, server: Server, user: str) -> None:
+    line = json.dumps({"id": "1", "text": "x" * 60_000, "vector": [1.0] * DIM}).encode() + b"\n"
+    size = 256 * 1024**2
+    head = f"POST /v1/users/{user}/import HTTP/1.1\r\nhost: memserve\r\ncontent-length: {size}\r\n\r\n"
+    stores = [psutil.Process(pid) for pid in server.replicas("Store")]
+    for store in stores:
+        store.suspend()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5.0) as sender:
+            sender.sendall(head.encode())
+            sent = 0
+            with pytest.raises(TimeoutError):  # what lies between is full
+                while sent < size:
+                    sent += sender.send(line[sent % len(line) :])
+    finally:
+        for store in stores:
+            store.resume()
+    assert http.get(f"/v1/users/{user}/export").is_success
 
 
 def test_a_bad_line_of_a_large_import_is_answered(http: httpx.Client, user: str) -> None:

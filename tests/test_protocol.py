@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from ray.serve._private.http_util import parse_disconnect_disabled_header
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
@@ -127,3 +128,45 @@ async def test_nothing_is_written_to_a_connection_that_went_away() -> None:
         await asyncio.sleep(0)
 
     assert await serve(Response(b"answer"), ask) == [None]
+
+
+@pytest.mark.parametrize(
+    ("path", "left"),
+    [
+        ("/v1/users/ann/import", True),
+        ("/v1/users/a%2Fb/import?x=1", True),
+        ("/v1/users/import", False),
+        ("/v1/users/import/memories", False),
+        ("/v1/users/ann/memories/import", False),
+        ("/v1/embeddings?/v1/users/ann/import", False),
+    ],
+)
+async def test_serve_leaves_the_body_of_an_import_to_the_import(path: str, left: bool) -> None:
+    told: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told.append(parse_disconnect_disabled_header(dict(scope["headers"])))
+        await Response()(scope, receive, send)
+
+    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+        protocol.data_received(b"POST " + path.encode() + b" HTTP/1.1\r\nx-request-disconnect-disabled: ?0\r\n\r\n")
+        await wire.until(lambda: len(wire.writes) > 0)
+
+    await serve(app, ask)
+    assert told == [left]
+
+
+async def test_headers_that_serve_decodes_are_utf_8() -> None:
+    told: list[list[tuple[bytes, bytes]]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told.append(list(scope["headers"]))
+        await Response()(scope, receive, send)
+
+    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+        latin, utf8 = "ü".encode("latin-1"), "ü".encode()
+        protocol.data_received(b"GET / HTTP/1.1\r\nx-request-id: " + latin + b"\r\nother: " + utf8 + b"\r\n\r\n")
+        await wire.until(lambda: len(wire.writes) > 0)
+
+    await serve(app, ask)
+    assert told == [[(b"x-request-id", "ü".encode()), (b"other", "ü".encode())]]
