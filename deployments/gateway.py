@@ -16,7 +16,7 @@ import numpy as np
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
-from deployments import corking, metrics, schemas
+from deployments import metrics, protocol, schemas
 from deployments.autoscaling import WAITING_TOKENS
 from deployments.calls import EmbedderCalls, StoreCalls
 from deployments.embedding import outputs
@@ -96,7 +96,7 @@ class Gateway:
 
     # Serve calls this after the constructor and serves what it returns (ray.serve.ingress without an app).
     def __serve_build_asgi_app__(self) -> FastAPI:
-        corking.install()
+        protocol.install()
         return build_api(self, on_error=metrics.count_error)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

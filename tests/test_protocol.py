@@ -1,4 +1,4 @@
-"""An answer leaves a gateway in one write, so that a killed gateway has answered whole or not at all."""
+"""An answer leaves a gateway in one write; an import is not read ahead; a header may be anything."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from deployments import corking
+from deployments.protocol import GatewayProtocol, install
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 LAST_REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
@@ -49,26 +49,26 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None: ...
 
 
-async def serve(app: ASGIApp, ask: Callable[[corking.CorkedProtocol, Wire], Awaitable[None]]) -> list[bytes | None]:
+async def serve(app: ASGIApp, ask: Callable[[GatewayProtocol, Wire], Awaitable[None]]) -> list[bytes | None]:
     """What is written to the wire while `ask` talks to a server of `app`."""
     config = uvicorn.Config(app, log_config=None)
     config.load()
-    assert config.http_protocol_class is corking.CorkedProtocol
+    assert config.http_protocol_class is GatewayProtocol
     wire = Wire()
-    protocol = corking.CorkedProtocol(config, ServerState(), {})
+    protocol = GatewayProtocol(config, ServerState(), {})
     protocol.connection_made(wire)
     await ask(protocol, wire)
     return wire.writes
 
 
 @pytest.fixture(autouse=True)
-def corked(monkeypatch: pytest.MonkeyPatch) -> None:
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", {**uvicorn.config.HTTP_PROTOCOLS})
-    corking.install()
+    install()
 
 
 async def test_each_answer_is_one_write() -> None:
-    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
         for asked in (1, 2, 3):
             protocol.data_received(REQUEST)
             await wire.until(lambda asked=asked: len(wire.writes) >= asked)
@@ -82,7 +82,7 @@ async def test_each_answer_is_one_write() -> None:
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
-    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
         protocol.data_received(REQUEST + REQUEST)
         await wire.until(lambda: len(wire.writes) >= 2)
 
@@ -102,7 +102,7 @@ async def test_what_is_streamed_leaves_before_the_end() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await StreamingResponse(chunks())(scope, receive, send)
 
-    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
         protocol.data_received(REQUEST)
         await wire.until(lambda: b"first" in b"".join(filter(None, wire.writes)))
         go_on.set()
@@ -112,7 +112,7 @@ async def test_what_is_streamed_leaves_before_the_end() -> None:
 
 
 async def test_the_last_answer_of_a_connection_leaves_before_it_is_closed() -> None:
-    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
         protocol.data_received(LAST_REQUEST)
         await wire.until(wire.is_closing)
 
@@ -122,7 +122,7 @@ async def test_the_last_answer_of_a_connection_leaves_before_it_is_closed() -> N
 
 
 async def test_nothing_is_written_to_a_connection_that_went_away() -> None:
-    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
         protocol.transport.write(b"held")
         wire.close()
         await asyncio.sleep(0)
@@ -148,7 +148,7 @@ async def test_serve_leaves_the_body_of_an_import_to_the_import(path: str, left:
         told.append(parse_disconnect_disabled_header(dict(scope["headers"])))
         await Response()(scope, receive, send)
 
-    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
         protocol.data_received(b"POST " + path.encode() + b" HTTP/1.1\r\nx-request-disconnect-disabled: ?0\r\n\r\n")
         await wire.until(lambda: len(wire.writes) > 0)
 
@@ -163,7 +163,7 @@ async def test_headers_that_serve_decodes_are_utf_8() -> None:
         told.append(list(scope["headers"]))
         await Response()(scope, receive, send)
 
-    async def ask(protocol: corking.CorkedProtocol, wire: Wire) -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
         latin, utf8 = "ü".encode("latin-1"), "ü".encode()
         protocol.data_received(b"GET / HTTP/1.1\r\nx-request-id: " + latin + b"\r\nother: " + utf8 + b"\r\n\r\n")
         await wire.until(lambda: len(wire.writes) > 0)

@@ -1,12 +1,14 @@
-"""How a gateway's answers leave it, the headers and the body of one in a single write; and how an import gets in.
+"""The HTTP protocol of a gateway's server: where it differs from uvicorn's, and why.
 
-uvicorn writes them one after the other, and a gateway that is killed in between has answered half: HAProxy then can
-neither send the request to another gateway nor answer it. What is written at once arrives, or nothing does, and then
-the request is sent again (deployments/environment.py). It also wakes HAProxy once an answer, not twice.
+An answer leaves in one write. uvicorn writes the headers and the body one after the other, and a gateway that is
+killed in between has answered half: HAProxy then can neither send the request to another gateway nor answer it. What is
+written at once arrives, or nothing does, and then the request is sent again (deployments/environment.py).
 
-Serve reads a body ahead, into memory and without a bound, so as to see at once that its client has gone away. An import
-may be larger than the memory, and is made a piece at a time: Serve is told not to wait for its client's leaving. The
-import then reads for itself, and learns of it there.
+An import is not read ahead. Serve reads a body into memory, without a bound, so as to see at once that its client has
+gone away. An import may be larger than the memory, and is made a piece at a time: Serve is told not to look for its
+client's leaving. The import reads for itself, and learns of it there.
+
+A header that is not UTF-8 is Latin-1: Serve decodes some headers, and answered 500 where it could not.
 """
 
 import asyncio
@@ -49,15 +51,15 @@ class CorkedTransport:
         return getattr(self._transport, name)
 
 
-class CorkedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, on a corked transport."""
+class GatewayProtocol(HttpToolsProtocol):
+    """One connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin on a connection."""
         super().connection_made(CorkedTransport(transport))  # type: ignore[arg-type]  # a transport to all who use it
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take what is not UTF-8 for Latin-1: Serve decodes some headers, and answered 500 where it could not."""
+        """Take what is not UTF-8 for Latin-1."""
         try:
             value.decode()
         except UnicodeDecodeError:
@@ -77,5 +79,5 @@ class CorkedProtocol(HttpToolsProtocol):
 
 
 def install() -> None:
-    """Have every uvicorn server that this process starts from now on, Serve's too, cork its answers."""
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{CorkedProtocol.__name__}"
+    """Have every uvicorn server that this process starts from now on, Serve's too, speak it."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{GatewayProtocol.__name__}"
