@@ -92,8 +92,14 @@ def provenance(commit: str | None = None) -> dict[str, Any]:
         "load_average_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "versions": {package: found for package in PACKAGES if (found := _version(package))},
-        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": " ".join(["python -m", _program(), *sys.argv[1:]]),
     }
+
+
+def _program() -> str:
+    """What `python -m` was given."""
+    spec = sys.modules["__main__"].__spec__
+    return (spec.name if spec else Path(sys.argv[0]).stem).removesuffix(".__main__")
 
 
 def missing() -> list[str]:

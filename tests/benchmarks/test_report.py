@@ -1,5 +1,6 @@
 """What the reports compute and how they say it."""
 
+import argparse
 import json
 import math
 import subprocess
@@ -103,6 +104,23 @@ def test_provenance_names_what_ran_and_no_host() -> None:
     assert socket.gethostname() not in json.dumps({**found, "command": ""})
     assert missing() == []
     assert stem({**MACHINE, "dirty": True}).endswith("-01234567-dirty")
+
+
+@pytest.mark.parametrize("program", ["benchmarks.suite", "benchmarks.scaling"])  # a module, and a package
+def test_provenance_names_the_command(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import runpy
+
+    said: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["-m", "--help"])
+    monkeypatch.delitem(sys.modules, program, raising=False)
+
+    def say(*_: Any, **__: Any) -> None:
+        said.append(str(provenance("abc")["command"]))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", say)
+    with pytest.raises(SystemExit):
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    assert said == [f"python -m {program} --help"]
 
 
 def suite_result() -> dict[str, Any]:
