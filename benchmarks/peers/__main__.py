@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from benchmarks import machine
-from benchmarks.peers.measure import Rounds, contenders
+from benchmarks.peers.measure import Rounds, contenders, parts
 from benchmarks.peers.report import markdown
 from benchmarks.peers.scenarios import OURS, OURS_DTYPE, SCENARIOS
 from benchmarks.peers.table import PEERS, hold_to_two_cores
@@ -76,18 +76,18 @@ def measured(options: argparse.Namespace) -> int:
     ]
     dtypes = (OURS_DTYPE,) if options.quick else ("float32", OURS_DTYPE)
     everyone = contenders(peers, scenarios, dtypes)
-    with (
-        tempfile.TemporaryDirectory(prefix="peers-") as folder,
-        Rounds(
+    with tempfile.TemporaryDirectory(prefix="peers-") as folder:
+        rounds = Rounds(
             resolve(DEFAULT_MODEL), Path(folder), measure_s=options.measure_s, seed=options.seed, say=tqdm.write
-        ) as rounds,
-    ):
-        for contender in tqdm(everyone, desc="starting", unit="server"):
-            rounds.start(contender)
-        if everyone[0].error:
-            return 1
-        for number in tqdm(range(options.rounds), desc="measuring", unit="round"):
-            rounds.round(number, scenarios, everyone)
+        )
+        for standing in parts(everyone):
+            with rounds:
+                for contender in tqdm(standing, desc="starting", unit="server"):
+                    rounds.start(contender)
+                if everyone[0].error:
+                    return 1
+                for number in tqdm(range(options.rounds), desc="measuring", unit="round"):
+                    rounds.round(number, scenarios, standing)
         found: dict[str, Any] = {
             **started,
             "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),

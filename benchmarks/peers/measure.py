@@ -1,4 +1,4 @@
-"""The rounds: every server is started once, then each scenario loads them in turn, round after round.
+"""The rounds: the servers of a part are started, then each scenario loads them in turn, round after round.
 
 A change in what the machine gives touches all of them alike, and a ratio is taken within a round. A server that does
 not start, or stops answering, keeps its place in the result with its error.
@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,8 +77,18 @@ def contenders(peers: Iterable[Peer], scenarios: Iterable[Scenario], dtypes: Ite
     return sorted(found, key=lambda one: (one.peer.key != OURS, one.dtype != OURS_DTYPE))  # the first makes the corpus
 
 
+def parts(everyone: Sequence[Contender]) -> list[list[Contender]]:
+    """Whose servers stand at once: who is held against whom.
+
+    All of them together need more memory than 24 GiB, and Ray ends replicas of its servers past 95 % of a machine's.
+    """
+    apart = [one for one in everyone if one.dtype != OURS_DTYPE and one.jobs == {"embed"}]
+    together = [one for one in everyone if one not in apart]
+    return [part for part in (together, apart) if part]
+
+
 class Rounds:
-    """The servers of one run, and what was measured on them."""
+    """What was measured, and the servers that stand: those that are started within a `with` end with it."""
 
     def __init__(self, model: str, folder: Path, *, measure_s: float, seed: int, say: Callable[[str], None]) -> None:
         self._model, self._folder, self._measure_s, self._seed, self._say = model, folder, measure_s, seed, say
@@ -94,6 +104,7 @@ class Rounds:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        self._engines = None
 
     def start(self, contender: Contender) -> None:
         """Start its server, give it what it is to search, and let it wait for its turn."""
@@ -145,7 +156,7 @@ class Rounds:
                     contender.error = f"{type(error).__name__} in round {number + 1}: {error}"
                 if contender.error:
                     self.errors[scenario.key][contender.name] = contender.error
-            if scenario.engine:
+            if scenario.engine and any(contender.dtype == OURS_DTYPE for contender in everyone):
                 seed = seed_of(self._seed, number, scenario.key)
                 rate = self._bare().texts_per_s(scenario.engine, self._measure_s * scenario.stretch, seed)
                 self._keep(number, scenario, ENGINE, {"texts_per_s": rate})

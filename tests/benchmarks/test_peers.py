@@ -17,7 +17,7 @@ import pytest
 from benchmarks.peers.__main__ import keys, scenario_keys
 from benchmarks.peers.corpus import LARGE, Corpus, collections
 from benchmarks.peers.environments import REQUIREMENTS
-from benchmarks.peers.measure import contenders
+from benchmarks.peers.measure import contenders, parts
 from benchmarks.peers.report import markdown, ratios
 from benchmarks.peers.scenarios import SCENARIOS, TARGETS
 from benchmarks.peers.searches import path_and_body
@@ -49,6 +49,17 @@ def test_memserve_comes_first_and_each_job_of_mem0_has_a_server_of_its_own() -> 
     assert [one.jobs for one in everyone if one.name == "memserve float32"] == [{"embed"}]
     assert [sorted(one.jobs) for one in everyone if one.name == "mem0-faiss float32"] == [["add"], ["search"]]
     assert len({one.name for one in everyone if one.peer.key == "chroma"}) == 1
+
+
+def test_who_is_held_against_whom_stands_at_once() -> None:
+    everyone = contenders(PEERS, SCENARIOS, BOTH)
+    together, apart = parts(everyone)
+    assert sorted(map(id, together + apart)) == sorted(map(id, everyone))
+    assert together[0].name == "memserve bfloat16"
+    assert {one.dtype for one in apart} == {"float32"}
+    assert {one.peer.key for one in apart} >= {"memserve", "lock", "litserve", "infinity", "plain-batch"}
+    assert {"mem0-faiss float32", "chroma float32"} <= {one.name for one in together}
+    assert len(parts(contenders(PEERS, SCENARIOS, ("bfloat16",)))) == 1
 
 
 def test_one_dtype_leaves_the_peers_that_have_no_model() -> None:
