@@ -155,7 +155,8 @@ def _matrix(answer: Any, count: int, dim: int | None) -> np.ndarray:
         matrix = np.stack(rows).astype(np.float32, copy=False)
     except (AttributeError, TypeError, ValueError) as error:
         raise UpstreamFailed(f"The embedding provider's answer makes no sense: {error}") from error
-    if len(rows) != count or matrix.ndim != 2 or matrix.shape[1] != (dim or matrix.shape[1] or 1):
+    fits = matrix.ndim == 2 and (matrix.shape[1] > 0 if dim is None else matrix.shape[1] == dim)
+    if len(rows) != count or not fits:
         raise UpstreamFailed(
             f"The embedding provider sent {len(rows)} vectors of shape {matrix.shape[1:]} for {count} inputs"
             f" of {dim or 'any'}."

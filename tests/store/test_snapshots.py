@@ -49,12 +49,10 @@ def add(store: Store, user: str, vectors: Any, numbers: range) -> None:
     store.append([Append(T, user, new, issued_at=store._now())])
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-def test_a_log_that_was_put_back_gives_nobody_anothers_memories(
-    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, goes_on: bool
-) -> None:
-    """Labels are given again by a log that is older than an index: they are another user's then."""
-    options = {"index": IndexOptions(switch=20), "snapshot_dir": tmp_path / "snapshots"}
+def grown_since_a_backup(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, options: dict[str, Any]
+) -> tuple[Store, bytes]:
+    """A store in which ann's 50 memories are indexed, and its log as it was when they were 30."""
     store = open_store(**options)
     add(store, "ann", vectors, range(30))
     store.close()
@@ -62,6 +60,16 @@ def test_a_log_that_was_put_back_gives_nobody_anothers_memories(
     store = open_store(**options)
     add(store, "ann", vectors, range(30, 50))
     store.search([Search(T, "ann", vectors[0], 5)])
+    return store, backup
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_log_that_was_put_back_gives_nobody_anothers_memories(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, goes_on: bool
+) -> None:
+    """Labels are given again by a log that is older than an index: they are another user's then."""
+    options = {"index": IndexOptions(switch=20), "snapshot_dir": tmp_path / "snapshots"}
+    store, backup = grown_since_a_backup(open_store, tmp_path, vectors, options)
     while store.fold():
         pass
     assert (tmp_path / "snapshots" / "0" / "1-0-50.rows").exists()
@@ -89,13 +97,7 @@ def test_a_label_that_is_given_again_is_found_by_its_own_vector(
 ) -> None:
     """By the same user, of a log that was put back under a snapshot that is newer than it."""
     options = {"index": IndexOptions(switch=20), "snapshot_dir": tmp_path / "snapshots"}
-    store = open_store(**options)
-    add(store, "ann", vectors, range(30))
-    store.close()
-    backup = (tmp_path / "log.db").read_bytes()
-    store = open_store(**options)
-    add(store, "ann", vectors, range(30, 50))
-    store.search([Search(T, "ann", vectors[0], 5)])
+    store, backup = grown_since_a_backup(open_store, tmp_path, vectors, options)
     while store._background._fold() if at_the_end else store.fold():
         pass
     store.close()
