@@ -162,10 +162,5 @@ class _Graph:
 
 
 def _features(staged: tuple[torch.Tensor, torch.Tensor], flat: Flat) -> dict[str, Any]:
-    ids, bounds = staged
-    return {
-        "input_ids": ids[0][None],
-        "position_ids": ids[1][None],
-        "seq_idx": ids[2][None],
-        **unpadded.layout(flat, bounds),
-    }
+    (ids, positions, text_of), bounds = staged
+    return unpadded.given(ids, positions, text_of, bounds, unpadded.Spans(bounds, flat.longest))

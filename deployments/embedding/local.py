@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 
 from deployments.embedding import packed, unpadded
 from deployments.embedding.model import Model, ModelInfo, TextToken, Tokens, Truncate
+from deployments.embedding.recorded import NotRecordable, Recorded
 from deployments.embedding.revision import revision_of
 from deployments.embedding.threads import Threads
 from deployments.errors import ModelUnavailable
@@ -93,6 +94,7 @@ class LocalModel(Model):
         self._network = network
         self._transformer = network[0]
         self._device = torch.device(device)
+        self._dtype = weights
         limit = _longest_input(network)
         self._tokenisers = _tokenisers(network.tokenizer.backend_tokenizer, min(limit, max_tokens or limit))
         self._special = frozenset(network.tokenizer.all_special_ids)
@@ -124,13 +126,15 @@ class LocalModel(Model):
         # wait for the default of 5 ms each time.
         sys.setswitchinterval(_SWITCH_S)
         self._first_position = unpadded.first_position(self._transformer.model)
+        self._recorded: Recorded | None = None
         # Flash attention on CUDA has no float32.
         half = weights != torch.float32
         unpaddable = (half or not on_gpu) and unpadded.install(self._transformer.model)
-        self.pads = not (unpaddable and self._agrees_without_padding(weights))
-        self._linears_are_packed = not on_gpu and packed.available(weights)
-        if self._linears_are_packed:
-            packed.pack_linears(network)
+        self.pads = not (unpaddable and self._agrees_without_padding())
+        linears = packed.pack_linears(network) if not on_gpu and packed.available(weights) else []
+        self._rounds_up = bool(linears)
+        if not on_gpu and not self.pads:
+            self._recorded = self._record(linears)
         self._gpu = None
         self._check_alike(encoded, _TOLERANCE * _SAME[weights])
         if on_gpu and not self.pads:
@@ -138,25 +142,42 @@ class LocalModel(Model):
 
             self._gpu = Gpu(self._vectors, self._device)
 
-    def _agrees_without_padding(self, weights: torch.dtype) -> bool:
+    def _agrees_without_padding(self) -> bool:
         """Run a few texts padded and unpadded, and compare."""
-        random = np.random.default_rng(0)
-        words = np.setdiff1d(np.arange(self.info.vocab_size), list(self._special))
-        lengths = [min(length, self.info.max_tokens) for length in (3, 17, 9, 17, 300)]  # 300 is behind most windows
-        probe = [Tokens(random.choice(words, length).tolist()) for length in lengths]
+        probe = self._probe(3, 17, 9, 17, 300)  # 300 is behind most windows
         try:
             with torch.inference_mode():
                 flat = unpadded.flatten(probe, self._first_position)
-                ours = self._vectors(unpadded.features(flat, self._device)).float().cpu().numpy()[flat.place]
-                theirs = self._vectors(self._padded(probe)).float().cpu().numpy()
+                ours = self._vectors(unpadded.features(flat, self._device, self._dtype))
+                ours = self._to_host(ours)[flat.place]
+                theirs = self._to_host(self._vectors(self._padded(probe)))
         except Exception as error:  # noqa: BLE001 - whatever a foreign model raises, it can be run padded
             logger.info("%s is run with padding: %s", self.info.name, error)
             return False
         apart = _apart(ours, theirs)
-        if not apart <= _SAME[weights]:
+        if not apart <= _SAME[self._dtype]:
             logger.info("%s is run with padding: without it vectors differ by %g", self.info.name, apart)
             return False
         return True
+
+    def _probe(self, *lengths: int) -> list[Tokens]:
+        """Texts of random words, of so many tokens; none longer than the model reads."""
+        random = np.random.default_rng(0)
+        words = np.setdiff1d(np.arange(self.info.vocab_size), list(self._special))
+        return [Tokens(random.choice(words, min(length, self.info.max_tokens)).tolist()) for length in lengths]
+
+    def _record(self, linears: list[packed.PackedLinear]) -> Recorded | None:
+        """The forward without padding as a recording; None where it cannot be one."""
+        self._network.requires_grad_(False)
+        probes = (self._probe(3, 40, 9, 17), self._probe(1), self._probe(16), self._probe(*range(5, 15), 300, 33))
+        try:
+            with torch.inference_mode():
+                batches = [unpadded.flatten(probe, self._first_position) for probe in probes]
+                samples = [unpadded.features(flat, self._device, self._dtype) for flat in batches]
+                return Recorded(self._run_modules, linears, samples)
+        except NotRecordable as error:
+            logger.info("%s is run without a recording: %s", self.info.name, error)
+            return None
 
     def _check_alike(self, encoded: np.ndarray, limit: float) -> None:
         """Refuse a model that `encode` gives what it is not given here, as the segments of tokens."""
@@ -240,12 +261,18 @@ class LocalModel(Model):
             flat = unpadded.flatten(batch, self._first_position)
             if self._gpu is not None and not prompt_tokens:
                 return self._gpu.run(flat)
-            if self._linears_are_packed:
+            if self._rounds_up:
                 flat = unpadded.round_up(flat)
-            return self._to_host(self._vectors(unpadded.features(flat, self._device), prompt_tokens))[flat.place]
+            features = unpadded.features(flat, self._device, self._dtype)
+            return self._to_host(self._vectors(features, prompt_tokens))[flat.place]
 
     def _vectors(self, features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
-        """Run the model's modules. Returns (texts, dim) in the dtype of the weights, on the device."""
+        """Run the model. Returns (texts, dim) in the dtype of the weights, on the device."""
+        if self._recorded is not None and not prompt_tokens:
+            return self._recorded(features)
+        return self._run_modules(features, prompt_tokens)
+
+    def _run_modules(self, features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
         if prompt_tokens:
             features["prompt_length"] = prompt_tokens
         for module in self._network:

@@ -3,16 +3,15 @@
 Everything in an encoder but its attention works token by token, so a batch of mixed lengths costs what its real tokens
 cost. The model's own modules run; only the function that its attention layers call is exchanged, through the interface
 that transformers has for it. On CUDA in half precision that function is torch's variable-length flash attention; on CPU
-it is one dense attention for each length that occurs in the batch, or, in half precision, for each multiple of `TILE`.
+it is one dense attention for each length that occurs in the batch, rounded up to a multiple of `TILE`.
 
 Whether a model gives the same vectors so is not guessed: LocalModel runs a few texts both ways and compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, cast
 
@@ -22,63 +21,41 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from deployments.embedding import torchscript
 from deployments.embedding.model import Tokens
 
 IMPLEMENTATION = "memserve_unpadded"
-# Half-precision attention on CPU takes half as long where a length is a multiple of the matrix units' 16 rows: there,
-# and there alone, texts are padded to it.
+# Attention on CPU takes half as long where a length is a multiple of the matrix units' 16 rows: there, and there alone,
+# texts are padded to it. It also keeps the calls few where the lengths are many.
 TILE = 16
 
 
-class Tile(NamedTuple):
-    """Texts that are padded to one length for their attention.
+class Tiles(NamedTuple):
+    """The texts of a batch by their lengths, rounded up to a multiple of `TILE`; all of one width are one tile.
 
     Attributes:
-        texts: how many.
-        width: the length, in tokens.
-        taken: (texts * width,) int64, the token in each place; any in a padded one.
-        seen: (texts, 1, 1, width) bool, the places that are not padded; None where none is.
-        kept: (tokens,) int64, the places that are not padded.
+        shapes: (tiles, 2) int64, texts and width of each.
+        taken: (places,) int64, the token in each place of each tile, tile after tile; any in a padded one.
+        bias: (places,) in the dtype of the weights, 0, or minus infinity in a padded one.
+        source: (tokens,) int64, the place of each token; any of a token that is filler.
     """
 
-    texts: int
-    width: int
+    shapes: torch.Tensor
     taken: torch.Tensor
-    seen: torch.Tensor | None
-    kept: torch.Tensor
+    bias: torch.Tensor
+    source: torch.Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Where the texts of a batch lie.
+class Spans(NamedTuple):
+    """Where the texts of a batch lie, as attention on CUDA takes it.
 
     Attributes:
-        runs: (first token, texts, length) of each run of texts of one length, in order, shortest first. What is behind
-            them is filler.
         bounds: (texts + 1,) int32 on the device, where each text begins and ends.
         longest: tokens of the longest text.
     """
 
-    runs: tuple[tuple[int, int, int], ...]
     bounds: torch.Tensor
     longest: int
-
-    @cached_property
-    def tiles(self) -> list[Tile]:
-        """The texts by their lengths, rounded up to a multiple of `TILE`; in order."""
-        lengths = np.repeat([length for _, _, length in self.runs], [texts for _, texts, _ in self.runs])
-        starts = np.cumsum(lengths) - lengths
-        widths = -(-lengths // TILE) * TILE
-        tiles = []
-        for width in np.unique(widths).tolist():
-            of_tile = widths == width
-            places = np.arange(width)
-            real = places < lengths[of_tile, None]  # (texts, width)
-            taken = starts[of_tile, None] + np.minimum(places, lengths[of_tile, None] - 1)
-            seen = None if real.all() else torch.from_numpy(real)[:, None, None]
-            kept = torch.from_numpy(np.flatnonzero(real))
-            tiles.append(Tile(len(real), width, torch.from_numpy(taken.ravel()), seen, kept))
-        return tiles
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,15 +65,14 @@ class Flat:
     Attributes:
         ids, positions, text_of: (tokens,) int64: token id, place in its text, and which text it belongs to.
         bounds: (texts + 1,) int32.
-        runs, longest: see Layout.
-        place: (texts of the caller,) int64, where in this batch each of them is.
+        longest: tokens of the longest text.
+        place: (texts of the caller,) int64, where in this batch each of them is. All others are filler.
     """
 
     ids: np.ndarray
     positions: np.ndarray
     text_of: np.ndarray
     bounds: np.ndarray
-    runs: tuple[tuple[int, int, int], ...]
     longest: int
     place: np.ndarray
 
@@ -123,9 +99,7 @@ def flatten(batch: Sequence[Tokens], first_position: int) -> Flat:
     if not counts_on.all():
         counted = np.concatenate([[0], np.cumsum(counts_on)])
         positions = np.where(counts_on, counted[:-1] - counted[bounds[text_of]] + first_position, first_position - 1)
-    distinct, firsts, counts = np.unique(lengths, return_index=True, return_counts=True)
-    runs = tuple(zip(bounds[firsts].tolist(), counts.tolist(), distinct.tolist(), strict=True))
-    return Flat(ids, positions, text_of, bounds.astype(np.int32), runs, int(lengths[-1]), place)
+    return Flat(ids, positions, text_of, bounds.astype(np.int32), int(lengths[-1]), place)
 
 
 def fill(flat: Flat, tokens: int, texts: int, longest: int) -> Flat:
@@ -151,7 +125,6 @@ def fill(flat: Flat, tokens: int, texts: int, longest: int) -> Flat:
         np.concatenate([flat.positions, place_in_filler + first]),
         np.concatenate([flat.text_of + empty, np.repeat(np.arange(len(ends)) + empty + given, sizes)]),
         np.concatenate([np.zeros(empty, np.int32), flat.bounds, filler.astype(np.int32)]),
-        (*flat.runs, *((int(start), 1, int(size)) for start, size in zip(starts, sizes, strict=True))),
         longest,
         flat.place + empty,
     )
@@ -164,10 +137,7 @@ def round_up(flat: Flat) -> Flat:
     them. Batches of any length would make it forget and make them again for ever.
     """
     tokens = -(-len(flat.ids) // TILE) * TILE
-    if tokens == len(flat.ids):
-        return flat
-    # What the filler attends to is of no interest: it is in no run.
-    return replace(fill(flat, tokens, len(flat.bounds), max(flat.longest, TILE)), runs=flat.runs)
+    return flat if tokens == len(flat.ids) else fill(flat, tokens, len(flat.bounds), max(flat.longest, TILE))
 
 
 def room(flat: Flat, tokens: int, texts: int, longest: int) -> bool:
@@ -176,22 +146,62 @@ def room(flat: Flat, tokens: int, texts: int, longest: int) -> bool:
     return len(flat.ids) <= tokens and len(flat.bounds) - 1 + filler <= texts and flat.longest <= longest
 
 
-def features(flat: Flat, device: torch.device) -> dict[str, Any]:
-    """What sentence-transformers' modules are given: tensors with a batch dimension of one, on the device."""
+def tiles(flat: Flat, dtype: torch.dtype) -> Tiles:
+    """The tiles of a batch, without its filler.
+
+    Args:
+        dtype: of the weights.
+    """
+    lengths = np.diff(flat.bounds)[flat.place]
+    starts = flat.bounds[flat.place]
+    widths = -(-lengths // TILE) * TILE
+    source = np.zeros(len(flat.ids), np.int64)
+    shapes, taken, hidden = [], [], []
+    begin = 0
+    for width in np.unique(widths).tolist():
+        of_tile = widths == width
+        length = lengths[of_tile, None]
+        offsets = np.arange(width)
+        tokens = starts[of_tile, None] + np.minimum(offsets, length - 1)  # (texts, width)
+        padded = offsets >= length
+        source[tokens[~padded]] = begin + np.flatnonzero(~padded)
+        shapes.append(tokens.shape)
+        taken.append(tokens.ravel())
+        hidden.append(padded.ravel())
+        begin += tokens.size
+    bias = torch.zeros(begin, dtype=dtype).masked_fill_(torch.from_numpy(np.concatenate(hidden)), -torch.inf)
+    return Tiles(torch.tensor(shapes), torch.from_numpy(np.concatenate(taken)), bias, torch.from_numpy(source))
+
+
+def features(flat: Flat, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What sentence-transformers' modules are given: tensors with a batch dimension of one, on the device.
+
+    Args:
+        dtype: of the weights.
+    """
     bounds = torch.from_numpy(flat.bounds).to(device)
+    return given(
+        torch.from_numpy(flat.ids).to(device),
+        torch.from_numpy(flat.positions).to(device),
+        torch.from_numpy(flat.text_of).to(device),
+        bounds,
+        tiles(flat, dtype) if device.type == "cpu" else Spans(bounds, flat.longest),
+    )
+
+
+def given(
+    ids: torch.Tensor, positions: torch.Tensor, text_of: torch.Tensor, bounds: torch.Tensor, layout: Tiles | Spans
+) -> dict[str, Any]:
+    """The features of a batch whose tensors are on the device: (tokens,) int64, and (texts + 1,) int32."""
     return {
-        "input_ids": torch.from_numpy(flat.ids).to(device)[None],
-        "position_ids": torch.from_numpy(flat.positions).to(device)[None],
-        "seq_idx": torch.from_numpy(flat.text_of).to(device)[None],
-        **layout(flat, bounds),
+        "input_ids": ids[None],
+        "position_ids": positions[None],
+        "seq_idx": text_of[None],
+        "cu_seq_lens_q": bounds,
+        # A mask of four dimensions is taken as it is: none is built for the whole batch, tokens x tokens, for nothing.
+        "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool, device=bounds.device),
+        "layout": layout,
     }
-
-
-def layout(flat: Flat, bounds: torch.Tensor) -> dict[str, Any]:
-    """The features that are not token by token. `bounds` are the batch's, on the device."""
-    # A mask of four dimensions is taken as it is: none is built for the whole batch, tokens x tokens, to be ignored.
-    mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=bounds.device)
-    return {"cu_seq_lens_q": bounds, "attention_mask": mask, "layout": Layout(flat.runs, bounds, flat.longest)}
 
 
 def first_position(model: torch.nn.Module) -> int:
@@ -224,7 +234,7 @@ def attend(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    layout: Layout | None = None,
+    layout: Tiles | Spans | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention over a padded batch (`layout` None: transformers' own) or over texts that lie end to end.
@@ -250,78 +260,78 @@ def attend(
         if is_causal:
             raise NotImplementedError("unpadded attention has no causal window")
         reach = options["sliding_window"] - 1
-    grouped = query.shape[1] != key.shape[1]
-    if query.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
+    if isinstance(layout, Tiles):
+        q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # (tokens, heads, head_dim)
+        return _by_tile(q, k, v, *layout, scaling, is_causal, reach)[None], None
+    from torch.nn.attention.varlen import varlen_attn
 
-        unusual: dict[str, Any] = {}
-        if is_causal or reach is not None:
-            unusual["window_size"] = (-1, 0) if reach is None else (reach, reach)
-        if grouped:
-            unusual["enable_gqa"] = True
-        mixed = varlen_attn(
-            query[0].transpose(0, 1),  # (tokens, heads, head_dim)
-            key[0].transpose(0, 1),
-            value[0].transpose(0, 1),
-            layout.bounds,
-            layout.bounds,
-            layout.longest,
-            layout.longest,
-            scale=scaling,
-            **unusual,
-        )
-        return cast(torch.Tensor, mixed)[None], None
-    how = {"scale": scaling, "is_causal": is_causal, "enable_gqa": grouped}
-    by_tile = query.dtype != torch.float32 and len(layout.runs) > 2  # fewer calls are not worth the padding
-    parts = list((_by_tile if by_tile else _by_run)(query, key, value, layout, reach, **how))
-    start, texts, length = layout.runs[-1]
-    if (end := start + texts * length) < query.shape[2]:
-        parts.append(query[0, :, end:].transpose(0, 1))  # filler: anything that is finite
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+    unusual: dict[str, Any] = {}
+    if is_causal or reach is not None:
+        unusual["window_size"] = (-1, 0) if reach is None else (reach, reach)
+    if query.shape[1] != key.shape[1]:
+        unusual["enable_gqa"] = True
+    mixed = varlen_attn(
+        query[0].transpose(0, 1),  # (tokens, heads, head_dim)
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        layout.bounds,
+        layout.bounds,
+        layout.longest,
+        layout.longest,
+        scale=scaling,
+        **unusual,
+    )
+    return cast(torch.Tensor, mixed)[None], None
 
 
-def _by_run(
+@torchscript.script
+def _by_tile(  # noqa: PLR0917 - TorchScript does not record a call by keyword
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    layout: Layout,
+    shapes: torch.Tensor,
+    taken: torch.Tensor,
+    bias: torch.Tensor,
+    source: torch.Tensor,
+    scale: float | None,
+    is_causal: bool,
     reach: int | None,
-    **how: Any,
-) -> Iterator[torch.Tensor]:
-    """(tokens, heads, head_dim) of each run of texts of one length."""
-    for start, texts, length in layout.runs:
-        end = start + texts * length
-        # (1, heads, texts * length, head_dim) -> (texts, heads, length, head_dim), views
-        q, k, v = (one[0, :, start:end].unflatten(1, (texts, length)).transpose(0, 1) for one in (query, key, value))
-        out = scaled_dot_product_attention(q, k, v, attn_mask=_near(length, reach), **how)
-        yield out.transpose(1, 2).flatten(0, 1)  # (texts * length, heads, head_dim)
+) -> torch.Tensor:
+    """Attention of each text to itself. As TorchScript, a recorded forward holds the loop for any number of tiles.
 
+    Args:
+        query, key, value: (tokens, heads, head_dim); key and value may have fewer heads.
+        shapes, taken, bias, source: see Tiles.
 
-def _by_tile(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: Layout,
-    reach: int | None,
-    **how: Any,
-) -> Iterator[torch.Tensor]:
-    """(tokens, heads, head_dim) of each tile."""
-    flat = [one[0].transpose(0, 1) for one in (query, key, value)]  # (tokens, heads, head_dim)
-    for tile in layout.tiles:
-        q, k, v = (
-            one.index_select(0, tile.taken).unflatten(0, (tile.texts, tile.width)).transpose(1, 2) for one in flat
+    Returns:
+        (tokens, heads, head_dim).
+    """
+    grouped = query.size(1) != key.size(1)
+    parts: list[torch.Tensor] = []
+    begin = 0
+    for tile in range(shapes.size(0)):
+        texts, width = int(shapes[tile, 0]), int(shapes[tile, 1])
+        end = begin + texts * width
+        q, k, v = query, key, value
+        if shapes.size(0) > 1 or texts > 1 or width != query.size(0):  # else it is all there is, and lies as it should
+            of_tile = taken[begin:end]
+            q, k, v = q.index_select(0, of_tile), k.index_select(0, of_tile), v.index_select(0, of_tile)
+        mask: torch.Tensor | None = None
+        if not is_causal:  # what pads is behind a text: causal tokens see none
+            mask = bias[begin:end].view(texts, 1, 1, width)
+            if reach is not None:
+                offsets = torch.arange(width)
+                mask = mask.masked_fill((offsets[:, None] - offsets[None]).abs() > reach, -torch.inf)
+        out = scaled_dot_product_attention(
+            q.unflatten(0, (texts, width)).transpose(1, 2),
+            k.unflatten(0, (texts, width)).transpose(1, 2),
+            v.unflatten(0, (texts, width)).transpose(1, 2),
+            attn_mask=mask,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=grouped,
         )
-        mask = _near(tile.width, reach)
-        if tile.seen is not None and not how["is_causal"]:  # what pads is behind a text: causal tokens see none
-            mask = tile.seen if mask is None else tile.seen & mask
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, **how)
-        out = out.transpose(1, 2).flatten(0, 1)  # (texts * width, heads, head_dim)
-        yield out if tile.seen is None else out.index_select(0, tile.kept)
-
-
-def _near(length: int, reach: int | None) -> torch.Tensor | None:
-    """(length, length) bool, which tokens see each other; None where all do."""
-    if reach is None or length <= reach + 1:
-        return None
-    places = torch.arange(length)
-    return (places[:, None] - places[None]).abs() <= reach
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+        begin = end
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out.index_select(0, source)

@@ -159,7 +159,9 @@ async def test_a_full_batch_in_a_bounded_shape_gives_the_same_vectors(
             assert bounded.ids.shape == bounded.positions.shape == bounded.text_of.shape == (size,)
             assert bounded.bounds.shape == (texts + 1,) and np.diff(bounded.bounds).max() <= longest
             with torch.inference_mode():
-                filled = model._vectors(unpadded.features(bounded, torch.device("cpu"))).numpy()[bounded.place]
+                filled = model._vectors(unpadded.features(bounded, torch.device("cpu"), torch.float32)).numpy()[
+                    bounded.place
+                ]
             assert np.abs(filled - exact).max() <= 2e-6
         assert not unpadded.room(flat, used - 1, 40, 64)
         assert not unpadded.room(flat, used + 200, 9, 64)
