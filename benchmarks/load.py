@@ -55,6 +55,7 @@ class Samples:
     """What one process saw within the measured window."""
 
     latencies_s: list[float] = field(default_factory=list)
+    refused_s: list[float] = field(default_factory=list)
     late_s: list[float] = field(default_factory=list)
     requests: int = 0
     texts: int = 0
@@ -62,6 +63,7 @@ class Samples:
 
     def add(self, other: "Samples") -> None:
         self.latencies_s += other.latencies_s
+        self.refused_s += other.refused_s
         self.late_s += other.late_s
         self.requests += other.requests
         self.texts += other.texts
@@ -72,6 +74,7 @@ class Samples:
 class Result:
     """One run: answered requests and texts a second, latencies in milliseconds, errors by status.
 
+    `refused` holds the percentiles of the requests that were answered 429 in an open loop.
     `late_p99_ms` is how late the generator itself was in sending (open loop): where it is not small beside p50 the
     generator is the limit, and the latencies are too high, never too low.
     """
@@ -84,6 +87,7 @@ class Result:
     requests: int
     errors: dict[str, int]
     offered_per_s: float | None = None
+    refused: dict[str, float] | None = None
     late_p99_ms: float | None = None
 
 
@@ -161,6 +165,8 @@ async def open_loop(session: aiohttp.ClientSession, make: Callable[[], Request],
                     seen.errors[error] += 1
                     if error == "unanswered":
                         seen.latencies_s.append(done - due)
+                    elif error == "429":
+                        seen.refused_s.append(done - due)
 
     tasks: list[asyncio.Task[None]] = []
     for moment, request in zip(moments, requests, strict=True):
@@ -215,6 +221,7 @@ def result_of(load: Load, seen: Samples) -> Result:
         requests=seen.requests,
         errors=dict(seen.errors),
         offered_per_s=load.rate,
+        refused=percentiles_ms(seen.refused_s) if seen.refused_s else None,
         late_p99_ms=percentiles_ms(seen.late_s)["p99_ms"] if load.rate is not None else None,
     )
 

@@ -69,6 +69,7 @@ async def test_closed_loop_counts_what_is_answered_in_the_window() -> None:
 
 async def test_errors_are_named_and_are_no_throughput() -> None:
     async def refuse(_: web.Request) -> web.Response:
+        await asyncio.sleep(0.01)
         return web.Response(status=429)
 
     async with serving(refuse) as url:
@@ -76,7 +77,12 @@ async def test_errors_are_named_and_are_no_throughput() -> None:
         opened = await run(Load(url, rate=100.0, warm_s=0.0, measure_s=0.3))
     assert (closed.requests, closed.latencies_s, list(closed.errors)) == (0, [], ["429"])
     assert (opened.requests, opened.latencies_s) == (0, [])
-    assert opened.errors == {"429": len(arrivals(100.0, 0.3, seed=1))}
+    due = len(arrivals(100.0, 0.3, seed=1))
+    assert opened.errors == {"429": due}
+    assert len(opened.refused_s) == due and min(opened.refused_s) >= 0.01
+    refused = result_of(Load(rate=100.0), opened).refused
+    assert refused is not None and refused["p50_ms"] >= 10
+    assert result_of(Load(rate=100.0), Samples()).refused is None
 
 
 async def test_a_stall_counts_for_everyone_who_was_due_in_it() -> None:

@@ -1,0 +1,88 @@
+"""What a server that is asked for too much answers, and how soon: one embedder, offered more than it can do.
+
+    python -m benchmarks.overload [--seconds 6] [--rounds 5]
+
+One and four texts a request, long and short. Few requests with long texts are an embedder's fill; the gateway has a
+core to refuse the others. With short texts the gateway, HAProxy and the client want as much as the embedder: where the
+cores are few, an answer waits for its turn on them. Prints a table; writes benchmarks/results/overload.json.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterable
+from itertools import count
+from typing import Any
+
+from benchmarks import machine, report
+from benchmarks.figures import spread
+from benchmarks.server import load, memserve, profile, replicas
+
+TOO_MUCH = 2.5  # times what it answers in a closed loop
+LENGTHS = ("150", "short")
+SIZES = (1, 4)
+CLIENTS = 8
+QUEUED_TOKENS = 16_000  # estimated; full in a second or two, and more than the clients of the closed loop ask for
+ARGS = {"embedder": replicas(1), "gateway": replicas(1, max_queued_tokens=QUEUED_TOKENS)}
+
+
+def measure(url: str, seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """A row for each load: medians of the rounds, which are interleaved."""
+    rows: list[dict[str, Any]] = []
+    seeds = count(1)  # a text that was asked for before would be answered from the cache
+    for length in LENGTHS:
+        for size in SIZES:
+            shape = ("--length", length, "--size", size, "--measure-s", seconds)
+            closed = load(url, *shape, "--clients", CLIENTS, "--warm-s", 1, "--seed", next(seeds))
+            rows.append({"length": length, "texts": size, "closed_per_s": closed["requests_per_s"], "runs": []})
+    for _ in range(rounds):
+        for row in rows:
+            shape = ("--length", row["length"], "--size", row["texts"], "--measure-s", seconds)
+            open_loop = ("--rate", TOO_MUCH * row["closed_per_s"], "--warm-s", 2, "--seed", next(seeds))
+            row["runs"].append(load(url, *shape, *open_loop))
+    return rows
+
+
+def ranged(values: Iterable[float]) -> str:
+    return report.ranged(spread(list(values)))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+
+    head = ("words", "texts", "offered/s", "answered/s", "429", "others", "429 p50 ms", "p90", "p99", "late p99 ms")
+    cells = []
+    for row in rows:
+        runs = row["runs"]
+        refused = [run["refused"] or {} for run in runs]
+        others = sum(count for run in runs for kind, count in run["errors"].items() if kind != "429")
+        cells.append(
+            (
+                "4 to 12" if row["length"] == "short" else row["length"],
+                row["texts"],
+                report.number(runs[0]["offered_per_s"]),
+                ranged(run["requests_per_s"] for run in runs),
+                ranged(run["errors"].get("429", 0) for run in runs),
+                others,
+                *(ranged(one.get(f"p{q}_ms", math.nan) for one in refused) for q in (50, 90, 99)),
+                ranged(run["late_p99_ms"] for run in runs),
+            )
+        )
+    return report.table(head, cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with memserve(profile(), ARGS) as server:
+        load(server.url, "--clients", CLIENTS, "--warm-s", 1, "--measure-s", 2, "--seed", 99)
+        found = {**machine.provenance(), **server.ready, "rows": measure(server.url, options.seconds, options.rounds)}
+    print(table(found["rows"]))
+    path = machine.ROOT / "benchmarks" / "results" / "overload.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
