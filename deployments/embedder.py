@@ -15,6 +15,7 @@ from deployments.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, BusyTime
 from deployments.embedding.engine import EmbedRequest, EmbedResult, Engine
 from deployments.embedding.load import load_model
 from deployments.embedding.model import ModelInfo
+from deployments.garbage import collect_old_seldom
 from deployments.live import Live
 from deployments.metrics import EmbedderMetrics
 from deployments.settings import Settings
@@ -29,6 +30,7 @@ class Embedder:
 
     # Serve awaits an async constructor; type checkers want it synchronous.
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
+        collect_old_seldom()
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
         threads = settings.embedder.num_threads or max(1, round(cpus))
         self._metrics = EmbedderMetrics()

@@ -22,6 +22,7 @@ from deployments.calls import EmbedderCalls, StoreCalls
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, Truncate
 from deployments.errors import InvalidRequest, MemserveError, Unavailable
+from deployments.garbage import collect_old_seldom
 from deployments.live import Live
 from deployments.origin import Origin
 from deployments.routes import build_api
@@ -55,6 +56,7 @@ class Gateway:
     """One replica of the ingress."""
 
     def __init__(self, settings: Settings, embedder: DeploymentHandle, store: DeploymentHandle) -> None:
+        collect_old_seldom()
         options = settings.gateway
         self._live = Live(settings, "Gateway")
         self._embedder = EmbedderCalls(

@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from ray.serve.handle import DeploymentHandle
 
 from deployments.autoscaling import BUSY, BusyTime
+from deployments.garbage import collect_old_seldom
 from deployments.live import Live
 from deployments.settings import Settings
 from store import IndexOptions, Search, SearchResult, StoreError
@@ -37,6 +38,7 @@ class Store:
 
     # Serve awaits an async constructor; type checkers want it synchronous.
     async def __init__(self, settings: Settings, embedder: DeploymentHandle) -> None:  # type: ignore[misc]
+        collect_old_seldom()
         info = await embedder.info.remote()
         options = settings.store
         self._live = Live(settings, "Store")

@@ -196,12 +196,12 @@ def test_shares_divide_the_load_and_part_the_seeds() -> None:
 
 
 def test_samples_of_several_processes_add_up() -> None:
-    whole = Samples([0.1], [], 1, 2)
+    whole = Samples([0.1], [], [], 1, 2)
     whole.errors["429"] = 1
-    other = Samples([0.3], [0.01], 1, 2)
+    other = Samples([0.3], [0.2], [0.01], 1, 2)
     other.errors["429"] = 2
     whole.add(other)
-    assert whole == Samples([0.1, 0.3], [0.01], 2, 4, whole.errors)
+    assert whole == Samples([0.1, 0.3], [0.2], [0.01], 2, 4, whole.errors)
     assert whole.errors == {"429": 3}
 
 
