@@ -163,4 +163,4 @@ class _Graph:
 
 def _features(staged: tuple[torch.Tensor, torch.Tensor], flat: Flat) -> dict[str, Any]:
     (ids, positions, text_of), bounds = staged
-    return unpadded.given(ids, positions, text_of, bounds, unpadded.Spans(bounds, flat.longest))
+    return unpadded.as_features(ids, positions, text_of, bounds, unpadded.Spans(bounds, flat.longest))

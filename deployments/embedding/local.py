@@ -122,8 +122,8 @@ class LocalModel(Model):
         self._forward_threads = Threads("forward", torch.set_num_threads, num_threads or torch.get_num_threads())
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        # A forward takes the interpreter's lock between its kernels; the event loop, busy with answers, would let it
-        # wait for the default of 5 ms each time.
+        # A forward that is not recorded takes the interpreter's lock between its kernels; the event loop, busy with
+        # answers, would let it wait for the default of 5 ms each time.
         sys.setswitchinterval(_SWITCH_S)
         self._first_position = unpadded.first_position(self._transformer.model)
         self._recorded: Recorded | None = None

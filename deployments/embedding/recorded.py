@@ -1,10 +1,9 @@
 """A forward on CPU, recorded once as TorchScript and then run without Python between its kernels.
 
 A model's modules are written in Python, which takes as long as the kernels of a short text do, and holds the
-interpreter's lock meanwhile. A recording takes batches of any shape and calls the same kernels in the same order, so
-its vectors are the modules' bit for bit. Whether it holds all that a model does is not guessed: where the model's code
-looks at a value or a size to decide something, torch warns as it records, and some batches are run both ways and
-compared.
+interpreter's lock meanwhile. A recording takes batches of any shape and calls the same kernels, so its vectors are the
+modules' bit for bit. Whether it holds all that a model does is not guessed: where the model's code looks at a value or a
+size to decide something, torch warns as it records, and some batches are run both ways and compared.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class NotRecordable(Exception):
 
 
 class Recorded:
-    """A recorded forward. May be called by several threads at once.
+    """A recorded forward. May be called by several threads at once. Torch keeps it, weights and all, until the process ends.
 
     Args:
         vectors: the forward, which takes features (unpadded.features) and returns (texts, dim). Its weights need no
@@ -60,9 +59,10 @@ class Recorded:
                 warnings.simplefilter("ignore", DeprecationWarning)  # see torchscript.py
                 warnings.simplefilter("error", torch.jit.TracerWarning)
                 self._graph = torch.jit.trace(forward, self._arguments(samples[0]), check_trace=False)
+            del self._graph._torchdynamo_inline  # `forward`, and with it the samples
             same = all(torch.equal(self(sample), vectors(dict(sample))) for sample in samples)
         except Exception as error:  # whatever a foreign model raises, it can be run as it is
-            raise NotRecordable((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+            raise NotRecordable(_reason(error)) from error
         finally:
             for layer, weight in zip(packed, self._weights, strict=True):
                 layer.weight = weight
@@ -70,8 +70,25 @@ class Recorded:
             raise NotRecordable("it gives other batches other vectors")
 
     def __call__(self, features: dict[str, Any]) -> torch.Tensor:
-        """features: of a batch. Returns (texts, dim) in the dtype of the weights."""
-        return self._graph(*self._arguments(features))
+        """features: of a batch. Returns (texts, dim) in the dtype of the weights.
+
+        Raises:
+            RuntimeError: an operator's, in one line.
+        """
+        try:
+            return self._graph(*self._arguments(features))
+        except RuntimeError as error:
+            raise RuntimeError(_reason(error)) from error
 
     def _arguments(self, features: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         return (*(features[name] for name in _PER_BATCH), *features["layout"], *self._weights)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    while error.__cause__ is not None:  # a warning that was raised within an operator
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # TorchScript says what failed behind where it did, in lines of its own; the operator's message is the last.
+    first = next((n for n, line in enumerate(lines) if line.startswith("RuntimeError: ")), 0)
+    return lines[first].removeprefix("RuntimeError: ")

@@ -25,8 +25,8 @@ from deployments.embedding import torchscript
 from deployments.embedding.model import Tokens
 
 IMPLEMENTATION = "memserve_unpadded"
-# Attention on CPU takes half as long where a length is a multiple of the matrix units' 16 rows: there, and there alone,
-# texts are padded to it. It also keeps the calls few where the lengths are many.
+# Attention on CPU pads texts to a multiple of so many tokens, and nothing else does: its calls are fewer than the lengths
+# are, and in half precision it takes half as long where a length is a multiple of the matrix units' 16 rows.
 TILE = 16
 
 
@@ -121,7 +121,7 @@ def fill(flat: Flat, tokens: int, texts: int, longest: int) -> Flat:
     behind = tokens - used
     place_in_filler = np.arange(behind) - np.repeat(starts - used, sizes)
     return Flat(
-        np.concatenate([flat.ids, np.zeros(behind, np.int64)]),
+        np.concatenate([flat.ids, np.full(behind, flat.ids[-1])]),
         np.concatenate([flat.positions, place_in_filler + first]),
         np.concatenate([flat.text_of + empty, np.repeat(np.arange(len(ends)) + empty + given, sizes)]),
         np.concatenate([np.zeros(empty, np.int32), flat.bounds, filler.astype(np.int32)]),
@@ -180,7 +180,7 @@ def features(flat: Flat, device: torch.device, dtype: torch.dtype) -> dict[str, 
         dtype: of the weights.
     """
     bounds = torch.from_numpy(flat.bounds).to(device)
-    return given(
+    return as_features(
         torch.from_numpy(flat.ids).to(device),
         torch.from_numpy(flat.positions).to(device),
         torch.from_numpy(flat.text_of).to(device),
@@ -189,7 +189,7 @@ def features(flat: Flat, device: torch.device, dtype: torch.dtype) -> dict[str, 
     )
 
 
-def given(
+def as_features(
     ids: torch.Tensor, positions: torch.Tensor, text_of: torch.Tensor, bounds: torch.Tensor, layout: Tiles | Spans
 ) -> dict[str, Any]:
     """The features of a batch whose tensors are on the device: (tokens,) int64, and (texts + 1,) int32."""
@@ -306,6 +306,7 @@ def _by_tile(  # noqa: PLR0917 - TorchScript does not record a call by keyword
     Returns:
         (tokens, heads, head_dim).
     """
+    bias = bias.to(query.dtype)  # which a model may have raised
     grouped = query.size(1) != key.size(1)
     parts: list[torch.Tensor] = []
     begin = 0

@@ -104,11 +104,33 @@ def by_failing(features: Features) -> torch.Tensor:
     raise ValueError("This model\nis not well.")
 
 
-@pytest.mark.parametrize("forward", [by_value, by_size, by_number_of_texts, by_a_copy, by_failing])
-def test_a_forward_that_depends_on_the_batch_is_not(forward: Callable[[Features], torch.Tensor]) -> None:
+def by_failing_later(features: Features) -> torch.Tensor:
+    return mean_of_ids(features) + features["input_ids"].narrow(1, 0, 5).sum() * 0  # one sample has fewer tokens
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (by_value, "Converting a tensor to a Python boolean"),
+        (by_size, "Converting a tensor to a Python boolean"),
+        (by_number_of_texts, "Using len to get tensor shape"),
+        (by_a_copy, "Converting a tensor to a NumPy array"),
+        (by_failing, "This model$"),
+        (by_failing_later, r"start \(0\) \+ length \(5\) exceeds dimension size \(1\)"),
+    ],
+)
+def test_a_forward_that_depends_on_the_batch_is_not(forward: Callable[[Features], torch.Tensor], reason: str) -> None:
     """The first two would do the same for all of the batches that are compared."""
-    with pytest.raises(NotRecordable, match=r"^[^\n]+$"):
+    with pytest.raises(NotRecordable, match=rf"^{reason}[^\n]*$"):
         Recorded(forward, [], [features_of(lengths) for lengths in LENGTHS])
+
+
+async def test_an_operator_that_fails_says_why_in_one_line(tiny: Callable[..., Path]) -> None:
+    model = LocalModel(str(tiny("bert")), device="cpu", dtype="float32")
+    assert model._recorded is not None
+    with pytest.raises(RuntimeError, match=r"^index out of range in self$"):
+        await model.forward([Tokens([40_000])])
+    await model.close()
 
 
 def test_a_forward_that_cannot_be_recorded_leaves_its_layers_as_they_were() -> None:

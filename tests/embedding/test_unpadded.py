@@ -14,35 +14,6 @@ def flat_of(lengths: list[int]) -> unpadded.Flat:
     return unpadded.flatten([Tokens([7] * length) for length in lengths], 0)
 
 
-@pytest.mark.parametrize(
-    ("causal", "reach", "key_heads"),
-    [(False, None, 4), (True, None, 4), (False, 3, 4), (False, None, 2)],
-    ids=["plain", "causal", "window", "grouped"],
-)
-def test_each_text_attends_to_itself_alone(causal: bool, reach: int | None, key_heads: int) -> None:
-    random = torch.Generator().manual_seed(0)
-    tokens = sum(LENGTHS)
-    query = torch.randn(1, 4, tokens, 8, generator=random)
-    key, value = (torch.randn(1, key_heads, tokens, 8, generator=random) for _ in range(2))
-    how = {"is_causal": causal, "sliding_window": None if reach is None else reach + 1}
-    out, _ = unpadded.attend(
-        torch.nn.Module(), query, key, value, None, layout=unpadded.tiles(flat_of(LENGTHS), torch.float32), **how
-    )
-    assert out.shape == (1, tokens, 4, 8)
-    start = 0
-    for length in sorted(LENGTHS):
-        own = slice(start, start + length)
-        near = None
-        if reach is not None:
-            near = (torch.arange(length)[:, None] - torch.arange(length)[None]).abs() <= reach
-        alone = scaled_dot_product_attention(
-            query[:, :, own], key[:, :, own], value[:, :, own], attn_mask=near, is_causal=causal, enable_gqa=True
-        )
-        # Padded places weigh exactly nothing; sums of another length may round another way.
-        torch.testing.assert_close(out[0, own], alone[0].transpose(0, 1), rtol=0, atol=1e-6)
-        start += length
-
-
 def test_tiles_hold_every_token_once() -> None:
     flat = unpadded.fill(flat_of(LENGTHS), 200, 14, 48)  # empty texts in front, others behind: filler is in no tile
     shapes, taken, bias, source = unpadded.tiles(flat, torch.bfloat16)
@@ -55,17 +26,42 @@ def test_tiles_hold_every_token_once() -> None:
     assert len(source) == 200 and source.max() < len(taken) == len(bias)
 
 
-@pytest.mark.parametrize("lengths", [[12], [16], [12, 20], [4, 11], [15, 16]])
-def test_a_tile_as_long_as_the_batch_is_no_other_text(lengths: list[int]) -> None:
-    """A text alone, rounded up to its tile, lies as it should and is not gathered; two are."""
+@pytest.mark.parametrize(
+    ("causal", "reach", "key_heads"),
+    [(False, None, 4), (True, None, 4), (False, 3, 4), (False, None, 2)],
+    ids=["plain", "causal", "window", "grouped"],
+)
+@pytest.mark.parametrize("lengths", [LENGTHS, [12], [16], [12, 20], [4, 11], [15, 16]], ids=str)
+def test_each_text_attends_to_itself_alone(
+    lengths: list[int], causal: bool, reach: int | None, key_heads: int
+) -> None:
+    """Also a text alone, which lies as it should when it is rounded up and is not gathered, and what looks like one."""
     flat = unpadded.round_up(flat_of(lengths))
+    tokens = len(flat.ids)
     random = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 4, len(flat.ids), 8, generator=random) for _ in range(3))
-    out, _ = unpadded.attend(torch.nn.Module(), query, key, value, None, layout=unpadded.tiles(flat, torch.float32))
+    query = torch.randn(1, 4, tokens, 8, generator=random)
+    key, value = (torch.randn(1, key_heads, tokens, 8, generator=random) for _ in range(2))
+    out, _ = unpadded.attend(
+        torch.nn.Module(),
+        query,
+        key,
+        value,
+        None,
+        layout=unpadded.tiles(flat, torch.float32),
+        is_causal=causal,
+        sliding_window=None if reach is None else reach + 1,
+    )
+    assert out.shape == (1, tokens, 4, 8)
     start = 0
-    for length in lengths:
+    for length in sorted(lengths):
         own = slice(start, start + length)
-        alone = scaled_dot_product_attention(query[:, :, own], key[:, :, own], value[:, :, own])
+        near = None
+        if reach is not None:
+            near = (torch.arange(length)[:, None] - torch.arange(length)[None]).abs() <= reach
+        alone = scaled_dot_product_attention(
+            query[:, :, own], key[:, :, own], value[:, :, own], attn_mask=near, is_causal=causal, enable_gqa=True
+        )
+        # Padded places weigh exactly nothing; sums of another length may round another way.
         torch.testing.assert_close(out[0, own], alone[0].transpose(0, 1), rtol=0, atol=1e-6)
         start += length
 
