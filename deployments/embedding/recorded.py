@@ -2,8 +2,8 @@
 
 A model's modules are written in Python, which takes as long as the kernels of a short text do, and holds the
 interpreter's lock meanwhile. A recording takes batches of any shape and calls the same kernels, so its vectors are the
-modules' bit for bit. Whether it holds all that a model does is not guessed: where the model's code looks at a value or a
-size to decide something, torch warns as it records, and some batches are run both ways and compared.
+modules' bit for bit. Whether it holds all that a model does is not guessed: where the model's code looks at a value or
+a size to decide something, torch warns as it records, and some batches are run both ways and compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NotRecordable(Exception):
 
 
 class Recorded:
-    """A recorded forward. May be called by several threads at once. Torch keeps it, weights and all, until the process ends.
+    """A recorded forward; several threads may call it at once. Torch keeps it, weights and all, until the process ends.
 
     Args:
         vectors: the forward, which takes features (unpadded.features) and returns (texts, dim). Its weights need no

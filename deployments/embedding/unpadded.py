@@ -25,8 +25,8 @@ from deployments.embedding import torchscript
 from deployments.embedding.model import Tokens
 
 IMPLEMENTATION = "memserve_unpadded"
-# Attention on CPU pads texts to a multiple of so many tokens, and nothing else does: its calls are fewer than the lengths
-# are, and in half precision it takes half as long where a length is a multiple of the matrix units' 16 rows.
+# Attention on CPU pads texts to a multiple of so many tokens, and nothing else does: it is called less often than there
+# are lengths, and in half precision takes half as long where a length is a multiple of the matrix units' 16 rows.
 TILE = 16
 
 

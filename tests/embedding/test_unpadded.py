@@ -32,9 +32,7 @@ def test_tiles_hold_every_token_once() -> None:
     ids=["plain", "causal", "window", "grouped"],
 )
 @pytest.mark.parametrize("lengths", [LENGTHS, [12], [16], [12, 20], [4, 11], [15, 16]], ids=str)
-def test_each_text_attends_to_itself_alone(
-    lengths: list[int], causal: bool, reach: int | None, key_heads: int
-) -> None:
+def test_each_text_attends_to_itself_alone(lengths: list[int], causal: bool, reach: int | None, key_heads: int) -> None:
     """Also a text alone, which lies as it should when it is rounded up and is not gathered, and what looks like one."""
     flat = unpadded.round_up(flat_of(lengths))
     tokens = len(flat.ids)
