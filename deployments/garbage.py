@@ -10,11 +10,11 @@ exceptions do, are found among the young.
 import gc
 
 # Collections of the middle generation, each of which comes when some 7,000 objects more were made than freed: what dead
-# cycles can hold that were not found young stays below a million objects.
-_FULL_AFTER = 100
+# cycles can hold that were not found young stays at some two million objects.
+_FULL_AFTER = 300
 
 
 def collect_old_seldom() -> None:
-    """Look through all of this process's objects ten times less often; through the young ones as before."""
+    """Look through all of this process's objects thirty times less often; through the young ones as before."""
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, _FULL_AFTER)
