@@ -1,8 +1,9 @@
 """A sentence-transformers model on this machine's CPU or GPU.
 
-The vectors are `SentenceTransformer.encode`'s: the model's own modules run, and its own tokeniser; only the loop around
-them is ours. Batches are not padded where the model can do without (unpadded.py), half-precision weights are laid out
-once on CPU (packed.py), and on CUDA transfers overlap compute and small batches are CUDA graphs (cuda.py).
+The vectors are `SentenceTransformer.encode`'s: the model's own modules run, and its own tokeniser; only the loop
+around them is ours. Batches are not padded where the model can do without (unpadded.py). On CPU half-precision weights
+are laid out once (packed.py) and the forward is recorded (recorded.py); on CUDA transfers overlap compute and small
+batches are CUDA graphs (cuda.py).
 """
 
 from __future__ import annotations

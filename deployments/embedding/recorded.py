@@ -58,14 +58,15 @@ class Recorded:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # see torchscript.py
                 warnings.simplefilter("error", torch.jit.TracerWarning)
-                self._graph = torch.jit.trace(forward, self._arguments(samples[0]), check_trace=False)
+                try:
+                    self._graph = torch.jit.trace(forward, self._arguments(samples[0]), check_trace=False)
+                finally:
+                    for layer, weight in zip(packed, self._weights, strict=True):
+                        layer.weight = weight
             del self._graph._torchdynamo_inline  # `forward`, and with it the samples
             same = all(torch.equal(self(sample), vectors(dict(sample))) for sample in samples)
         except Exception as error:  # whatever a foreign model raises, it can be run as it is
             raise NotRecordable(_reason(error)) from error
-        finally:
-            for layer, weight in zip(packed, self._weights, strict=True):
-                layer.weight = weight
         if not same:
             raise NotRecordable("it gives other batches other vectors")
 
