@@ -19,9 +19,8 @@ from benchmarks.figures import spread
 from benchmarks.server import load, memserve, profile, replicas
 
 TOO_MUCH = 1.5  # times what it answers in a closed loop
-LENGTHS = ("150", "short")
 SIZES = (1, 4)
-CLIENTS = {"150": 8, "short": 48}  # that fill an embedder, and are not refused themselves
+CLIENTS = {"150": 8, "short": 48}  # by length: so many fill an embedder, and are not refused themselves
 QUEUED_TOKENS = 16_000  # estimated; full in a second or two, and more than the clients of the closed loop ask for
 ARGS = {"embedder": replicas(1), "gateway": replicas(1, max_queued_tokens=QUEUED_TOKENS)}
 
@@ -30,10 +29,10 @@ def measure(url: str, seconds: float, rounds: int) -> list[dict[str, Any]]:
     """A row for each load: medians of the rounds, which are interleaved."""
     rows: list[dict[str, Any]] = []
     seeds = count(1)  # a text that was asked for before would be answered from the cache
-    for length in LENGTHS:
+    for length, clients in CLIENTS.items():
         for size in SIZES:
             shape = ("--length", length, "--size", size, "--measure-s", seconds)
-            closed = load(url, *shape, "--clients", CLIENTS[length], "--warm-s", 1, "--seed", next(seeds))
+            closed = load(url, *shape, "--clients", clients, "--warm-s", 1, "--seed", next(seeds))
             rows.append({"length": length, "texts": size, "closed_per_s": closed["requests_per_s"], "runs": []})
     for _ in range(rounds):
         for row in rows:
@@ -49,7 +48,6 @@ def ranged(values: Iterable[float]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
-
     head = ("words", "texts", "offered/s", "answered/s", "429", "others", "429 p50 ms", "p90", "p99", "late p99 ms")
     cells = []
     for row in rows:

@@ -50,19 +50,14 @@ class Recorded:
             given = iter(arguments)
             features = {**samples[0], **{name: next(given) for name in _PER_BATCH}}
             features["layout"] = Tiles(*islice(given, len(Tiles._fields)))
-            for layer, weight in zip(packed, given, strict=True):
-                layer.weight = weight
+            # The weights behind them are the tensors that the layers hold: torch takes a layer's for the argument.
             return vectors(features)
 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # see torchscript.py
                 warnings.simplefilter("error", torch.jit.TracerWarning)
-                try:
-                    self._graph = torch.jit.trace(forward, self._arguments(samples[0]), check_trace=False)
-                finally:
-                    for layer, weight in zip(packed, self._weights, strict=True):
-                        layer.weight = weight
+                self._graph = torch.jit.trace(forward, self._arguments(samples[0]), check_trace=False)
             del self._graph._torchdynamo_inline  # `forward`, and with it the samples
             same = all(torch.equal(self(sample), vectors(dict(sample))) for sample in samples)
         except Exception as error:  # whatever a foreign model raises, it can be run as it is
