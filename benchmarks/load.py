@@ -20,14 +20,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from threading import Barrier
 
-import aiohttp
 import numpy as np
 import uvloop
 
+from benchmarks.connections import Connections
 from benchmarks.figures import percentiles_ms
 from benchmarks.workload import JOBS, USERS, Request, request_maker, seed_of
 
-HEADERS = {"content-type": "application/json"}
 START_WITHIN_S = 60.0
 
 
@@ -99,17 +98,16 @@ def arrivals(rate: float, duration_s: float, seed: int) -> np.ndarray:
     return moments[moments < duration_s]
 
 
-async def send(session: aiohttp.ClientSession, request: Request) -> str | None:
+async def send(server: Connections, request: Request) -> str | None:
     """Send one request. Returns None where it was answered with 2xx, else what went wrong."""
     try:
-        async with session.post(request.path, data=request.body, headers=HEADERS) as answer:
-            await answer.read()
-            return None if answer.status < 300 else str(answer.status)
-    except (aiohttp.ClientError, TimeoutError) as error:
+        status = await server.post(request.path, request.body)
+    except OSError as error:  # and TimeoutError, which is one
         return type(error).__name__
+    return None if 200 <= status < 300 else str(status)
 
 
-async def closed_loop(session: aiohttp.ClientSession, make: Callable[[], Request], load: Load) -> Samples:
+async def closed_loop(server: Connections, make: Callable[[], Request], load: Load) -> Samples:
     """`clients` connections, each with one request at a time; what is answered in the window counts."""
     seen = Samples()
     begin = time.perf_counter() + load.warm_s
@@ -118,7 +116,7 @@ async def closed_loop(session: aiohttp.ClientSession, make: Callable[[], Request
     async def client() -> None:
         while (sent := time.perf_counter()) < end:
             request = make()
-            error = await send(session, request)
+            error = await send(server, request)
             done = time.perf_counter()
             if not begin <= done < end:
                 continue
@@ -133,7 +131,7 @@ async def closed_loop(session: aiohttp.ClientSession, make: Callable[[], Request
     return seen
 
 
-async def open_loop(session: aiohttp.ClientSession, make: Callable[[], Request], load: Load) -> Samples:
+async def open_loop(server: Connections, make: Callable[[], Request], load: Load) -> Samples:
     """Requests at moments drawn beforehand.
 
     The latencies are of those that were due in the window, from then on; the throughput is what was answered in it.
@@ -150,7 +148,7 @@ async def open_loop(session: aiohttp.ClientSession, make: Callable[[], Request],
         error = "unanswered"
         answered = False
         try:
-            error = await send(session, request) or ""
+            error = await send(server, request) or ""
             answered = not error
         finally:  # also where the drain was over and this was cancelled
             done = time.perf_counter()
@@ -187,10 +185,8 @@ async def run(load: Load) -> Samples:
     make = request_maker(
         load.job, load.size, load.length, random.Random(load.seed), users=load.users, distinct=load.distinct
     )
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=300)
-    async with aiohttp.ClientSession(load.url, connector=connector, timeout=timeout) as session:
-        return await (closed_loop if load.rate is None else open_loop)(session, make, load)
+    async with Connections(load.url) as server:
+        return await (closed_loop if load.rate is None else open_loop)(server, make, load)
 
 
 def shares(load: Load) -> list[Load]:

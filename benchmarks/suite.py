@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from tqdm import tqdm
 
 from benchmarks import machine, report
+from benchmarks.connections import Connections
 from benchmarks.figures import spread
 from benchmarks.load import send
 from benchmarks.server import Args, load, memserve, merged, parse_args, profile
@@ -111,13 +111,13 @@ async def fill(url: str, memories_a_user: int, seed: int) -> None:
     """Give every user something to be searched."""
     waiting = iter(list(filling(memories_a_user, random.Random(seed))))
 
-    async def client(session: aiohttp.ClientSession) -> None:
+    async def client(server: Connections) -> None:
         for request in waiting:
-            if (error := await send(session, request)) is not None:
+            if (error := await send(server, request)) is not None:
                 raise SystemExit(f"filling failed: {error}")
 
-    async with aiohttp.ClientSession(url) as session:
-        await asyncio.gather(*(client(session) for _ in range(8)))
+    async with Connections(url) as server:
+        await asyncio.gather(*(client(server) for _ in range(8)))
 
 
 def arguments_of(cell: Cell, plan: Plan, processes: int) -> list[object]:

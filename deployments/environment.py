@@ -19,6 +19,8 @@ _RETRY_ON = "\n    ".join(
         # At every second try another gateway, and a second's pause before the tries between: one that has just died
         # is not known to be dead yet, and without a pause all tries would be over by then.
         "option redispatch 2",
+        # Ray has it write a line for each request to a syslog that hardly anybody has: of those that failed.
+        "option dontlog-normal",
         "unique-id-format %[date(0,us)]-%[uuid]",
         f"unique-id-header {HEADER}",
     )
@@ -32,6 +34,9 @@ ENVIRONMENT = {
     CONTROLLER_CALLBACK: "deployments.controller:check_user_configs",
     # Serve's controller looks ten times a second by itself, for a twelfth of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
+    # Gateways count requests themselves, by route and status; HAProxy would write a second line for each, and an actor
+    # of Serve's would parse it.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_RETRY_ON": _RETRY_ON,
     "RAY_SERVE_HAPROXY_RETRIES": "6",
     # Requests of up to so many bytes, headers included, can be sent again.

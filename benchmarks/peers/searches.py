@@ -11,10 +11,10 @@ import random
 from dataclasses import asdict
 from pathlib import Path
 
-import aiohttp
 import orjson
 import uvloop
 
+from benchmarks.connections import Connections
 from benchmarks.load import Load, Samples, closed_loop, result_of
 from benchmarks.peers.corpus import Corpus
 from benchmarks.workload import Request
@@ -33,9 +33,8 @@ def path_and_body(shape: str, user: str, vector: list[float]) -> tuple[str, byte
 
 async def drive(load: Load, requests: list[Request]) -> Samples:
     rng = random.Random(load.seed)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(load.url, connector=connector) as session:
-        return await closed_loop(session, lambda: rng.choice(requests), load)
+    async with Connections(load.url) as server:
+        return await closed_loop(server, lambda: rng.choice(requests), load)
 
 
 def main() -> None:

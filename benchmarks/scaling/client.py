@@ -15,9 +15,10 @@ import numpy as np
 import orjson
 import uvloop
 
-from benchmarks.load import HEADERS, arrivals
+from benchmarks.load import arrivals
 from benchmarks.workload import seed_of, texts
 
+HEADERS = {"content-type": "application/json"}
 USERS = 200
 DIM = 384
 KINDS = ("embed", "add", "search")  # the requests that bring texts, in equal parts

@@ -184,7 +184,7 @@ def test_processes_begin_when_all_are_ready() -> None:
     assert seen == ["ready", "begun"]
     nobody = f"http://127.0.0.1:{free_port()}"
     result = measure(Load(nobody, clients=2, warm_s=0.0, measure_s=0.2, processes=2))
-    assert (result.requests, list(result.errors)) == (0, ["ClientConnectorError"])
+    assert (result.requests, list(result.errors)) == (0, ["ConnectionRefusedError"])
 
 
 def test_shares_divide_the_load_and_part_the_seeds() -> None:

@@ -72,6 +72,9 @@ def test_metrics_are_exported(server: Server, driver: ProcessPoolExecutor) -> No
             *(f'embed_seconds_count stage="{stage}"' for stage in ("queue", "tokenise", "forward")),
         )
     }
+    wanted |= {
+        f'ray_serve_num_http_requests_total route="/v1/embeddings" status_code="{status}"' for status in (200, 400)
+    }
     deadline = time.monotonic() + 60  # processes report every few seconds
     missing = wanted
     while missing and time.monotonic() < deadline:
