@@ -5,7 +5,7 @@ every 4xx and 5xx answers in the OpenAI shape, whoever raised it.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from inspect import signature
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -14,7 +14,6 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
@@ -23,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments import schemas
 from deployments.errors import HttpError, InvalidRequest, MemserveError, TooLarge, to_http
 from deployments.fields import HeldId, Id
+from deployments.openapi import ERRORS
 from deployments.origin import Origin
 from store import StoreError
 
@@ -118,6 +118,7 @@ def api_skeleton(on_error: Callable[[Exception], None]) -> FastAPI:
         title="memserve",
         description="Embeddings with dynamic batching, and a durable memory store with one vector index per user.",
         version="0.1.0",
+        responses=ERRORS,
     )
     api.add_middleware(RawPath)
 
@@ -175,30 +176,3 @@ def call_directly(api: FastAPI) -> None:
         for route in api.routes
         if isinstance(route, APIRoute)
     ]
-
-
-def body_of(model: type[BaseModel], required: bool = True) -> dict[str, Any]:
-    """`openapi_extra` that documents a body which the route parses by itself."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
-
-
-def query_of(model: type[BaseModel]) -> dict[str, Any]:
-    """`openapi_extra` that documents a query which the route parses by itself."""
-    fields = model.model_json_schema()["properties"].items()
-    return {"parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in fields]}
-
-
-def document_bodies(api: FastAPI, models: Iterable[type[BaseModel]]) -> None:
-    """Add the schemas that `body_of` refers to to the OpenAPI document."""
-    _, definitions = models_json_schema(
-        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
-    )
-    generate = api.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-        return document
-
-    api.openapi = openapi  # type: ignore[method-assign]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Response
 
-from deployments import routes_embeddings, routes_memories, routes_users
-from deployments.http import api_skeleton, call_directly, document_bodies, json_response
+from deployments import answers, routes_embeddings, routes_memories, routes_users
+from deployments.http import api_skeleton, call_directly, json_response
+from deployments.openapi import complete
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -22,18 +23,18 @@ def build_api(gateway: Gateway, on_error: Callable[[Exception], None]) -> FastAP
     routes_users.add_users(api, gateway)
     _add_operations(api, gateway)
     call_directly(api)
-    document_bodies(api, [*routes_embeddings.BODIES, *routes_memories.BODIES])
+    complete(api, [*routes_embeddings.BODIES, *routes_memories.BODIES])
     return api
 
 
 def _add_operations(api: FastAPI, gateway: Gateway) -> None:
-    @api.get("/health/live", tags=["operations"])
+    @api.get("/health/live", response_model=answers.Live, tags=["operations"])
     async def get_live() -> Response:
         """200 while the process runs."""
         return json_response({"status": "live"})
 
-    @api.get("/health/ready", tags=["operations"])
-    @api.get("/health", tags=["operations"])
+    @api.get("/health/ready", response_model=answers.Ready, tags=["operations"])
+    @api.get("/health", response_model=answers.Ready, tags=["operations"])
     async def get_ready() -> Response:
         """200 when a text can be embedded and the log be read, else 503 with what is missing."""
         return json_response({"status": "ready", **await gateway.check_ready()})

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 
-from deployments import schemas
+from deployments import answers, schemas
 from deployments.embedding import outputs
 from deployments.errors import NotFound
-from deployments.http import body_of, decode_id, json_response, read_body
+from deployments.http import decode_id, json_response, read_body
+from deployments.openapi import TIMES, takes
 
 if TYPE_CHECKING:
     from deployments.embedding.engine import Timings
@@ -34,7 +35,13 @@ def add_embeddings(api: FastAPI, gateway: Gateway) -> None:
             "max_tokens": info.max_tokens,
         }
 
-    @api.post("/v1/embeddings", openapi_extra=body_of(schemas.EmbeddingsRequest), tags=["embeddings"])
+    @api.post(
+        "/v1/embeddings",
+        response_model=answers.Embeddings,
+        responses={200: TIMES},
+        openapi_extra=takes(body=schemas.EmbeddingsRequest),
+        tags=["embeddings"],
+    )
     async def post_embeddings(request: Request) -> Response:
         """Embed texts or token ids (OpenAI's route)."""
         started = time.perf_counter()
@@ -60,12 +67,12 @@ def add_embeddings(api: FastAPI, gateway: Gateway) -> None:
         }
         return json_response(content, headers=_timing_headers(result.timings, started))
 
-    @api.get("/v1/models", tags=["embeddings"])
+    @api.get("/v1/models", response_model=answers.Models, tags=["embeddings"])
     async def get_models() -> Response:
         """The model that is served, as a list of one."""
         return json_response({"object": "list", "data": [card(await gateway.model_info())]})
 
-    @api.get("/v1/models/{model_id:path}", tags=["embeddings"])
+    @api.get("/v1/models/{model_id:path}", response_model=answers.Model, tags=["embeddings"])
     async def get_model(model_id: str) -> Response:
         """One model."""
         info = await gateway.model_info()

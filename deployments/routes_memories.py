@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 
-from deployments import schemas
+from deployments import answers, schemas
 from deployments.errors import InvalidRequest
-from deployments.http import body_of, decode_id, json_response, origin_of, query_of, read_body, read_query
+from deployments.http import decode_id, json_response, origin_of, read_body, read_query
+from deployments.openapi import takes
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -27,7 +28,13 @@ BODIES = (
 def add_memories(api: FastAPI, gateway: Gateway) -> None:
     """Add the routes under /v1/users/{user_id}/memories, and the one that writes for many users."""
 
-    @api.post(MEMORIES, status_code=201, openapi_extra=body_of(schemas.AddRequest), tags=["memories"])
+    @api.post(
+        MEMORIES,
+        status_code=201,
+        response_model=answers.AddedMemories,
+        openapi_extra=takes(body=schemas.AddRequest, idempotency_key=True),
+        tags=["memories"],
+    )
     async def post_user_memories(user_id: str, request: Request) -> Response:
         """Remember one text or many for a user. Answers when they are committed."""
         user = decode_id(user_id, "user_id", new=True)
@@ -41,7 +48,13 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         content = {"memories": [schemas.appended(entry) for entry in result.memories], "version": result.version}
         return json_response(content, 201)
 
-    @api.post("/v1/memories", status_code=201, openapi_extra=body_of(schemas.AddManyRequest), tags=["memories"])
+    @api.post(
+        "/v1/memories",
+        status_code=201,
+        response_model=answers.AddedForUsers,
+        openapi_extra=takes(body=schemas.AddManyRequest, idempotency_key=True),
+        tags=["memories"],
+    )
     async def post_memories(request: Request) -> Response:
         """Remember texts of many users in one call, all or none of them. Answers when they are committed."""
         read_query(request, schemas.NoQuery)
@@ -49,7 +62,12 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         body = schemas.parse(schemas.AddManyRequest, raw)
         return json_response({"memories": await gateway.append_many(body, origin_of(request, raw))}, 201)
 
-    @api.post(f"{MEMORIES}/search", openapi_extra=body_of(schemas.SearchRequest), tags=["memories"])
+    @api.post(
+        f"{MEMORIES}/search",
+        response_model=answers.Found,
+        openapi_extra=takes(body=schemas.SearchRequest),
+        tags=["memories"],
+    )
     async def post_search(user_id: str, request: Request) -> Response:
         """Find a user's memories by meaning. Sees every write that was acknowledged before."""
         user = decode_id(user_id, "user_id")
@@ -59,14 +77,24 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         results = [schemas.memory(memory) for memory in found.results]
         return json_response({"results": results, "index": found.index, "version": found.version})
 
-    @api.get(MEMORIES, openapi_extra=query_of(schemas.ListQuery), tags=["memories"])
+    @api.get(
+        MEMORIES,
+        response_model=answers.MemoriesPage,
+        openapi_extra=takes(query=schemas.ListQuery),
+        tags=["memories"],
+    )
     async def get_memories(user_id: str, request: Request) -> Response:
         """A page of a user's memories."""
         query = read_query(request, schemas.ListQuery)
         return json_response(await gateway.list(decode_id(user_id, "user_id"), **query.model_dump()))
 
     @api.delete(
-        MEMORIES, openapi_extra=query_of(schemas.DeleteQuery) | body_of(schemas.DeleteRequest, False), tags=["memories"]
+        MEMORIES,
+        response_model=answers.Deleted,
+        openapi_extra=takes(
+            body=schemas.DeleteRequest, optional_body=True, query=schemas.DeleteQuery, idempotency_key=True
+        ),
+        tags=["memories"],
     )
     async def delete_memories(user_id: str, request: Request) -> Response:
         """Forget the memories that match a filter, which is in the body or in the query."""
@@ -81,13 +109,18 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
             body = schemas.DeleteRequest(filter=query.filter)
         return json_response({"deleted": await gateway.delete_where(user, body.filter, origin=origin_of(request, raw))})
 
-    @api.get(MEMORY, openapi_extra=query_of(schemas.GetQuery), tags=["memories"])
+    @api.get(MEMORY, response_model=answers.Memory, openapi_extra=takes(query=schemas.GetQuery), tags=["memories"])
     async def get_memory(user_id: str, memory_id: str, request: Request) -> Response:
         """One memory."""
         query = read_query(request, schemas.GetQuery)
         return json_response(await gateway.get(*_names(user_id, memory_id), **query.model_dump()))
 
-    @api.patch(MEMORY, openapi_extra=body_of(schemas.UpdateRequest), tags=["memories"])
+    @api.patch(
+        MEMORY,
+        response_model=answers.Memory,
+        openapi_extra=takes(body=schemas.UpdateRequest, idempotency_key=True),
+        tags=["memories"],
+    )
     async def patch_memory(user_id: str, memory_id: str, request: Request) -> Response:
         """Change a memory; a new text is embedded anew."""
         names = _names(user_id, memory_id)
@@ -96,7 +129,7 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         changes = schemas.parse(schemas.UpdateRequest, raw).model_dump(exclude_unset=True)
         return json_response(await gateway.update(*names, origin=origin_of(request, raw), **changes))
 
-    @api.delete(MEMORY, status_code=204, tags=["memories"])
+    @api.delete(MEMORY, status_code=204, openapi_extra=takes(idempotency_key=True), tags=["memories"])
     async def delete_memory(user_id: str, memory_id: str, request: Request) -> Response:
         """Forget one memory, with what its history said."""
         names = _names(user_id, memory_id)
@@ -104,7 +137,7 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         await gateway.delete(*names, origin=origin_of(request))
         return Response(status_code=204)
 
-    @api.get(f"{MEMORY}/history", tags=["memories"])
+    @api.get(f"{MEMORY}/history", response_model=answers.History, tags=["memories"])
     async def get_history(user_id: str, memory_id: str, request: Request) -> Response:
         """The states of one memory, oldest first."""
         names = _names(user_id, memory_id)

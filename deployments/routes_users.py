@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from deployments import schemas
+from deployments import answers, schemas
 from deployments.errors import InvalidRequest
-from deployments.http import decode_id, json_response, origin_of, query_of, read_body, read_query
+from deployments.http import decode_id, json_response, origin_of, read_body, read_query
+from deployments.openapi import takes
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -25,17 +26,24 @@ def add_users(api: FastAPI, gateway: Gateway) -> None:
         read_query(request, schemas.NoQuery)
         return decode_id(user_id, "user_id", new=new)
 
-    @api.get("/v1/users", openapi_extra=query_of(schemas.UsersQuery), tags=["users"])
+    @api.get(
+        "/v1/users", response_model=answers.UsersPage, openapi_extra=takes(query=schemas.UsersQuery), tags=["users"]
+    )
     async def get_users(request: Request) -> Response:
         """A page of the users that have memories, by user id."""
         return json_response(await gateway.users(**read_query(request, schemas.UsersQuery).model_dump()))
 
-    @api.get("/v1/users/{user_id}", tags=["users"])
+    @api.get("/v1/users/{user_id}", response_model=answers.User, tags=["users"])
     async def get_user(user_id: str, request: Request) -> Response:
         """What is kept of one user; of one that never was, nothing."""
         return json_response(await gateway.user(user_of(user_id, request)))
 
-    @api.delete("/v1/users/{user_id}", tags=["users"])
+    @api.delete(
+        "/v1/users/{user_id}",
+        response_model=answers.DeletedUser,
+        openapi_extra=takes(idempotency_key=True),
+        tags=["users"],
+    )
     async def delete_user(user_id: str, request: Request) -> Response:
         """Forget everything of a user."""
         user = user_of(user_id, request)
@@ -46,7 +54,7 @@ def add_users(api: FastAPI, gateway: Gateway) -> None:
     @api.get(
         "/v1/users/{user_id}/export",
         response_class=StreamingResponse,
-        responses={200: {"content": {NDJSON: {}}}},
+        responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}},
         tags=["users"],
     )
     async def get_export(user_id: str, request: Request) -> Response:
@@ -63,6 +71,7 @@ def add_users(api: FastAPI, gateway: Gateway) -> None:
 
     @api.post(
         "/v1/users/{user_id}/import",
+        response_model=answers.Imported,
         openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
         tags=["users"],
     )

@@ -136,6 +136,8 @@ class UserMemory(NewMemory):
 class AddRequest(NewMemory):
     """`POST /v1/users/{user_id}/memories`: one memory inline, or a list under `memories`."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["text"]}, {"required": ["memories"]}]})
+
     text: Text | None = None  # type: ignore[assignment]
     memories: list[NewMemory] | None = Field(None, min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     on_duplicate: Literal["add", "skip"] = "add"
@@ -173,6 +175,8 @@ class AddManyRequest(_Wire):
 class SearchRequest(_Wire):
     """`POST /v1/users/{user_id}/memories/search`: by text or by vector."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["query"]}, {"required": ["vector"]}]})
+
     query: Text | None = None
     vector: Vector | None = None
     top_k: int = Field(10, ge=1, le=MAX_TOP_K)
@@ -192,6 +196,10 @@ class UpdateRequest(_Wire):
 
     `expires_at: null` keeps the memory for ever.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": [name]} for name in ("text", "metadata", "expires_at")]}
+    )
 
     text: Text = Field(default=cast(str, None))
     metadata: Metadata = Field(default=cast(dict[str, Any], None))

@@ -19,6 +19,7 @@ from deployments.gateway import Gateway
 from deployments.routes import build_api
 from deployments.settings import Settings
 from deployments.store import Store
+from tests.documented import Document
 
 DIM = 32
 
@@ -95,12 +96,15 @@ class _Method:
             raise WorkerCrashedError
 
 
+_documents: list[Document] = []  # of one application: all have the same, and it takes a while to make
+
+
 class LocalApp:
     """One gateway, one embedder, one store.
 
     Attributes:
-        http: a client of the routes. embedder, store: the handles. model: the embedder itself. errors: what the routes
-            were told of.
+        http: a client of the routes, which holds every answer against the OpenAPI document.
+        embedder, store: the handles. model: the embedder itself. errors: what the routes were told of.
     """
 
     @classmethod
@@ -116,8 +120,16 @@ class LocalApp:
         self.gateway = Gateway(settings, self.embedder, self.store)  # type: ignore[arg-type]
         self.errors: list[Exception] = []
         api = build_api(self.gateway, on_error=self.errors.append)
+        if not _documents:
+            _documents.append(Document(api.openapi()))
+
+        async def check_documented(answer: httpx.Response) -> None:
+            await answer.aread()
+            _documents[0].check(answer.request, answer)
+
         transport = httpx.ASGITransport(app=api, raise_app_exceptions=False)
-        self.http = httpx.AsyncClient(transport=transport, base_url="http://memserve")
+        hooks = {"response": [check_documented]}
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://memserve", event_hooks=hooks)
         return self
 
     async def stop(self) -> None:

@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import orjson
 import pytest
+from jsonschema import ValidationError
 
 from deployments.errors import InvalidRequest
 from deployments.gateway import TENANT
@@ -15,6 +16,7 @@ from deployments.routes import build_api
 from store import Append, InvalidInput
 from store import NewMemory as StoredMemory
 from store import Store as Memories
+from tests.documented import Document
 from tests.local_app import DIM, LocalApp
 
 AWKWARD = ["a/b", "100%25", "a?b#c&d=e", "ü 茶 🍵", "...", "%2F", "+", "a;b", "\u2028", "x" * 256]
@@ -241,3 +243,39 @@ async def test_the_document_describes_bodies_and_queries(api: httpx.AsyncClient)
         assert model in components
     names = [one["name"] for one in paths["/v1/users/{user_id}/memories"]["get"]["parameters"]]
     assert sorted(names) == ["cursor", "filter", "limit", "order", "user_id"]
+
+
+async def test_the_document_describes_every_answer_and_what_makes_a_write_repeatable(api: httpx.AsyncClient) -> None:
+    document = (await api.get("/openapi.json")).json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert {"4XX", "5XX"} < set(operation["responses"]), path
+            (status,) = set(operation["responses"]) - {"4XX", "5XX"}
+            contents = operation["responses"][status].get("content", {}).values()
+            assert (status == "204") is not any(content["schema"] for content in contents), path
+            named = "Idempotency-Key" in {one["name"] for one in operation.get("parameters", ())}
+            writes = method != "get" and path not in ("/v1/embeddings", "/v1/users/{user_id}/import")
+            assert named is (writes and not path.endswith("/search")), path
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "user_id":
+                    assert parameter["schema"]["maxLength"] == 256
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+async def test_an_answer_that_is_not_as_described_would_be_noticed(api: httpx.AsyncClient) -> None:
+    document = Document((await api.get("/openapi.json")).json())
+    request = httpx.Request("GET", "http://memserve/v1/users/ann%2Fbob/memories/1/history")
+    fine: dict[str, Any] = {"events": [{"event": "added", "at": "2026-01-02T03:04:05Z", "version": 1, "text": "a"}]}
+    document.check(request, httpx.Response(200, json=fine))
+    document.check(
+        request, httpx.Response(404, json={"error": {"message": "", "type": "", "param": None, "code": None}})
+    )
+    for status, wrong in [
+        (200, {"events": [{**fine["events"][0], "vector": [1.0]}]}),
+        (200, {"events": [{"event": "added", "version": 1}]}),
+        (200, {"events": "none"}),
+        (201, fine),
+        (404, {"detail": "Not Found"}),
+    ]:
+        with pytest.raises((AssertionError, ValidationError)):
+            document.check(request, httpx.Response(status, json=wrong))

@@ -1,0 +1,199 @@
+"""What the routes answer, as the OpenAPI document has it. Tests hold every answer against it."""
+
+from datetime import datetime
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict  # which pydantic asks for before Python 3.12
+
+
+class ErrorDetail(TypedDict):
+    """`param` is the path of the field that is wrong (`memories.3.text`)."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(TypedDict):
+    """Every 4xx and 5xx."""
+
+    error: ErrorDetail
+
+
+class Embedding(TypedDict):
+    """A vector as numbers, or as base64 of them."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(TypedDict):
+    """Tokens that the model read."""
+
+    prompt_tokens: int
+    total_tokens: int
+    truncated_inputs: int
+
+
+class Embeddings(TypedDict):
+    """Of all inputs, in their order."""
+
+    object: Literal["list"]
+    model: str
+    data: list[Embedding]
+    usage: Usage
+
+
+class Model(TypedDict):
+    """The model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    dimensions: int
+    max_tokens: int
+
+
+class Models(TypedDict):
+    """A list of one."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Added(TypedDict):
+    """What became of one memory, and its version."""
+
+    id: str
+    status: Literal["added", "unchanged", "updated"]
+    version: int
+
+
+class AddedMemories(TypedDict):
+    """Of one user; `version` is the user's after it."""
+
+    memories: list[Added]
+    version: int
+
+
+class AddedForUser(Added):
+    """What became of one memory of a named user."""
+
+    user_id: str
+
+
+class AddedForUsers(TypedDict):
+    """Of many users, in the order of the request."""
+
+    memories: list[AddedForUser]
+
+
+class Memory(TypedDict):
+    """One memory; `expires_at` where it has an end, `vector` where it was asked for."""
+
+    id: str
+    user_id: str
+    text: str
+    metadata: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    expires_at: NotRequired[datetime]
+    vector: NotRequired[list[float]]
+
+
+class FoundMemory(Memory):
+    """`score` is the cosine similarity."""
+
+    score: float
+
+
+class Found(TypedDict):
+    """Best first. `version` is the user's that was searched."""
+
+    results: list[FoundMemory]
+    index: Literal["exact", "hnsw"]
+    version: int
+
+
+class MemoriesPage(TypedDict):
+    """`next_cursor` is null on the last page."""
+
+    memories: list[Memory]
+    next_cursor: str | None
+
+
+class Deleted(TypedDict):
+    """How many memories."""
+
+    deleted: int
+
+
+class DeletedUser(Deleted):
+    """`version` is the user's after it."""
+
+    version: int
+
+
+class HistoryEvent(TypedDict):
+    """A state of a memory; text and metadata where they were not erased."""
+
+    event: Literal["added", "updated", "deleted"]
+    at: datetime
+    version: int
+    text: NotRequired[str]
+    metadata: NotRequired[dict[str, Any]]
+
+
+class History(TypedDict):
+    """Oldest first."""
+
+    events: list[HistoryEvent]
+
+
+class ListedUser(TypedDict):
+    """What the log holds of a user."""
+
+    user_id: str
+    memories: int
+    version: int
+    bytes: int
+
+
+class UsersPage(TypedDict):
+    """`next_cursor` is null on the last page."""
+
+    users: list[ListedUser]
+    next_cursor: str | None
+
+
+class User(ListedUser):
+    """`index`: null where it is not in memory on the replica that answered."""
+
+    index: Literal["exact", "hnsw"] | None
+    resident: bool
+
+
+class Imported(TypedDict):
+    """Lines that were new, and lines whose memory was there already."""
+
+    imported: int
+    unchanged: int
+
+
+class Live(TypedDict):
+    """The process runs."""
+
+    status: Literal["live"]
+
+
+class Ready(TypedDict):
+    """A text can be embedded and the log be read."""
+
+    status: Literal["ready"]
+    model: str
+    device: str
+    dtype: str

@@ -1,0 +1,65 @@
+"""Answers held against the OpenAPI document: what it does not describe, the server must not answer."""
+
+import re
+from typing import Any
+
+import httpx
+import orjson
+from jsonschema import Draft202012Validator
+
+
+class Document:
+    """An OpenAPI document.
+
+    Args:
+        content: as `/openapi.json` has it.
+    """
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self._content = content
+        for schema in content["components"]["schemas"].values():
+            if schema.get("type") == "object":
+                schema.setdefault("additionalProperties", False)  # a client may be told more later, here nothing is
+        # The path with the most fixed text first: /v1/users/{user_id}/memories/search is no memory's.
+        self._paths = sorted(
+            ((_pattern(path), operations) for path, operations in content["paths"].items()),
+            key=lambda entry: entry[0].pattern.count("[^/]"),
+        )
+
+    def operation(self, request: httpx.Request) -> dict[str, Any] | None:
+        """What is said of a request's path and method; None for what is not served."""
+        path = request.url.raw_path.split(b"?")[0].decode("ascii")
+        for pattern, operations in self._paths:
+            if pattern.fullmatch(path):
+                found: dict[str, Any] | None = operations.get(request.method.lower())
+                return found
+        return None
+
+    def check(self, request: httpx.Request, answer: httpx.Response) -> None:
+        """Raise AssertionError unless an answer, which has been read, is as described."""
+        if request.url.path in ("/openapi.json", "/docs"):
+            return  # FastAPI's own
+        operation = self.operation(request)
+        status = str(answer.status_code)
+        kind = f"{status[0]}XX"
+        if operation is None:
+            assert kind == "4XX", f"{request.method} {request.url} is answered {status}, and not described"
+            schema: dict[str, Any] = {"$ref": "#/components/schemas/Error"}
+        else:
+            described = operation["responses"]
+            assert status in described or kind in described, f"{request.method} {request.url}: {status} not described"
+            content = described.get(status, described.get(kind)).get("content", {})
+            if not content:
+                assert not answer.content
+                return
+            media_type = answer.headers["content-type"].split(";")[0]
+            assert media_type in content, f"{request.method} {request.url}: {media_type} not described"
+            if media_type != "application/json":
+                return
+            schema = content[media_type]["schema"]
+        whole = {**schema, "components": self._content["components"]}
+        Draft202012Validator(whole).validate(orjson.loads(answer.content))
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{[^/]*?\\\}", "[^/]+", re.escape(path)))
