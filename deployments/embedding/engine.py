@@ -89,7 +89,10 @@ class BatchStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges and counters since the start, for metrics. `queued_tokens` are those that wait to be tokenised, too."""
+    """Gauges and counters since the start, for metrics. `queued_tokens` are those that wait to be tokenised, too.
+
+    `failed_texts` are those that got an error in place of a vector, not those that only shared a request with one.
+    """
 
     queued_texts: int
     queued_tokens: int
@@ -248,12 +251,12 @@ class Engine:
         else:
             assert self._requests_queue is not None
             answers = await self._requests_queue.submit(texts)
-        vectors = []
-        for index, answer in enumerate(answers):
-            if isinstance(answer, Exception):
-                self._failed_texts += 1
-                raise _error_of(answer, index) from answer
-            vectors.append(answer)
+        failed = [(index, answer) for index, answer in enumerate(answers) if isinstance(answer, Exception)]
+        if failed:
+            self._failed_texts += len(failed)
+            index, error = failed[0]
+            raise _error_of(error, index) from error
+        vectors = cast(list[_Vector], answers)
         return EmbedResult(
             np.stack([vector.row for vector in vectors]),
             np.fromiter((len(one) for one in tokens), np.int32, len(tokens)),

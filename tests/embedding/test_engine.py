@@ -96,6 +96,16 @@ async def test_poison_in_a_batch_of_64_fails_alone() -> None:
     assert engine.stats().failed_texts == 1
 
 
+@pytest.mark.parametrize(("queue_enabled", "failed"), [(True, 2), (False, 4)])
+async def test_the_texts_that_failed_are_counted(queue_enabled: bool, failed: int) -> None:
+    """Without the queue a request is a batch, and fails whole."""
+    engine = Engine(FakeModel(), queue_enabled=queue_enabled)
+    with pytest.raises(EmbeddingFailed) as error:
+        await engine.embed_one(EmbedRequest(["fine", "poison a", "fine too", "poison b"]))
+    assert error.value.param == ("input.1" if queue_enabled else "input.0")
+    assert engine.stats().failed_texts == failed
+
+
 async def test_out_of_memory_halves_the_batch_and_only_what_fails_alone_fails() -> None:
     model = FakeModel(oom_above_tokens=40)
     engine = Engine(model, max_batch_tokens=256)
