@@ -96,8 +96,9 @@ class LocalModel(Model):
         self._transformer = network[0]
         self._device = torch.device(device)
         self._dtype = weights
-        limit = _longest_input(network)
-        self._tokenisers = _tokenisers(network.tokenizer.backend_tokenizer, min(limit, max_tokens or limit))
+        own = _longest_input(network)
+        limit = min(own, max_tokens or own)
+        self._tokenisers = _tokenisers(network.tokenizer.backend_tokenizer, limit)
         self._special = frozenset(network.tokenizer.all_special_ids)
         self._pad_id = network.tokenizer.pad_token_id or 0
         self._pools_without_prompt = any(getattr(module, "include_prompt", True) is False for module in network)
@@ -105,9 +106,9 @@ class LocalModel(Model):
         dtype_name = str(weights).removeprefix("torch.")
         self.info = ModelInfo(
             name=name or Path(path).name,
-            revision=f"{revision_of(path, network)}-{dtype_name}",
+            revision=f"{revision_of(path, network)}-{dtype_name}" + (f"-{limit}" if limit != own else ""),
             dim=int(network.get_embedding_dimension()),
-            max_tokens=min(limit, max_tokens or limit),
+            max_tokens=limit,
             vocab_size=int(network[0].model.get_input_embeddings().num_embeddings),
             prompts=prompts,
             device=device,

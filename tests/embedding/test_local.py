@@ -95,6 +95,18 @@ async def test_a_lower_limit_of_tokens_is_kept(sentences: Sentences, tiny: Calla
     await model.close()
 
 
+async def test_a_limit_that_cuts_more_is_another_revision(tiny: Callable[..., Path]) -> None:
+    """One that does not leaves the revision as it is: what was made under it stays valid."""
+    revisions = []
+    for max_tokens in (None, 64, 1000, 63, 5):
+        model = LocalModel(str(tiny("bert")), device="cpu", dtype="float32", max_tokens=max_tokens)
+        revisions.append(model.info.revision)
+        await model.close()
+    own = revisions[0]
+    assert own.endswith("-float32")
+    assert revisions == [own, own, own, f"{own}-63", f"{own}-5"]
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("include_prompt", [True, False])
 async def test_prompts_are_encodes(
