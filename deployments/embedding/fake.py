@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deployments.embedding.model import Model, ModelInfo, TextToken, Tokens, Truncate
+from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
 
 PROMPTS = {"query": "query: ", "document": ""}
 _MAX_TOKENS = 256
@@ -57,10 +57,14 @@ class FakeModel(Model):
         self._words: dict[int, np.ndarray] = {}
 
     async def tokenise(
-        self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
+        self,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        prompt: str,
+        truncate: Truncate,
+        input_type: InputType | None = None,
     ) -> list[Tokens | int]:
         """See Model. White space separates tokens."""
-        limit = self.info.max_tokens
+        limit = self.info.limit(input_type)
         answer: list[Tokens | int] = []
         for given in inputs:
             if isinstance(given, str):

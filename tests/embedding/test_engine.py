@@ -10,7 +10,7 @@ import pytest
 
 from deployments.embedding.engine import BatchStats, EmbedRequest, EmbedResult, Engine
 from deployments.embedding.fake import FakeModel
-from deployments.embedding.model import Tokens, Truncate
+from deployments.embedding.model import InputType, Tokens, Truncate
 from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, Unavailable, UpstreamFailed
 
 
@@ -25,10 +25,14 @@ class Held(FakeModel):
         self.tokenised = 0
 
     async def tokenise(
-        self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
+        self,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        prompt: str,
+        truncate: Truncate,
+        input_type: InputType | None = None,
     ) -> list[Tokens | int]:
         self.tokenised += len(inputs)
-        return await super().tokenise(inputs, prompt, truncate)
+        return await super().tokenise(inputs, prompt, truncate, input_type)
 
     async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
         gate = asyncio.Event()
