@@ -54,6 +54,9 @@ class Gpu:
                         bounded = unpadded.fill(flat, graph.tokens, graph.texts, graph.longest)
                         return worker.read(graph.replay(worker.stage(bounded)))[bounded.place]
                 return worker.read(self._vectors(_features(worker.stage(flat), flat)))[flat.place]
+        except RuntimeError:
+            worker.stream.synchronize()  # it may still be copied out of the memory that the next batch is staged in
+            raise
         finally:
             self._give_back(worker)
 
@@ -108,7 +111,8 @@ class _Worker:
     def stage(self, flat: Flat) -> tuple[torch.Tensor, torch.Tensor]:
         """Copy a batch to the device without waiting: (3, tokens) int64 of ids, positions, texts; (texts + 1,) int32.
 
-        The pinned memory is free again when `read` has returned, which is before the worker's next batch.
+        The pinned memory is free again when `read` has returned, or the stream has been waited for, which is before the
+        worker's next batch.
         """
         tokens, bounds = len(flat.ids), len(flat.bounds)
         if self._ids.shape[1] < tokens:
