@@ -153,6 +153,13 @@ class _Graph:
             for _ in range(3):  # lazy initialisation and autotuning must not fall into the capture
                 vectors(_features((self._ids, self._bounds), sample))
             worker.stream.synchronize()
+            # What makes the host wait (weighted mean pooling does) cannot be captured, and a capture that fails is not
+            # undone: torch's allocator takes it for under way ever after, and keeps its cache when memory is short.
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                vectors(_features((self._ids, self._bounds), sample))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=worker.pool, stream=worker.stream, capture_error_mode="thread_local"):
             self._vectors = vectors(_features((self._ids, self._bounds), sample))

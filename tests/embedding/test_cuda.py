@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,25 @@ async def test_a_text_alone_is_itself_in_any_batch(model: LocalModel, sentences:
         together = (await model.forward(tokens[:size]))[0]
         # Other shapes, other kernels. Rounded to bfloat16, a vector's length is 1 within 0.4 % only.
         assert worst_cosine(alone[None], together[None]) >= SAME
+
+
+async def test_what_makes_the_host_wait_runs_without_graphs(
+    minilm_folder: Path, tmp_path: Path, sentences: Sentences
+) -> None:
+    """Weighted mean pooling asks the card how many tokens there are."""
+    folder = tmp_path / "weightedmean"
+    shutil.copytree(minilm_folder, folder)
+    (folder / "1_Pooling" / "config.json").write_text('{"embedding_dimension": 384, "pooling_mode": "weightedmean"}')
+    weighted = LocalModel(str(folder), device="cuda")
+    await weighted.warm_up(1024, 2)
+    assert weighted._gpu is not None
+    assert [len(worker.graphs) for worker in weighted._gpu._idle] == [0, 0]
+    texts = sentences(64, 4)
+    tokens = [one for one in await weighted.tokenise(texts, "", "end") if isinstance(one, Tokens)]
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    assert worst_cosine(await weighted.forward(tokens), expected) >= SAME
+    assert torch.cuda.get_sync_debug_mode() == 0
+    await weighted.close()
 
 
 async def test_float32_is_encode(minilm_folder: Path, sentences: Sentences) -> None:
