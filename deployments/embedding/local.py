@@ -380,7 +380,7 @@ def _load(path: str, name: str, device: str, weights: torch.dtype, allow_downloa
         raise ModelUnavailable(f"The model {name!r} reads chat messages, which are not served.")
     if network[0].query_expansion is not None:
         raise ModelUnavailable(f"The model {name!r} fills up queries with masks, which is not served.")
-    return network.to(weights).eval()
+    return network.eval()  # not .to(weights), which rounds rotary frequencies: float32 as loaded, beside any weights
 
 
 def _line(error: Exception) -> str:
