@@ -41,7 +41,7 @@ def matrix_rate(device: str, dtype: str, size: int, repeats: int = 20) -> float:
         for _ in range(4):  # one alone would measure its launch
             a @ b
         if device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         best = min(best, (time.perf_counter() - began) / 4)
     return 2.0 * size**3 / best
 

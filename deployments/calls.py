@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.batcher import Batcher
 from deployments.embedding.cache import CachedVector, VectorCache, cache_key
 from deployments.embedding.engine import EmbedRequest, EmbedResult, Timings
-from deployments.embedding.model import ModelInfo, Truncate
+from deployments.embedding.model import InputType, ModelInfo, Truncate
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Overloaded, ShuttingDown, Unavailable
 from deployments.routing import partition_of
 from deployments.searches import QUEUED_CALLS, Answers, CoalescedSearches
@@ -148,6 +148,7 @@ class EmbedderCalls:
         truncate: Truncate,
         path_of: Callable[[int], str],
         *,
+        input_type: InputType | None = None,
         cached: bool = True,
     ) -> EmbedResult:
         """Embed any number of inputs, in order.
@@ -157,20 +158,22 @@ class EmbedderCalls:
             prompt: put in front of each text.
             truncate: which end of a too long input is cut.
             path_of: the path of the n-th input in the caller's request, for errors.
+            input_type: what the inputs are, where the model reads more of one than of the other.
             cached: False leaves the cache alone: nothing of these inputs stays behind.
 
         Raises:
             MemserveError: the error of the first input that failed.
         """
         if self.cache.max_bytes == 0 or not cached:
-            return await self._embed(inputs, prompt, truncate, path_of)
-        revision = (await self.info()).revision
+            return await self._embed(inputs, prompt, truncate, input_type, path_of)
+        info = await self.info()
+        revision = f"{info.revision}-{info.limit(input_type)}"
         timings = Timings(0.0, 0.0, 0.0)
 
         async def compute(missing: list[int]) -> list[CachedVector]:
             nonlocal timings
             picked = cast(Inputs, [inputs[position] for position in missing])
-            result = await self._embed(picked, prompt, truncate, lambda n: path_of(missing[n]))
+            result = await self._embed(picked, prompt, truncate, input_type, lambda n: path_of(missing[n]))
             timings = result.timings
             rows = zip(result.vectors, result.tokens.tolist(), result.truncated.tolist(), strict=True)
             # A copy of its own: a row of the reply would keep the whole reply in memory.
@@ -186,11 +189,16 @@ class EmbedderCalls:
         )
 
     async def _embed(
-        self, inputs: Inputs, prompt: str, truncate: Truncate, path_of: Callable[[int], str]
+        self,
+        inputs: Inputs,
+        prompt: str,
+        truncate: Truncate,
+        input_type: InputType | None,
+        path_of: Callable[[int], str],
     ) -> EmbedResult:
         """Cut inputs into requests that replicas can share, and put the answers together again in order."""
         pieces = list(self._pieces(inputs))
-        requests = [EmbedRequest(inputs[start:end], prompt, truncate) for start, end in pieces]
+        requests = [EmbedRequest(inputs[start:end], prompt, truncate, input_type) for start, end in pieces]
         results: list[EmbedResult] = []
         for (start, _), answer in zip(pieces, await self.batcher.submit_all(requests), strict=True):
             if isinstance(answer, MemserveError):

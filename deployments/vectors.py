@@ -5,19 +5,17 @@ under a hash, with neither text nor user.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 
 from deployments import schemas
 from deployments.calls import EmbedderCalls, Inputs
 from deployments.embedding.engine import EmbedResult
-from deployments.embedding.model import ModelInfo, Truncate
+from deployments.embedding.model import InputType, ModelInfo, Truncate
 from deployments.errors import InvalidRequest
 from deployments.metrics import GatewayMetrics
 
 PathOf = Callable[[int], str]
-InputType = Literal["query", "document"]
 
 
 class Vectors:
@@ -70,7 +68,8 @@ class Vectors:
     ) -> EmbedResult:
         info = await self._embedder.info()
         try:
-            return await self._embedder.embed(inputs, _prompt(info, input_type), truncate, path_of, cached=cached)
+            prompt = _prompt(info, input_type)
+            return await self._embedder.embed(inputs, prompt, truncate, path_of, input_type=input_type, cached=cached)
         finally:
             self._metrics.embed(self.queued_tokens)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,19 @@ async def test_a_text_seen_before_costs_no_call_and_is_the_same_bits() -> None:
     await calls.embed(["a text"], "query: ", "end", path_of)
     assert len(handle.calls) == 2
     assert (calls.cache.hits, calls.cache.misses) == (2, 3)
+
+
+async def test_a_text_that_is_cut_otherwise_is_not_answered_from_the_cache() -> None:
+    handle = EmbedderHandle()
+    handle.engine.model.info = replace(handle.engine.info, max_tokens_of={"query": 2})
+    calls = calls_over(handle, cache_bytes=1 << 20)
+    whole = await calls.embed(["one two three"], "", "end", path_of)
+    query = await calls.embed(["one two three"], "", "end", path_of, input_type="query")
+    document = await calls.embed(["one two three"], "", "end", path_of, input_type="document")
+    two = await calls.embed(["one two"], "", "end", path_of)
+    assert [one.tokens.tolist() for one in (whole, query, document)] == [[3], [2], [3]]
+    assert np.array_equal(query.vectors, two.vectors) and not np.array_equal(query.vectors, whole.vectors)
+    assert handle.calls == [[1], [1], [1]]  # a document is cut as any text is
 
 
 async def test_the_same_text_at_once_is_computed_once() -> None:

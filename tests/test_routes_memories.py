@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -38,6 +39,22 @@ def refused(answer: httpx.Response) -> tuple[int, str | None, str | None]:
 async def turns(count: int = 50) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+async def test_inputs_are_cut_to_the_lengths_that_the_model_has_for_them(app: LocalApp) -> None:
+    model = app.model.model
+    model.info = replace(model.info, max_tokens_of={"query": 2, "document": 3})
+    for input_type, tokens in ((None, 4), ("query", 2), ("document", 3)):
+        body = {"input": [[1, 2, 3, 4]], "input_type": input_type}
+        usage = (await app.http.post("/v1/embeddings", json=body)).json()["usage"]
+        assert usage == {"prompt_tokens": tokens, "total_tokens": tokens, "truncated_inputs": int(tokens < 4)}
+        if tokens < 4:
+            answer = await app.http.post("/v1/embeddings", json={**body, "truncate": "none"})
+            assert refused(answer) == (400, "input.0", "context_length_exceeded")
+    await add(app.http, {"id": "1", "text": "one two three four"})
+    vector = (await app.http.get(f"{ANN}/1?include_vectors=true")).json()["vector"]
+    cut = (await app.http.post("/v1/embeddings", json={"input": "one two three"})).json()["data"][0]["embedding"]
+    assert vector == cut
 
 
 async def test_a_memory_is_read_as_it_was_added(api: httpx.AsyncClient) -> None:

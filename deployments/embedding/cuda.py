@@ -54,6 +54,9 @@ class Gpu:
                         bounded = unpadded.fill(flat, graph.tokens, graph.texts, graph.longest)
                         return worker.read(graph.replay(worker.stage(bounded)))[bounded.place]
                 return worker.read(self._vectors(_features(worker.stage(flat), flat)))[flat.place]
+        except RuntimeError:
+            worker.stream.synchronize()  # it may still be copied out of the memory that the next batch is staged in
+            raise
         finally:
             self._give_back(worker)
 
@@ -108,7 +111,8 @@ class _Worker:
     def stage(self, flat: Flat) -> tuple[torch.Tensor, torch.Tensor]:
         """Copy a batch to the device without waiting: (3, tokens) int64 of ids, positions, texts; (texts + 1,) int32.
 
-        The pinned memory is free again when `read` has returned, which is before the worker's next batch.
+        The pinned memory is free again when `read` has returned, or the stream has been waited for, which is before the
+        worker's next batch.
         """
         tokens, bounds = len(flat.ids), len(flat.bounds)
         if self._ids.shape[1] < tokens:
@@ -149,6 +153,13 @@ class _Graph:
             for _ in range(3):  # lazy initialisation and autotuning must not fall into the capture
                 vectors(_features((self._ids, self._bounds), sample))
             worker.stream.synchronize()
+            # What makes the host wait (weighted mean pooling does) cannot be captured, and a capture that fails is not
+            # undone: torch's allocator takes it for under way ever after, and keeps its cache when memory is short.
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                vectors(_features((self._ids, self._bounds), sample))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=worker.pool, stream=worker.stream, capture_error_mode="thread_local"):
             self._vectors = vectors(_features((self._ids, self._bounds), sample))

@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 
 from deployments.batcher import Batcher, oldest_first
-from deployments.embedding.model import Model, ModelInfo, TextToken, Tokens, Truncate
+from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
 from deployments.embedding.packing import pick
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Unavailable, UpstreamFailed
 
@@ -53,11 +53,13 @@ class EmbedRequest:
         inputs: at least one; none of them empty.
         prompt: put in front of each text; not of token ids.
         truncate: which end of a too long input is cut; with `none` the request is refused.
+        input_type: what the inputs are: some models read more of a document than of a query.
     """
 
     inputs: list[str] | list[list[int]]
     prompt: str = ""
     truncate: Truncate = "end"
+    input_type: InputType | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +91,10 @@ class BatchStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges and counters since the start, for metrics. `queued_tokens` are those that wait to be tokenised, too."""
+    """Gauges and counters since the start, for metrics. `queued_tokens` are those that wait to be tokenised, too.
+
+    `failed_texts` are those that got an error in place of a vector, not those that only shared a request with one.
+    """
 
     queued_texts: int
     queued_tokens: int
@@ -127,6 +132,7 @@ class _Input:
     given: str | list[int]
     prompt: str
     truncate: Truncate
+    input_type: InputType | None
 
 
 class Engine:
@@ -239,8 +245,9 @@ class Engine:
         # Before any work is done for it; by its tokens once they are known.
         self._device.admit(len(request.inputs) + self._tokeniser.queued_cost // _CHARACTERS_PER_TOKEN)
         arrived = self._clock()
-        inputs = [_Input(given, request.prompt, request.truncate) for given in request.inputs]
-        tokens = [self._fitting(*answer) for answer in enumerate(await self._tokeniser.submit_all(inputs))]
+        inputs = [_Input(given, request.prompt, request.truncate, request.input_type) for given in request.inputs]
+        limit = self.info.limit(request.input_type)
+        tokens = [self._fitting(*answer, limit) for answer in enumerate(await self._tokeniser.submit_all(inputs))]
         queued_at = self._clock()
         texts = [_Text(one, queued_at) for one in tokens]
         if self._texts_queue is not None:
@@ -248,12 +255,12 @@ class Engine:
         else:
             assert self._requests_queue is not None
             answers = await self._requests_queue.submit(texts)
-        vectors = []
-        for index, answer in enumerate(answers):
-            if isinstance(answer, Exception):
-                self._failed_texts += 1
-                raise _error_of(answer, index) from answer
-            vectors.append(answer)
+        failed = [(index, answer) for index, answer in enumerate(answers) if isinstance(answer, Exception)]
+        if failed:
+            self._failed_texts += len(failed)
+            index, error = failed[0]
+            raise _error_of(error, index) from error
+        vectors = cast(list[_Vector], answers)
         return EmbedResult(
             np.stack([vector.row for vector in vectors]),
             np.fromiter((len(one) for one in tokens), np.int32, len(tokens)),
@@ -286,22 +293,24 @@ class Engine:
                     )
 
     async def _tokenise(self, inputs: list[_Input]) -> list[Tokens | int | Exception]:
-        alike: dict[tuple[str, Truncate, bool], list[int]] = {}
+        alike: dict[tuple[bool, str, Truncate, InputType | None], list[int]] = {}
         for index, one in enumerate(inputs):
-            alike.setdefault((one.prompt, one.truncate, isinstance(one.given, str)), []).append(index)
+            way = (isinstance(one.given, str), one.prompt, one.truncate, one.input_type)
+            alike.setdefault(way, []).append(index)
         answers: list[Tokens | int | Exception] = [0] * len(inputs)
-        for (prompt, truncate, _), members in alike.items():
+        for (_, prompt, truncate, input_type), members in alike.items():
             given: list[Any] = [inputs[index].given for index in members]
-            made = await self.model.tokenise(given, prompt, truncate)
+            made = await self.model.tokenise(given, prompt, truncate, input_type)
             for index, tokens in zip(members, made, strict=True):
                 answers[index] = tokens
         return answers
 
-    def _fitting(self, index: int, tokens: Tokens | int | Exception) -> Tokens:
+    @staticmethod
+    def _fitting(index: int, tokens: Tokens | int | Exception, limit: int) -> Tokens:
         if isinstance(tokens, Exception):
             raise _error_of(tokens, index) from tokens
         if isinstance(tokens, int):
-            message = f"input.{index} has {tokens} tokens; the model reads at most {self.info.max_tokens}."
+            message = f"input.{index} has {tokens} tokens; the model reads at most {limit}."
             raise InvalidRequest(message, f"input.{index}", "context_length_exceeded")
         if len(tokens) == 0:
             raise InvalidRequest("There is nothing to embed in this input.", f"input.{index}")

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deployments.embedding.model import Model, ModelInfo, TextToken, Tokens, Truncate
+from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
 
 PROMPTS = {"query": "query: ", "document": ""}
+_MAX_TOKENS = 256
 
 
 def word_id(word: str, vocab_size: int) -> int:
@@ -40,14 +41,15 @@ class FakeModel(Model):
         self,
         dim: int = 32,
         *,
-        max_tokens: int = 256,
+        max_tokens: int = _MAX_TOKENS,
         vocab_size: int = 1 << 20,
         name: str = "fake",
         fail_word: str = "poison",
         nan_word: str = "notanumber",
         oom_above_tokens: int | None = None,
     ) -> None:
-        self.info = ModelInfo(name, f"fake-{dim}", dim, max_tokens, vocab_size, dict(PROMPTS), "cpu", "float32")
+        revision = f"fake-{dim}" + (f"-{max_tokens}" if max_tokens != _MAX_TOKENS else "")
+        self.info = ModelInfo(name, revision, dim, max_tokens, vocab_size, dict(PROMPTS), "cpu", "float32")
         self.batches: list[list[int]] = []
         self.oom_above_tokens = oom_above_tokens
         self._fail_id = word_id(fail_word, vocab_size)
@@ -55,10 +57,14 @@ class FakeModel(Model):
         self._words: dict[int, np.ndarray] = {}
 
     async def tokenise(
-        self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
+        self,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        prompt: str,
+        truncate: Truncate,
+        input_type: InputType | None = None,
     ) -> list[Tokens | int]:
         """See Model. White space separates tokens."""
-        limit = self.info.max_tokens
+        limit = self.info.limit(input_type)
         answer: list[Tokens | int] = []
         for given in inputs:
             if isinstance(given, str):

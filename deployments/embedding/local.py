@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
-from tokenizers import Tokenizer
 
 from deployments.embedding import packed, unpadded
-from deployments.embedding.model import Model, ModelInfo, TextToken, Tokens, Truncate
+from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
 from deployments.embedding.recorded import NotRecordable, Recorded
 from deployments.embedding.revision import revision_of
 from deployments.embedding.threads import Threads
+from deployments.embedding.tokenisers import longest_inputs, tokeniser
 from deployments.errors import ModelUnavailable
 
 logger = logging.getLogger(__name__)
@@ -96,8 +96,12 @@ class LocalModel(Model):
         self._transformer = network[0]
         self._device = torch.device(device)
         self._dtype = weights
-        limit = _longest_input(network)
-        self._tokenisers = _tokenisers(network.tokenizer.backend_tokenizer, min(limit, max_tokens or limit))
+        own = longest_inputs(network)
+        limits = {input_type: min(limit, max_tokens or limit) for input_type, limit in own.items()}
+        tokenises = network.tokenizer.backend_tokenizer
+        self._whole = tokeniser(tokenises)
+        ways: tuple[Truncate, ...] = ("end", "start")
+        self._cut = {(way, limit): tokeniser(tokenises, way, limit) for way in ways for limit in set(limits.values())}
         self._special = frozenset(network.tokenizer.all_special_ids)
         self._pad_id = network.tokenizer.pad_token_id or 0
         self._pools_without_prompt = any(getattr(module, "include_prompt", True) is False for module in network)
@@ -105,14 +109,15 @@ class LocalModel(Model):
         dtype_name = str(weights).removeprefix("torch.")
         self.info = ModelInfo(
             name=name or Path(path).name,
-            revision=f"{revision_of(path, network)}-{dtype_name}",
+            revision=f"{revision_of(path, network)}-{dtype_name}" + (f"-{max_tokens}" if limits != own else ""),
             dim=int(network.get_embedding_dimension()),
-            max_tokens=min(limit, max_tokens or limit),
+            max_tokens=limits[None],
             vocab_size=int(network[0].model.get_input_embeddings().num_embeddings),
             prompts=prompts,
             device=device,
             dtype=dtype_name,
             default_prompt=prompts.get(network.default_prompt_name or "", ""),
+            max_tokens_of={one: limit for one, limit in limits.items() if one and limit != limits[None]},
         )
         network.max_seq_length = self.info.max_tokens
         encoded = _encoded(network, self.info.name)
@@ -191,19 +196,28 @@ class LocalModel(Model):
             )
 
     async def tokenise(
-        self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
+        self,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        prompt: str,
+        truncate: Truncate,
+        input_type: InputType | None = None,
     ) -> list[Tokens | int]:
         """See Model."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenise_thread, self._tokenise, inputs, prompt, truncate)
+        return await loop.run_in_executor(self._tokenise_thread, self._tokenise, inputs, prompt, truncate, input_type)
 
     def _tokenise(
-        self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
+        self,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        prompt: str,
+        truncate: Truncate,
+        input_type: InputType | None = None,
     ) -> list[Tokens | int]:
-        limit = self.info.max_tokens
+        limit = self.info.limit(input_type)
         texts = [prompt + given for given in inputs if isinstance(given, str)]
-        encodings = iter(self._tokenisers[truncate].encode_batch_fast(texts) if texts else ())
-        prompt_tokens = self._prompt_tokens(prompt) if prompt and self._pools_without_prompt else 0
+        tokenises = self._whole if truncate == "none" else self._cut[truncate, limit]
+        encodings = iter(tokenises.encode_batch_fast(texts) if texts else ())
+        prompt_tokens = self._prompt_tokens(prompt, limit) if prompt and self._pools_without_prompt else 0
         answer: list[Tokens | int] = []
         for given in inputs:
             if isinstance(given, str):
@@ -218,14 +232,14 @@ class LocalModel(Model):
             leading = prompt_tokens if isinstance(given, str) else 0
             if isinstance(given, str) and leading and too_long and truncate == "start":
                 # The prompt was the first to go; what is in front of it, as [CLS], was not.
-                dropped = len(self._tokenisers["none"].encode(prompt + given)) - limit
+                dropped = len(self._whole.encode(prompt + given)) - limit
                 leading = max(int(ids[0] in self._special), leading - dropped)
             answer.append(Tokens(cut, leading, too_long))
         return answer
 
-    def _prompt_tokens(self, prompt: str) -> int:
+    def _prompt_tokens(self, prompt: str, limit: int) -> int:
         # As sentence-transformers counts them: a special token at the end belongs to the text.
-        ids = self._tokenisers["end"].encode(prompt).ids
+        ids = self._cut["end", limit].encode(prompt).ids
         return len(ids) - 1 if ids and ids[-1] in self._special else len(ids)
 
     async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
@@ -309,7 +323,7 @@ class LocalModel(Model):
         return await loop.run_in_executor(self._tokenise_thread, self._split, list(texts), add_special_tokens)
 
     def _split(self, texts: list[str], add_special_tokens: bool) -> list[list[TextToken]]:
-        encodings = self._tokenisers["none"].encode_batch(texts, add_special_tokens=add_special_tokens)
+        encodings = self._whole.encode_batch(texts, add_special_tokens=add_special_tokens)
         return [
             [
                 TextToken(token, text, bool(special), None if special else start, None if special else stop)
@@ -324,7 +338,7 @@ class LocalModel(Model):
         """See Model."""
         loop = asyncio.get_running_loop()
         lists = [list(sequence) for sequence in ids]
-        return await loop.run_in_executor(self._tokenise_thread, self._tokenisers["none"].decode_batch, lists)
+        return await loop.run_in_executor(self._tokenise_thread, self._whole.decode_batch, lists)
 
     async def close(self) -> None:
         """See Model."""
@@ -364,7 +378,9 @@ def _load(path: str, name: str, device: str, weights: torch.dtype, allow_downloa
         )
     if "message" in network[0].modality_config:
         raise ModelUnavailable(f"The model {name!r} reads chat messages, which are not served.")
-    return network.to(weights).eval()
+    if network[0].query_expansion is not None:
+        raise ModelUnavailable(f"The model {name!r} fills up queries with masks, which is not served.")
+    return network.eval()  # not .to(weights), which rounds rotary frequencies: float32 as loaded, beside any weights
 
 
 def _line(error: Exception) -> str:
@@ -374,27 +390,3 @@ def _line(error: Exception) -> str:
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """Torch's allocator has no room, or the driver has none (for a kernel's code, pinned memory): cudaError 2."""
     return isinstance(error, torch.OutOfMemoryError) or getattr(error, "error_code", None) == 2
-
-
-def _longest_input(network: Any) -> int:
-    """In tokens, special tokens included; some tokenisers have no limit of their own."""
-    positions = getattr(network[0].model.config, "max_position_embeddings", None)
-    if positions:
-        positions -= unpadded.first_position(network[0].model)  # the places in the table before it are no token's
-    limits = [limit for limit in (network.max_seq_length, positions) if limit]
-    if not limits:
-        raise ModelUnavailable("The model does not say how long an input may be: set model.max_tokens in its folder.")
-    return int(min(limits))
-
-
-def _tokenisers(own: Any, limit: int) -> dict[Truncate, Tokenizer]:
-    """One tokeniser for each way of truncation: the setting is state of the object."""
-    made: dict[Truncate, Tokenizer] = {}
-    ways: tuple[Truncate, ...] = ("none", "end", "start")
-    for truncate in ways:
-        tokeniser = made[truncate] = Tokenizer.from_str(own.to_str())
-        tokeniser.no_padding()
-        tokeniser.no_truncation()
-        if truncate != "none":
-            tokeniser.enable_truncation(limit, direction="right" if truncate == "end" else "left")
-    return made

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 Truncate = Literal["none", "end", "start"]
+InputType = Literal["query", "document"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class ModelInfo:
         vocab_size: token ids are in [0, vocab_size).
         prompts: prompt name -> text put in front of an input.
         default_prompt: what `encode` puts in front when no prompt is asked for; usually empty.
+        max_tokens_of: of the input types that have a limit of their own.
         device: `cpu`, `cuda:0`, or `remote`.
         dtype: of the weights.
     """
@@ -42,6 +44,11 @@ class ModelInfo:
     device: str
     dtype: str
     default_prompt: str = ""
+    max_tokens_of: dict[InputType, int] = field(default_factory=dict)
+
+    def limit(self, input_type: InputType | None) -> int:
+        """Tokens of the longest input of a type, special tokens included."""
+        return self.max_tokens if input_type is None else self.max_tokens_of.get(input_type, self.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,11 @@ class Model(ABC):
 
     @abstractmethod
     async def tokenise(
-        self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
+        self,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        prompt: str,
+        truncate: Truncate,
+        input_type: InputType | None = None,
     ) -> list[Tokens | int]:
         """Make inputs ready for the forward.
 
@@ -103,6 +114,7 @@ class Model(ABC):
                 added, no prompt).
             prompt: put in front of each text.
             truncate: which end of a too long input is cut; with `none` it is not.
+            input_type: what the inputs are; `ModelInfo.limit` says how long they may be.
 
         Returns:
             One an input: its Tokens or, with `none`, the token count of an input that is too long.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import openai
 
-from deployments.embedding.model import Model, ModelInfo, Tokens, Truncate
+from deployments.embedding.model import InputType, Model, ModelInfo, Tokens, Truncate
 from deployments.errors import InvalidRequest, ModelUnavailable, UpstreamFailed
 
 # The most inputs that OpenAI takes in one call.
@@ -75,7 +75,11 @@ class RemoteModel(Model):
         self.info = ModelInfo(name, f"{base_url or 'openai'}/{name}", dim, max_tokens, 1 << 31, {}, "remote", "float32")
 
     async def tokenise(
-        self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
+        self,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        prompt: str,
+        truncate: Truncate,
+        input_type: InputType | None = None,
     ) -> list[Tokens | int]:
         """See Model. The provider's tokeniser is not here: lengths of texts are estimated at four bytes a token."""
         answer: list[Tokens | int] = []

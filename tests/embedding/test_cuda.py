@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,10 @@ pytestmark = [
 ]
 
 Sentences = Callable[..., list[str]]
+
+# The least cosine to float32's vector: in bfloat16 `encode` itself comes down to 0.9998 on these texts. The nearest of
+# another of them is at 0.76.
+SAME = 0.999
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +62,10 @@ async def test_large_and_small_batches_keep_encodes_direction(
     graphs = [len(worker.graphs) for worker in model._gpu._idle]
     assert graphs == [len(GRAPH_TOKENS)] * model.forwards_in_flight
     whole = await engine.embed_one(EmbedRequest(texts))
-    assert worst_cosine(whole.vectors, expected) >= 0.9999
+    assert worst_cosine(whole.vectors, expected) >= SAME
     for size in (1, 2, 7, 30):  # through graphs of several shapes
         part = await engine.embed_one(EmbedRequest(texts[:size]))
-        assert worst_cosine(part.vectors, expected[:size]) >= 0.9999
+        assert worst_cosine(part.vectors, expected[:size]) >= SAME
 
 
 async def test_forwards_in_flight_do_not_mix_their_batches(
@@ -70,7 +75,7 @@ async def test_forwards_in_flight_do_not_mix_their_batches(
     engine = Engine(model, max_batch_tokens=512, forwards_in_flight=2)
     answers = await asyncio.gather(*(engine.embed_one(EmbedRequest([text])) for text in texts))
     vectors = np.concatenate([answer.vectors for answer in answers if isinstance(answer, EmbedResult)])
-    assert worst_cosine(vectors, expected) >= 0.9999
+    assert worst_cosine(vectors, expected) >= SAME
 
 
 async def test_a_text_alone_is_itself_in_any_batch(model: LocalModel, sentences: Sentences) -> None:
@@ -78,7 +83,27 @@ async def test_a_text_alone_is_itself_in_any_batch(model: LocalModel, sentences:
     alone = (await model.forward(tokens[:1]))[0]
     for size in range(1, 64):
         together = (await model.forward(tokens[:size]))[0]
-        assert float(alone @ together) >= 0.9999  # bfloat16: other shapes, other kernels
+        # Other shapes, other kernels. Rounded to bfloat16, a vector's length is 1 within 0.4 % only.
+        assert worst_cosine(alone[None], together[None]) >= SAME
+
+
+async def test_what_makes_the_host_wait_runs_without_graphs(
+    minilm_folder: Path, tmp_path: Path, sentences: Sentences
+) -> None:
+    """Weighted mean pooling asks the card how many tokens there are."""
+    folder = tmp_path / "weightedmean"
+    shutil.copytree(minilm_folder, folder)
+    (folder / "1_Pooling" / "config.json").write_text('{"embedding_dimension": 384, "pooling_mode": "weightedmean"}')
+    weighted = LocalModel(str(folder), device="cuda")
+    await weighted.warm_up(1024, 2)
+    assert weighted._gpu is not None
+    assert [len(worker.graphs) for worker in weighted._gpu._idle] == [0, 0]
+    texts = sentences(64, 4)
+    tokens = [one for one in await weighted.tokenise(texts, "", "end") if isinstance(one, Tokens)]
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    assert worst_cosine(await weighted.forward(tokens), expected) >= SAME
+    assert torch.cuda.get_sync_debug_mode() == 0
+    await weighted.close()
 
 
 async def test_float32_is_encode(minilm_folder: Path, sentences: Sentences) -> None:
@@ -100,4 +125,4 @@ async def test_out_of_memory_is_survived(model: LocalModel, reference: tuple[lis
         answer = await Engine(model, max_batch_tokens=1 << 22).embed_one(EmbedRequest(texts * 20))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert worst_cosine(answer.vectors, np.tile(expected, (20, 1))) >= 0.9999
+    assert worst_cosine(answer.vectors, np.tile(expected, (20, 1))) >= SAME

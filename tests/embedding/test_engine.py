@@ -10,7 +10,7 @@ import pytest
 
 from deployments.embedding.engine import BatchStats, EmbedRequest, EmbedResult, Engine
 from deployments.embedding.fake import FakeModel
-from deployments.embedding.model import Tokens, Truncate
+from deployments.embedding.model import InputType, Tokens, Truncate
 from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, Unavailable, UpstreamFailed
 
 
@@ -25,10 +25,14 @@ class Held(FakeModel):
         self.tokenised = 0
 
     async def tokenise(
-        self, inputs: Sequence[str] | Sequence[Sequence[int]], prompt: str, truncate: Truncate
+        self,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        prompt: str,
+        truncate: Truncate,
+        input_type: InputType | None = None,
     ) -> list[Tokens | int]:
         self.tokenised += len(inputs)
-        return await super().tokenise(inputs, prompt, truncate)
+        return await super().tokenise(inputs, prompt, truncate, input_type)
 
     async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
         gate = asyncio.Event()
@@ -94,6 +98,16 @@ async def test_poison_in_a_batch_of_64_fails_alone() -> None:
     assert np.array_equal(result(answers[40]).vectors, await expected(model, [texts[40]]))
     assert len(model.batches[0]) == 64
     assert engine.stats().failed_texts == 1
+
+
+@pytest.mark.parametrize(("queue_enabled", "failed"), [(True, 2), (False, 4)])
+async def test_the_texts_that_failed_are_counted(queue_enabled: bool, failed: int) -> None:
+    """Without the queue a request is a batch, and fails whole."""
+    engine = Engine(FakeModel(), queue_enabled=queue_enabled)
+    with pytest.raises(EmbeddingFailed) as error:
+        await engine.embed_one(EmbedRequest(["fine", "poison a", "fine too", "poison b"]))
+    assert error.value.param == ("input.1" if queue_enabled else "input.0")
+    assert engine.stats().failed_texts == failed
 
 
 async def test_out_of_memory_halves_the_batch_and_only_what_fails_alone_fails() -> None:
