@@ -5,8 +5,8 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic_core import from_json
 
 MAX_PAGE = 1_000
 MAX_METADATA_DEPTH = 32
@@ -63,7 +63,7 @@ def _json_of(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return orjson.loads(value)
+        return from_json(value, cache_strings="keys")  # as bodies are read: orjson makes floats of large integers
     except ValueError as error:
         raise ValueError("must be a JSON object") from error
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import orjson
+from pydantic_core import from_json
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from store.errors import Conflict, InvalidInput
@@ -168,7 +169,8 @@ class Line:
         self.number = number
         param = f"lines.{number}"
         try:
-            line = orjson.loads(data)
+            # Not orjson: it makes floats of integers beyond 64 bits, which are to be refused.
+            line = from_json(data, allow_inf_nan=False, cache_strings="keys")
         except ValueError as error:
             raise InvalidInput(f"The line is not JSON: {error}", param) from error
         if not isinstance(line, dict):

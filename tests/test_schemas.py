@@ -176,6 +176,7 @@ def test_a_wrong_update_is_named(values: Any, param: str | None) -> None:
         ({"filter": "{"}, "filter"),
         ({"filter": "[]"}, "filter"),
         ({"filter": "null"}, "filter"),
+        ({"filter": '{"n": 18446744073709551616}'}, "filter"),
         ({"offset": "3"}, "offset"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -330,7 +331,36 @@ def test_a_wrong_line_is_named_and_nothing_of_its_part_is_written(
     assert store.user(T, "ann").memories == 0
 
 
-@pytest.mark.parametrize("line", [b"{", b"[]", b"\xff", b'"x"'])
+@pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1, 10**30])
+def test_an_integer_of_more_than_64_bits_is_named(store: Store, number: int) -> None:
+    right = {"id": "1", "text": "tea", "vector": [1.0] * DIM, "version": 5}
+    past = {"event": "added", "at": "2026-01-01T00:00:00Z", "version": 1, "text": "t", "metadata": {"k": number}}
+    for change, param in (
+        ({"metadata": {"k": number}}, "lines.1.metadata.k"),
+        ({"metadata": {"a": [1, {"k": number}]}}, "lines.1.metadata.a.1.k"),
+        ({"history": [past]}, "lines.1.history.0.metadata.k"),
+    ):
+        lines = [json.dumps(line).encode() for line in (right, {**right, "id": "2", **change})]
+        with pytest.raises(InvalidInput) as caught:
+            store.import_lines(T, "ann", lines)
+        assert (caught.value.param, str(caught.value)) == (
+            param,
+            "Metadata holds an integer that does not fit 64 bits.",
+        )
+    assert store.user(T, "ann").memories == 0
+
+
+def test_numbers_come_back_as_they_were(store: Store) -> None:
+    metadata = {"n": [2**63 - 1, -(2**63), 2.0**64, 1e300, 5e-324, -0.0, 0.1, 1.0, 0, True]}
+    line = {"id": "1", "text": "tea", "vector": [1.0] * DIM, "metadata": metadata}
+    assert store.import_lines(T, "ann", [json.dumps(line).encode()]) == Imported(1, 0)
+    assert repr(store.get(T, "ann", "1").metadata) == repr(metadata)
+    exported = list(store.export(T, "ann"))
+    store.import_lines(T, "bob", exported)
+    assert list(store.export(T, "bob")) == exported
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b"\xff", b'"x"', b'{"id": NaN}'])
 def test_a_line_that_is_no_object(store: Store, line: bytes) -> None:
     with pytest.raises(InvalidInput) as caught:
         store.import_lines(T, "ann", [line])
