@@ -293,6 +293,69 @@ def test_a_line_whose_time_is_over_is_taken_and_goes(store: Store, clock: Clock)
     assert store.user(T, "bob").memories == 1
 
 
+def purge(store: Store, clock: Clock) -> None:
+    """Delete what has expired, as a store that is idle does each second."""
+    clock.advance(2)
+    while store.fold():
+        pass
+
+
+def expiring(clock: Clock, id: str, seconds: float | None) -> bytes:
+    end = None if seconds is None else (clock.now + timedelta(seconds=seconds)).isoformat()
+    return orjson.dumps({"id": id, "text": f"text {id}", "vector": [1.0] * DIM, "expires_at": end})
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_import_is_sent_again_after_some_of_it_has_expired(store: Store, clock: Clock, kept: bool) -> None:
+    lines = [expiring(clock, "1", 5), expiring(clock, "2", 500 if kept else 6)]
+    sent = clock()
+    assert store.import_lines(T, "ann", lines, issued_at=sent) == Imported(2, 0)
+    clock.advance(10)
+    purge(store, clock)
+    left = list(store.export(T, "ann"))
+    history = store.history(T, "ann", "1")
+    for again in (sent, clock(), None):
+        for begin in (True, False):
+            done = store.import_lines(T, "ann", lines, begin=begin, issued_at=again)
+            assert done.imported + done.unchanged == 2
+            if again == sent:
+                assert done == Imported(0, 2)
+                assert store.history(T, "ann", "1") == history
+            purge(store, clock)
+            assert list(store.export(T, "ann")) == left
+    assert list(verify(store.log)) == []
+
+
+def test_what_has_expired_elsewhere_is_no_reason_to_refuse_an_import(store: Store, clock: Clock) -> None:
+    """A user whose last memory expires between the sending of an import and its first line was not erased."""
+    store.import_lines(T, "ann", [expiring(clock, "old", 5)], issued_at=clock())
+    sent = clock()
+    clock.advance(10)
+    purge(store, clock)
+    assert store.import_lines(T, "ann", [expiring(clock, "new", None)], issued_at=sent) == Imported(1, 0)
+
+
+@pytest.mark.parametrize("begin", [True, False])
+def test_an_expired_line_brings_nothing_back_that_was_erased(store: Store, clock: Clock, begin: bool) -> None:
+    lines = [expiring(clock, "1", 5), expiring(clock, "2", None), expiring(clock, "3", 500)]
+    sent = clock()
+    store.import_lines(T, "ann", lines, issued_at=sent)
+    for id in "23":
+        store.delete(T, "ann", id)
+    clock.advance(10)
+    purge(store, clock)
+    for line in lines[1:]:  # deleted before its time was over
+        with pytest.raises(Conflict) as late:
+            store.import_lines(T, "ann", [lines[0], line], begin=begin, issued_at=sent)
+        assert (late.value.param, late.value.code) == ("lines.1.id", "deleted")
+    store.erase_user(T, "ann")
+    for line in lines:
+        with pytest.raises(Conflict) as late:
+            store.import_lines(T, "ann", [line], begin=begin, issued_at=sent)
+        assert (late.value.param, late.value.code) == ("lines.0", "erased")
+    assert store.user(T, "ann").memories == 0
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
