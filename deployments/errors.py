@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import store.errors as store_errors
 
+MAX_SAID = 1_024  # characters of a message or of a path on the wire: a name in it may be as long as the body it came in
+
 
 class MemserveError(Exception):
     """Root of the tree.
@@ -112,7 +114,12 @@ class HttpError(NamedTuple):
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The OpenAI error shape."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _cut(self.param)
+        return {"error": {"message": _cut(self.message), "type": self.type, "param": param, "code": self.code}}
+
+
+def _cut(said: str) -> str:
+    return said if len(said) <= MAX_SAID else said[: MAX_SAID - 1] + "…"
 
 
 # Most specific first: the first class that matches wins.

@@ -5,8 +5,8 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic_core import from_json
 
 MAX_PAGE = 1_000
 MAX_METADATA_DEPTH = 32
@@ -63,7 +63,7 @@ def _json_of(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return orjson.loads(value)
+        return from_json(value, cache_strings="keys")  # as bodies are read: orjson makes floats of large integers
     except ValueError as error:
         raise ValueError("must be a JSON object") from error
 
@@ -72,21 +72,27 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
     """JSON as it can be given back: bounded in depth, finite numbers, integers that fit 64 bits."""
     layer: list[Any] = [value]
     for _ in range(MAX_METADATA_DEPTH):
-        children = [child for node in layer for child in (node.values() if isinstance(node, dict) else node)]
-        for key in (key for node in layer if isinstance(node, dict) for key in node):
-            if not isinstance(key, str):
-                raise ValueError("must have strings as keys")
-            encodable(key)
-        for child in children:
-            if isinstance(child, float) and not math.isfinite(child):
-                raise ValueError("must hold finite numbers only")
-            if isinstance(child, str):
-                encodable(child)
-            if isinstance(child, int) and not -(2**63) <= child < 2**63:
-                raise ValueError("must hold integers of at most 64 bits")
-        layer = [child for child in children if isinstance(child, dict | list)]
-        if not layer:
+        below: list[Any] = []
+        for node in layer:
+            if isinstance(node, dict):
+                for key in node:
+                    if not isinstance(key, str):
+                        raise ValueError("must have strings as keys")
+                    encodable(key)
+            for child in node.values() if isinstance(node, dict) else node:
+                if isinstance(child, str):
+                    encodable(child)
+                elif isinstance(child, int):
+                    if not -(2**63) <= child < 2**63:
+                        raise ValueError("must hold integers of at most 64 bits")
+                elif isinstance(child, float):
+                    if not math.isfinite(child):
+                        raise ValueError("must hold finite numbers only")
+                elif isinstance(child, dict | list):
+                    below.append(child)
+        if not below:
             return value
+        layer = below
     raise ValueError(f"is nested more than {MAX_METADATA_DEPTH} levels deep")
 
 

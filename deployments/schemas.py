@@ -1,13 +1,26 @@
 """What travels over HTTP, the contract of the routes; nothing past the gateway knows these models.
 
 A body is parsed and validated in one pass by pydantic's own JSON reader; the first violation becomes an
-`InvalidRequest` whose `param` is the path of the field (`memories.3.text`).
+`InvalidRequest` whose `param` is the path of the field (`memories.3.text`). Nothing after the first violation is looked
+at where a body has room for millions of them: pydantic would make an error of each.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core.core_schema import ChainSchema, any_schema, chain_schema, dict_schema, literal_schema
 
 from deployments.errors import InvalidRequest
 from deployments.fields import (
@@ -36,46 +49,45 @@ class _Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
-class EmbeddingsRequest(_Wire):
-    """`POST /v1/embeddings`, as OpenAI has it, with Cohere's `input_type`, `truncate` and output types."""
-
-    input: str | list[str] | list[int] | list[list[int]]
-    model: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
-    user: str | None = None
-    input_type: Literal["query", "document"] | None = None
-    truncate: Literal["none", "end", "start"] = "end"
-    output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] = "float"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _say_what_input_takes(cls, values: Any) -> Any:
-        """A union's own message names every branch; this one names the rule."""
-        if isinstance(values, dict) and "input" in values:
-            check_inputs(values["input"])
-        return values
-
-    def is_lone(self) -> bool:
-        """One input, given without a list around it."""
-        return isinstance(self.input, str) or isinstance(self.input[0], int)
-
-    def inputs(self) -> list[str] | list[list[int]]:
-        """The inputs as a list: a lone string or a lone list of token ids becomes a list of one."""
-        if isinstance(self.input, str):
-            return [self.input]
-        if isinstance(self.input[0], int):
-            return cast(list[list[int]], [self.input])
-        return self.input
+def _refuse(name: str) -> str:
+    raise _unknown(name)
 
 
-def check_inputs(value: Any) -> None:
-    """Raise InvalidRequest unless `value` is a string, a list of strings, token ids, or a list of token ids."""
+def _unknown(path: str) -> InvalidRequest:
+    return InvalidRequest(f"Unknown field {path}.", path, "unknown_field")
+
+
+class _Body(_Wire):
+    """A body. Its first unknown field ends it: pydantic collects the ValueErrors of a validator, and nothing else."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
+    __pydantic_extra__: dict[Annotated[str, AfterValidator(_refuse)], Any]
+
+
+class _InList:
+    """A `_Body` in a list. Its first unknown field is a wrong key of a mapping, an error that knows where it is."""
+
+    def __get_pydantic_core_schema__(self, body: type[_Body], handler: GetCoreSchemaHandler) -> ChainSchema:
+        known = dict_schema(literal_schema([*body.model_fields]), any_schema(), fail_fast=True)
+        return chain_schema([known, handler(body)])
+
+    def __get_pydantic_json_schema__(self, schema: ChainSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(chain_schema(schema["steps"][1:]))
+
+
+Inputs = str | list[str] | list[int] | list[list[int]]
+
+
+def check_inputs(value: Any) -> Any:
+    """`value`. Raise InvalidRequest unless it is a string, a list of strings, token ids, or a list of token ids.
+
+    Pydantic's own union has an error of every item, for every branch that it does not fit.
+    """
     if isinstance(value, str):
         if not value.strip():
             raise InvalidRequest("input must not be empty.", "input", "empty_input")
         _valid_unicode(value, "input")
-        return
+        return value
     if not isinstance(value, list):
         raise InvalidRequest("input must be a string, a list of strings, or token ids.", "input")
     if not value:
@@ -83,7 +95,7 @@ def check_inputs(value: Any) -> None:
     kind = type(value[0])
     if kind is int:
         _check_token_ids(value, "input")
-        return
+        return value
     if len(value) > MAX_INPUTS:
         raise InvalidRequest(
             f"input holds {len(value)} items; at most {MAX_INPUTS} are taken.", "input", "too_many_inputs"
@@ -98,6 +110,7 @@ def check_inputs(value: Any) -> None:
             _valid_unicode(item, path)
         else:
             _check_token_ids(item, path)
+    return value
 
 
 def _valid_unicode(text: str, path: str) -> None:
@@ -117,7 +130,32 @@ def _check_token_ids(ids: list[Any], path: str) -> None:
             )
 
 
-class NewMemory(_Wire):
+class EmbeddingsRequest(_Body):
+    """`POST /v1/embeddings`, as OpenAI has it, with Cohere's `input_type`, `truncate` and output types."""
+
+    input: Annotated[Inputs, PlainValidator(check_inputs, json_schema_input_type=Inputs)]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
+    input_type: Literal["query", "document"] | None = None
+    truncate: Literal["none", "end", "start"] = "end"
+    output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] = "float"
+
+    def is_lone(self) -> bool:
+        """One input, given without a list around it."""
+        return isinstance(self.input, str) or isinstance(self.input[0], int)
+
+    def inputs(self) -> list[str] | list[list[int]]:
+        """The inputs as a list: a lone string or a lone list of token ids becomes a list of one."""
+        if isinstance(self.input, str):
+            return [self.input]
+        if isinstance(self.input[0], int):
+            return cast(list[list[int]], [self.input])
+        return self.input
+
+
+class NewMemory(_Body):
     """One memory to add. Without an id the server makes one."""
 
     text: Text
@@ -139,7 +177,9 @@ class AddRequest(NewMemory):
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["text"]}, {"required": ["memories"]}]})
 
     text: Text | None = None  # type: ignore[assignment]
-    memories: list[NewMemory] | None = Field(None, min_length=1, max_length=MAX_INPUTS, fail_fast=True)
+    memories: list[Annotated[NewMemory, _InList()]] | None = Field(
+        None, min_length=1, max_length=MAX_INPUTS, fail_fast=True
+    )
     on_duplicate: Literal["add", "skip"] = "add"
     upsert: bool = False
 
@@ -164,15 +204,15 @@ class AddRequest(NewMemory):
         ]
 
 
-class AddManyRequest(_Wire):
+class AddManyRequest(_Body):
     """`POST /v1/memories`: memories of many users in one call."""
 
-    memories: list[UserMemory] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
+    memories: list[Annotated[UserMemory, _InList()]] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     on_duplicate: Literal["add", "skip"] = "add"
     upsert: bool = False
 
 
-class SearchRequest(_Wire):
+class SearchRequest(_Body):
     """`POST /v1/users/{user_id}/memories/search`: by text or by vector."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["query"]}, {"required": ["vector"]}]})
@@ -191,7 +231,7 @@ class SearchRequest(_Wire):
         return self
 
 
-class UpdateRequest(_Wire):
+class UpdateRequest(_Body):
     """`PATCH /v1/users/{user_id}/memories/{memory_id}`: what is given replaces what was there, metadata as a whole.
 
     `expires_at: null` keeps the memory for ever.
@@ -213,7 +253,7 @@ class UpdateRequest(_Wire):
         return self
 
 
-class DeleteRequest(_Wire):
+class DeleteRequest(_Body):
     """`DELETE /v1/users/{user_id}/memories`: delete what matches."""
 
     filter: Filter
@@ -301,7 +341,9 @@ def invalid(error: ValidationError) -> InvalidRequest:
     if first["type"] == "json_invalid":
         return InvalidRequest(f"The body is not valid JSON: {first['ctx']['error']}.", None, "invalid_json")
     if first["type"] == "extra_forbidden":
-        return InvalidRequest(f"Unknown field {path}.", path, "unknown_field")
+        return _unknown(path)
+    if first["type"] == "literal_error" and first["loc"][-1] == "[key]":  # `_InList`
+        return _unknown(path.removesuffix(".[key]"))
     if first["type"] == "missing":
         return InvalidRequest(f"{path} is required.", path, "missing_field")
     message = first["msg"].removeprefix("Value error, ")

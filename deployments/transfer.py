@@ -8,11 +8,13 @@ Guarantees:
 - Lines are counted from 0, like every position in a path; empty ones count and are skipped.
 """
 
+import json
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+from pydantic_core import from_json
 
 from deployments.errors import InvalidRequest, TooLarge
 from store import ExportCursor, ExportPage, Imported, Sent
@@ -117,23 +119,21 @@ async def _with_vectors(piece: Piece, embed: Embed) -> list[bytes]:
         texts = [line["text"] for line in bare.values()]
         vectors = await embed(texts, lambda n: f"lines.{piece.first + places[n]}.text")
         for (n, line), vector in zip(bare.items(), vectors, strict=True):
-            try:
-                lines[n] = orjson.dumps({**line, "vector": vector}, option=orjson.OPT_SERIALIZE_NUMPY)
-            except orjson.JSONEncodeError as error:  # orjson reads 1024 levels and writes 254
-                path = f"lines.{piece.first + n}"
-                raise InvalidRequest(f"{path} is nested too deep.", path) from error
+            said = json.dumps(line, ensure_ascii=False)  # orjson writes no integers beyond 64 bits: the log names them
+            added = orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
+            lines[n] = said.removesuffix("}").encode() + b', "vector": ' + added + b"}"
     return lines
 
 
 def _bare(data: bytes, path: str) -> dict[str, Any] | None:
-    """The line, if it has no vector; without the name of the model that made the vector it once had."""
+    """The line, if it has no vector; without that, and without the name of the model that made the one it once had."""
     try:
-        line = orjson.loads(data)
+        line = from_json(data, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         raise InvalidRequest(f"{path} is not valid JSON: {error}.", path, "invalid_json") from error
     if not isinstance(line, dict):
         raise InvalidRequest(f"{path} must be a JSON object.", path)
-    if line.get("vector") is not None:
+    if line.pop("vector", None) is not None:
         return None
     text = line.get("text")
     if not isinstance(text, str) or not text.strip():

@@ -2,7 +2,7 @@
 
 Guarantees: what is exported, imported into a user without memories and exported again is the same byte for byte; also
 where others wrote while it was exported. An import is written in transactions of some hundred lines and can be
-repeated: lines that are there already are `unchanged`.
+repeated: lines that are there already are `unchanged`, and so are those that were there until their time was over.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import orjson
+from pydantic_core import from_json
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from store.errors import Conflict, InvalidInput
@@ -168,7 +169,8 @@ class Line:
         self.number = number
         param = f"lines.{number}"
         try:
-            line = orjson.loads(data)
+            # Not orjson: it makes floats of integers beyond 64 bits, which are to be refused.
+            line = from_json(data, allow_inf_nan=False, cache_strings="keys")
         except ValueError as error:
             raise InvalidInput(f"The line is not JSON: {error}", param) from error
         if not isinstance(line, dict):
@@ -203,16 +205,20 @@ class Line:
             newest = self.history[-1].version
 
 
-def begin_import(connection: Connection, user: User) -> None:
+def begin_import(connection: Connection, user: User, issued_at: int | None) -> None:
     """A user without memories begins anew, so that the imported versions can be kept.
 
-    Its tombstones go; what they kept out stays out, by the time of its erasure.
+    Its tombstones go; what they kept out stays out, by the time of its erasure. So it goes on as it is where that time
+    would keep out this import: its tombstones know which of the lines they are of.
     """
     if user.live:
         return
-    newest = connection.execute(select(func.max(memories.c.updated_at)).where(memories.c.uid == user.uid)).scalar()
+    last = select(func.max(memories.c.updated_at)).where(memories.c.uid == user.uid)
+    newest = connection.execute(last).scalar() or 0
+    if issued_at is not None and issued_at <= newest:
+        return
     forget(connection, user)
-    user.erased_at = max(user.erased_at, newest or 0)
+    user.erased_at = max(user.erased_at, newest)
     user.version = user.removed_version = 0
     user.epoch += 1
 
@@ -237,17 +243,18 @@ def import_part(
         memories.c.updated_at,
     ).where(memories.c.key.in_(keys))
     known = {row.key: row for row in connection.execute(statement)}
-    for key, line in zip(keys, lines, strict=True) if issued_at is not None else ():
-        if key in known and known[key].deleted and issued_at <= known[key].updated_at:
+    fresh = [(key, line) for key, line in zip(keys, lines, strict=True) if not _has_expired(line, known.get(key))]
+    unchanged = len(lines) - len(fresh)
+    buried = {key: known[key].label for key, _ in fresh if key in known and known[key].deleted}
+    for key, line in fresh if issued_at is not None else ():
+        if key in buried and issued_at <= known[key].updated_at:
             message = f"The memory {line.checked.id!r} was deleted after this import was sent."
             raise Conflict(message, f"lines.{line.number}.id", "deleted")
-    buried = {row.key: row.label for row in known.values() if row.deleted}
     if buried:
         connection.execute(delete(history).where(history.c.label.in_(buried.values())))
-    taken = _taken(connection, user.uid, [event.version for line in lines for event in line.history])
+    taken = _taken(connection, user.uid, [event.version for _, line in fresh for event in line.history])
     added: dict[bytes, tuple[Line, dict[str, Any]]] = {}
-    unchanged = 0
-    for key, line in zip(keys, lines, strict=True):
+    for key, line in fresh:
         checked = line.checked
         digest = content_hash(user.uid, checked.text, checked.canonical)
         row = known.get(key)
@@ -307,6 +314,12 @@ def import_part(
         ]
         connection.execute(insert(history), events)
     return len(added), unchanged
+
+
+def _has_expired(line: Line, row: Any) -> bool:
+    """Whether `row` is the tombstone of a memory whose time was over when it was deleted, by what the line says."""
+    ends = line.checked.expires_at
+    return row is not None and row.deleted and ends is not None and ends <= row.updated_at
 
 
 def _taken(connection: Connection, uid: int, named: Sequence[int]) -> set[int]:

@@ -234,7 +234,7 @@ class _Translation:
                 there = self._json.there(place)
                 return there if operand else not_(there)
             case "in" | "nin":
-                items = [_scalar(item, f"{param}.{n}") for n, item in enumerate(operand)]
+                items = _items(_scalar, operand, param)
                 strings = [item for item in items if isinstance(item, str)]
                 others = [item for item in items if not isinstance(item, str)]
                 self.count(len(others) + len(strings) // _STRINGS_A_LEAF, param)
@@ -277,13 +277,24 @@ class _Translation:
                 return true() if operand else false()
             case "in" | "nin":
                 self.count(len(operand) // _STRINGS_A_LEAF, param)
-                found = column.in_([_time(item, f"{param}.{n}") for n, item in enumerate(operand)])
+                found = column.in_(_items(_time, operand, param))
                 return found if op == "in" else not_(found)
             case "ne":
                 return column != _time(operand, param)
             case "contains" | "icontains":
                 raise InvalidInput(f"{op} is for metadata.", param)
         return _COMPARE[op](column, _time(operand, param))
+
+
+def _items(read: Callable[[Any, str], Any], operand: list[Any], param: str) -> list[Any]:
+    """Each item, read. Its path is made for an error only: a key may be as long as its body."""
+    items = []
+    for number, item in enumerate(operand):
+        try:
+            items.append(read(item, param))
+        except InvalidInput as error:
+            raise InvalidInput(str(error), f"{param}.{number}") from error
+    return items
 
 
 def _scalar(value: Any, param: str) -> Any:

@@ -106,35 +106,40 @@ def dump_metadata(value: dict[str, Any], param: str) -> tuple[str, bytes]:
         raise InvalidInput("Metadata is a JSON object.", param)
     if not value:
         return "{}", b"{}"
-    _check_json(value, param, 0)
+    _check_json(value, (param,))
     try:
         return orjson.dumps(value).decode(), orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"Metadata is not JSON: {error}", param) from error
 
 
-def _check_json(value: Any, param: str, depth: int) -> None:
-    if depth > 32:
-        raise InvalidInput("Metadata is nested more than 32 deep.", param)
+def _check_json(value: Any, path: tuple[str | int, ...]) -> None:
+    """`path` becomes one string in an error only: a key may be as long as its body, and have millions of items."""
+    if len(path) > 33:
+        raise _wrong("Metadata is nested more than 32 deep.", path)
     if isinstance(value, str):
         if "\0" in value:
-            raise InvalidInput("Metadata holds no NUL characters.", param)
+            raise _wrong("Metadata holds no NUL characters.", path)
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise InvalidInput("Metadata holds a number that is not finite.", param)
+            raise _wrong("Metadata holds a number that is not finite.", path)
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str) or "\0" in key:
-                raise InvalidInput("The keys of metadata are strings without NUL characters.", param)
-            _check_json(item, f"{param}.{key}", depth + 1)
+                raise _wrong("The keys of metadata are strings without NUL characters.", path)
+            _check_json(item, (*path, key))
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            _check_json(item, f"{param}.{number}", depth + 1)
+            _check_json(item, (*path, number))
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**63:
-            raise InvalidInput("Metadata holds an integer that does not fit 64 bits.", param)
+            raise _wrong("Metadata holds an integer that does not fit 64 bits.", path)
     elif value is not None:
-        raise InvalidInput(f"Metadata holds a {type(value).__name__}, which is not JSON.", param)
+        raise _wrong(f"Metadata holds a {type(value).__name__}, which is not JSON.", path)
+
+
+def _wrong(message: str, path: tuple[str | int, ...]) -> InvalidInput:
+    return InvalidInput(message, ".".join(map(str, path)))
 
 
 def check_vector(vector: npt.ArrayLike, dim: int, param: str) -> Vector:

@@ -293,7 +293,7 @@ class Store:
             with self._users.writing([(tenant, user_id)]) as (connection, locked):
                 user = locked[tenant, user_id]
                 if begin:
-                    export.begin_import(connection, user)
+                    export.begin_import(connection, user, sent)
                 added, there = export.import_part(connection, user, part, self.log.model_id, sent)
             begin = False
             imported, unchanged = imported + added, unchanged + there

@@ -60,3 +60,11 @@ def test_the_table_to_http(error: Exception, status: int, kind: str) -> None:
     assert set(answer.body()["error"]) == {"message", "type", "param", "code"}
     assert (answer.retry_after_s is not None) == (status in (429, 503))
     assert "inner detail" not in answer.message
+
+
+def test_a_long_name_is_cut_on_the_wire() -> None:
+    name = "x" * errors.MAX_SAID
+    answered = errors.to_http(errors.InvalidRequest(f"Unknown field {name}.", name + "y")).body()["error"]
+    assert answered["message"] == f"Unknown field {name[:1009]}…"
+    assert answered["param"] == name[:1023] + "…"
+    assert errors.to_http(errors.InvalidRequest(name, name)).body()["error"]["param"] == name

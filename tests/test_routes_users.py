@@ -1,6 +1,7 @@
 """The routes of users: who there is, out and in as NDJSON, and gone."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -233,3 +234,16 @@ async def test_reads_of_a_user_go_to_its_warm_replica_and_writes_to_any(app: Loc
         ("erase_user", None),
         ("user", other),
     ]
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1])
+async def test_an_integer_beyond_64_bits_is_refused_however_it_comes(api: httpx.AsyncClient, number: int) -> None:
+    memory = {"id": "1", "text": "tea", "metadata": {"k": number}}
+    answers = [
+        await api.post("/v1/users/ann/memories", json=memory),
+        await take_in(api, "ann", json.dumps(memory)),
+        await take_in(api, "ann", json.dumps({**memory, "vector": VECTOR})),
+    ]
+    refused = [(answer.status_code, answer.json()["error"]["param"]) for answer in answers]
+    assert refused == [(400, "metadata"), (400, "lines.0.metadata.k"), (400, "lines.0.metadata.k")]
+    assert (await api.get("/v1/users/ann")).json()["memories"] == 0

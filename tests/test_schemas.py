@@ -176,6 +176,7 @@ def test_a_wrong_update_is_named(values: Any, param: str | None) -> None:
         ({"filter": "{"}, "filter"),
         ({"filter": "[]"}, "filter"),
         ({"filter": "null"}, "filter"),
+        ({"filter": '{"n": 18446744073709551616}'}, "filter"),
         ({"offset": "3"}, "offset"),
     ],
 )
@@ -210,3 +211,38 @@ def test_a_body_full_of_wrong_values_is_refused_at_the_first(model: type[BaseMod
     with pytest.raises(ValidationError) as refused:
         schemas.SearchRequest.model_validate_json(orjson.dumps({"vector": ["x"] * 16_384}))
     assert refused.value.error_count() == 1
+
+
+UNKNOWN = {f"unknown{n}": n for n in range(1000)}
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "param"),
+    [
+        (schemas.AddRequest, {"text": "a", **UNKNOWN}, "unknown0"),
+        (schemas.AddRequest, {"memories": [{"text": "a"}, {"text": "a", **UNKNOWN}] * 9}, "memories.1.unknown0"),
+        (schemas.AddManyRequest, {"memories": [{"user_id": "ann", **UNKNOWN}] * 9}, "memories.0.unknown0"),
+        (schemas.EmbeddingsRequest, {"input": "a", **UNKNOWN}, "unknown0"),
+        (schemas.SearchRequest, {"query": "a", **UNKNOWN}, "unknown0"),
+        (schemas.UpdateRequest, UNKNOWN, "unknown0"),
+        (schemas.DeleteRequest, {**UNKNOWN, "filter": {}}, "unknown0"),
+    ],
+)
+def test_a_body_full_of_unknown_fields_is_refused_at_the_first(model: type[BaseModel], values: Any, param: str) -> None:
+    """An error of each cost a gateway 6 s and 2 GB for a body of 16 MiB."""
+    try:
+        model.model_validate_json(orjson.dumps(values))
+    except ValidationError as error:
+        assert error.error_count() == 1
+    except InvalidRequest as error:
+        assert error.param == param
+    assert violation(model, values) == (param, "unknown_field")
+
+
+def test_the_document_of_a_body_takes_known_fields_only() -> None:
+    schema = schemas.AddRequest.model_json_schema()
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["NewMemory"]["additionalProperties"] is False
+    assert schema["properties"]["memories"]["anyOf"][0]["items"] == {"$ref": "#/$defs/NewMemory"}
+    kinds = schemas.EmbeddingsRequest.model_json_schema()["properties"]["input"]["anyOf"]
+    assert kinds[0] == {"type": "string"} and kinds[2] == {"items": {"type": "integer"}, "type": "array"}

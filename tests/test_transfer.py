@@ -116,6 +116,14 @@ async def test_only_lines_without_a_vector_are_embedded() -> None:
     assert orjson.loads(piece.lines[2]) == {"id": "2", "text": "text 2", "vector": [0.5, 0.5]}
 
 
+async def test_a_line_that_is_embedded_keeps_its_numbers() -> None:
+    target = Target()
+    metadata = '{"n": [18446744073709551616, -9223372036854775809, 9223372036854775807, 1e+300, -0.0, 1.0]}'
+    await target.take(f'{{"id": "ü", "vector": null, "text": "a", "metadata": {metadata}}}'.encode())
+    (sent,) = target.pieces[0].lines
+    assert sent.decode() == f'{{"id": "ü", "text": "a", "metadata": {metadata}, "vector": [0.5,0.5]}}'
+
+
 @pytest.mark.parametrize(
     ("bad", "param"),
     [

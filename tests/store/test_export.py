@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -292,6 +293,69 @@ def test_a_line_whose_time_is_over_is_taken_and_goes(store: Store, clock: Clock)
     assert store.user(T, "bob").memories == 1
 
 
+def purge(store: Store, clock: Clock) -> None:
+    """Delete what has expired, as a store that is idle does each second."""
+    clock.advance(2)
+    while store.fold():
+        pass
+
+
+def expiring(clock: Clock, id: str, seconds: float | None) -> bytes:
+    end = None if seconds is None else (clock.now + timedelta(seconds=seconds)).isoformat()
+    return orjson.dumps({"id": id, "text": f"text {id}", "vector": [1.0] * DIM, "expires_at": end})
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_import_is_sent_again_after_some_of_it_has_expired(store: Store, clock: Clock, kept: bool) -> None:
+    lines = [expiring(clock, "1", 5), expiring(clock, "2", 500 if kept else 6)]
+    sent = clock()
+    assert store.import_lines(T, "ann", lines, issued_at=sent) == Imported(2, 0)
+    clock.advance(10)
+    purge(store, clock)
+    left = list(store.export(T, "ann"))
+    history = store.history(T, "ann", "1")
+    for again in (sent, clock(), None):
+        for begin in (True, False):
+            done = store.import_lines(T, "ann", lines, begin=begin, issued_at=again)
+            assert done.imported + done.unchanged == 2
+            if again == sent:
+                assert done == Imported(0, 2)
+                assert store.history(T, "ann", "1") == history
+            purge(store, clock)
+            assert list(store.export(T, "ann")) == left
+    assert list(verify(store.log)) == []
+
+
+def test_what_has_expired_elsewhere_is_no_reason_to_refuse_an_import(store: Store, clock: Clock) -> None:
+    """A user whose last memory expires between the sending of an import and its first line was not erased."""
+    store.import_lines(T, "ann", [expiring(clock, "old", 5)], issued_at=clock())
+    sent = clock()
+    clock.advance(10)
+    purge(store, clock)
+    assert store.import_lines(T, "ann", [expiring(clock, "new", None)], issued_at=sent) == Imported(1, 0)
+
+
+@pytest.mark.parametrize("begin", [True, False])
+def test_an_expired_line_brings_nothing_back_that_was_erased(store: Store, clock: Clock, begin: bool) -> None:
+    lines = [expiring(clock, "1", 5), expiring(clock, "2", None), expiring(clock, "3", 500)]
+    sent = clock()
+    store.import_lines(T, "ann", lines, issued_at=sent)
+    for id in "23":
+        store.delete(T, "ann", id)
+    clock.advance(10)
+    purge(store, clock)
+    for line in lines[1:]:  # deleted before its time was over
+        with pytest.raises(Conflict) as late:
+            store.import_lines(T, "ann", [lines[0], line], begin=begin, issued_at=sent)
+        assert (late.value.param, late.value.code) == ("lines.1.id", "deleted")
+    store.erase_user(T, "ann")
+    for line in lines:
+        with pytest.raises(Conflict) as late:
+            store.import_lines(T, "ann", [line], begin=begin, issued_at=sent)
+        assert (late.value.param, late.value.code) == ("lines.0", "erased")
+    assert store.user(T, "ann").memories == 0
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
@@ -330,7 +394,36 @@ def test_a_wrong_line_is_named_and_nothing_of_its_part_is_written(
     assert store.user(T, "ann").memories == 0
 
 
-@pytest.mark.parametrize("line", [b"{", b"[]", b"\xff", b'"x"'])
+@pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1, 10**30])
+def test_an_integer_of_more_than_64_bits_is_named(store: Store, number: int) -> None:
+    right = {"id": "1", "text": "tea", "vector": [1.0] * DIM, "version": 5}
+    past = {"event": "added", "at": "2026-01-01T00:00:00Z", "version": 1, "text": "t", "metadata": {"k": number}}
+    for change, param in (
+        ({"metadata": {"k": number}}, "lines.1.metadata.k"),
+        ({"metadata": {"a": [1, {"k": number}]}}, "lines.1.metadata.a.1.k"),
+        ({"history": [past]}, "lines.1.history.0.metadata.k"),
+    ):
+        lines = [json.dumps(line).encode() for line in (right, {**right, "id": "2", **change})]
+        with pytest.raises(InvalidInput) as caught:
+            store.import_lines(T, "ann", lines)
+        assert (caught.value.param, str(caught.value)) == (
+            param,
+            "Metadata holds an integer that does not fit 64 bits.",
+        )
+    assert store.user(T, "ann").memories == 0
+
+
+def test_numbers_come_back_as_they_were(store: Store) -> None:
+    metadata = {"n": [2**63 - 1, -(2**63), 2.0**64, 1e300, 5e-324, -0.0, 0.1, 1.0, 0, True]}
+    line = {"id": "1", "text": "tea", "vector": [1.0] * DIM, "metadata": metadata}
+    assert store.import_lines(T, "ann", [json.dumps(line).encode()]) == Imported(1, 0)
+    assert repr(store.get(T, "ann", "1").metadata) == repr(metadata)
+    exported = list(store.export(T, "ann"))
+    store.import_lines(T, "bob", exported)
+    assert list(store.export(T, "bob")) == exported
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b"\xff", b'"x"', b'{"id": NaN}'])
 def test_a_line_that_is_no_object(store: Store, line: bytes) -> None:
     with pytest.raises(InvalidInput) as caught:
         store.import_lines(T, "ann", [line])
