@@ -57,10 +57,15 @@ def _unknown(path: str) -> InvalidRequest:
     return InvalidRequest(f"Unknown field {path}.", path, "unknown_field")
 
 
+def _body(**rules: Any) -> ConfigDict:
+    """The config of a body; rules of JSON Schema that are not those of one field."""
+    return ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False, **rules})
+
+
 class _Body(_Wire):
     """A body. Its first unknown field ends it: pydantic collects the ValueErrors of a validator, and nothing else."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
+    model_config = _body()
     __pydantic_extra__: dict[Annotated[str, AfterValidator(_refuse)], Any]
 
 
@@ -174,7 +179,7 @@ class UserMemory(NewMemory):
 class AddRequest(NewMemory):
     """`POST /v1/users/{user_id}/memories`: one memory inline, or a list under `memories`."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["text"]}, {"required": ["memories"]}]})
+    model_config = _body(oneOf=[{"required": ["text"]}, {"required": ["memories"]}])
 
     text: Text | None = None  # type: ignore[assignment]
     memories: list[Annotated[NewMemory, _InList()]] | None = Field(
@@ -215,7 +220,7 @@ class AddManyRequest(_Body):
 class SearchRequest(_Body):
     """`POST /v1/users/{user_id}/memories/search`: by text or by vector."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["query"]}, {"required": ["vector"]}]})
+    model_config = _body(oneOf=[{"required": ["query"]}, {"required": ["vector"]}])
 
     query: Text | None = None
     vector: Vector | None = None
@@ -237,9 +242,7 @@ class UpdateRequest(_Body):
     `expires_at: null` keeps the memory for ever.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra={"anyOf": [{"required": [name]} for name in ("text", "metadata", "expires_at")]}
-    )
+    model_config = _body(anyOf=[{"required": [name]} for name in ("text", "metadata", "expires_at")])
 
     text: Text = Field(default=cast(str, None))
     metadata: Metadata = Field(default=cast(dict[str, Any], None))

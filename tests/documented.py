@@ -1,5 +1,6 @@
 """Answers held against the OpenAPI document: what it does not describe, the server must not answer."""
 
+import copy
 import re
 from typing import Any
 
@@ -16,13 +17,13 @@ class Document:
     """
 
     def __init__(self, content: dict[str, Any]) -> None:
-        self._content = content
-        for schema in content["components"]["schemas"].values():
+        self._content = copy.deepcopy(content)
+        for schema in self._content["components"]["schemas"].values():
             if schema.get("type") == "object":
                 schema.setdefault("additionalProperties", False)  # a client may be told more later, here nothing is
         # The path with the most fixed text first: /v1/users/{user_id}/memories/search is no memory's.
         self._paths = sorted(
-            ((_pattern(path), operations) for path, operations in content["paths"].items()),
+            ((_pattern(path), operations) for path, operations in self._content["paths"].items()),
             key=lambda entry: entry[0].pattern.count("[^/]"),
         )
 
