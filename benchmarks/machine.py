@@ -1,6 +1,6 @@
 """What a figure has to be read with: commit, processor, card, versions. Names no host.
 
-python -m benchmarks.machine    # prints it, and what is not installed
+python -m benchmarks.machine    # prints it, and what is not installed, or too old
 """
 
 import os
@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -103,9 +105,16 @@ def _program() -> str:
 
 
 def missing() -> list[str]:
-    """What pyproject.toml lists and is not installed here."""
+    """What pyproject.toml lists and is not installed here, or in another version."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    return [name for entry in listed if _version(name := re.split(r"[\[<>=;! ]", entry)[0]) is None]
+    return [gap for entry in listed if (gap := _gap(Requirement(entry)))]
+
+
+def _gap(needed: Requirement) -> str | None:
+    found = _version(needed.name)
+    if found is None:
+        return str(needed)
+    return None if needed.specifier.contains(found, prereleases=True) else f"{needed} ({found} is)"
 
 
 def stem(found: dict[str, Any]) -> str:
@@ -115,5 +124,6 @@ def stem(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    for key, value in {**provenance(), "not installed": missing() or "nothing that pyproject.toml lists"}.items():
+    gaps = missing() or "nothing that pyproject.toml lists"
+    for key, value in {**provenance(), "not installed, or too old": gaps}.items():
         print(f"{key}: {value}")

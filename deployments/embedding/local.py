@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
 
 from deployments.embedding import packed, unpadded
 from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
@@ -282,7 +282,7 @@ class LocalModel(Model):
             return self._to_host(self._vectors(features, prompt_tokens))[flat.place]
 
     def _vectors(self, features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
-        """Run the model. Returns (texts, dim) in the dtype of the weights, on the device."""
+        """Run the model. Returns (texts, dim) on the device, in the dtype of the weights or, normalised, in float32."""
         if self._recorded is not None and not prompt_tokens:
             return self._recorded(features)
         return self._run_modules(features, prompt_tokens)
@@ -291,6 +291,9 @@ class LocalModel(Model):
         if prompt_tokens:
             features["prompt_length"] = prompt_tokens
         for module in self._network:
+            if module is self._network[-1] and isinstance(module, Normalize):
+                # In half precision lengths would be 1 to three digits only, and dot products are taken of them.
+                features["sentence_embedding"] = features["sentence_embedding"].float()
             features = module(features)
         return features["sentence_embedding"]
 

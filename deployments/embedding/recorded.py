@@ -66,7 +66,7 @@ class Recorded:
             raise NotRecordable("it gives other batches other vectors")
 
     def __call__(self, features: dict[str, Any]) -> torch.Tensor:
-        """features: of a batch. Returns (texts, dim) in the dtype of the weights.
+        """features: of a batch. Returns (texts, dim) in the dtype that `vectors` gives them.
 
         Raises:
             RuntimeError: an operator's, in one line.

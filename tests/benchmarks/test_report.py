@@ -5,16 +5,18 @@ import json
 import math
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from packaging.requirements import Requirement
 
 from benchmarks import report
 from benchmarks.figures import Growth, Spread, percentiles_ms, power_law, spread
-from benchmarks.machine import missing, provenance, slug, stem
+from benchmarks.machine import _gap, missing, provenance, slug, stem
 from benchmarks.reference import BY_NAME, SERVERS, chosen
 from benchmarks.server import end, merged, parse_args, profile
 from benchmarks.suite import FULL, QUICK, most
@@ -103,6 +105,8 @@ def test_provenance_names_what_ran_and_no_host() -> None:
     assert {"ray", "torch", "numpy"} <= set(found["versions"])
     assert socket.gethostname() not in json.dumps({**found, "command": ""})
     assert missing() == []
+    assert _gap(Requirement("numpy>=99")) == f"numpy>=99 ({version('numpy')} is)"
+    assert _gap(Requirement("no-such-package[extra]")) == "no-such-package[extra]"
     assert stem({**MACHINE, "dirty": True}).endswith("-01234567-dirty")
 
 

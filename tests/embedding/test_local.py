@@ -333,6 +333,13 @@ async def test_a_text_alone_is_itself_in_any_batch(
     await small.close()
 
 
+async def test_what_is_normalised_in_half_precision_has_length_one(sentences: Sentences, minilm_folder: Path) -> None:
+    """As `encode` leaves them, squared lengths go from 0.993 to 1.008."""
+    model = LocalModel(str(minilm_folder), device="cpu", dtype="bfloat16")
+    assert np.abs(np.linalg.norm(await vectors_of(model, sentences(60, seed=3)), axis=1) - 1).max() < 1e-6
+    await model.close()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 async def test_minilm_in_half_precision_keeps_its_direction(
     sentences: Sentences, minilm_folder: Path, dtype: str
