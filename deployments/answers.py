@@ -64,6 +64,30 @@ class Models(TypedDict):
     data: list[Model]
 
 
+class TextToken(TypedDict):
+    """`start` and `stop` in characters; null for a token that is not in the text."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Info(TypedDict):
+    """The model, and what a request may hold."""
+
+    model_id: str
+    model_sha: str
+    model_dtype: str
+    model_type: dict[str, dict[str, int]]
+    max_input_length: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    prompts: dict[str, str]
+    version: str
+
+
 class Added(TypedDict):
     """What became of one memory, and its version."""
 

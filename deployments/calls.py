@@ -18,7 +18,8 @@ from ray.serve.handle import DeploymentHandle
 from deployments.batcher import Batcher
 from deployments.embedding.cache import CachedVector, VectorCache, cache_key
 from deployments.embedding.engine import EmbedRequest, EmbedResult, Timings
-from deployments.embedding.model import InputType, ModelInfo, Truncate
+from deployments.embedding.model import InputType, ModelInfo, TextToken, Truncate
+from deployments.embedding.packing import runs
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Overloaded, ShuttingDown, Unavailable
 from deployments.routing import partition_of
 from deployments.searches import QUEUED_CALLS, Answers, CoalescedSearches
@@ -31,7 +32,7 @@ Arguments = ParamSpec("Arguments")
 Inputs = list[str] | list[list[int]]
 
 ATTEMPTS = 3
-LONE_CALLS = 1024  # to the store, for one request each, that may be on their way; past it `Overloaded`
+LONE_CALLS = 1024  # for one request each, that may be on their way to a deployment; past it `Overloaded`
 CHARACTERS_PER_TOKEN = 4  # English text; what waits is admitted by this estimate, the embedder counts exactly
 
 _REPLICA_LOST = (
@@ -85,6 +86,29 @@ def _request_tokens(request: EmbedRequest) -> int:
     return sum(map(estimated_tokens, request.inputs))
 
 
+class LoneCalls:
+    """Counts the calls to a deployment that are made for one request each.
+
+    Args:
+        what: the deployment, for errors.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._on_their_way = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Around a call. Raises Overloaded where `LONE_CALLS` are on their way."""
+        if self._on_their_way >= LONE_CALLS:
+            raise Overloaded(f"The {self._what} has more work than it admits; try again later.")
+        self._on_their_way += 1
+        try:
+            yield
+        finally:
+            self._on_their_way -= 1
+
+
 class EmbedderCalls:
     """Coalesced calls to the embedder, with the vectors of texts seen before in front of them.
 
@@ -101,6 +125,7 @@ class EmbedderCalls:
     ) -> None:
         self._handle = quick(handle)
         self._call_tokens = call_tokens
+        self._lone_calls = LoneCalls("embedder")
         self._info: ModelInfo | None = None
         self.cache = VectorCache(cache_bytes)
         self.batcher: Batcher[EmbedRequest, EmbedResult] = Batcher(
@@ -188,6 +213,25 @@ class EmbedderCalls:
             timings=timings,
         )
 
+    async def split(
+        self, texts: Sequence[str], add_special_tokens: bool, path_of: Callable[[int], str]
+    ) -> list[list[TextToken]]:
+        """The tokens of each text with their places in it. Raises InvalidRequest, Overloaded."""
+        return await self._lone(lambda: self._handle.split.remote(texts, add_special_tokens), path_of)
+
+    async def decode(self, ids: Sequence[Sequence[int]], path_of: Callable[[int], str]) -> list[str]:
+        """The text of each list of token ids. Raises InvalidRequest, Overloaded."""
+        return await self._lone(lambda: self._handle.decode.remote(ids), path_of)
+
+    async def _lone(
+        self, call: Callable[[], Awaitable[Answer | MemserveError]], path_of: Callable[[int], str]
+    ) -> Answer:
+        with self._lone_calls.one():
+            answer = await resilient(call, "embedder")
+        if isinstance(answer, MemserveError):
+            raise _renamed(answer, 0, path_of)
+        return answer
+
     async def _embed(
         self,
         inputs: Inputs,
@@ -197,7 +241,7 @@ class EmbedderCalls:
         path_of: Callable[[int], str],
     ) -> EmbedResult:
         """Cut inputs into requests that replicas can share, and put the answers together again in order."""
-        pieces = list(self._pieces(inputs))
+        pieces = list(runs(map(estimated_tokens, inputs), self._call_tokens))
         requests = [EmbedRequest(inputs[start:end], prompt, truncate, input_type) for start, end in pieces]
         results: list[EmbedResult] = []
         for (start, _), answer in zip(pieces, await self.batcher.submit_all(requests), strict=True):
@@ -207,17 +251,6 @@ class EmbedderCalls:
                 raise answer
             results.append(answer)
         return results[0] if len(results) == 1 else _joined(results)
-
-    def _pieces(self, inputs: Inputs) -> Iterator[tuple[int, int]]:
-        """(start, end) of runs of inputs of at most `call_tokens` estimated tokens, at least one input each."""
-        start, tokens = 0, 0
-        for position, item in enumerate(inputs):
-            cost = estimated_tokens(item)
-            if position > start and tokens + cost > self._call_tokens:
-                yield start, position
-                start, tokens = position, 0
-            tokens += cost
-        yield start, len(inputs)
 
 
 class _Limits(TypedDict):
@@ -299,7 +332,7 @@ class StoreCalls:
             partition_of=lambda request: self._partition(request.tenant, request.user_id),
             partitions=partitions,
         )
-        self._lone_calls = 0
+        self._lone_calls = LoneCalls("store")
 
     def reconfigure(self, *, append_in_flight: int, append_memories: int) -> None:
         """Change what the constructor was given, while calls wait and travel."""
@@ -313,16 +346,6 @@ class StoreCalls:
     async def _search(self, partition: int, requests: list[Search]) -> tuple[str, Answers]:
         warm = self._by_partition[partition]
         return _checked(await resilient(lambda: warm.search.remote(requests), "store"))
-
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self._lone_calls >= LONE_CALLS:
-            raise Overloaded("The store has more work than it admits; try again later.")
-        self._lone_calls += 1
-        try:
-            yield
-        finally:
-            self._lone_calls -= 1
 
     def _partition(self, tenant: str, user_id: str) -> int:
         return partition_of(tenant, user_id, len(self._by_partition))
@@ -349,7 +372,7 @@ class StoreCalls:
     ) -> Answer:
         """Call a method of the store that reads one user (`Memories.get`), on the replica that is warm for it."""
         warm = self._by_partition[self._partition(tenant, user_id)]
-        with self._admitted():
+        with self._lone_calls.one():
             return _checked(
                 await resilient(lambda: warm.run.remote(method, tenant, user_id, *args, **options), "store")
             )
@@ -361,7 +384,7 @@ class StoreCalls:
         **options: Arguments.kwargs,
     ) -> Answer:
         """Call a method of the store that reads, on any replica."""
-        with self._admitted():
+        with self._lone_calls.one():
             return _checked(await resilient(lambda: self._handle.run.remote(method, *args, **options), "store"))
 
     async def write(
@@ -375,7 +398,7 @@ class StoreCalls:
         Raises:
             Unavailable: `OUTCOME_UNKNOWN` where whether it was done cannot be told.
         """
-        with self._admitted():
+        with self._lone_calls.one():
             return await self._write(method, *args, **options)
 
     async def _write(

@@ -14,7 +14,8 @@ from ray import serve
 from deployments.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, BusyTime
 from deployments.embedding.engine import EmbedRequest, EmbedResult, Engine
 from deployments.embedding.load import load_model
-from deployments.embedding.model import ModelInfo
+from deployments.embedding.model import ModelInfo, TextToken
+from deployments.errors import MemserveError
 from deployments.garbage import collect_old_seldom
 from deployments.live import Live
 from deployments.metrics import EmbedderMetrics
@@ -80,6 +81,20 @@ class Embedder:
     async def info(self) -> ModelInfo:
         """What the model is."""
         return self._engine.info
+
+    async def split(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[TextToken]] | MemserveError:
+        """The tokens of each text with their places in it, or what is wrong with the request."""
+        try:
+            return await self._engine.split(texts, add_special_tokens=add_special_tokens)
+        except MemserveError as error:
+            return error
+
+    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str] | MemserveError:
+        """The text of each list of token ids, or what is wrong with the request."""
+        try:
+            return await self._engine.decode(ids)
+        except MemserveError as error:
+            return error
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose check raises: a CUDA context that is lost stays lost."""

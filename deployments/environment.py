@@ -31,6 +31,8 @@ ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # HAProxy learns of a leaving gateway within 0.1 s and retries what it refuses; Serve would wait for 30 s.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    # A call between deployments carries what a request may: of 4 MiB, the default, a page of long texts is more.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     CONTROLLER_CALLBACK: "deployments.controller:check_user_configs",
     # Serve's controller looks ten times a second by itself, for a twelfth of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",

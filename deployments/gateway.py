@@ -20,7 +20,7 @@ from deployments import metrics, protocol, schemas
 from deployments.autoscaling import WAITING_TOKENS
 from deployments.calls import EmbedderCalls, StoreCalls
 from deployments.embedding import outputs
-from deployments.embedding.model import ModelInfo, Truncate
+from deployments.embedding.model import ModelInfo, TextToken, Truncate
 from deployments.errors import InvalidRequest, MemserveError, Unavailable
 from deployments.garbage import collect_old_seldom
 from deployments.live import Live
@@ -281,6 +281,14 @@ class Gateway:
     async def model_info(self) -> ModelInfo:
         """What the model is."""
         return await self._embedder.info()
+
+    async def split(self, texts: Sequence[str], special: bool, path_of: PathOf) -> Sequence[Sequence[TextToken]]:
+        """The tokens of each text with their places in it; `special` ones, too."""
+        return await self._embedder.split(texts, special, path_of)
+
+    async def decode(self, ids: Sequence[Sequence[int]], path_of: PathOf) -> Sequence[str]:
+        """The text of each list of token ids."""
+        return await self._embedder.decode(ids, path_of)
 
     async def append(
         self,

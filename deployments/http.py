@@ -5,6 +5,7 @@ every 4xx and 5xx answers in the OpenAI shape, whoever raised it.
 """
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import signature
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments import schemas
+from deployments.embedding.engine import Timings
 from deployments.errors import HttpError, InvalidRequest, MemserveError, TooLarge, to_http
 from deployments.fields import HeldId, Id
 from deployments.openapi import ERRORS
@@ -101,6 +103,16 @@ def origin_of(request: Request, body: bytes = b"") -> Origin:
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON by orjson: float32 arrays in their shortest form, times in UTC with a Z."""
     return Response(orjson.dumps(content, option=_JSON_OPTIONS), status, headers, "application/json")
+
+
+def timing_headers(timings: Timings, started: float) -> dict[str, str]:
+    """Milliseconds, under the names that text-embeddings-inference uses; `started` by time.perf_counter."""
+    return {
+        "x-queue-time": f"{timings.queue_s * 1e3:.3f}",
+        "x-tokenization-time": f"{timings.tokenise_s * 1e3:.3f}",
+        "x-inference-time": f"{timings.forward_s * 1e3:.3f}",
+        "x-total-time": f"{(time.perf_counter() - started) * 1e3:.3f}",
+    }
 
 
 def error_response(error: HttpError) -> Response:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Response
 
-from deployments import answers, routes_embeddings, routes_memories, routes_users
+from deployments import answers, routes_embeddings, routes_memories, routes_tei, routes_users
 from deployments.http import api_skeleton, call_directly, json_response
 from deployments.openapi import complete
 
@@ -19,11 +19,12 @@ def build_api(gateway: Gateway, on_error: Callable[[Exception], None]) -> FastAP
     """The ASGI application of one gateway replica; `on_error` is told of every request that fails."""
     api = api_skeleton(on_error)
     routes_embeddings.add_embeddings(api, gateway)
+    routes_tei.add_tei(api, gateway)
     routes_memories.add_memories(api, gateway)
     routes_users.add_users(api, gateway)
     _add_operations(api, gateway)
     call_directly(api)
-    complete(api, [*routes_embeddings.BODIES, *routes_memories.BODIES])
+    complete(api, [*routes_embeddings.BODIES, *routes_tei.BODIES, *routes_memories.BODIES])
     return api
 
 

@@ -10,11 +10,10 @@ from fastapi import FastAPI, Request, Response
 from deployments import answers, schemas
 from deployments.embedding import outputs
 from deployments.errors import NotFound
-from deployments.http import decode_id, json_response, read_body
+from deployments.http import decode_id, json_response, read_body, timing_headers
 from deployments.openapi import TIMES, takes
 
 if TYPE_CHECKING:
-    from deployments.embedding.engine import Timings
     from deployments.embedding.model import ModelInfo
     from deployments.gateway import Gateway
 
@@ -50,7 +49,7 @@ def add_embeddings(api: FastAPI, gateway: Gateway) -> None:
         if body.model is not None:
             _check_served(body.model, info)
         result = await gateway.vectors.of_inputs(
-            body, (lambda _: "input") if body.is_lone() else (lambda n: f"input.{n}")
+            body, (lambda _: "input") if schemas.is_lone(body.input) else (lambda n: f"input.{n}")
         )
         vectors = outputs.quantise(outputs.cut(result.vectors, body.dimensions), body.output_dtype)
         rows = outputs.to_base64(vectors) if body.encoding_format == "base64" else vectors
@@ -65,7 +64,7 @@ def add_embeddings(api: FastAPI, gateway: Gateway) -> None:
                 "truncated_inputs": int(result.truncated.sum()),
             },
         }
-        return json_response(content, headers=_timing_headers(result.timings, started))
+        return json_response(content, headers=timing_headers(result.timings, started))
 
     @api.get("/v1/models", response_model=answers.Models, tags=["embeddings"])
     async def get_models() -> Response:
@@ -83,13 +82,3 @@ def add_embeddings(api: FastAPI, gateway: Gateway) -> None:
 def _check_served(name: str, info: ModelInfo) -> None:
     if name != info.name:
         raise NotFound(f"The model {name!r} is not served here; {info.name!r} is.", "model", "model_not_found")
-
-
-def _timing_headers(timings: Timings, started: float) -> dict[str, str]:
-    """Milliseconds, under the names that text-embeddings-inference uses."""
-    return {
-        "x-queue-time": f"{timings.queue_s * 1e3:.3f}",
-        "x-tokenization-time": f"{timings.tokenise_s * 1e3:.3f}",
-        "x-inference-time": f"{timings.forward_s * 1e3:.3f}",
-        "x-total-time": f"{(time.perf_counter() - started) * 1e3:.3f}",
-    }

@@ -62,17 +62,17 @@ def _body(**rules: Any) -> ConfigDict:
     return ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False, **rules})
 
 
-class _Body(_Wire):
+class RequestBody(_Wire):
     """A body. Its first unknown field ends it: pydantic collects the ValueErrors of a validator, and nothing else."""
 
     model_config = _body()
     __pydantic_extra__: dict[Annotated[str, AfterValidator(_refuse)], Any]
 
 
-class _InList:
-    """A `_Body` in a list. Its first unknown field is a wrong key of a mapping, an error that knows where it is."""
+class Within:
+    """A body within another. Its first unknown field is a wrong key of a mapping, an error that knows where it is."""
 
-    def __get_pydantic_core_schema__(self, body: type[_Body], handler: GetCoreSchemaHandler) -> ChainSchema:
+    def __get_pydantic_core_schema__(self, body: type[RequestBody], handler: GetCoreSchemaHandler) -> ChainSchema:
         known = dict_schema(literal_schema([*body.model_fields]), any_schema(), fail_fast=True)
         return chain_schema([known, handler(body)])
 
@@ -80,33 +80,34 @@ class _InList:
         return handler(chain_schema(schema["steps"][1:]))
 
 
-Inputs = str | list[str] | list[int] | list[list[int]]
+Ids = list[int] | list[list[int]]
+Inputs = str | list[str] | Ids
 
 
-def check_inputs(value: Any) -> Any:
+def check_inputs(value: Any, name: str = "input") -> Any:
     """`value`. Raise InvalidRequest unless it is a string, a list of strings, token ids, or a list of token ids.
 
     Pydantic's own union has an error of every item, for every branch that it does not fit.
     """
     if isinstance(value, str):
         if not value.strip():
-            raise InvalidRequest("input must not be empty.", "input", "empty_input")
-        _valid_unicode(value, "input")
+            raise InvalidRequest(f"{name} must not be empty.", name, "empty_input")
+        _valid_unicode(value, name)
         return value
     if not isinstance(value, list):
-        raise InvalidRequest("input must be a string, a list of strings, or token ids.", "input")
+        raise InvalidRequest(f"{name} must be a string, a list of strings, or token ids.", name)
     if not value:
-        raise InvalidRequest("input must not be empty.", "input", "empty_input")
+        raise InvalidRequest(f"{name} must not be empty.", name, "empty_input")
     kind = type(value[0])
     if kind is int:
-        _check_token_ids(value, "input")
+        _check_token_ids(value, name)
         return value
     if len(value) > MAX_INPUTS:
         raise InvalidRequest(
-            f"input holds {len(value)} items; at most {MAX_INPUTS} are taken.", "input", "too_many_inputs"
+            f"{name} holds {len(value)} items; at most {MAX_INPUTS} are taken.", name, "too_many_inputs"
         )
     for position, item in enumerate(value):
-        path = f"input.{position}"
+        path = f"{name}.{position}"
         if type(item) is not kind or kind not in (str, list):
             raise InvalidRequest(f"{path} must be a string, or every input a list of token ids.", path)
         if kind is str:
@@ -116,6 +117,16 @@ def check_inputs(value: Any) -> Any:
         else:
             _check_token_ids(item, path)
     return value
+
+
+def is_lone(given: Inputs) -> bool:
+    """One input, given without a list around it."""
+    return isinstance(given, str) or isinstance(given[0], int)
+
+
+def as_list(given: Inputs) -> list[str] | list[list[int]]:
+    """A lone string or a lone list of token ids becomes a list of one."""
+    return cast(list[str] | list[list[int]], [given] if is_lone(given) else given)
 
 
 def _valid_unicode(text: str, path: str) -> None:
@@ -135,7 +146,7 @@ def _check_token_ids(ids: list[Any], path: str) -> None:
             )
 
 
-class EmbeddingsRequest(_Body):
+class EmbeddingsRequest(RequestBody):
     """`POST /v1/embeddings`, as OpenAI has it, with Cohere's `input_type`, `truncate` and output types."""
 
     input: Annotated[Inputs, PlainValidator(check_inputs, json_schema_input_type=Inputs)]
@@ -147,20 +158,8 @@ class EmbeddingsRequest(_Body):
     truncate: Literal["none", "end", "start"] = "end"
     output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] = "float"
 
-    def is_lone(self) -> bool:
-        """One input, given without a list around it."""
-        return isinstance(self.input, str) or isinstance(self.input[0], int)
 
-    def inputs(self) -> list[str] | list[list[int]]:
-        """The inputs as a list: a lone string or a lone list of token ids becomes a list of one."""
-        if isinstance(self.input, str):
-            return [self.input]
-        if isinstance(self.input[0], int):
-            return cast(list[list[int]], [self.input])
-        return self.input
-
-
-class NewMemory(_Body):
+class NewMemory(RequestBody):
     """One memory to add. Without an id the server makes one."""
 
     text: Text
@@ -182,7 +181,7 @@ class AddRequest(NewMemory):
     model_config = _body(oneOf=[{"required": ["text"]}, {"required": ["memories"]}])
 
     text: Text | None = None  # type: ignore[assignment]
-    memories: list[Annotated[NewMemory, _InList()]] | None = Field(
+    memories: list[Annotated[NewMemory, Within()]] | None = Field(
         None, min_length=1, max_length=MAX_INPUTS, fail_fast=True
     )
     on_duplicate: Literal["add", "skip"] = "add"
@@ -209,15 +208,15 @@ class AddRequest(NewMemory):
         ]
 
 
-class AddManyRequest(_Body):
+class AddManyRequest(RequestBody):
     """`POST /v1/memories`: memories of many users in one call."""
 
-    memories: list[Annotated[UserMemory, _InList()]] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
+    memories: list[Annotated[UserMemory, Within()]] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     on_duplicate: Literal["add", "skip"] = "add"
     upsert: bool = False
 
 
-class SearchRequest(_Body):
+class SearchRequest(RequestBody):
     """`POST /v1/users/{user_id}/memories/search`: by text or by vector."""
 
     model_config = _body(oneOf=[{"required": ["query"]}, {"required": ["vector"]}])
@@ -236,7 +235,7 @@ class SearchRequest(_Body):
         return self
 
 
-class UpdateRequest(_Body):
+class UpdateRequest(RequestBody):
     """`PATCH /v1/users/{user_id}/memories/{memory_id}`: what is given replaces what was there, metadata as a whole.
 
     `expires_at: null` keeps the memory for ever.
@@ -256,7 +255,7 @@ class UpdateRequest(_Body):
         return self
 
 
-class DeleteRequest(_Body):
+class DeleteRequest(RequestBody):
     """`DELETE /v1/users/{user_id}/memories`: delete what matches."""
 
     filter: Filter
@@ -345,7 +344,7 @@ def invalid(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"The body is not valid JSON: {first['ctx']['error']}.", None, "invalid_json")
     if first["type"] == "extra_forbidden":
         return _unknown(path)
-    if first["type"] == "literal_error" and first["loc"][-1] == "[key]":  # `_InList`
+    if first["type"] == "literal_error" and first["loc"][-1] == "[key]":  # `Within`
         return _unknown(path.removesuffix(".[key]"))
     if first["type"] == "missing":
         return InvalidRequest(f"{path} is required.", path, "missing_field")

@@ -14,6 +14,7 @@ from deployments.embedding.engine import EmbedResult
 from deployments.embedding.model import InputType, ModelInfo, Truncate
 from deployments.errors import InvalidRequest
 from deployments.metrics import GatewayMetrics
+from deployments.schemas_tei import Prompted
 
 PathOf = Callable[[int], str]
 
@@ -32,10 +33,24 @@ class Vectors:
 
     async def of_inputs(self, body: schemas.EmbeddingsRequest, path_of: PathOf) -> EmbedResult:
         """Full vectors of all inputs, in order."""
+        _check_dimensions(body.dimensions, await self._embedder.info())
+        return await self._embed(schemas.as_list(body.input), body.input_type, body.truncate, path_of)
+
+    async def of_prompted(
+        self, inputs: Inputs, how: Prompted, path_of: PathOf, dimensions: int | None = None
+    ) -> EmbedResult:
+        """Full vectors of all inputs, in order, under the prompt of a name."""
         info = await self._embedder.info()
-        if body.dimensions is not None and body.dimensions > info.dim:
-            raise InvalidRequest(f"dimensions is {body.dimensions}; the model has {info.dim}.", "dimensions")
-        return await self._embed(body.inputs(), body.input_type, body.truncate, path_of)
+        _check_dimensions(dimensions, info)
+        name = how.prompt_name
+        if name is not None and name not in info.prompts:
+            known = ", ".join(map(repr, sorted(info.prompts))) or "none"
+            raise InvalidRequest(f"The model has no prompt {name!r}; it has {known}.", "prompt_name")
+        prompt = info.default_prompt if name is None else info.prompts[name]
+        try:
+            return await self._embedder.embed(inputs, prompt, how.cuts(), path_of)
+        finally:
+            self._metrics.embed(self.queued_tokens)
 
     async def of_search(self, body: schemas.SearchRequest) -> np.ndarray:
         """(dim,) float32: the caller's own, or the query's."""
@@ -72,6 +87,11 @@ class Vectors:
             return await self._embedder.embed(inputs, prompt, truncate, path_of, input_type=input_type, cached=cached)
         finally:
             self._metrics.embed(self.queued_tokens)
+
+
+def _check_dimensions(dimensions: int | None, info: ModelInfo) -> None:
+    if dimensions is not None and dimensions > info.dim:
+        raise InvalidRequest(f"dimensions is {dimensions}; the model has {info.dim}.", "dimensions")
 
 
 def join(path: str, field: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from ray.exceptions import WorkerCrashedError
 
+from deployments.embedder import Embedder
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.fake import FakeModel
 from deployments.gateway import Gateway
@@ -29,7 +30,7 @@ class LocalEmbedder:
 
     def __init__(self) -> None:
         self.model = FakeModel(DIM)
-        self.engine = Engine(self.model)
+        self.engine = self._engine = Engine(self.model)
         self.texts: list[Any] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -41,6 +42,9 @@ class LocalEmbedder:
 
     async def info(self) -> Any:
         return self.engine.info
+
+    split = Embedder.split
+    decode = Embedder.decode
 
 
 class Replica:

@@ -254,8 +254,11 @@ async def test_the_document_describes_every_answer_and_what_makes_a_write_repeat
             contents = operation["responses"][status].get("content", {}).values()
             assert (status == "204") is not any(content["schema"] for content in contents), path
             named = "Idempotency-Key" in {one["name"] for one in operation.get("parameters", ())}
-            writes = method != "get" and path not in ("/v1/embeddings", "/v1/users/{user_id}/import")
-            assert named is (writes and not path.endswith("/search")), path
+            reads = method == "get" or path.startswith(
+                ("/v1/embeddings", "/embed", "/similarity", "/tokenize", "/decode")
+            )
+            repeatable_anyway = path.endswith(("/search", "/import"))
+            assert named is not (reads or repeatable_anyway), path
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "user_id":
                     assert parameter["schema"]["maxLength"] == 256

@@ -21,7 +21,7 @@ import numpy as np
 
 from deployments.batcher import Batcher, oldest_first
 from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
-from deployments.embedding.packing import pick
+from deployments.embedding.packing import pick, runs
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Unavailable, UpstreamFailed
 
 # Inputs are tokenised in groups of about this many characters, so that a huge request does not hold up a small one.
@@ -356,14 +356,22 @@ class Engine:
             raise Unavailable(f"The model's device is lost: {self.model.lost}")
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
-        """The tokens of each text with their places in it, uncut."""
-        return await self.model.split(texts, add_special_tokens=add_special_tokens)
-
-    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each list of token ids.
+        """The tokens of each text with their places in it, uncut.
 
         Raises:
-            InvalidRequest: a token id outside the vocabulary; `param` names the list.
+            InvalidRequest: a text is empty or not Unicode, with `param` naming it, or the tokeniser is not here.
+        """
+        self._check(EmbedRequest(list(texts)))
+        answer = []
+        for start, end in runs([len(text) for text in texts], _TOKENISE_CHARACTERS):
+            answer += await self.model.split(texts[start:end], add_special_tokens=add_special_tokens)
+        return answer
+
+    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each list of token ids, special tokens left out.
+
+        Raises:
+            InvalidRequest: a token id outside the vocabulary; `param` names the list. The tokeniser is not here.
         """
         self._check(EmbedRequest([list(sequence) for sequence in ids]))
         return await self.model.decode(ids)

@@ -14,8 +14,12 @@ from typing import Literal
 
 import numpy as np
 
+from deployments.errors import InvalidRequest
+
 Truncate = Literal["none", "end", "start"]
 InputType = Literal["query", "document"]
+
+_ELSEWHERE = "The tokeniser of this model is its provider's, and not here."
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +141,16 @@ class Model(ABC):
             await asyncio.gather(*(self.forward(batch) for _ in range(forwards)))
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
-        """The tokens of each text, with their place in it, uncut."""
-        raise NotImplementedError(f"{type(self).__name__} does not show its tokens")
+        """The tokens of each text with their places in it, uncut.
+
+        Raises:
+            InvalidRequest: the tokeniser is not here.
+        """
+        raise InvalidRequest(_ELSEWHERE, None, "no_tokeniser")
 
     async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each list of token ids, special tokens left out."""
-        raise NotImplementedError(f"{type(self).__name__} does not decode tokens")
+        """The text of each list of token ids, special tokens left out. Raises InvalidRequest as `split`."""
+        raise InvalidRequest(_ELSEWHERE, None, "no_tokeniser")
 
     async def close(self) -> None:
         """Release threads and connections."""

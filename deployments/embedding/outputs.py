@@ -25,10 +25,11 @@ def cut(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
     """
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
-    return np.ascontiguousarray(_at_length_one(vectors[:, :dimensions]), dtype=np.float32)
+    return np.ascontiguousarray(at_length_one(vectors[:, :dimensions]), dtype=np.float32)
 
 
-def _at_length_one(vectors: np.ndarray) -> np.ndarray:
+def at_length_one(vectors: np.ndarray) -> np.ndarray:
+    """Scale rows (n, dim) to length one; one that is zero stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
 
@@ -49,7 +50,7 @@ def quantise(vectors: np.ndarray, output_dtype: OutputDtype) -> np.ndarray:
     if output_dtype == "float":
         return vectors
     if output_dtype in ("int8", "uint8"):
-        steps = np.rint(_at_length_one(vectors) * 127)  # (n, dim) -127 to 127
+        steps = np.rint(at_length_one(vectors) * 127)  # (n, dim) -127 to 127
         return steps.astype(np.int8) if output_dtype == "int8" else (steps + 128).astype(np.uint8)
     packed = np.packbits(vectors > 0, axis=1)
     return packed if output_dtype == "ubinary" else (packed ^ 0x80).view(np.int8)

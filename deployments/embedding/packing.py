@@ -12,7 +12,7 @@ passed over once more at most: by induction the rule holds, and lengths are sort
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from deployments.batcher import Costed
 
@@ -38,6 +38,19 @@ def pick(waiting: Sequence[Costed], budget: int) -> list[int]:
         if 0 in order[start:end]:
             return order[start:end]
         start = end
+
+
+def runs(costs: Iterable[int], budget: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of runs of neighbours whose costs add up to at most `budget`, at least one item each."""
+    start = end = total = 0
+    for cost in costs:
+        if end > start and total + cost > budget:
+            yield start, end
+            start, total = end, 0
+        total += cost
+        end += 1
+    if end > start:
+        yield start, end
 
 
 def _window(waiting: Sequence[Costed], budget: int, batches: int) -> int:

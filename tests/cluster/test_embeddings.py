@@ -128,3 +128,16 @@ def test_models(http: httpx.Client) -> None:
     assert (card["id"], card["dimensions"], card["max_tokens"]) == (DEFAULT_MODEL, 384, 256)
     assert http.get(f"/v1/models/{DEFAULT_MODEL}").json() == card
     assert http.get("/v1/models/other").status_code == 404
+
+
+def test_the_routes_of_tei_equal_sentence_transformers(http: httpx.Client, reference: SentenceTransformer) -> None:
+    vectors = reference.encode(TEXTS)
+    answer = http.post("/embed", json={"inputs": TEXTS})
+    assert np.abs(np.array(answer.json()) - vectors).max() <= 1e-5
+    answer = http.post("/similarity", json={"inputs": {"source_sentence": TEXTS[0], "sentences": TEXTS[1:]}})
+    assert np.abs(np.array(answer.json()) - vectors[1:] @ vectors[0]).max() <= 1e-5
+    tokens = http.post("/tokenize", json={"inputs": TEXTS}).json()
+    assert [[token["id"] for token in text] for text in tokens] == reference.tokenizer(TEXTS)["input_ids"]
+    assert "".join(TEXTS[0][token["start"] : token["stop"]] for token in tokens[0][1:-1]) == "Ashorttext."
+    assert http.post("/decode", json={"ids": [token["id"] for token in tokens[0]]}).json() == ["a short text."]
+    assert http.get("/info").json()["model_id"] == DEFAULT_MODEL

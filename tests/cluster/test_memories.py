@@ -39,6 +39,18 @@ def test_a_memory_is_found_by_the_next_search_every_time(http: httpx.Client, use
         assert entry["id"] in ids(search(http, user, query=f"note number {n}", top_k=1000))
 
 
+def test_a_call_between_deployments_carries_all_that_a_request_may(http: httpx.Client, user: str) -> None:
+    """As one message, past gRPC's default of 4 MiB in both directions."""
+    vectors = np.random.default_rng(0).integers(-9, 10, (1000, 384))
+    memories = [{"id": f"{n}", "text": "word " * 1500, "vector": row.tolist()} for n, row in enumerate(vectors)]
+    assert len(add(http, user, {"memories": memories})["memories"]) == 1000
+    page = http.get(f"/v1/users/{user}/memories", params={"limit": 1000})
+    assert page.status_code == 200 and len(page.content) > 7_500_000
+    assert len(page.json()["memories"]) == 1000
+    found = search(http, user, vector=vectors[7].tolist(), top_k=1000, include_vectors=True)
+    assert (len(found["results"]), found["results"][0]["id"]) == (1000, "7")
+
+
 def test_a_whole_memory_comes_back(http: httpx.Client, user: str) -> None:
     before = datetime.now(UTC)
     metadata = {"source": {"app": "mail"}, "tags": ["a", "b"], "n": 3, "x": 1.5, "none": None, "yes": True}
