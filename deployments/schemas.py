@@ -1,8 +1,8 @@
 """What travels over HTTP, the contract of the routes; nothing past the gateway knows these models.
 
 A body is parsed and validated in one pass by pydantic's own JSON reader; the first violation becomes an
-`InvalidRequest` whose `param` is the path of the field (`memories.3.text`). Nothing after the first violation is looked
-at where a body has room for millions of them: pydantic would make an error of each.
+`InvalidRequest` whose `param` is the path of the field (`memories.3.text`). Where a body has
+room for millions of them, the first ends it: pydantic would make an error of each.
 """
 
 from collections.abc import Mapping
@@ -60,6 +60,11 @@ def _unknown(path: str) -> InvalidRequest:
 def _body(**rules: Any) -> ConfigDict:
     """The config of a body; rules of JSON Schema that are not those of one field."""
     return ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False, **rules})
+
+
+def _given(name: str, kind: str) -> dict[str, Any]:
+    """JSON Schema: a field is there, and not null."""
+    return {"required": [name], "properties": {name: {"type": kind}}}
 
 
 class RequestBody(_Wire):
@@ -178,7 +183,7 @@ class UserMemory(NewMemory):
 class AddRequest(NewMemory):
     """`POST /v1/users/{user_id}/memories`: one memory inline, or a list under `memories`."""
 
-    model_config = _body(oneOf=[{"required": ["text"]}, {"required": ["memories"]}])
+    model_config = _body(oneOf=[_given("text", "string"), _given("memories", "array")])
 
     text: Text | None = None  # type: ignore[assignment]
     memories: list[Annotated[NewMemory, Within()]] | None = Field(
@@ -189,11 +194,12 @@ class AddRequest(NewMemory):
 
     @model_validator(mode="after")
     def _one_form(self) -> "AddRequest":
-        inline = {"text", "id", "metadata", "expires_at", "vector"} & self.model_fields_set
+        fields = {"text", "id", "metadata", "expires_at", "vector"} & self.model_fields_set
+        inline = [name for name in sorted(fields) if getattr(self, name) is not None]
         if self.memories is None and self.text is None:
             raise ValueError("give either text or memories")
         if self.memories is not None and inline:
-            raise ValueError(f"give either memories or {sorted(inline)[0]}, not both")
+            raise ValueError(f"give either memories or {inline[0]}, not both")
         return self
 
     def items(self) -> list[NewMemory]:
@@ -219,7 +225,7 @@ class AddManyRequest(RequestBody):
 class SearchRequest(RequestBody):
     """`POST /v1/users/{user_id}/memories/search`: by text or by vector."""
 
-    model_config = _body(oneOf=[{"required": ["query"]}, {"required": ["vector"]}])
+    model_config = _body(oneOf=[_given("query", "string"), _given("vector", "array")])
 
     query: Text | None = None
     vector: Vector | None = None

@@ -119,7 +119,11 @@ async def _with_vectors(piece: Piece, embed: Embed) -> list[bytes]:
         texts = [line["text"] for line in bare.values()]
         vectors = await embed(texts, lambda n: f"lines.{piece.first + places[n]}.text")
         for (n, line), vector in zip(bare.items(), vectors, strict=True):
-            said = json.dumps(line, ensure_ascii=False)  # orjson writes no integers beyond 64 bits: the log names them
+            try:  # not by orjson, which writes no integers beyond 64 bits: the log names them
+                said = json.dumps(line, ensure_ascii=False, allow_nan=False)
+            except ValueError as error:  # 1e999
+                path = f"lines.{piece.first + n}"
+                raise InvalidRequest(f"{path} holds a number that is not finite.", path) from error
             added = orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
             lines[n] = said.removesuffix("}").encode() + b', "vector": ' + added + b"}"
     return lines

@@ -1,8 +1,9 @@
 """A user's memories as NDJSON, out and in: one memory with its vector and history a line.
 
-Guarantees: what is exported, imported into a user without memories and exported again is the same byte for byte; also
-where others wrote while it was exported. An import is written in transactions of some hundred lines and can be
-repeated: lines that are there already are `unchanged`, and so are those that were there until their time was over.
+Guarantees: what is exported, imported into a user without memories (none that was deleted since the import was sent,
+either) and exported again is the same byte for byte; also where others wrote while it was exported. An import is
+written in transactions of some hundred lines and can be repeated: lines that are there already are `unchanged`, and so
+are those that were there until their time was over.
 """
 
 from __future__ import annotations

@@ -189,8 +189,9 @@ def version_of(connection: Connection) -> int:
         SchemaMismatch: the log was written by a newer program, or there are tables that are not a log's.
     """
     there = inspect(connection)
-    if not there.has_table("meta"):
-        foreign = next((name for name in metadata.tables if there.has_table(name)), None)
+    tables = set(there.get_table_names())  # in one look: another program may make the log's between two
+    if "meta" not in tables:
+        foreign = next((name for name in metadata.tables if name in tables), None)
         if foreign is not None:
             raise SchemaMismatch(f"The database has a table {foreign!r} and no 'meta': it is not a memory log.")
         return 0

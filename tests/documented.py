@@ -1,4 +1,4 @@
-"""Answers held against the OpenAPI document: what it does not describe, the server must not answer."""
+"""Answers held against the OpenAPI document: what it does not describe, the server must not answer, nor accept."""
 
 import copy
 import re
@@ -58,8 +58,18 @@ class Document:
             if media_type != "application/json":
                 return
             schema = content[media_type]["schema"]
-        whole = {**schema, "components": self._content["components"]}
-        Draft202012Validator(whole).validate(orjson.loads(answer.content))
+            if answer.is_success:
+                self._check_body(request, operation)
+        self._validate(answer.content, schema)
+
+    def _check_body(self, request: httpx.Request, operation: dict[str, Any]) -> None:
+        """What is accepted is as described, too."""
+        described = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if described and request.content:
+            self._validate(request.content, described["schema"])
+
+    def _validate(self, data: bytes, schema: dict[str, Any]) -> None:
+        Draft202012Validator({**schema, "components": self._content["components"]}).validate(orjson.loads(data))
 
 
 def _pattern(path: str) -> re.Pattern[str]:

@@ -1,5 +1,6 @@
 """Paths, queries and bodies as they arrive, and the one shape of every error; in this process."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -263,6 +264,29 @@ async def test_the_document_describes_every_answer_and_what_makes_a_write_repeat
                 if parameter["name"] == "user_id":
                     assert parameter["schema"]["maxLength"] == 256
     assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/users/ann/memories", {"text": "a", "memories": None, "id": None, "expires_at": None, "vector": None}),
+        ("/v1/users/ann/memories", {"text": None, "memories": [{"text": "a"}]}),
+        ("/v1/users/ann/memories/search", {"query": "q", "vector": None, "filter": None, "min_score": None}),
+        ("/v1/users/ann/memories/search", {"query": None, "vector": [1.0] * DIM}),
+        ("/v1/embeddings", {"input": "a", "model": None, "dimensions": None, "user": None, "input_type": None}),
+    ],
+)
+async def test_a_null_is_as_good_as_nothing_in_the_document_too(app: LocalApp, path: str, body: Any) -> None:
+    assert (await app.http.post(path, json=body)).is_success  # which holds the body against the document
+
+
+async def test_a_body_that_is_not_as_described_would_be_noticed(api: httpx.AsyncClient) -> None:
+    document = Document((await api.get("/openapi.json")).json())
+    found = httpx.Response(200, json={"results": [], "index": "exact", "version": 0})
+    for body, fine in [({"query": "q"}, True), ({"query": None}, False), ({"query": "q", "vector": [1]}, False)]:
+        request = httpx.Request("POST", "http://memserve/v1/users/ann/memories/search", json=body)
+        with contextlib.nullcontext() if fine else pytest.raises(ValidationError):
+            document.check(request, found)
 
 
 async def test_an_answer_that_is_not_as_described_would_be_noticed(api: httpx.AsyncClient) -> None:

@@ -54,7 +54,7 @@ class Gpu:
                         bounded = unpadded.fill(flat, graph.tokens, graph.texts, graph.longest)
                         return worker.read(graph.replay(worker.stage(bounded)))[bounded.place]
                 return worker.read(self._vectors(_features(worker.stage(flat), flat)))[flat.place]
-        except RuntimeError:
+        except Exception:
             worker.stream.synchronize()  # it may still be copied out of the memory that the next batch is staged in
             raise
         finally:

@@ -295,8 +295,8 @@ class Engine:
     async def _tokenise(self, inputs: list[_Input]) -> list[Tokens | int | Exception]:
         alike: dict[tuple[bool, str, Truncate, InputType | None], list[int]] = {}
         for index, one in enumerate(inputs):
-            way = (isinstance(one.given, str), one.prompt, one.truncate, one.input_type)
-            alike.setdefault(way, []).append(index)
+            input_type = one.input_type if one.input_type in self.info.max_tokens_of else None
+            alike.setdefault((isinstance(one.given, str), one.prompt, one.truncate, input_type), []).append(index)
         answers: list[Tokens | int | Exception] = [0] * len(inputs)
         for (_, prompt, truncate, input_type), members in alike.items():
             given: list[Any] = [inputs[index].given for index in members]

@@ -14,7 +14,6 @@ import numpy as np
 from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
 
 PROMPTS = {"query": "query: ", "document": ""}
-_MAX_TOKENS = 256
 
 
 def word_id(word: str, vocab_size: int) -> int:
@@ -41,15 +40,14 @@ class FakeModel(Model):
         self,
         dim: int = 32,
         *,
-        max_tokens: int = _MAX_TOKENS,
+        max_tokens: int = 256,
         vocab_size: int = 1 << 20,
         name: str = "fake",
         fail_word: str = "poison",
         nan_word: str = "notanumber",
         oom_above_tokens: int | None = None,
     ) -> None:
-        revision = f"fake-{dim}" + (f"-{max_tokens}" if max_tokens != _MAX_TOKENS else "")
-        self.info = ModelInfo(name, revision, dim, max_tokens, vocab_size, dict(PROMPTS), "cpu", "float32")
+        self.info = ModelInfo(name, f"fake-{dim}", dim, max_tokens, vocab_size, dict(PROMPTS), "cpu", "float32")
         self.batches: list[list[int]] = []
         self.oom_above_tokens = oom_above_tokens
         self._fail_id = word_id(fail_word, vocab_size)

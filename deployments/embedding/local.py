@@ -96,8 +96,7 @@ class LocalModel(Model):
         self._transformer = network[0]
         self._device = torch.device(device)
         self._dtype = weights
-        own = longest_inputs(network)
-        limits = {input_type: min(limit, max_tokens or limit) for input_type, limit in own.items()}
+        limits = {which: min(limit, max_tokens or limit) for which, limit in longest_inputs(network).items()}
         tokenises = network.tokenizer.backend_tokenizer
         self._whole = tokeniser(tokenises)
         ways: tuple[Truncate, ...] = ("end", "start")
@@ -109,7 +108,7 @@ class LocalModel(Model):
         dtype_name = str(weights).removeprefix("torch.")
         self.info = ModelInfo(
             name=name or Path(path).name,
-            revision=f"{revision_of(path, network)}-{dtype_name}" + (f"-{max_tokens}" if limits != own else ""),
+            revision=f"{revision_of(path, network)}-{dtype_name}",
             dim=int(network.get_embedding_dimension()),
             max_tokens=limits[None],
             vocab_size=int(network[0].model.get_input_embeddings().num_embeddings),
@@ -316,7 +315,7 @@ class LocalModel(Model):
     async def warm_up(self, max_batch_tokens: int, forwards: int) -> None:
         """See Model. On CUDA also captures the graphs of small batches."""
         if self._gpu is not None:
-            shape = (forwards, self.info.max_tokens, self._first_position, max_batch_tokens)
+            shape = (forwards, self.info.longest, self._first_position, max_batch_tokens)
             await self._forward_threads.run(self._gpu.capture, *shape)
         await super().warm_up(max_batch_tokens, forwards)
 

@@ -28,7 +28,7 @@ class ModelInfo:
 
     Attributes:
         name: as configured.
-        revision: changes whenever the vectors may: part of every cache key.
+        revision: changes whenever the vectors of what is read may: part of every cache key, as the limit is.
         dim: length of a full vector.
         max_tokens: longest input in tokens, special tokens included.
         vocab_size: token ids are in [0, vocab_size).
@@ -49,6 +49,11 @@ class ModelInfo:
     dtype: str
     default_prompt: str = ""
     max_tokens_of: dict[InputType, int] = field(default_factory=dict)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest input of any type."""
+        return max(self.max_tokens, *self.max_tokens_of.values())
 
     def limit(self, input_type: InputType | None) -> int:
         """Tokens of the longest input of a type, special tokens included."""
@@ -135,7 +140,7 @@ class Model(ABC):
             max_batch_tokens: tokens of the largest batch.
             forwards: how many will be in flight.
         """
-        limit, short = self.info.max_tokens, min(16, self.info.max_tokens)
+        limit, short = self.info.longest, min(16, self.info.longest)
         for length, texts in ((limit, max_batch_tokens // limit), (short, max_batch_tokens // short), (short, 1)):
             batch = [Tokens([0] * length)] * max(1, texts)
             await asyncio.gather(*(self.forward(batch) for _ in range(forwards)))
