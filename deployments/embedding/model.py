@@ -53,7 +53,7 @@ class ModelInfo:
     @property
     def longest(self) -> int:
         """Tokens of the longest input of any type."""
-        return max(self.max_tokens, *self.max_tokens_of.values())
+        return max([self.max_tokens, *self.max_tokens_of.values()])
 
     def limit(self, input_type: InputType | None) -> int:
         """Tokens of the longest input of a type, special tokens included."""
