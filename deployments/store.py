@@ -117,7 +117,8 @@ class Store:
             await asyncio.sleep(pause_s)
 
     def __del__(self) -> None:
-        if hasattr(self, "_tending"):
-            self._tending.cancel()
+        tending = self.__dict__.pop("_tending", None)
+        if tending is not None:  # the first time: Serve calls this, and Python again
+            tending.cancel()
             self._worker.submit(self._memories.close)
         self._worker.shutdown(wait=True)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,11 @@ async def test_background_work_waits_while_calls_do_but_not_for_ever(
 async def test_a_callers_mistake_is_answered_as_a_value(app: LocalApp) -> None:
     answer = await app.store.run.remote(Memories.get, "default", "nobody", "none")
     assert (type(answer).__name__, answer.param) == ("NotFound", "user_id")
+
+
+async def test_a_replica_that_is_ended_twice_ends_once(tmp_path: Path) -> None:
+    """By Serve, and by Python when nobody holds it any more."""
+    app = await LocalApp.start(tmp_path)
+    for _ in range(2):
+        app.store.deployment.__del__()
+    await app.model.engine.close()
