@@ -63,7 +63,7 @@ def add_tei(api: FastAPI, gateway: Gateway) -> None:
         body = schemas.parse(schemas_tei.SimilarityRequest, await read_body(request, gateway.max_body_bytes))
         texts = [body.inputs.source_sentence, *body.inputs.sentences]
         try:
-            result = await gateway.vectors.of_prompted(texts, body.parameters, _sentence)
+            result = await gateway.vectors.of_prompted(texts, body.parameters or schemas_tei.Prompted(), _sentence)
         except InvalidRequest as error:
             if error.param != "prompt_name":
                 raise

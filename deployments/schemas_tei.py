@@ -13,7 +13,7 @@ from deployments.schemas import MAX_INPUTS, Ids, Inputs, RequestBody, Within, as
 class Prompted(RequestBody):
     """How texts-embeddings-inference prepares inputs: without a name of a prompt by the model's default."""
 
-    truncate: bool = False
+    truncate: bool | None = None
     truncation_direction: Literal["right", "Right", "left", "Left"] = "right"
     prompt_name: str | None = None
 
@@ -61,7 +61,7 @@ class SimilarityRequest(RequestBody):
     """`POST /similarity`, as text-embeddings-inference has it."""
 
     inputs: Annotated[Sentences, Within()]
-    parameters: Annotated[Prompted, Within()] = Field(default_factory=Prompted)
+    parameters: Annotated[Prompted, Within()] | None = None
 
 
 class TokenizeRequest(RequestBody):

@@ -47,10 +47,7 @@ class Vectors:
             known = ", ".join(map(repr, sorted(info.prompts))) or "none"
             raise InvalidRequest(f"The model has no prompt {name!r}; it has {known}.", "prompt_name")
         prompt = info.default_prompt if name is None else info.prompts[name]
-        try:
-            return await self._embedder.embed(inputs, prompt, how.cuts(), path_of)
-        finally:
-            self._metrics.embed(self.queued_tokens)
+        return await self._embed_prompted(inputs, prompt, None, how.cuts(), path_of)
 
     async def of_search(self, body: schemas.SearchRequest) -> np.ndarray:
         """(dim,) float32: the caller's own, or the query's."""
@@ -81,9 +78,20 @@ class Vectors:
     async def _embed(
         self, inputs: Inputs, input_type: InputType | None, truncate: Truncate, path_of: PathOf, *, cached: bool = True
     ) -> EmbedResult:
-        info = await self._embedder.info()
+        prompt = _prompt(await self._embedder.info(), input_type)
+        return await self._embed_prompted(inputs, prompt, input_type, truncate, path_of, cached=cached)
+
+    async def _embed_prompted(
+        self,
+        inputs: Inputs,
+        prompt: str,
+        input_type: InputType | None,
+        truncate: Truncate,
+        path_of: PathOf,
+        *,
+        cached: bool = True,
+    ) -> EmbedResult:
         try:
-            prompt = _prompt(info, input_type)
             return await self._embedder.embed(inputs, prompt, truncate, path_of, input_type=input_type, cached=cached)
         finally:
             self._metrics.embed(self.queued_tokens)

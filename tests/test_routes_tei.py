@@ -60,8 +60,8 @@ async def test_similarity_is_the_cosine_to_each_sentence(api: httpx.AsyncClient)
     source, *others = await embeddings(api, input=["green tea", *inputs["sentences"]])
     assert np.allclose(answer.json(), np.stack(others) @ source, atol=1e-5)
     assert answer.json()[0] == pytest.approx(1)
-    parameters = {"prompt_name": "query", "truncate": True}
-    assert (await api.post("/similarity", json={"inputs": inputs, "parameters": parameters})).status_code == 200
+    for parameters in ({"prompt_name": "query", "truncate": True}, {"truncate": None}, None):
+        assert (await api.post("/similarity", json={"inputs": inputs, "parameters": parameters})).status_code == 200
 
 
 async def test_tokenize_and_decode(api: httpx.AsyncClient) -> None:
@@ -82,6 +82,13 @@ async def test_tokenize_splits_many_texts_in_their_order(api: httpx.AsyncClient)
     answer = (await api.post("/tokenize", json={"inputs": texts})).json()
     assert [tokens[0]["text"] for tokens in answer] == [f"text{n}" for n in range(20)]
     assert {len(tokens) for tokens in answer} == {3001}
+
+
+async def test_decode_joins_many_lists_in_their_order(api: httpx.AsyncClient) -> None:
+    lists = [[n] + [7] * 5000 for n in range(30)]  # several groups
+    answer = (await api.post("/decode", json={"ids": lists})).json()
+    assert [text.split()[0] for text in answer] == [f"<{n}>" for n in range(30)]
+    assert {len(text.split()) for text in answer} == {5001}
 
 
 async def test_info_says_what_is_served(api: httpx.AsyncClient) -> None:

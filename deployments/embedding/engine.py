@@ -374,7 +374,10 @@ class Engine:
             InvalidRequest: a token id outside the vocabulary; `param` names the list. The tokeniser is not here.
         """
         self._check(EmbedRequest([list(sequence) for sequence in ids]))
-        return await self.model.decode(ids)
+        answer = []
+        for start, end in runs(map(len, ids), _TOKENISE_CHARACTERS):
+            answer += await self.model.decode(ids[start:end])
+        return answer
 
     async def warm_up(self) -> None:
         """Run the shapes that a batch can have, up to the full budget: the first caller does not pay for them."""
