@@ -247,3 +247,13 @@ async def test_an_integer_beyond_64_bits_is_refused_however_it_comes(api: httpx.
     refused = [(answer.status_code, answer.json()["error"]["param"]) for answer in answers]
     assert refused == [(400, "metadata"), (400, "lines.0.metadata.k"), (400, "lines.0.metadata.k")]
     assert (await api.get("/v1/users/ann")).json()["memories"] == 0
+
+
+@pytest.mark.parametrize(("vector", "param"), [("", "lines.0"), (f', "vector": {[1.0] * DIM}', "lines.0.metadata.k")])
+async def test_an_imported_number_that_is_not_finite_is_called_that(
+    api: httpx.AsyncClient, vector: str, param: str
+) -> None:
+    line = '{"id": "1", "text": "a", "metadata": {"k": 1e999}' + vector + "}"
+    error = (await api.post("/v1/users/ann/import", content=line)).json()["error"]
+    assert (error["param"], error["code"]) == (param, None)
+    assert "not finite" in error["message"]
