@@ -3,7 +3,7 @@
 Everything in an encoder but its attention works token by token, so a batch of mixed lengths costs what its real tokens
 cost. The model's own modules run; only the function that its attention layers call is exchanged, through the interface
 that transformers has for it. On CUDA in half precision that function is torch's variable-length flash attention; on CPU
-it is one dense attention for each length that occurs in the batch, rounded up to a multiple of `TILE`.
+it is a dense attention of texts laid out in tiles (tiling.py).
 
 Whether a model gives the same vectors so is not guessed: LocalModel runs a few texts both ways and compares.
 """
@@ -17,33 +17,14 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from deployments.embedding import torchscript
+from deployments.embedding import tiling
 from deployments.embedding.model import Tokens
+from deployments.embedding.tiling import TILE, Tiles
 
 IMPLEMENTATION = "memserve_unpadded"
-# Attention on CPU pads texts to a multiple of so many tokens, and nothing else does: it is called less often than there
-# are lengths, and in half precision takes half as long where a length is a multiple of the matrix units' 16 rows.
-TILE = 16
-
-
-class Tiles(NamedTuple):
-    """The texts of a batch by their lengths, rounded up to a multiple of `TILE`; all of one width are one tile.
-
-    Attributes:
-        shapes: (tiles, 2) int64, texts and width of each.
-        taken: (places,) int64, the token in each place of each tile, tile after tile; any in a padded one.
-        bias: (places,) in the dtype of the weights, 0, or minus infinity in a padded one.
-        source: (tokens,) int64, the place of each token; any of a token that is filler.
-    """
-
-    shapes: torch.Tensor
-    taken: torch.Tensor
-    bias: torch.Tensor
-    source: torch.Tensor
 
 
 class Spans(NamedTuple):
@@ -146,33 +127,6 @@ def room(flat: Flat, tokens: int, texts: int, longest: int) -> bool:
     return len(flat.ids) <= tokens and len(flat.bounds) - 1 + filler <= texts and flat.longest <= longest
 
 
-def tiles(flat: Flat, dtype: torch.dtype) -> Tiles:
-    """The tiles of a batch, without its filler.
-
-    Args:
-        dtype: of the weights.
-    """
-    lengths = np.diff(flat.bounds)[flat.place]
-    starts = flat.bounds[flat.place]
-    widths = -(-lengths // TILE) * TILE
-    source = np.zeros(len(flat.ids), np.int64)
-    shapes, taken, hidden = [], [], []
-    begin = 0
-    for width in np.unique(widths).tolist():
-        of_tile = widths == width
-        length = lengths[of_tile, None]
-        offsets = np.arange(width)
-        tokens = starts[of_tile, None] + np.minimum(offsets, length - 1)  # (texts, width)
-        padded = offsets >= length
-        source[tokens[~padded]] = begin + np.flatnonzero(~padded)
-        shapes.append(tokens.shape)
-        taken.append(tokens.ravel())
-        hidden.append(padded.ravel())
-        begin += tokens.size
-    bias = torch.zeros(begin, dtype=dtype).masked_fill_(torch.from_numpy(np.concatenate(hidden)), -torch.inf)
-    return Tiles(torch.tensor(shapes), torch.from_numpy(np.concatenate(taken)), bias, torch.from_numpy(source))
-
-
 def features(flat: Flat, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What sentence-transformers' modules are given: tensors with a batch dimension of one, on the device.
 
@@ -180,12 +134,15 @@ def features(flat: Flat, device: torch.device, dtype: torch.dtype) -> dict[str, 
         dtype: of the weights.
     """
     bounds = torch.from_numpy(flat.bounds).to(device)
+    layout: Tiles | Spans = Spans(bounds, flat.longest)
+    if device.type == "cpu":
+        layout = tiling.tiles(flat.bounds, flat.place, len(flat.ids), dtype)
     return as_features(
         torch.from_numpy(flat.ids).to(device),
         torch.from_numpy(flat.positions).to(device),
         torch.from_numpy(flat.text_of).to(device),
         bounds,
-        tiles(flat, dtype) if device.type == "cpu" else Spans(bounds, flat.longest),
+        layout,
     )
 
 
@@ -262,7 +219,7 @@ def attend(
         reach = options["sliding_window"] - 1
     if isinstance(layout, Tiles):
         q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # (tokens, heads, head_dim)
-        return _by_tile(q, k, v, *layout, scaling, is_causal, reach)[None], None
+        return tiling.attend(q, k, v, *layout, scaling, is_causal, reach)[None], None
     from torch.nn.attention.varlen import varlen_attn
 
     unusual: dict[str, Any] = {}
@@ -282,57 +239,3 @@ def attend(
         **unusual,
     )
     return cast(torch.Tensor, mixed)[None], None
-
-
-@torchscript.script
-def _by_tile(  # noqa: PLR0917 - TorchScript does not record a call by keyword
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    shapes: torch.Tensor,
-    taken: torch.Tensor,
-    bias: torch.Tensor,
-    source: torch.Tensor,
-    scale: float | None,
-    is_causal: bool,
-    reach: int | None,
-) -> torch.Tensor:
-    """Attention of each text to itself. As TorchScript, a recorded forward holds the loop for any number of tiles.
-
-    Args:
-        query, key, value: (tokens, heads, head_dim); key and value may have fewer heads.
-        shapes, taken, bias, source: see Tiles.
-
-    Returns:
-        (tokens, heads, head_dim).
-    """
-    bias = bias.to(query.dtype)  # which a model may have raised
-    grouped = query.size(1) != key.size(1)
-    parts: list[torch.Tensor] = []
-    begin = 0
-    for tile in range(shapes.size(0)):
-        texts, width = int(shapes[tile, 0]), int(shapes[tile, 1])
-        end = begin + texts * width
-        q, k, v = query, key, value
-        if shapes.size(0) > 1 or texts > 1 or width != query.size(0):  # else it is all there is, and lies as it should
-            of_tile = taken[begin:end]
-            q, k, v = q.index_select(0, of_tile), k.index_select(0, of_tile), v.index_select(0, of_tile)
-        mask: torch.Tensor | None = None
-        if not is_causal:  # what pads is behind a text: causal tokens see none
-            mask = bias[begin:end].view(texts, 1, 1, width)
-            if reach is not None:
-                offsets = torch.arange(width)
-                mask = mask.masked_fill((offsets[:, None] - offsets[None]).abs() > reach, -torch.inf)
-        out = scaled_dot_product_attention(
-            q.unflatten(0, (texts, width)).transpose(1, 2),
-            k.unflatten(0, (texts, width)).transpose(1, 2),
-            v.unflatten(0, (texts, width)).transpose(1, 2),
-            attn_mask=mask,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=grouped,
-        )
-        parts.append(out.transpose(1, 2).flatten(0, 1))
-        begin = end
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return out.index_select(0, source)

@@ -1,10 +1,10 @@
-"""Attention over texts that lie end to end, by tile, against plain attention of each text."""
+"""Attention over texts that lie end to end, against plain attention of each text."""
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from deployments.embedding import unpadded
+from deployments.embedding import tiling, unpadded
 from deployments.embedding.model import Tokens
 
 LENGTHS = [5, 33, 16, 1, 17, 5, 40, 16, 12]
@@ -14,16 +14,8 @@ def flat_of(lengths: list[int]) -> unpadded.Flat:
     return unpadded.flatten([Tokens([7] * length) for length in lengths], 0)
 
 
-def test_tiles_hold_every_token_once() -> None:
-    flat = unpadded.fill(flat_of(LENGTHS), 200, 14, 48)  # empty texts in front, others behind: filler is in no tile
-    shapes, taken, bias, source = unpadded.tiles(flat, torch.bfloat16)
-    assert shapes.tolist() == [[6, 16], [1, 32], [2, 48]]
-    assert bias.dtype == torch.bfloat16
-    real = sum(LENGTHS)
-    assert taken[source[:real]].tolist() == list(range(real))
-    assert sorted(source[:real].tolist()) == torch.nonzero(bias == 0).ravel().tolist()
-    assert torch.isneginf(bias).sum() == 6 * 16 + 32 + 2 * 48 - real
-    assert len(source) == 200 and source.max() < len(taken) == len(bias)
+def layout_of(flat: unpadded.Flat, dtype: torch.dtype) -> tiling.Tiles:
+    return tiling.tiles(flat.bounds, flat.place, len(flat.ids), dtype)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +23,7 @@ def test_tiles_hold_every_token_once() -> None:
     [(False, None, 4), (True, None, 4), (False, 3, 4), (False, None, 2)],
     ids=["plain", "causal", "window", "grouped"],
 )
-@pytest.mark.parametrize("lengths", [LENGTHS, [12], [16], [12, 20], [4, 11], [15, 16]], ids=str)
+@pytest.mark.parametrize("lengths", [LENGTHS, [12], [16], [12, 20], [4, 11], [15, 16], [40], [48], [33, 40]], ids=str)
 def test_each_text_attends_to_itself_alone(lengths: list[int], causal: bool, reach: int | None, key_heads: int) -> None:
     """Also a text alone, which lies as it should when it is rounded up and is not gathered, and what looks like one."""
     flat = unpadded.round_up(flat_of(lengths))
@@ -45,7 +37,7 @@ def test_each_text_attends_to_itself_alone(lengths: list[int], causal: bool, rea
         key,
         value,
         None,
-        layout=unpadded.tiles(flat, torch.float32),
+        layout=layout_of(flat, torch.float32),
         is_causal=causal,
         sliding_window=None if reach is None else reach + 1,
     )
@@ -79,7 +71,7 @@ def test_filler_behind_a_batch_changes_no_text(dtype: torch.dtype) -> None:
     def attended(one: unpadded.Flat) -> torch.Tensor:
         tokens = len(one.ids)
         heads = (x[:, :, :tokens] for x in (query, key, value))
-        out, _ = unpadded.attend(torch.nn.Module(), *heads, None, layout=unpadded.tiles(one, dtype))
+        out, _ = unpadded.attend(torch.nn.Module(), *heads, None, layout=layout_of(one, dtype))
         assert out.shape == (1, tokens, 4, 8)
         return out
 
