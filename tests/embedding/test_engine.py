@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from deployments.embedding.engine import BatchStats, EmbedRequest, EmbedResult, Engine
 from deployments.embedding.fake import FakeModel
-from deployments.embedding.model import InputType, Tokens, Truncate
+from deployments.embedding.model import InputType, Model, Tokens, Truncate
 from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, Unavailable, UpstreamFailed
 
 
@@ -59,6 +61,40 @@ async def expected(model: FakeModel, texts: list[str], prompt: str = "") -> np.n
 def result(answer: EmbedResult | Exception) -> EmbedResult:
     assert isinstance(answer, EmbedResult), answer
     return answer
+
+
+@pytest.mark.parametrize(
+    ("own_limit", "calls"),
+    [(None, [["a b c", "a b d"]]), (2, [["a b c"], ["a b d"]])],
+    ids=["one limit", "queries have one of their own"],
+)
+async def test_queries_and_documents_share_a_call_of_the_tokeniser_unless_they_are_cut_differently(
+    own_limit: int | None, calls: list[list[str]]
+) -> None:
+    model = FakeModel()
+    if own_limit is not None:
+        model.info = replace(model.info, max_tokens_of={"query": own_limit})
+    tokenise, seen = model.tokenise, []
+
+    async def noted(inputs: Sequence[str], *how: Any) -> list[Tokens | int]:
+        seen.append(list(inputs))
+        return await tokenise(inputs, *how)
+
+    model.tokenise = noted  # type: ignore[assignment, method-assign]
+    requests = [EmbedRequest(["a b c"], input_type="query"), EmbedRequest(["a b d"], input_type="document")]
+    query, document = map(result, await Engine(model).embed(requests))
+    assert seen == calls
+    assert (query.tokens.tolist(), document.tokens.tolist()) == ([own_limit or 3], [3])
+
+
+async def test_warm_up_runs_the_longest_input_of_any_kind_the_full_budget_and_a_short_text() -> None:
+    class Warmed(FakeModel):
+        warm_up = Model.warm_up
+
+    model = Warmed(max_tokens=64)
+    model.info = replace(model.info, max_tokens_of={"document": 100})
+    await Engine(model, max_batch_tokens=320, forwards_in_flight=2).warm_up()
+    assert model.batches == 2 * [[100] * 3] + 2 * [[16] * 20] + 2 * [[16]]
 
 
 async def test_vectors_come_in_the_order_of_the_inputs_over_many_forwards() -> None:
