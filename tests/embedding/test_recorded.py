@@ -142,7 +142,7 @@ def test_no_warning_is_lost_while_other_threads_run() -> None:
         for thread in threads:
             thread.start()
         for _ in range(150):
-            with pytest.raises(NotRecordable, match="^Converting a tensor to a NumPy array"):
+            with pytest.raises(NotRecordable, match=r"^Converting a tensor to a NumPy array"):
                 Recorded(by_a_copy, [], samples)
     finally:
         sys.setswitchinterval(interval)
