@@ -278,7 +278,11 @@ class LocalModel(Model):
             if self._rounds_up:
                 flat = unpadded.round_up(flat)
             features = unpadded.features(flat, self._device, self._dtype)
-            return self._to_host(self._vectors(features, prompt_tokens))[flat.place]
+            vectors = self._to_host(self._vectors(features, prompt_tokens))[flat.place]
+        if len(batch) > 1:  # what one text spoils, others may share a row with (tiling.py): alone they are themselves
+            for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
+                vectors[row] = self._run([batch[row]])[0]
+        return vectors
 
     def _vectors(self, features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
         """Run the model. Returns (texts, dim) on the device, in the dtype of the weights or, normalised, in float32."""

@@ -2,6 +2,7 @@
 
 A tile's rows are places for tokens. A text longer than `SHARED` has a row for itself. Shorter ones share rows, and a
 bias hides them from each other: what attention to a few tokens costs is the calls to matrix products, not their size.
+No bias hides a number that is not finite: one in a text spoils those that share its row, and no others.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Tiles(NamedTuple):
     Attributes:
         shapes: (tiles, 3) int64: rows and width of each, and how many biases a row has: one for each place that looks
             (width), or the same for all (1).
-        taken: (places,) int64, the token in each place of each row, tile after tile; any in a padded one.
+        taken: (places,) int64, the token in each place of each row, tile after tile; one of the row where it is padded.
         bias: (biases,) in the dtype of the weights, tile after tile; 0, or minus infinity where a place is not seen.
         source: (tokens,) int64, the place of each token; any of a token that is filler.
     """
@@ -64,6 +65,7 @@ def tiles(bounds: np.ndarray, texts: np.ndarray, tokens: int, dtype: torch.dtype
                 place, end = end, end + lengths[text]
                 token[index, place:end] = range(starts[text], starts[text] + lengths[text])
                 text_of[index, place:end] = text
+            token[index, end:] = token[index, end - 1]
         real = np.flatnonzero(text_of.ravel() >= 0)
         source[token.ravel()[real]] = begin + real
         looks = width if width <= SHARED else 1

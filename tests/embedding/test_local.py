@@ -202,6 +202,23 @@ async def test_positions_that_start_behind_the_padding_index_end_sooner(
     await model.close()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_a_text_that_overflows_spoils_no_other(tiny: Callable[..., Path], tmp_path: Path, dtype: str) -> None:
+    """Texts share the rows of an attention, and a bias hides no number that is none."""
+    network = encoder(tiny("bert"))
+    poison, *good = network.tokenizer.convert_tokens_to_ids(["poison", "one", "two", "three", "four"])
+    network[0].model.embeddings.word_embeddings.weight.data[poison] = torch.nan
+    network.save(str(tmp_path / "model"))
+    model = LocalModel(str(tmp_path / "model"), device="cpu", dtype=dtype)
+    assert not model.pads
+    others = [Tokens(good[: 1 + length % 4] * (1 + length % 5)) for length in range(12)] + [Tokens(good * 10)]
+    alone = np.concatenate([await model.forward([one]) for one in others])
+    together = await model.forward([Tokens([poison]), *others, Tokens([*good, poison])])
+    assert np.isnan(together[[0, -1]]).all()
+    assert cosines(together[1:-1], alone).min() > 1 - (1e-6 if dtype == "float32" else 1e-3)
+    await model.close()
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
 async def test_a_padding_token_that_a_text_holds_has_the_place_that_encode_gives_it(
     tiny: Callable[..., Path], kind: str

@@ -29,6 +29,13 @@ def test_a_place_sees_its_own_text_alone(lengths: list[int]) -> None:
     flat = unpadded.flatten([Tokens([7] * length) for length in lengths], 0)
     shapes, taken, bias, source = tiling.tiles(flat.bounds, flat.place, len(flat.ids), torch.float32)
     assert torch.equal(taken[source], torch.arange(len(flat.ids)))
+    begin = 0
+    for rows, width, _ in shapes.tolist():  # where a row ends early it goes on with a text of its own
+        own = torch.from_numpy(flat.text_of)[taken[begin : begin + rows * width]].view(rows, width)
+        begin += rows * width
+        for row in own:
+            _, lengths = torch.unique_consecutive(row, return_counts=True)
+            assert len(lengths) == len(row.unique())
     real = torch.zeros(len(taken), dtype=torch.bool)
     real[source] = True
     text_of = torch.where(real, torch.from_numpy(flat.text_of)[taken], -1)
