@@ -22,7 +22,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
 
-from deployments.embedding import packed, unpadded
+from deployments.embedding import packed, tiling, unpadded
 from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
 from deployments.embedding.recorded import NotRecordable, Recorded
 from deployments.embedding.revision import revision_of
@@ -279,9 +279,10 @@ class LocalModel(Model):
                 flat = unpadded.round_up(flat)
             features = unpadded.features(flat, self._device, self._dtype)
             vectors = self._to_host(self._vectors(features, prompt_tokens))[flat.place]
-        if len(batch) > 1:  # what one text spoils, others may share a row with (tiling.py): alone they are themselves
+        if len(batch) > 1:  # one that overflows spoils those that share its row (tiling.py): alone they are themselves
             for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
-                vectors[row] = self._run([batch[row]])[0]
+                if len(batch[row]) <= tiling.SHARED:
+                    vectors[row] = self._run([batch[row]])[0]
         return vectors
 
     def _vectors(self, features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:

@@ -34,8 +34,7 @@ def test_a_place_sees_its_own_text_alone(lengths: list[int]) -> None:
         own = torch.from_numpy(flat.text_of)[taken[begin : begin + rows * width]].view(rows, width)
         begin += rows * width
         for row in own:
-            _, lengths = torch.unique_consecutive(row, return_counts=True)
-            assert len(lengths) == len(row.unique())
+            assert len(row.unique_consecutive()) == len(row.unique())
     real = torch.zeros(len(taken), dtype=torch.bool)
     real[source] = True
     text_of = torch.where(real, torch.from_numpy(flat.text_of)[taken], -1)
