@@ -27,7 +27,7 @@ from sentence_transformers import SentenceTransformer
 from benchmarks import machine
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import DEFAULT_MODEL, load_model, resolve
-from deployments.embedding.local import LocalModel
+from deployments.embedding.local.model import LocalModel
 from deployments.embedding.model import Tokens
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -54,7 +54,7 @@ async def engine_rows(options: argparse.Namespace) -> Found:
     from benchmarks.engine_sweep import CLIENTS, WORDS, matrix_flops, run_engine
     from deployments.embedding.engine import Engine
     from deployments.embedding.load import load_model, resolve
-    from deployments.embedding.local import LocalModel
+    from deployments.embedding.local.model import LocalModel
     from deployments.embedding.model import Tokens
 
     model = load_model("local", options.model, device=options.device)

@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks import machine
 from store import Append, IndexOptions, NewMemory, Search, SearchResult, Store
-from store.index import UserIndex, normalised
-from store.reading import NEVER, Changes
+from store.index.user_index import UserIndex, normalised
+from store.log.reading import NEVER, Changes
 
 DIM = 384
 T = "default"

@@ -33,8 +33,8 @@ import yaml
 from pydantic import ValidationError
 
 from deployments.embedding.load import resolve
-from deployments.environment import CONTROLLER_CALLBACK, ENVIRONMENT
 from deployments.errors import MemserveError
+from deployments.serving.environment import CONTROLLER_CALLBACK, ENVIRONMENT
 from deployments.settings import LIVE, ModelSettings, Settings, absolute_log_url, explain, live, load
 
 PR_SET_PDEATHSIG = 1
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
 
 def _print_environment() -> None:
     environment = dict(ENVIRONMENT)
-    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('deployments.controller') is None)"
+    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('deployments.serving.controller') is None)"
     if subprocess.run([sys.executable, "-P", "-c", find], cwd="/", stderr=subprocess.DEVNULL, check=False).returncode:
         del environment[CONTROLLER_CALLBACK]
         print(

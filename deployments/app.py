@@ -16,8 +16,8 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.embedder import Embedder
 from deployments.gateway import Gateway
+from deployments.serving.sizing import fit
 from deployments.settings import EmbedderSettings, GatewaySettings, StoreSettings, absolute_log_url, explain, load
-from deployments.sizing import fit
 from deployments.store import Store
 
 APP_NAME = "memserve"
@@ -92,4 +92,4 @@ def _options(replicas: EmbedderSettings | GatewaySettings | StoreSettings) -> di
 
 
 def _policy(name: str, targets: dict[str, float]) -> AutoscalingPolicy:
-    return AutoscalingPolicy(policy_function=f"deployments.autoscaling:{name}", policy_kwargs=targets)
+    return AutoscalingPolicy(policy_function=f"deployments.serving.autoscaling:{name}", policy_kwargs=targets)

@@ -11,14 +11,14 @@ from typing import Any
 import ray
 from ray import serve
 
-from deployments.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, BusyTime
 from deployments.embedding.engine import EmbedRequest, EmbedResult, Engine
 from deployments.embedding.load import load_model
 from deployments.embedding.model import ModelInfo, TextToken
 from deployments.errors import MemserveError
-from deployments.garbage import collect_old_seldom
-from deployments.live import Live
 from deployments.metrics import EmbedderMetrics
+from deployments.serving.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, BusyTime
+from deployments.serving.garbage import collect_old_seldom
+from deployments.serving.live_settings import Live
 from deployments.settings import Settings
 
 # What one call carries, and what it is answered: a result or an error for each request, in order.
@@ -73,7 +73,7 @@ class Embedder:
         return [asyncio.create_task(self._engine.embed(call)) for call in calls]
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve asks for each second, for deployments/autoscaling.py."""
+        """What Serve asks for each second, for deployments/serving/autoscaling.py."""
         stats, busy = self._engine.stats(), self._busy.share()
         self._metrics.state(stats, busy)
         return {WAITING_TOKENS: stats.queued_tokens, DRAIN_RATE: stats.drain_rate, BUSY: busy}

@@ -1,8 +1,8 @@
 """The Gateway deployment: the HTTP ingress and the handle API. Validates, coalesces, calls.
 
 Bad input is refused here, before it joins a batch with anybody else's. Nothing is acknowledged before the log has
-committed it. The routes (deployments/routes.py) and the handle API are two ways into the same few methods, so that both
-have the same validation and the same errors.
+committed it. The routes (deployments/api/build.py) and the handle API are two ways into the same few methods, so that
+both have the same validation and the same errors.
 """
 
 import asyncio
@@ -16,19 +16,21 @@ import numpy as np
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
-from deployments import metrics, protocol, schemas
-from deployments.autoscaling import WAITING_TOKENS
-from deployments.calls import EmbedderCalls, StoreCalls
+from deployments import metrics
+from deployments.api.build import build_api
+from deployments.calls.embedder import EmbedderCalls, StoreCalls
+from deployments.calls.transfer import Piece, export_pieces, import_pieces, one_line
+from deployments.calls.vectors import PathOf, Vectors, join
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, TextToken, Truncate
 from deployments.errors import InvalidRequest, MemserveError, Unavailable
-from deployments.garbage import collect_old_seldom
-from deployments.live import Live
-from deployments.origin import Origin
-from deployments.routes import build_api
+from deployments.requests import bodies
+from deployments.requests.origin import Origin
+from deployments.serving import protocol
+from deployments.serving.autoscaling import WAITING_TOKENS
+from deployments.serving.garbage import collect_old_seldom
+from deployments.serving.live_settings import Live
 from deployments.settings import EmbedderSettings, Settings
-from deployments.transfer import Piece, export_pieces, import_pieces, one_line
-from deployments.vectors import PathOf, Vectors, join
 from store import (
     Append,
     AppendResult,
@@ -102,7 +104,7 @@ class Gateway:
         return build_api(self, on_error=metrics.count_error)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve asks for each second, for deployments/autoscaling.py: most of a backlog waits here."""
+        """What Serve asks for each second, for deployments/serving/autoscaling.py: most of a backlog waits here."""
         waiting = self.vectors.queued_tokens
         self._metrics.queue(waiting)
         return {WAITING_TOKENS: waiting}
@@ -131,7 +133,7 @@ class Gateway:
             "truncate": truncate,
             "dimensions": dimensions,
         }
-        body = schemas.check(schemas.EmbeddingsRequest, values)
+        body = bodies.check(bodies.EmbeddingsRequest, values)
         result = await self.vectors.of_inputs(body, lambda n: f"input.{n}")
         return outputs.cut(result.vectors, body.dimensions)
 
@@ -153,10 +155,10 @@ class Gateway:
             InvalidRequest: `param` names the field. store.Conflict: an id is taken by other content.
         """
         items = [{"text": item} if isinstance(item, str) else item for item in _items(memories, "memories")]
-        body = schemas.check(schemas.AddRequest, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
+        body = bodies.check(bodies.AddRequest, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
         groups = [(_new_user(user_id), body.items())]
         (result,) = await self.append(groups, body, lambda n: f"memories.{n}", origin or Origin.fresh())
-        return [schemas.appended(entry) for entry in result.memories]
+        return [bodies.appended(entry) for entry in result.memories]
 
     async def add_many(
         self, memories: Sequence[Mapping[str, Any]], *, origin: Origin | None = None, **options: Any
@@ -169,7 +171,7 @@ class Gateway:
         Raises:
             InvalidRequest, store.Conflict: `param` names the memory by its position.
         """
-        body = schemas.check(schemas.AddManyRequest, {"memories": _items(memories, "memories"), **options})
+        body = bodies.check(bodies.AddManyRequest, {"memories": _items(memories, "memories"), **options})
         return await self.append_many(body, origin or Origin.fresh())
 
     async def search(self, user_id: str, query: str | None = None, **options: Any) -> list[dict[str, Any]]:
@@ -178,20 +180,20 @@ class Gateway:
         Returns:
             memories with their score (cosine similarity), best first.
         """
-        body = schemas.check(schemas.SearchRequest, {"query": query, **options})
-        return [schemas.memory(found) for found in (await self.find(_user(user_id), body)).results]
+        body = bodies.check(bodies.SearchRequest, {"query": query, **options})
+        return [bodies.memory(found) for found in (await self.find(_user(user_id), body)).results]
 
     async def get(self, user_id: str, memory_id: str, **options: Any) -> Fields:
         """One memory, with its vector if `include_vectors`. Raises store.NotFound."""
-        path, query = _memory(user_id, memory_id), schemas.check(schemas.GetQuery, options)
+        path, query = _memory(user_id, memory_id), bodies.check(bodies.GetQuery, options)
         vector = query.include_vectors
-        return schemas.memory(await self._store.run_warm(Memories.get, TENANT, *path, include_vector=vector))
+        return bodies.memory(await self._store.run_warm(Memories.get, TENANT, *path, include_vector=vector))
 
     async def list(self, user_id: str, **options: Any) -> Fields:
         """`{memories, next_cursor}`: a page of one user's memories; the options are those of ListQuery."""
-        query = schemas.check(schemas.ListQuery, options)
+        query = bodies.check(bodies.ListQuery, options)
         page = await self._store.run_warm(Memories.list, TENANT, _user(user_id), **query.model_dump())
-        return {"memories": [schemas.memory(found) for found in page.memories], "next_cursor": page.next_cursor}
+        return {"memories": [bodies.memory(found) for found in page.memories], "next_cursor": page.next_cursor}
 
     async def update(self, user_id: str, memory_id: str, *, origin: Origin | None = None, **changes: Any) -> Fields:
         """Change a memory's text, metadata or expires_at, those that are given; with `if_version` only that version.
@@ -203,7 +205,7 @@ class Gateway:
         """
         origin = origin or Origin.fresh()
         path = _memory(user_id, memory_id)
-        given = schemas.check(schemas.UpdateRequest, changes).model_dump(exclude_unset=True)
+        given = bodies.check(bodies.UpdateRequest, changes).model_dump(exclude_unset=True)
         while True:
             try:
                 changed = await self._store.write(
@@ -218,7 +220,7 @@ class Gateway:
                 if error.code != "version_mismatch" or "if_version" in given:
                     raise
             else:
-                return schemas.memory(changed)
+                return bodies.memory(changed)
 
     async def delete(self, user_id: str, memory_id: str, *, origin: Origin | None = None) -> None:
         """Delete one memory of one user. Raises store.NotFound."""
@@ -227,7 +229,7 @@ class Gateway:
 
     async def delete_where(self, user_id: str, filter: Mapping[str, Any], *, origin: Origin | None = None) -> int:
         """Delete the memories of one user that match. Returns how many."""
-        body = schemas.check(schemas.DeleteRequest, {"filter": filter})
+        body = bodies.check(bodies.DeleteRequest, {"filter": filter})
         write_id = (origin or Origin.fresh()).write_id
         return await self._store.write(Memories.delete_where, TENANT, _user(user_id), body.filter, write_id=write_id)
 
@@ -240,18 +242,18 @@ class Gateway:
     async def history(self, user_id: str, memory_id: str) -> Rows:
         """The states of one memory, oldest first: `{event, at, version, text, metadata}`. Raises store.NotFound."""
         events = await self._store.run_warm(Memories.history, TENANT, *_memory(user_id, memory_id))
-        return [schemas.history_event(event) for event in events]
+        return [bodies.history_event(event) for event in events]
 
     async def user(self, user_id: str) -> Fields:
         """`{user_id, memories, version, bytes, index, resident}`; all empty for a user that never was."""
         stats = await self._store.run_warm(Memories.user, TENANT, _user(user_id))
-        return {**schemas.user_in_log(stats), "index": stats.index, "resident": stats.resident}
+        return {**bodies.user_in_log(stats), "index": stats.index, "resident": stats.resident}
 
     async def users(self, **options: Any) -> Fields:
         """`{users, next_cursor}`: a page of the users that have memories; the options are those of UsersQuery."""
-        query = schemas.check(schemas.UsersQuery, options)
+        query = bodies.check(bodies.UsersQuery, options)
         page = await self._store.run(Memories.users, TENANT, **query.model_dump())
-        return {"users": [schemas.user_in_log(stats) for stats in page.users], "next_cursor": page.next_cursor}
+        return {"users": [bodies.user_in_log(stats) for stats in page.users], "next_cursor": page.next_cursor}
 
     async def export(self, user_id: str) -> AsyncIterator[bytes]:
         """NDJSON of one user's memories, some lines at a time; over a handle with `options(stream=True)`."""
@@ -266,7 +268,7 @@ class Gateway:
     async def import_lines(
         self, user_id: str, lines: Sequence[str | bytes | Mapping[str, Any]], *, origin: Origin | None = None
     ) -> Fields:
-        """Import lines of NDJSON, or mappings in their place. `{imported, unchanged}`; see deployments/transfer.py."""
+        """Import lines of NDJSON, or mappings in their place. `{imported, unchanged}`; see calls/transfer.py."""
 
         items = _items(lines, "lines")
 
@@ -292,8 +294,8 @@ class Gateway:
 
     async def append(
         self,
-        groups: Sequence[tuple[str, Sequence[schemas.NewMemory]]],
-        options: schemas.AddRequest | schemas.AddManyRequest,
+        groups: Sequence[tuple[str, Sequence[bodies.NewMemory]]],
+        options: bodies.AddRequest | bodies.AddManyRequest,
         path_of: PathOf,
         origin: Origin,
     ) -> Sequence[AppendResult]:
@@ -330,9 +332,9 @@ class Gateway:
         try:
             return await self._store.append(appends)
         except StoreError as error:
-            raise _renamed(error, path_of, one_user=isinstance(options, schemas.AddRequest)) from error
+            raise _renamed(error, path_of, one_user=isinstance(options, bodies.AddRequest)) from error
 
-    async def append_many(self, body: schemas.AddManyRequest, origin: Origin) -> Rows:
+    async def append_many(self, body: bodies.AddManyRequest, origin: Origin) -> Rows:
         """Add memories of many users, grouped by user on their way and answered in their own order."""
         positions: defaultdict[str, Positions] = defaultdict(Positions)
         for position, item in enumerate(body.memories):
@@ -342,9 +344,9 @@ class Gateway:
         results = await self.append(groups, body, lambda n: f"memories.{order[n]}", origin)
         entries = [entry for result in results for entry in result.memories]
         answers = dict(zip(order, entries, strict=True))
-        return [{"user_id": item.user_id, **schemas.appended(answers[n])} for n, item in enumerate(body.memories)]
+        return [{"user_id": item.user_id, **bodies.appended(answers[n])} for n, item in enumerate(body.memories)]
 
-    async def find(self, user_id: str, body: schemas.SearchRequest) -> SearchResult:
+    async def find(self, user_id: str, body: bodies.SearchRequest) -> SearchResult:
         """The nearest memories of one user."""
         return await self._store.search(
             Search(
@@ -439,15 +441,15 @@ def _items(given: Any, param: str) -> list[Any]:
 
 
 def _new_user(user_id: str) -> str:
-    return schemas.check(schemas.NewUserPath, {"user_id": user_id}).user_id
+    return bodies.check(bodies.NewUserPath, {"user_id": user_id}).user_id
 
 
 def _user(user_id: str) -> str:
-    return schemas.check(schemas.UserPath, {"user_id": user_id}).user_id
+    return bodies.check(bodies.UserPath, {"user_id": user_id}).user_id
 
 
 def _memory(user_id: str, memory_id: str) -> tuple[str, str]:
-    path = schemas.check(schemas.MemoryPath, {"user_id": user_id, "memory_id": memory_id})
+    path = bodies.check(bodies.MemoryPath, {"user_id": user_id, "memory_id": memory_id})
     return path.user_id, path.memory_id
 
 

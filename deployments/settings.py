@@ -93,7 +93,7 @@ class CacheSettings(_Section):
 
 
 class Replicas(_Section):
-    """How many replicas of a deployment, and what each is given. What is None, deployments/sizing.py fills in."""
+    """How many replicas of a deployment, and what each is given. What is None, serving/sizing.py fills in."""
 
     min_replicas: int = Field(1, ge=0, description="replicas that are always there")
     max_replicas: int | None = Field(

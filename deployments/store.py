@@ -15,9 +15,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.autoscaling import BUSY, BusyTime
-from deployments.garbage import collect_old_seldom
-from deployments.live import Live
+from deployments.serving.autoscaling import BUSY, BusyTime
+from deployments.serving.garbage import collect_old_seldom
+from deployments.serving.live_settings import Live
 from deployments.settings import Settings
 from store import IndexOptions, Search, SearchResult, StoreError
 from store import Store as Memories
@@ -97,7 +97,7 @@ class Store:
         return found if isinstance(found, StoreError) else (self._name, found)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve asks for each second, for deployments/autoscaling.py."""
+        """What Serve asks for each second, for deployments/serving/autoscaling.py."""
         return {BUSY: self._busy.share()}
 
     async def _tend(self) -> None:

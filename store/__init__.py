@@ -10,7 +10,7 @@ from store.errors import (
     SchemaMismatch,
     StoreError,
 )
-from store.export import ExportCursor, ExportPage, Sent
+from store.log.export import ExportCursor, ExportPage, Sent
 from store.records import (
     DEFAULT_TENANT,
     KEEP,

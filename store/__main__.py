@@ -21,9 +21,9 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from store import maintenance, rows
 from store.errors import InvalidInput, LogUnavailable, StoreError
-from store.log import Log
+from store.log import maintenance, rows
+from store.log.database import Log
 from store.records import DEFAULT_TENANT
 from store.store import Store
 

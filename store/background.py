@@ -12,16 +12,16 @@ from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
-from store import reading, writes, writing
 from store.errors import LogDamaged, LogUnavailable
-from store.index import UserIndex
-from store.log import Log
-from store.reading import Position
-from store.resident import Resident
+from store.index.resident import Resident
+from store.index.snapshots import Name, Pending, Snapshots
+from store.index.user_index import UserIndex
+from store.log import reading, receipts, writing
+from store.log.database import Log
+from store.log.reading import Position
+from store.log.users import lock_users, save_users
+from store.log.vouching import vouch
 from store.searching import Searcher
-from store.snapshots import Name, Pending, Snapshots
-from store.users import lock_users, save_users
-from store.vouching import vouch
 
 _SWEEP_US = 15_000_000  # between two looks for what was erased elsewhere
 _SWEEP_OWN_US = 5_000_000  # where this store erased something
@@ -166,10 +166,10 @@ class Background:
     def _forget(self, now: int) -> bool:
         """Remove some records of writes that nobody sends again. True where there may be more."""
         with self._log.read() as connection:
-            if not writes.outdated(connection, now):
+            if not receipts.outdated(connection, now):
                 return False
         with self._log.write() as connection:
-            return writes.purge(connection, now, _FORGET) == _FORGET
+            return receipts.purge(connection, now, _FORGET) == _FORGET
 
     def _fold(self) -> bool:
         while self._unfolded:

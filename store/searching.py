@@ -22,14 +22,14 @@ import numpy as np
 import orjson
 from sqlalchemy import Connection
 
-from store import filters, reading, rows
 from store.errors import InvalidInput, LogDamaged, StoreError
-from store.index import Hits, Rows, UserIndex, normalised
-from store.log import Log, check_model
+from store.index.resident import Resident
+from store.index.snapshots import Snapshots
+from store.index.user_index import Hits, Rows, UserIndex, normalised
+from store.log import filters, reading, rows
+from store.log.database import Log, check_model
+from store.log.vouching import vouches
 from store.records import Filter, IndexOptions, Search, SearchResult, Vector
-from store.resident import Resident
-from store.snapshots import Snapshots
-from store.vouching import vouches
 
 
 class _Asked(NamedTuple):

@@ -22,11 +22,15 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from store import appending, export, filters, listing, reading, rows, updating, writes, writing
 from store.background import Background
 from store.errors import Conflict, InvalidInput, NotFound, StoreError
-from store.export import ExportCursor, ExportPage
-from store.log import Log, Synchronous
+from store.index.resident import Resident
+from store.index.snapshots import Snapshots
+from store.log import appending, export, filters, listing, reading, receipts, rows, updating, writing
+from store.log.database import Log, Synchronous
+from store.log.export import ExportCursor, ExportPage
+from store.log.schema import memories
+from store.log.users import Users
 from store.records import (
     KEEP,
     Append,
@@ -45,11 +49,7 @@ from store.records import (
     UserStats,
     Vector,
 )
-from store.resident import Resident
-from store.schema import memories
 from store.searching import Searcher
-from store.snapshots import Snapshots
-from store.users import Users
 
 
 class Store:
@@ -208,7 +208,7 @@ class Store:
                 writing.bury(connection, user, [key], now)
                 return [user.version]
 
-            (version,) = writes.once(connection, user.uid, "delete", bury, write_id=write_id, now=now)
+            (version,) = receipts.once(connection, user.uid, "delete", bury, write_id=write_id, now=now)
         self._background.removed(user.uid, whole=False)
         return int(version)
 
@@ -234,7 +234,7 @@ class Store:
                         writing.bury(connection, user, keys, now)
                     return [len(keys)]
 
-                (deleted,) = writes.once(connection, user.uid, "delete_where", bury, write_id=write_id, now=now)
+                (deleted,) = receipts.once(connection, user.uid, "delete_where", bury, write_id=write_id, now=now)
         except NotFound:
             return 0
         if deleted:
@@ -258,7 +258,7 @@ class Store:
             def erase() -> list[int]:
                 return [writing.erase(connection, user, now), user.version]
 
-            erased, version = writes.once(connection, user.uid, "erase", erase, write_id=write_id, now=now)
+            erased, version = receipts.once(connection, user.uid, "erase", erase, write_id=write_id, now=now)
         self._background.removed(user.uid, whole=True)
         return int(erased), int(version)
 

@@ -8,9 +8,9 @@ import httpx
 import numpy as np
 import orjson
 
-from deployments.calls import StoreCalls
+from deployments.calls.embedder import StoreCalls
 from deployments.errors import MemserveError
-from deployments.origin import Origin
+from deployments.requests.origin import Origin
 from store import Append as StoreAppend
 from store import NewMemory, StoreError
 from store import Search as StoreSearch

@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 from ray.exceptions import WorkerCrashedError
 
+from deployments.api.build import build_api
 from deployments.embedder import Embedder
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.fake import FakeModel
 from deployments.gateway import Gateway
-from deployments.routes import build_api
 from deployments.settings import Settings
 from deployments.store import Store
 from tests.documented import Document

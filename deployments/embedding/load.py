@@ -86,7 +86,7 @@ def load_model(
             max_retries=max_retries,
         )
     if provider == "local":
-        from deployments.embedding.local import LocalModel
+        from deployments.embedding.local.model import LocalModel
 
         return LocalModel(
             resolve(name),

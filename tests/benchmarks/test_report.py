@@ -20,8 +20,8 @@ from benchmarks.machine import _gap, missing, provenance, slug, stem
 from benchmarks.reference import BY_NAME, SERVERS, chosen
 from benchmarks.server import end, merged, parse_args, profile
 from benchmarks.suite import FULL, QUICK, most
+from deployments.serving.sizing import fit
 from deployments.settings import load
-from deployments.sizing import fit
 
 MACHINE = {
     "commit": "0123456789abcdef",

@@ -25,7 +25,7 @@ ARGS: dict[str, Any] = {
     "embedder": {"num_cpus": 0.15},
 }
 POLICY = {
-    "policy_function": "deployments.autoscaling:EmbedderPolicy",
+    "policy_function": "deployments.serving.autoscaling:EmbedderPolicy",
     "policy_kwargs": {"target_drain_s": 1.0, "target_busy": 0.8},
 }
 SETTLED_WITHIN_S = 90.0

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from store import Append, IndexOptions, LogUnavailable, NewMemory, NotFound, Search, SearchResult, Store, users
-from store.log import Log
-from store.maintenance import verify
+from store import Append, IndexOptions, LogUnavailable, NewMemory, NotFound, Search, SearchResult, Store
+from store.log import users
+from store.log.database import Log
+from store.log.maintenance import verify
 
 DIM = 8
 T = "default"

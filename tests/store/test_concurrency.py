@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from store import Append, AppendResult, Conflict, IndexOptions, LogUnavailable, NewMemory, Search, SearchResult, Store
-from store.log import Log
-from store.maintenance import verify
-
-from .conftest import DIM
+from store.log.database import Log
+from store.log.maintenance import verify
+from tests.store.conftest import DIM
 
 T = "default"
 EYE = np.eye(DIM, dtype=np.float32)

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from store import Append, LogUnavailable, NewMemory, NotFound, Search, Store
-from store.log import Log
-from store.maintenance import verify
-
-from .processes import memory, vector
+from store.log.database import Log
+from store.log.maintenance import verify
+from tests.store.processes import memory, vector
 
 T = "default"
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,10 @@ import pytest
 from sqlalchemy import update
 
 from store import Append, IndexOptions, LogDamaged, NewMemory, Search, SearchResult, Store
-from store.maintenance import compact, verify
-from store.rows import micros
-from store.schema import contents
-
-from .conftest import DIM, Clock
+from store.log.maintenance import compact, verify
+from store.log.rows import micros
+from store.log.schema import contents
+from tests.store.conftest import DIM, Clock
 
 T = "default"
 

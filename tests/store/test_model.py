@@ -29,9 +29,8 @@ from store import (
     SearchResult,
     Store,
 )
-
-from .conftest import DIM, Clock
-from .test_filters import matches
+from tests.store.conftest import DIM, Clock
+from tests.store.log.test_filters import matches
 
 VECTORS = np.random.default_rng(3).normal(size=(7, DIM)).astype(np.float32)
 USERS = [("a", "ann"), ("a", "bob"), ("b", "ann")]

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from store import Append, Appended, AppendResult, Conflict, NewMemory, Store, StoreError
-
-from .test_model import VECTORS, Known, Replicas, _settings, run_on_postgresql, stores, texts, users
+from tests.store.test_model import VECTORS, Known, Replicas, _settings, run_on_postgresql, stores, texts, users
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,9 @@ from store import (
     Store,
     UserStats,
     errors,
-    listing,
 )
-
-from .conftest import DIM, Clock
+from store.log import listing
+from tests.store.conftest import DIM, Clock
 
 T = "default"
 EYE = np.eye(DIM, dtype=np.float32)

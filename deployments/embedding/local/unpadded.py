@@ -1,0 +1,241 @@
+"""Forwards without padding: the texts of a batch laid end to end, each attending to itself alone.
+
+Everything in an encoder but its attention works token by token, so a batch of mixed lengths costs what its real tokens
+cost. The model's own modules run; only the function that its attention layers call is exchanged, through the interface
+that transformers has for it. On CUDA in half precision that function is torch's variable-length flash attention; on CPU
+it is a dense attention of texts laid out in tiles (tiling.py).
+
+Whether a model gives the same vectors so is not guessed: LocalModel runs a few texts both ways and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from deployments.embedding.local import tiling
+from deployments.embedding.local.tiling import TILE, Tiles
+from deployments.embedding.model import Tokens
+
+IMPLEMENTATION = "memserve_unpadded"
+
+
+class Spans(NamedTuple):
+    """Where the texts of a batch lie, as attention on CUDA takes it.
+
+    Attributes:
+        bounds: (texts + 1,) int32 on the device, where each text begins and ends.
+        longest: tokens of the longest text.
+    """
+
+    bounds: torch.Tensor
+    longest: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flat:
+    """A batch without padding, texts sorted by length.
+
+    Attributes:
+        ids, positions, text_of: (tokens,) int64: token id, place in its text, and which text it belongs to.
+        bounds: (texts + 1,) int32.
+        longest: tokens of the longest text.
+        place: (texts of the caller,) int64, where in this batch each of them is. All others are filler.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    text_of: np.ndarray
+    bounds: np.ndarray
+    longest: int
+    place: np.ndarray
+
+
+def flatten(batch: Sequence[Tokens], first_position: int) -> Flat:
+    """Lay a batch end to end, shortest text first.
+
+    Args:
+        batch: not empty.
+        first_position: what the model calls the position of a text's first token. Behind a padding index, RoBERTa and
+            its kin give that index to a text's own padding tokens, too, and count on without them.
+    """
+    lengths = np.fromiter((len(tokens) for tokens in batch), np.int64, len(batch))
+    order = np.argsort(lengths, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(batch))
+    lengths = lengths[order]
+    bounds = np.zeros(len(batch) + 1, np.int64)
+    np.cumsum(lengths, out=bounds[1:])
+    ids = np.fromiter(chain.from_iterable(batch[text].ids for text in order.tolist()), np.int64, bounds[-1])
+    text_of = np.repeat(np.arange(len(batch)), lengths)
+    positions = np.arange(len(ids)) - bounds[text_of] + first_position
+    counts_on = ids != first_position - 1
+    if not counts_on.all():
+        counted = np.concatenate([[0], np.cumsum(counts_on)])
+        positions = np.where(counts_on, counted[:-1] - counted[bounds[text_of]] + first_position, first_position - 1)
+    return Flat(ids, positions, text_of, bounds.astype(np.int32), int(lengths[-1]), place)
+
+
+def fill(flat: Flat, tokens: int, texts: int, longest: int) -> Flat:
+    """The same batch in a bounded shape, for CUDA graphs: filler texts behind it, empty texts in front of it.
+
+    The empty ones are in front because a pooling that takes a text's first token may not look behind the last one.
+
+    Args:
+        tokens, texts: of the result; `room` says whether they suffice.
+        longest: no filler text is longer.
+    """
+    used, given = len(flat.ids), len(flat.bounds) - 1
+    ends = [*range(used + longest, tokens, longest), tokens] if used < tokens else []
+    empty = texts - given - len(ends)
+    filler = np.asarray(ends, np.int64)
+    starts = np.asarray([used, *ends[:-1]], np.int64) if ends else filler
+    sizes = filler - starts
+    first = int(flat.positions[0])
+    behind = tokens - used
+    place_in_filler = np.arange(behind) - np.repeat(starts - used, sizes)
+    return Flat(
+        np.concatenate([flat.ids, np.full(behind, flat.ids[-1])]),
+        np.concatenate([flat.positions, place_in_filler + first]),
+        np.concatenate([flat.text_of + empty, np.repeat(np.arange(len(ends)) + empty + given, sizes)]),
+        np.concatenate([np.zeros(empty, np.int32), flat.bounds, filler.astype(np.int32)]),
+        longest,
+        flat.place + empty,
+    )
+
+
+def round_up(flat: Flat) -> Flat:
+    """The same batch with filler tokens behind it, up to a multiple of `TILE`, for half precision on CPU.
+
+    oneDNN makes a program for each number of tokens, which takes it longer than a small product, and keeps 1,024 of
+    them. Batches of any length would make it forget and make them again for ever.
+    """
+    tokens = -(-len(flat.ids) // TILE) * TILE
+    return flat if tokens == len(flat.ids) else fill(flat, tokens, len(flat.bounds), max(flat.longest, TILE))
+
+
+def room(flat: Flat, tokens: int, texts: int, longest: int) -> bool:
+    """Whether a batch fits into a bounded shape."""
+    filler = -(-(tokens - len(flat.ids)) // longest)
+    return len(flat.ids) <= tokens and len(flat.bounds) - 1 + filler <= texts and flat.longest <= longest
+
+
+def features(flat: Flat, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What sentence-transformers' modules are given: tensors with a batch dimension of one, on the device.
+
+    Args:
+        dtype: of the weights.
+    """
+    bounds = torch.from_numpy(flat.bounds).to(device)
+    layout: Tiles | Spans = Spans(bounds, flat.longest)
+    if device.type == "cpu":
+        layout = tiling.tiles(flat.bounds, flat.place, len(flat.ids), dtype)
+    return as_features(
+        torch.from_numpy(flat.ids).to(device),
+        torch.from_numpy(flat.positions).to(device),
+        torch.from_numpy(flat.text_of).to(device),
+        bounds,
+        layout,
+    )
+
+
+def as_features(
+    ids: torch.Tensor, positions: torch.Tensor, text_of: torch.Tensor, bounds: torch.Tensor, layout: Tiles | Spans
+) -> dict[str, Any]:
+    """The features of a batch whose tensors are on the device: (tokens,) int64, and (texts + 1,) int32."""
+    return {
+        "input_ids": ids[None],
+        "position_ids": positions[None],
+        "seq_idx": text_of[None],
+        "cu_seq_lens_q": bounds,
+        # A mask of four dimensions is taken as it is: none is built for the whole batch, tokens x tokens, for nothing.
+        "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool, device=bounds.device),
+        "layout": layout,
+    }
+
+
+def first_position(model: torch.nn.Module) -> int:
+    """What a model calls the first position: RoBERTa and its kin count from behind the padding index, others from 0."""
+    for module in model.modules():
+        padding_idx = getattr(module, "padding_idx", None)
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(padding_idx, int) and isinstance(table, torch.nn.Embedding):
+            return padding_idx + 1
+    return 0
+
+
+def install(model: Any) -> bool:
+    """Make a transformers model call `attend`, for padded batches too. False, and unchanged, if it cannot."""
+    AttentionInterface.register(IMPLEMENTATION, attend)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    before = getattr(model.config, "_attn_implementation", None)
+    if before != "sdpa" or not getattr(model, "is_backend_compatible", lambda: False)():
+        return False
+    model.set_attn_implementation(IMPLEMENTATION)
+    return True
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    layout: Tiles | Spans | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention over a padded batch (`layout` None: transformers' own) or over texts that lie end to end.
+
+    Args:
+        query, key, value: (1, heads, tokens, head_dim); key and value may have fewer heads.
+
+    Returns:
+        (1, tokens, heads, head_dim), and None for the weights.
+
+    Raises:
+        NotImplementedError: the layer asks for what the unpadded form does not have (a bias, a cap, a causal window).
+    """
+    if layout is None:
+        sdpa = AttentionInterface._global_mapping["sdpa"]
+        return sdpa(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
+    for name in ("position_bias", "softcap", "s_aux", "cache"):
+        if options.get(name) is not None:
+            raise NotImplementedError(f"unpadded attention has no {name}")
+    is_causal = bool(getattr(module, "is_causal", False) if options.get("is_causal") is None else options["is_causal"])
+    reach = None  # how far to either side a token sees
+    if options.get("sliding_window") is not None:
+        if is_causal:
+            raise NotImplementedError("unpadded attention has no causal window")
+        reach = options["sliding_window"] - 1
+    if isinstance(layout, Tiles):
+        q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # (tokens, heads, head_dim)
+        return tiling.attend(q, k, v, *layout, scaling, is_causal, reach)[None], None
+    from torch.nn.attention.varlen import varlen_attn
+
+    unusual: dict[str, Any] = {}
+    if is_causal or reach is not None:
+        unusual["window_size"] = (-1, 0) if reach is None else (reach, reach)
+    if query.shape[1] != key.shape[1]:
+        unusual["enable_gqa"] = True
+    mixed = varlen_attn(
+        query[0].transpose(0, 1),  # (tokens, heads, head_dim)
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        layout.bounds,
+        layout.bounds,
+        layout.longest,
+        layout.longest,
+        scale=scaling,
+        **unusual,
+    )
+    return cast(torch.Tensor, mixed)[None], None

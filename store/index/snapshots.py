@@ -1,0 +1,303 @@
+"""Snapshots of large indexes on local disk, so that a restart need not build graphs again. Any may be lost at any time.
+
+Guarantees: a snapshot is there whole or not at all (written aside, fsynced, renamed); hnswlib, which a damaged file can
+make read out of bounds, sees no byte whose checksum was not verified; one that its log does not vouch for is of another
+state than the log's. On any doubt the snapshot is removed and the index is loaded from the log.
+
+A snapshot is two files. `UID-EPOCH-VERSION.hnsw` is hnswlib's own; `UID-EPOCH-VERSION.rows` names it by checksum and is
+the one that counts:
+
+    magic | blake2b-128 of all that follows | length of the header, 4 bytes | header, JSON | labels | expires | alive
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import struct
+import uuid
+from collections.abc import Callable, Iterable
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from store.index.user_index import Graph, UserIndex
+from store.records import IndexOptions
+
+MAGIC = b"memserve snapshot 1\n"
+_DIGEST_BYTES = 16
+_LOCK = "lock"
+_HNSW_HEADER = "=6QiIQQQdQ"
+
+
+class Name(NamedTuple):
+    """What a snapshot's file name says; trusted only to find it."""
+
+    uid: int
+    epoch: int
+    version: int
+
+
+class Pending(NamedTuple):
+    """A snapshot that is being written."""
+
+    name: Name
+    header: dict[str, Any]
+    arrays: bytes
+
+    @property
+    def token(self) -> str:
+        """By which the log knows it."""
+        return str(self.header["token"])
+
+
+class Snapshots:
+    """The snapshots of one store, in a folder that stores of the same log may share.
+
+    Each store claims a numbered folder in it, by a lock that ends with its process; one that is started again finds
+    what an earlier one left.
+    """
+
+    def __init__(self, shared: Path, *, log_id: str, model: str, dim: int, options: IndexOptions) -> None:
+        self._shared = shared
+        shared.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock, folder = next(claim for claim in (_claim(shared / str(n)) for n in count()) if claim is not None)
+        self.folder = folder
+        self.refused = 0
+        self._dim = dim
+        self._options = options
+        self._identity = {
+            "log_id": log_id,
+            "model": model,
+            "dim": dim,
+            "m": options.m,
+            "ef_construction": options.ef_construction,
+        }
+        self._names: dict[int, set[Name]] = {}
+        for name in _names_in(folder):
+            self._names.setdefault(name.uid, set()).add(name)
+        _remove_parts(folder, self.names())
+
+    def names(self) -> list[Name]:
+        """Every snapshot there is."""
+        return [name for names in self._names.values() for name in names]
+
+    def begin(self, index: UserIndex) -> Pending | None:
+        """The part of saving an index that needs it; None while it cannot have a snapshot."""
+        state = index.snapshot()
+        name = Name(index.uid, index.epoch, index.version)
+        if state is None or name in self._names.get(index.uid, ()):
+            return None
+        graph, labels, expires, alive = state
+        part = self._path(name, "hnsw.part")
+        graph.hnsw.save_index(str(part))
+        if part.stat().st_size != graph.hnsw.index_file_size():  # hnswlib does not notice that a disk is full
+            part.unlink()
+            raise OSError(f"{part} was not written whole")
+        header = {**self._identity, **name._asdict(), "rows": len(labels), "count": graph.count, "dead": graph.dead}
+        header["token"] = uuid.uuid4().hex
+        return Pending(name, header, labels.tobytes() + expires.tobytes() + alive.tobytes())
+
+    def finish(self, pending: Pending) -> None:
+        """The part that only waits for the disk; safe in another thread."""
+        part = self._path(pending.name, "hnsw.part")
+        os.chmod(part, 0o600)
+        if pending.header["dead"]:
+            self._cover(part, pending.header["count"])
+        _sync(part)
+        size, digest = _digest(part)
+        header = orjson.dumps({**pending.header, "graph_bytes": size, "graph_digest": digest.hex()})
+        body = struct.pack("<I", len(header)) + header + pending.arrays
+        rows = self._path(pending.name, "rows.part")
+        rows.write_bytes(MAGIC + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body)
+        os.chmod(rows, 0o600)
+        _sync(rows)
+
+    def _cover(self, part: Path, count: int) -> None:
+        """Overwrite the vectors of dead rows, which may have been erased, in the file that hnswlib wrote.
+
+        A dead row still leads searches on, so it gets the vector of its first live neighbour. The layout is that of
+        hnswlib 0.8.0 (HierarchicalNSW::saveIndex): a header, then a record a row of links, vector and label; the third
+        byte of a record tells that it is deleted.
+
+        Raises:
+            OSError: the file has another layout.
+        """
+        links = 4 * 2 * self._options.m + 4
+        record = links + 4 * self._dim + 8
+        with part.open("rb") as file:
+            found = struct.unpack(_HNSW_HEADER, file.read(struct.calcsize(_HNSW_HEADER)))
+        if found[2:6] != (count, record, record - 8, links):
+            raise OSError(f"{part} has a layout that is not hnswlib 0.8.0's")
+        rows = np.memmap(part, np.uint8, "r+", struct.calcsize(_HNSW_HEADER), (count, record))
+        dead = (rows[:, 2] & 1).astype(np.bool_)
+        uncovered = np.flatnonzero(dead)
+        rows[uncovered, links : record - 8] = 0
+        neighbours = rows[uncovered, 4:links].copy().view(np.uint32)  # (n, 2 m), the first `degree` of them are links
+        degree = rows[uncovered, :2].copy().view(np.uint16)[:, 0]
+        for slot in range(2 * self._options.m):
+            usable = slot < degree
+            usable[usable] = ~dead[neighbours[usable, slot]]
+            rows[uncovered[usable], links : record - 8] = rows[neighbours[usable, slot], links : record - 8]
+            uncovered, neighbours, degree = uncovered[~usable], neighbours[~usable], degree[~usable]
+        rows.flush()
+
+    def commit(self, pending: Pending) -> None:
+        """Make a finished snapshot the user's, once the log vouches for it, and remove the user's older ones."""
+        name = pending.name
+        for suffix in ("hnsw", "rows"):  # the one that counts comes last
+            os.replace(self._path(name, f"{suffix}.part"), self._path(name, suffix))
+        _sync(self.folder)
+        for older in self._names.get(name.uid, set()) - {name}:
+            self._remove(older)
+        self._names.setdefault(name.uid, set()).add(name)
+
+    def discard(self, pending: Pending) -> None:
+        """Remove what `begin` and `finish` wrote."""
+        for suffix in ("hnsw", "rows"):
+            self._path(pending.name, f"{suffix}.part").unlink(missing_ok=True)
+
+    def load(
+        self, uid: int, epoch: int, version: int, removed_version: int, vouches: Callable[[str], bool]
+    ) -> UserIndex | None:
+        """The user's index as it was at some version up to `version`; None where there is no snapshot to be trusted.
+
+        Args:
+            removed_version: of the user's newest deletion: an older snapshot holds what was deleted, and is removed.
+            vouches: whether the log knows the token of a snapshot of this user.
+        """
+        for name in sorted(self._names.get(uid, ()), reverse=True):
+            if name.epoch == epoch and removed_version <= name.version <= version:
+                try:
+                    return self._read(name, vouches)
+                except (OSError, ValueError, RuntimeError, KeyError, TypeError, struct.error):
+                    self.refused += 1  # nothing is lost: the log has it
+            self._remove(name)
+        return None
+
+    def remove(self, uid: int) -> None:
+        """Remove every snapshot of a user."""
+        for name in list(self._names.get(uid, ())):
+            self._remove(name)
+
+    def left(self) -> list[tuple[Path, Name]]:
+        """Snapshots that stores have left which are no longer there, with their folders.
+
+        What they left of others, whose writing or removal they did not end, is removed.
+        """
+        found = []
+        for folder in self._shared.iterdir() if self._shared.exists() else ():
+            if folder != self.folder and folder.name.isdigit() and (claim := _claim(folder)) is not None:
+                try:
+                    names = _names_in(folder)
+                    _remove_parts(folder, names)
+                finally:
+                    os.close(claim[0])
+                found += [(folder, name) for name in names]
+        return found
+
+    @staticmethod
+    def remove_left(folder: Path, name: Name) -> None:
+        """Remove one of `left`, unless a store has come back to its folder: that one sees to it."""
+        claim = _claim(folder)
+        if claim is not None:
+            for suffix in ("rows", "hnsw"):
+                (folder / f"{name.uid}-{name.epoch}-{name.version}.{suffix}").unlink(missing_ok=True)
+            os.close(claim[0])
+
+    def close(self) -> None:
+        """Let the folder go."""
+        os.close(self._lock)
+
+    def verify(self, name: Name) -> tuple[dict[str, Any], Any, Any, Any]:
+        """Header, labels, expires and alive flags of a snapshot every byte of which is as it was written.
+
+        Raises:
+            ValueError: it is not.
+            OSError: it cannot be read.
+        """
+        data = self._path(name, "rows").read_bytes()
+        start = len(MAGIC) + _DIGEST_BYTES
+        if len(data) < start + 4 or data[: len(MAGIC)] != MAGIC:
+            raise ValueError("not a snapshot")
+        if hashlib.blake2b(data[start:], digest_size=_DIGEST_BYTES).digest() != data[len(MAGIC) : start]:
+            raise ValueError("the rows are damaged")
+        (length,) = struct.unpack_from("<I", data, start)
+        header = orjson.loads(data[start + 4 : start + 4 + length])
+        expected = {**self._identity, **name._asdict()}
+        if {key: header.get(key) for key in expected} != expected:
+            raise ValueError("a snapshot of something else")
+        at, n = start + 4 + length, header["rows"]
+        if len(data) != at + 17 * n:
+            raise ValueError("the rows are cut short")
+        labels = np.frombuffer(data, "<i8", n, at).astype(np.int64)
+        expires = np.frombuffer(data, "<i8", n, at + 8 * n).astype(np.int64)
+        alive = np.frombuffer(data, np.bool_, n, at + 16 * n).copy()
+        size, digest = _digest(self._path(name, "hnsw"))
+        if (size, digest.hex()) != (header["graph_bytes"], header["graph_digest"]):
+            raise ValueError("the graph is damaged")
+        return header, labels, expires, alive
+
+    def _read(self, name: Name, vouches: Callable[[str], bool]) -> UserIndex:
+        header, labels, expires, alive = self.verify(name)
+        if not vouches(header["token"]):
+            raise ValueError("a snapshot of another state of the log")
+        graph = Graph.load(
+            str(self._path(name, "hnsw")), self._dim, self._options, count=header["count"], dead=header["dead"]
+        )
+        index = UserIndex(name.uid, name.epoch, self._dim, self._options)
+        index.restore(graph, labels, expires, alive, name.version)
+        return index
+
+    def _path(self, name: Name, suffix: str) -> Path:
+        return self.folder / f"{name.uid}-{name.epoch}-{name.version}.{suffix}"
+
+    def _remove(self, name: Name) -> None:
+        for suffix in ("rows", "hnsw"):  # the one that counts goes first
+            self._path(name, suffix).unlink(missing_ok=True)
+        self._names[name.uid].discard(name)
+        if not self._names[name.uid]:
+            del self._names[name.uid]
+
+
+def _claim(folder: Path) -> tuple[int, Path] | None:
+    """The folder's lock as an open file, or None where another store has it."""
+    folder.mkdir(exist_ok=True, mode=0o700)
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor, folder
+
+
+def _names_in(folder: Path) -> list[Name]:
+    parts = [path.stem.split("-") for path in folder.glob("*.rows")]
+    return [Name(*map(int, part)) for part in parts if len(part) == 3 and all(number.isdigit() for number in part)]
+
+
+def _remove_parts(folder: Path, names: Iterable[Name]) -> None:
+    """Remove what is no part of the snapshots of a claimed folder: a store that died was writing or removing it."""
+    known = {f"{name.uid}-{name.epoch}-{name.version}" for name in names}
+    for path in folder.iterdir():
+        if path.name != _LOCK and (path.suffix not in (".rows", ".hnsw") or path.stem not in known):
+            path.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> tuple[int, bytes]:
+    with path.open("rb") as file:  # not mapped: reading a file that is being cut short would kill the process
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).digest()
+        return file.tell(), digest
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,125 @@
+"""Pages of memories and of users, in an order that stays put while others write: each page begins after a key.
+
+Cursors are opaque, and hold no secret: the key of the last row that was given.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import sys
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, func, select, tuple_
+
+from store.errors import InvalidInput
+from store.log import filters
+from store.log.reading import byte_length, with_contents
+from store.log.rows import CONTENT
+from store.log.schema import contents, memories, users
+from store.log.writing import or_never
+from store.records import Filter, Order
+
+_ORDERS: dict[str, tuple[Any, Any]] = {
+    "created_at": (memories.c.created_at, memories.c.label),
+    "updated_at": (memories.c.version, memories.c.version),  # versions grow with time, and are unique
+}
+MAX_PAGE = 1000
+_LAST = chr(sys.maxunicode) * 256  # behind every id that goes on
+
+
+def page_of_memories(
+    connection: Connection,
+    uid: int,
+    *,
+    model: int,
+    limit: int,
+    cursor: str | None,
+    filter: Filter | None,
+    order: Order,
+    now: int,
+) -> tuple[list[Any], str | None]:
+    """CONTENT rows of a user's memories, and the cursor of the next page.
+
+    Raises:
+        InvalidInput: for a limit out of 1 to 1000, an unknown order, or a cursor that was made for another order.
+    """
+    falling, name = order.startswith("-"), order.removeprefix("-")
+    if name not in _ORDERS:
+        raise InvalidInput("The orders are created_at, -created_at, updated_at, -updated_at.", "order")
+    keys = _ORDERS[name]
+    statement = select(*CONTENT).select_from(with_contents(model))
+    statement = statement.where(memories.c.uid == uid, memories.c.deleted == 0, or_never(memories.c.expires_at, now))
+    if filter is not None:
+        statement = statement.where(filters.condition(filter, connection.dialect.name))
+    if cursor is not None:
+        after = _decode(cursor, order, (int, int))
+        here = tuple_(*keys)
+        statement = statement.where(here < tuple_(*after) if falling else here > tuple_(*after))
+    statement = statement.order_by(*(key.desc() if falling else key for key in keys)).limit(check_limit(limit) + 1)
+    found = list(connection.execute(statement))
+    if len(found) <= limit:
+        return found, None
+    last = found[limit - 1]
+    key = [last.created_at, last.label] if name == "created_at" else [last.version, last.version]
+    return found[:limit], _encode(order, key)
+
+
+def page_of_users(
+    connection: Connection, tenant: str, *, model: int, prefix: str, limit: int, cursor: str | None
+) -> tuple[list[Any], str | None]:
+    """Rows (uid, user_id, live, version, bytes) of the users that have memories, by user id, and the next cursor."""
+    statement = select(users.c.uid, users.c.user_id, users.c.live, users.c.version).where(
+        users.c.tenant == tenant, users.c.live > 0
+    )
+    if prefix:
+        statement = statement.where(users.c.user_id >= prefix, users.c.user_id < prefix + _LAST)
+    if cursor is not None:
+        statement = statement.where(users.c.user_id > _decode(cursor, "users", (str,))[0])
+    found = list(connection.execute(statement.order_by(users.c.user_id).limit(check_limit(limit) + 1)))
+    more = len(found) > limit
+    found = found[:limit]
+    sizes = bytes_of(connection, [row.uid for row in found], model)
+    rows = [(row.uid, row.user_id, row.live, row.version, sizes.get(row.uid, 0)) for row in found]
+    return rows, _encode("users", [found[-1].user_id]) if more else None
+
+
+def bytes_of(connection: Connection, uids: list[int], model: int) -> dict[int, int]:
+    """Bytes of each user's texts, metadata and vectors in the log, superseded states not counted."""
+    size = byte_length(contents.c.text) + byte_length(contents.c.metadata) + func.length(contents.c.embedding)
+    statement = (
+        select(memories.c.uid, func.sum(size))
+        .select_from(with_contents(model))
+        .where(memories.c.uid.in_(uids), memories.c.deleted == 0)
+        .group_by(memories.c.uid)
+    )
+    return {uid: int(total or 0) for uid, total in connection.execute(statement)}
+
+
+def check_limit(limit: int) -> int:
+    """1 to 1000."""
+    if not isinstance(limit, int) or not 1 <= limit <= MAX_PAGE:
+        raise InvalidInput(f"A page has 1 to {MAX_PAGE} rows.", "limit")
+    return limit
+
+
+def _encode(kind: str, key: list[Any]) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps([kind, *key])).decode().rstrip("=")
+
+
+def _decode(cursor: str, kind: str, types: tuple[type, ...]) -> list[Any]:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        found_kind, *key = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise InvalidInput("The cursor is not one of ours.", "cursor") from error
+    right = len(key) == len(types) and all(type(part) is expected for part, expected in zip(key, types, strict=True))
+    if found_kind != kind or not right or not all(_holds(part) for part in key):
+        raise InvalidInput("The cursor was made for another list.", "cursor")
+    return key
+
+
+def _holds(part: int | str) -> bool:
+    """Whether both databases can compare with it."""
+    return "\0" not in part if isinstance(part, str) else -(2**63) <= part < 2**63

@@ -1,0 +1,279 @@
+"""Every question that is asked of the log, answered inside a caller's read transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Column,
+    Connection,
+    FromClause,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from store.errors import LogDamaged
+from store.log.filters import condition
+from store.log.rows import CONTENT, load_vectors, moment
+from store.log.schema import CHUNK, contents, history, memories, meta, users
+from store.log.writing import or_never
+from store.records import Filter, HistoryEvent, Vector
+
+NEVER = np.iinfo(np.int64).max
+
+
+class byte_length(FunctionElement[int]):
+    """Bytes of a text in UTF-8."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(byte_length)
+def _octet_length(element: byte_length, compiler: SQLCompiler, **options: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **options)})"
+
+
+@compiles(byte_length, "sqlite")
+def _blob_length(element: byte_length, compiler: SQLCompiler, **options: Any) -> str:
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
+
+
+class Position(NamedTuple):
+    """Where the log stands for one user."""
+
+    uid: int
+    version: int
+    epoch: int
+    live: int
+    removed_version: int
+    erased_at: int
+    model: str | None
+
+
+class Changes(NamedTuple):
+    """What an index lacks, in the order of versions.
+
+    Of every row: labels (n,) int64, versions (n,) int64, kept (n,) bool: False for a deleted one. Of the m kept ones:
+    expires (m,) int64 microseconds or NEVER, vectors (m, dim) float32 as the model made them.
+    """
+
+    labels: npt.NDArray[np.int64]
+    versions: npt.NDArray[np.int64]
+    kept: npt.NDArray[np.bool_]
+    expires: npt.NDArray[np.int64]
+    vectors: Vector
+
+
+VECTOR = (contents.c.vector_crc, contents.c.embedding)
+"""Checksum and bytes of a memory's vector, of `with_contents`; NULL where it has none."""
+
+
+def with_contents(model: int | BindParameter[int]) -> FromClause:
+    """Memories with what they say now, and their vectors of `model`; with NULLs where the log is damaged."""
+    return memories.outerjoin(
+        contents,
+        and_(
+            contents.c.uid == memories.c.uid,
+            contents.c.version == memories.c.version,
+            contents.c.model == model,
+            contents.c.blank == literal_column("0"),
+        ),
+    )
+
+
+def _present(pairs: Sequence[tuple[Any, Any]]) -> tuple[list[bytes], list[int]]:
+    if any(blob is None for _, blob in pairs):
+        raise LogDamaged("The log is damaged: a memory has no vector. See: python -m store verify")
+    return [blob for _, blob in pairs], [checksum for checksum, _ in pairs]
+
+
+# Statements that every search runs are made once: making one costs more than running it.
+_POSITIONS = select(
+    users.c.uid,
+    users.c.version,
+    users.c.epoch,
+    users.c.live,
+    users.c.removed_version,
+    users.c.erased_at,
+    select(meta.c.value).where(meta.c.name == "model").scalar_subquery(),
+).where(users.c.uid.in_(bindparam("uids", expanding=True)))
+_SERVED = with_contents(bindparam("serving", type_=BigInteger))
+_CHANGES = (
+    select(memories.c.label, memories.c.version, memories.c.deleted, memories.c.expires_at, *VECTOR)
+    .select_from(_SERVED)
+    .where(memories.c.uid == bindparam("of_uid"), memories.c.version > bindparam("after"))
+    .order_by(memories.c.version)
+    .limit(CHUNK)
+)
+_ALL = _CHANGES.where(memories.c.deleted == 0)
+_BY_LABEL = (
+    select(*CONTENT)
+    .select_from(_SERVED)
+    .where(memories.c.label.in_(bindparam("labels", expanding=True)), memories.c.deleted == 0)
+)
+_VECTORS = (
+    select(memories.c.label, *VECTOR)
+    .select_from(_SERVED)
+    .where(memories.c.label.in_(bindparam("labels", expanding=True)), memories.c.deleted == 0)
+)
+_BY_KEY = (
+    select(*CONTENT, *VECTOR)
+    .select_from(_SERVED)
+    .where(
+        memories.c.key == bindparam("of_key"),
+        memories.c.deleted == 0,
+        or_never(memories.c.expires_at, bindparam("now", type_=BigInteger)),
+    )
+)
+
+
+def positions(connection: Connection, uids: Iterable[int]) -> dict[int, Position]:
+    """Where the log stands for each of the users, and the model that it serves: one statement."""
+    ordered = list(set(uids))
+    found: dict[int, Position] = {}
+    for start in range(0, len(ordered), CHUNK):
+        rows = connection.execute(_POSITIONS, {"uids": ordered[start : start + CHUNK]})
+        found.update({row[0]: Position(*row) for row in rows})
+    return found
+
+
+def changes(connection: Connection, uid: int, after: int, model: int, dim: int) -> Iterator[Changes]:
+    """What happened to a user after a version, some thousand rows at a time; from 0 on, only what is still there.
+
+    Raises:
+        LogDamaged: a vector is not what was written, or missing.
+    """
+    statement = _ALL if after == 0 else _CHANGES
+    while True:
+        rows = connection.execute(statement, {"of_uid": uid, "after": after, "serving": model}).all()
+        if rows:
+            yield _changes(rows, dim)
+        if len(rows) < CHUNK:
+            return
+        after = rows[-1].version
+
+
+def _changes(rows: Sequence[Any], dim: int) -> Changes:
+    alive = [row for row in rows if not row[2]]
+    try:
+        return Changes(
+            np.fromiter((row[0] for row in rows), np.int64, len(rows)),
+            np.fromiter((row[1] for row in rows), np.int64, len(rows)),
+            np.fromiter((not row[2] for row in rows), np.bool_, len(rows)),
+            np.fromiter((NEVER if row[3] is None else row[3] for row in alive), np.int64, len(alive)),
+            load_vectors(*_present([row[4:] for row in alive]), dim),
+        )
+    except (TypeError, ValueError, OverflowError) as error:  # a number that is none
+        raise LogDamaged(f"The log is damaged: {error}. See: python -m store verify") from error
+
+
+def by_label(connection: Connection, labels: Sequence[int], model: int) -> dict[int, Any]:
+    """The CONTENT of live memories, by label."""
+    found = {}
+    for start in range(0, len(labels), CHUNK):
+        part = {"labels": labels[start : start + CHUNK], "serving": model}
+        found.update({row[0]: row for row in connection.execute(_BY_LABEL, part)})
+    return found
+
+
+def vectors(connection: Connection, labels: Sequence[int], model: int, dim: int) -> Vector:
+    """(n, dim) float32 as the model made them, in the order of the labels.
+
+    Raises:
+        LogDamaged: a vector is not what was written, or missing.
+    """
+    found: dict[int, Any] = {}
+    for start in range(0, len(labels), CHUNK):
+        part = {"labels": labels[start : start + CHUNK], "serving": model}
+        found.update({row[0]: row for row in connection.execute(_VECTORS, part)})
+    rows = [found.get(label) for label in labels]
+    return load_vectors(*_present([row[1:] if row is not None else (None, None) for row in rows]), dim)
+
+
+def by_key(connection: Connection, key: bytes, model: int, now: int) -> Any | None:
+    """The CONTENT, and the VECTOR, of one memory, unless it is deleted or expired."""
+    return connection.execute(_BY_KEY, {"of_key": key, "serving": model, "now": now}).first()
+
+
+def deleted_at(connection: Connection, label: int) -> int:
+    """When the memory was last deleted that is there again; 0: never."""
+    statement = select(func.max(history.c.at)).where(history.c.label == label, history.c.event == "deleted")
+    return connection.execute(statement).scalar() or 0
+
+
+def matching(
+    connection: Connection, uid: int, column: Column[Any], *, filter: Filter, model: int, now: int
+) -> list[Any]:
+    """`column` of the user's memories that match."""
+    statement = select(column).select_from(with_contents(model))
+    statement = statement.where(
+        memories.c.uid == uid,
+        memories.c.deleted == 0,
+        or_never(memories.c.expires_at, now),
+        condition(filter, connection.dialect.name),
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def matching_since(
+    connection: Connection, uid: int, after: int, *, filter: Filter, model: int
+) -> tuple[list[int], list[int]]:
+    """Labels of the rows that changed after a version, deleted ones too; and of those that match, expired ones too."""
+    fits = and_(memories.c.deleted == 0, condition(filter, connection.dialect.name))
+    statement = select(memories.c.label, case((fits, 1), else_=0)).select_from(with_contents(model))
+    if after == 0:
+        statement = statement.where(fits)
+    rows = connection.execute(statement.where(memories.c.uid == uid, memories.c.version > after)).all()
+    return [label for label, _ in rows], [label for label, fit in rows if fit]
+
+
+def expired(connection: Connection, now: int, limit: int) -> list[tuple[int, bytes]]:
+    """(uid, key) of memories whose time is over, of any users."""
+    statement = select(memories.c.uid, memories.c.key).where(memories.c.expires_at <= now).limit(limit)
+    return [(uid, key) for uid, key in connection.execute(statement)]
+
+
+def events(connection: Connection, key: bytes, now: int) -> list[HistoryEvent]:
+    """The states of one memory, oldest first; empty for one that never was, or has expired and waits to be deleted."""
+    current = select(
+        memories.c.label, memories.c.uid, memories.c.version, memories.c.event, memories.c.updated_at
+    ).where(memories.c.key == key, or_never(memories.c.expires_at, now))
+    newest = connection.execute(current).first()
+    if newest is None:
+        return []
+    superseded = select(history.c.version, history.c.event, history.c.at).where(history.c.label == newest.label)
+    states = [*connection.execute(superseded.order_by(history.c.version)), newest[2:]]
+    said = what_was_said(connection, newest.uid, [version for version, _, _ in states])
+    events = []
+    for version, event, at in states:
+        text, metadata = said.get((newest.uid, version), (None, None))
+        parsed = None if metadata is None else orjson.loads(metadata)
+        events.append(HistoryEvent(event, moment(at), version, text, parsed))
+    return events
+
+
+def what_was_said(connection: Connection, uid: int, versions: Sequence[int]) -> dict[tuple[int, int], tuple[str, str]]:
+    """Text and metadata by (uid, version), of those states that were not erased."""
+    found: dict[tuple[int, int], tuple[str, str]] = {}
+    for start in range(0, len(versions), CHUNK):
+        statement = select(contents.c.version, contents.c.text, contents.c.metadata).where(
+            contents.c.uid == uid,
+            contents.c.version.in_(versions[start : start + CHUNK]),
+            contents.c.blank == literal_column("0"),
+        )
+        found.update({(uid, version): (text, metadata) for version, text, metadata in connection.execute(statement)})
+    return found

@@ -1,0 +1,129 @@
+"""One memory given a new state.
+
+All functions run inside a caller's write transaction, under the lock of the user's row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, Row
+
+from store.errors import Conflict, InvalidInput, NotFound
+from store.log import reading, receipts, rows, writing
+from store.log.users import User
+from store.records import Keep, Memory, NewMemory, Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an update wants of the memory `id`; see `Store.update`."""
+
+    id: str
+    text: str | Keep
+    vector: Vector | Keep
+    metadata: dict[str, Any] | Keep
+    expires_at: datetime | Keep | None
+    if_version: int | None
+    issued_at: datetime | None
+
+
+def update(
+    connection: Connection,
+    user: User,
+    user_id: str,
+    change: Change,
+    *,
+    model: int,
+    dim: int,
+    now: int,
+    write_id: str | None,
+) -> Memory:
+    """Make the change, unless it was made before under this write id. Returns the memory as the change left it.
+
+    Raises:
+        NotFound, Conflict, InvalidInput: see `Store.update`.
+    """
+    key = rows.user_key(user.uid, change.id)
+
+    def make() -> receipts.Answer:
+        sent = now if change.issued_at is None else rows.micros(change.issued_at, "issued_at")
+        if isinstance(change.expires_at, datetime) and rows.micros(change.expires_at, "expires_at") <= sent:
+            raise InvalidInput("expires_at must be in the future.", "expires_at")
+        found = reading.by_key(connection, key, model, now)
+        if found is None:
+            raise NotFound(f"No memory {change.id!r}.", "id")
+        if change.issued_at is not None and sent <= max(user.erased_at, reading.deleted_at(connection, found.label)):
+            raise Conflict(f"The memory {change.id!r} was erased after this write was sent.", "id", "deleted")
+        new = rows.checked(_changed(found, change, dim), dim, "")
+        if new.expires_at is not None and new.expires_at <= now:  # it has gone on its way here
+            raise NotFound(f"No memory {change.id!r}.", "id")
+        return [change.id, *_write(connection, user, found, new, model=model, now=now)]
+
+    id, version, updated_at, expires_at = receipts.once(
+        connection, user.uid, "update", make, write_id=write_id, now=now
+    )
+    if id != change.id:
+        raise receipts.reused()
+    current = reading.by_key(connection, key, model, now)
+    if current is not None and current.version == version:
+        return rows.memory(current, user_id)
+    said = reading.what_was_said(connection, user.uid, [version]).get((user.uid, version))
+    if current is None or said is None:
+        raise receipts.gone()
+    text, metadata = said
+    born, changed = rows.moment(current.created_at), rows.moment(updated_at)
+    expires = None if expires_at is None else rows.moment(expires_at)
+    return Memory(change.id, user_id, text, orjson.loads(metadata), born, changed, expires, version)
+
+
+def _changed(found: Row[Any], change: Change, dim: int) -> NewMemory:
+    """What the memory of the row `found` becomes.
+
+    Raises:
+        Conflict: it has another version than the change expects.
+    """
+    before = rows.memory(found, "")
+    if change.if_version is not None and before.version != change.if_version:
+        message = f"The memory has version {before.version}, not {change.if_version}."
+        raise Conflict(message, "if_version", "version_mismatch")
+    if isinstance(change.vector, Keep):
+        vector = rows.load_vectors([found.embedding], [found.vector_crc], dim)[0]
+    else:
+        vector = change.vector
+    return NewMemory(
+        change.id,
+        before.text if isinstance(change.text, Keep) else change.text,
+        vector,
+        before.metadata if isinstance(change.metadata, Keep) else change.metadata,
+        before.expires_at if isinstance(change.expires_at, Keep) else change.expires_at,
+    )
+
+
+def _write(
+    connection: Connection, user: User, found: Row[Any], memory: rows.Checked, *, model: int, now: int
+) -> tuple[int, int, int | None]:
+    """Give the memory of the row `found` a new state, unless it says all that already.
+
+    Returns the version of that state, when it began, and when it expires.
+    """
+    digest = rows.content_hash(user.uid, memory.text, memory.canonical)
+    before = found.content_hash, found.expires_at, found.vector_crc
+    if before == (digest, memory.expires_at, memory.vector_crc):
+        return found.version, found.updated_at, found.expires_at
+    row = {
+        "of_key": found.key,
+        "born_at": None,
+        "version": user.stamp(),
+        "event": "updated",
+        "updated_at": now,
+        "expires_at": memory.expires_at,
+        "deleted": 0,
+        "content_hash": digest,
+    }
+    writing.write_changes(connection, [row])
+    writing.write_contents(connection, [writing.content_of(memory, user.uid, user.version, model)])
+    return user.version, now, memory.expires_at

@@ -1,0 +1,171 @@
+"""The users of a log: their rows, which number and order their writes, and the ids of these by name.
+
+Guarantees: writers to one user are serialised by the lock of its row, and those to several take the locks in one order;
+what was counted and stamped under the lock is saved with what it stamps. Rows of users are never removed, so that an
+id, once committed, can be kept.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Connection, bindparam, select, update
+
+from store.errors import NotFound
+from store.log.database import Log
+from store.log.schema import CHUNK, insert_ignore, users
+
+Name = tuple[str, str]
+"""Tenant and user id."""
+
+_KNOWN = 65_536
+
+
+@dataclass(slots=True)
+class User:
+    """A user's row, locked by this transaction."""
+
+    uid: int
+    version: int
+    epoch: int
+    live: int
+    removed_version: int
+    erased_at: int
+
+    def stamp(self) -> int:
+        """The version of the next row."""
+        self.version += 1
+        return self.version
+
+
+# Statements that every write runs are made once: making one costs more than running it.
+_FIND_USERS = select(users.c.uid, users.c.user_id).where(
+    users.c.tenant == bindparam("of_tenant"), users.c.user_id.in_(bindparam("ids", expanding=True))
+)
+_LOCK_USERS = (
+    select(users.c.uid, users.c.version, users.c.epoch, users.c.live, users.c.removed_version, users.c.erased_at)
+    .where(users.c.uid.in_(bindparam("uids", expanding=True)))
+    .order_by(users.c.uid)
+    .with_for_update()
+)
+
+
+def find_users(connection: Connection, names: Iterable[Name]) -> dict[Name, int]:
+    """The uids of those users that have a row: one statement a tenant."""
+    by_tenant: dict[str, list[str]] = {}
+    for tenant, user_id in names:
+        by_tenant.setdefault(tenant, []).append(user_id)
+    found = {}
+    for tenant, ids in by_tenant.items():
+        for start in range(0, len(ids), CHUNK):
+            part = {"of_tenant": tenant, "ids": ids[start : start + CHUNK]}
+            found.update({(tenant, row.user_id): row.uid for row in connection.execute(_FIND_USERS, part)})
+    return found
+
+
+def make_users(connection: Connection, names: Iterable[Name]) -> None:
+    """Make sure that the users have a row. Sorted, so that two writers never wait for each other in a ring."""
+    fresh = {"version": 0, "epoch": 0, "live": 0, "removed_version": 0, "erased_at": 0}
+    insert_ignore(connection, users, [{"tenant": t, "user_id": u, **fresh} for t, u in sorted(set(names))])
+
+
+def lock_users(connection: Connection, uids: Iterable[int]) -> dict[int, User]:
+    """Lock the users' rows, in the order of their uids, until the transaction ends."""
+    ordered = sorted(set(uids))
+    found: dict[int, User] = {}
+    for start in range(0, len(ordered), CHUNK):
+        rows = connection.execute(_LOCK_USERS, {"uids": ordered[start : start + CHUNK]})
+        found.update({row.uid: User(*row) for row in rows})
+    return found
+
+
+_SAVE_USER = (
+    update(users)
+    .where(users.c.uid == bindparam("of_uid"))
+    .values({c: bindparam(c.name) for c in (users.c.version, users.c.epoch, users.c.live)})
+    .values(removed_version=bindparam("removed_version"), erased_at=bindparam("erased_at"))
+)
+
+
+def save_users(connection: Connection, changed: Sequence[User]) -> None:
+    """Write back what stamping and counting changed."""
+    if changed:
+        rows = [
+            {
+                "of_uid": u.uid,
+                "version": u.version,
+                "epoch": u.epoch,
+                "live": u.live,
+                "removed_version": u.removed_version,
+                "erased_at": u.erased_at,
+            }
+            for u in changed
+        ]
+        connection.execute(_SAVE_USER, rows)
+
+
+class Users:
+    """The users of one store's log. It remembers the ids of those that were met last."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._uids: OrderedDict[Name, int] = OrderedDict()
+
+    @contextmanager
+    def writing(self, names: Sequence[Name], *, make: bool = True) -> Iterator[tuple[Connection, dict[Name, User]]]:
+        """A write transaction with the rows of users locked, which are saved at its end.
+
+        Raises:
+            NotFound: without `make`, where a user has no row.
+        """
+        with self._log.write() as connection:
+            self._log.current_model(connection)
+            locked = self._lock(connection, names, make)
+            before = {name: replace(user) for name, user in locked.items()}
+            yield connection, locked
+            save_users(connection, [user for name, user in locked.items() if user != before[name]])
+        self._remember({name: user.uid for name, user in locked.items()})
+
+    def find(self, connection: Connection, names: Iterable[Name]) -> dict[Name, int]:
+        """The ids of those users that have a row."""
+        wanted = list(dict.fromkeys(names))
+        found = {name: self._uids[name] for name in wanted if name in self._uids}
+        if len(found) < len(wanted):
+            fresh = find_users(connection, [name for name in wanted if name not in found])
+            self._remember(fresh)
+            found |= fresh
+        return found
+
+    def uid(self, connection: Connection, name: Name) -> int:
+        """The id of one user.
+
+        Raises:
+            NotFound: it has no row.
+        """
+        uid = self.find(connection, [name]).get(name)
+        if uid is None:
+            raise NotFound(f"No user {name[1]!r}.", "user_id")
+        return uid
+
+    def _lock(self, connection: Connection, names: Sequence[Name], make: bool) -> dict[Name, User]:
+        wanted = list(dict.fromkeys(names))
+        uids = {name: self._uids[name] for name in wanted if name in self._uids}
+        unknown = [name for name in wanted if name not in uids]
+        if unknown:
+            if make:
+                make_users(connection, unknown)
+            uids |= find_users(connection, unknown)  # not remembered yet: what was made may be rolled back
+        for name in wanted:
+            if name not in uids:
+                raise NotFound(f"No user {name[1]!r}.", "user_id")
+        locked = lock_users(connection, uids.values())
+        return {name: locked[uids[name]] for name in wanted}
+
+    def _remember(self, uids: dict[Name, int]) -> None:
+        """Keep the ids of users whose row is committed."""
+        self._uids.update(uids)
+        while len(self._uids) > _KNOWN:
+            self._uids.popitem(last=False)

@@ -1,0 +1,308 @@
+"""Paths, queries and bodies as they arrive, and the one shape of every error; in this process."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+from jsonschema import ValidationError
+
+from deployments.api.build import build_api
+from deployments.errors import InvalidRequest
+from deployments.gateway import TENANT
+from store import Append, InvalidInput
+from store import NewMemory as StoredMemory
+from store import Store as Memories
+from tests.documented import Document
+from tests.local_app import DIM, LocalApp
+
+AWKWARD = ["a/b", "100%25", "a?b#c&d=e", "ü 茶 🍵", "...", "%2F", "+", "a;b", "\u2028", "x" * 256]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+async def test_an_id_comes_through_a_path_unchanged(api: httpx.AsyncClient, name: str) -> None:
+    segment = quote(name, safe="").replace(".", "%2E")
+    user = f"/v1/users/{segment}"
+    assert (await api.post(f"{user}/memories", json={"text": "tea", "id": name})).status_code == 201
+    found = (await api.get(f"{user}/memories/{segment}")).json()
+    assert (found["id"], found["user_id"]) == (name, name)
+    assert (await api.get(user)).json()["user_id"] == name
+    assert [one["user_id"] for one in (await api.get("/v1/users")).json()["users"]] == [name]
+    assert (await api.delete(f"{user}/memories/{segment}")).status_code == 204
+
+
+@pytest.mark.parametrize("dots", [".", ".."])
+async def test_ids_that_clients_remove_from_a_path_are_refused(app: LocalApp, dots: str) -> None:
+    api, gateway, message = app.http, app.gateway, "must not be . or .., which clients remove from a path."
+    segment = dots.replace(".", "%2E")
+    for path, body, param in [
+        ("/v1/users/ann/memories", {"text": "tea", "id": dots}, "id"),
+        ("/v1/users/ann/memories", {"memories": [{"text": "tea"}, {"text": "tea", "id": dots}]}, "memories.1.id"),
+        (f"/v1/users/{segment}/memories", {"text": "tea"}, "user_id"),
+        ("/v1/memories", {"memories": [{"user_id": dots, "text": "tea"}]}, "memories.0.user_id"),
+        (f"/v1/users/{segment}/import", {"id": "1", "text": "tea"}, "user_id"),
+    ]:
+        refused = await api.post(path, json=body)
+        assert refused.status_code == 400
+        error = refused.json()["error"]
+        assert (error["message"], error["param"]) == (f"{param}: {message}", param)
+    line = {"id": dots, "text": "tea"}
+    assert (await api.post("/v1/users/ann/import", json=line)).json()["error"]["param"] == "lines.0.id"
+    for call, param in (
+        (gateway.add(dots, ["tea"]), "user_id"),
+        (gateway.import_lines(dots, [line]), "user_id"),
+        (gateway.import_lines("ann", [line]), "lines.0.id"),
+    ):
+        with pytest.raises((InvalidRequest, InvalidInput)) as caught:
+            await call
+        assert caught.value.param == param
+    assert app.model.texts == ["tea", "tea"]  # of the imports, whose ids the log checks
+    assert (await api.get("/v1/users")).json()["users"] == []
+
+
+async def test_ids_from_before_they_were_refused_are_read_and_deleted(
+    app: LocalApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, user = app.http, "/v1/users/%2E%2E"
+    with monkeypatch.context() as before:
+        before.setattr("store.log.appending.check_new_id", lambda *_: None)
+        before.setattr("store.log.rows.check_new_id", lambda *_: None)
+        new = StoredMemory(id="..", text="tea", vector=np.ones(DIM, np.float32))
+        await app.store.deployment.run(Memories.append, [Append(TENANT, "..", (new,))])
+    found = (await api.get(f"{user}/memories/%2E%2E")).json()
+    assert (found["user_id"], found["id"], found["text"]) == ("..", "..", "tea")
+    assert (await api.get(f"{user}/memories")).json()["memories"] == [found]
+    assert (await app.gateway.list(".."))["memories"] == [await app.gateway.get("..", "..")]
+    assert [event["event"] for event in (await api.get(f"{user}/memories/%2E%2E/history")).json()["events"]] == [
+        "added"
+    ]
+    assert len((await api.post(f"{user}/memories/search", json={"query": "tea"})).json()["results"]) == 1
+    assert (await api.get(user)).json()["memories"] == 1
+    assert orjson.loads((await api.get(f"{user}/export")).content)["id"] == ".."
+    assert (await api.delete(f"{user}/memories/%2E%2E")).status_code == 204
+    assert (await api.get(f"{user}/memories")).json()["memories"] == []
+    assert (await api.delete(user)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("segment", "param"),
+    [("%ff", "user_id"), ("a%0Ab", "user_id"), ("%C2%85", "user_id"), ("x" * 257, "user_id"), ("a%00", "user_id")],
+)
+async def test_a_wrong_id_in_a_path_is_named(api: httpx.AsyncClient, segment: str, param: str) -> None:
+    for method, path in [
+        ("POST", f"/v1/users/{segment}/memories"),
+        ("GET", f"/v1/users/{segment}/memories"),
+        ("DELETE", f"/v1/users/{segment}/memories"),
+        ("GET", f"/v1/users/{segment}/memories/1"),
+        ("GET", f"/v1/users/{segment}"),
+        ("DELETE", f"/v1/users/{segment}"),
+        ("GET", f"/v1/users/{segment}/export"),
+        ("POST", f"/v1/users/{segment}/import"),
+    ]:
+        answer = await api.request(method, path)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), (method, path)
+    for method in ("GET", "PATCH", "DELETE"):
+        answer = await api.request(method, f"/v1/users/ann/memories/{segment}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "memory_id")
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("limit=1&limit=2", "limit"),
+        ("filter=%ff", None),
+        ("&".join(f"a{n}=1" for n in range(40)), None),
+        ("Limit=1", "Limit"),
+        ("filter=%7B%22a%22%3A%7B%22near%22%3A1%7D%7D", "filter.a.near"),
+        ("cursor=WyJ1c2VycyIsImEiXQ", "cursor"),
+    ],
+)
+async def test_a_wrong_query_is_refused(api: httpx.AsyncClient, query: str, param: str | None) -> None:
+    answer = await api.get(f"/v1/users/ann/memories?{query}")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/users/ann"),
+        ("DELETE", "/v1/users/ann"),
+        ("GET", "/v1/users/ann/export"),
+        ("POST", "/v1/users/ann/import"),
+        ("POST", "/v1/memories"),
+        ("POST", "/v1/users/ann/memories"),
+        ("POST", "/v1/users/ann/memories/search"),
+        ("PATCH", "/v1/users/ann/memories/1"),
+        ("DELETE", "/v1/users/ann/memories/1"),
+        ("GET", "/v1/users/ann/memories/1/history"),
+    ],
+)
+async def test_a_parameter_that_a_route_does_not_know_is_named(api: httpx.AsyncClient, method: str, path: str) -> None:
+    answer = await api.request(method, f'{path}?filter={{"a":1}}')
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "filter")
+
+
+async def test_bodies_are_bounded_before_they_are_parsed(tmp_path: Any) -> None:
+    app = await LocalApp.start(tmp_path, gateway={"max_body_bytes": 2000})
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 500
+            yield b" " * 500
+
+    for path in ("/v1/embeddings", "/v1/memories", "/v1/users/ann/memories", "/v1/users/ann/memories/search"):
+        declared = await app.http.post(path, content=b" " * 2001)
+        assert (declared.status_code, declared.json()["error"]["code"]) == (413, "body_too_large")
+        sent = 0
+        assert (await app.http.post(path, content=endless())).status_code == 413
+        assert sent <= 3000
+        exact = await app.http.post(path, content=b"{" + b" " * 1999)
+        assert exact.status_code == 400
+    await app.stop()
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/users/ann/memories", "/v1/users/ann/import"])
+async def test_a_client_that_breaks_off_is_no_failure_of_the_server(
+    app: LocalApp, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    failed: list[Exception] = []
+    arrives = iter([{"type": "http.request", "body": b'{"text"', "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(arrives)
+
+    async def send(_: Any) -> None:
+        """To nobody."""
+
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    await build_api(app.gateway, on_error=failed.append)({**scope, "headers": []}, receive, send)
+    assert failed == []
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("GET", "/nowhere", 404, "not_found_error"),
+        ("PUT", "/v1/users", 405, "invalid_request_error"),
+        ("GET", "/v1/models/none", 404, "not_found_error"),
+        ("GET", "/v1/users/ann/memories/none", 404, "not_found_error"),
+        ("GET", "/v1/users/ann/memories/none/history", 404, "not_found_error"),
+        ("DELETE", "/v1/users/ann/memories/none", 404, "not_found_error"),
+    ],
+)
+async def test_every_error_has_the_same_shape(app: LocalApp, method: str, path: str, status: int, kind: str) -> None:
+    answer = await app.http.request(method, path)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert answer.json()["error"]["type"] == kind
+    assert len(app.errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/users/ann/memories", "DELETE, GET, HEAD, POST"),
+        ("/v1/users/ann/memories/1", "DELETE, GET, HEAD, PATCH"),
+        ("/v1/embeddings", "POST"),
+        ("/docs", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_answered_with_the_right_ones(api: httpx.AsyncClient, path: str, allowed: str) -> None:
+    for method in ("PUT", "OPTIONS"):
+        answer = await api.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)  # RFC 9110, 15.5.6
+
+
+async def test_an_unforeseen_error_tells_nothing_inner(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken() -> None:
+        raise RuntimeError("a secret of the house")
+
+    monkeypatch.setattr(app.gateway, "users", broken)
+    answer = await app.http.get("/v1/users")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+
+
+async def test_the_document_describes_bodies_and_queries(api: httpx.AsyncClient) -> None:
+    document = (await api.get("/openapi.json")).json()
+    paths, components = document["paths"], document["components"]["schemas"]
+    for path, method, model in [
+        ("/v1/embeddings", "post", "EmbeddingsRequest"),
+        ("/v1/memories", "post", "AddManyRequest"),
+        ("/v1/users/{user_id}/memories", "post", "AddRequest"),
+        ("/v1/users/{user_id}/memories/{memory_id}", "patch", "UpdateRequest"),
+    ]:
+        body = paths[path][method]["requestBody"]["content"]["application/json"]["schema"]
+        assert body == {"$ref": f"#/components/schemas/{model}"}
+        assert model in components
+    names = [one["name"] for one in paths["/v1/users/{user_id}/memories"]["get"]["parameters"]]
+    assert sorted(names) == ["cursor", "filter", "limit", "order", "user_id"]
+
+
+async def test_the_document_describes_every_answer_and_what_makes_a_write_repeatable(api: httpx.AsyncClient) -> None:
+    document = (await api.get("/openapi.json")).json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert {"4XX", "5XX"} < set(operation["responses"]), path
+            (status,) = set(operation["responses"]) - {"4XX", "5XX"}
+            contents = operation["responses"][status].get("content", {}).values()
+            assert (status == "204") is not any(content["schema"] for content in contents), path
+            named = "Idempotency-Key" in {one["name"] for one in operation.get("parameters", ())}
+            reads = method == "get" or path.startswith(
+                ("/v1/embeddings", "/embed", "/similarity", "/tokenize", "/decode")
+            )
+            repeatable_anyway = path.endswith(("/search", "/import"))
+            assert named is not (reads or repeatable_anyway), path
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "user_id":
+                    assert parameter["schema"]["maxLength"] == 256
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/users/ann/memories", {"text": "a", "memories": None, "id": None, "expires_at": None, "vector": None}),
+        ("/v1/users/ann/memories", {"text": None, "memories": [{"text": "a"}]}),
+        ("/v1/users/ann/memories/search", {"query": "q", "vector": None, "filter": None, "min_score": None}),
+        ("/v1/users/ann/memories/search", {"query": None, "vector": [1.0] * DIM}),
+        ("/v1/embeddings", {"input": "a", "model": None, "dimensions": None, "user": None, "input_type": None}),
+    ],
+)
+async def test_a_null_is_as_good_as_nothing_in_the_document_too(app: LocalApp, path: str, body: Any) -> None:
+    assert (await app.http.post(path, json=body)).is_success  # which holds the body against the document
+
+
+async def test_a_body_that_is_not_as_described_would_be_noticed(api: httpx.AsyncClient) -> None:
+    document = Document((await api.get("/openapi.json")).json())
+    found = httpx.Response(200, json={"results": [], "index": "exact", "version": 0})
+    for body, fine in [({"query": "q"}, True), ({"query": None}, False), ({"query": "q", "vector": [1]}, False)]:
+        request = httpx.Request("POST", "http://memserve/v1/users/ann/memories/search", json=body)
+        with contextlib.nullcontext() if fine else pytest.raises(ValidationError):
+            document.check(request, found)
+
+
+async def test_an_answer_that_is_not_as_described_would_be_noticed(api: httpx.AsyncClient) -> None:
+    document = Document((await api.get("/openapi.json")).json())
+    request = httpx.Request("GET", "http://memserve/v1/users/ann%2Fbob/memories/1/history")
+    fine: dict[str, Any] = {"events": [{"event": "added", "at": "2026-01-02T03:04:05Z", "version": 1, "text": "a"}]}
+    document.check(request, httpx.Response(200, json=fine))
+    document.check(
+        request, httpx.Response(404, json={"error": {"message": "", "type": "", "param": None, "code": None}})
+    )
+    for status, wrong in [
+        (200, {"events": [{**fine["events"][0], "vector": [1.0]}]}),
+        (200, {"events": [{"event": "added", "version": 1}]}),
+        (200, {"events": "none"}),
+        (201, fine),
+        (404, {"detail": "Not Found"}),
+    ]:
+        with pytest.raises((AssertionError, ValidationError)):
+            document.check(request, httpx.Response(status, json=wrong))

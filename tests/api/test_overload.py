@@ -1,0 +1,136 @@
+"""Overload is answered, not queued: past the limit 429 with Retry-After, whatever is asked, until it is gone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.calls import embedder, searches
+from tests.local_app import LocalApp
+
+
+@pytest.fixture
+async def small(tmp_path: Path) -> AsyncIterator[LocalApp]:
+    app = await LocalApp.start(tmp_path, gateway={"max_queued_tokens": 100}, cache={"max_bytes": 0})
+    yield app
+    await app.stop()
+
+
+async def turns(count: int = 200) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_past_the_limit_one_text_and_many_are_refused_and_what_waits_is_answered(small: LocalApp) -> None:
+    api = small.http
+    small.model.gate.clear()
+    first = asyncio.create_task(api.post("/v1/embeddings", json={"input": "on its way"}))
+    await turns()
+    waiting = [asyncio.create_task(api.post("/v1/embeddings", json={"input": f"text {n}"})) for n in range(33)]
+    await turns()
+    assert small.gateway.vectors.queued_tokens == 99
+    for path, body in (
+        ("/v1/embeddings", {"input": "one more"}),
+        ("/v1/embeddings", {"input": [f"text {n}" for n in range(2000)]}),
+        ("/v1/users/ann/memories", {"text": "a memory"}),
+        ("/v1/users/ann/memories/search", {"query": "a query"}),
+    ):
+        refused = await api.post(path, json=body)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert int(refused.headers["retry-after"]) >= 1
+    small.model.gate.set()
+    answers = await asyncio.gather(first, *waiting)
+    assert {answer.status_code for answer in answers} == {200}
+    assert (await api.post("/v1/embeddings", json={"input": "one more"})).status_code == 200
+    # Nothing of what was refused was written.
+    assert (await api.get("/v1/users/ann/memories")).json()["memories"] == []
+
+
+def lock(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Nothing that is asked of the store is answered until the event is set."""
+    store, unlocked = app.store.deployment, asyncio.Event()
+
+    def locked(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def wait(*args: Any, **options: Any) -> Any:
+            await unlocked.wait()
+            return await call(*args, **options)
+
+        return wait
+
+    monkeypatch.setattr(store, "run", locked(store.run))
+    monkeypatch.setattr(store, "search", locked(store.search))
+    return unlocked
+
+
+@pytest.mark.parametrize("what", ["add", "search"])
+async def test_what_a_store_cannot_take_is_refused_and_what_waits_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(searches, "SEARCHES", 1)
+    monkeypatch.setattr(searches, "IN_FLIGHT", 1)
+    app = await LocalApp.start(tmp_path, gateway={"append_calls_in_flight": 1, "append_call_memories": 1})
+    unlocked = lock(app, monkeypatch)
+
+    def ask() -> Awaitable[httpx.Response]:
+        if what == "add":
+            return app.http.post("/v1/users/ann/memories", json={"text": "tea"})
+        return app.http.post("/v1/users/ann/memories/search", json={"query": "tea"})
+
+    waiting = [asyncio.ensure_future(ask())]
+    await turns(2000)
+    waiting += [asyncio.ensure_future(ask()) for _ in range(64)]
+    await turns(2000)
+    refused = await asyncio.wait_for(ask(), 10.0)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+    unlocked.set()
+    assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {201 if what == "add" else 200}
+    if what == "add":
+        assert (await app.http.get("/v1/users/ann")).json()["memories"] == 65
+        await app.gateway.reconfigure({"gateway": {"append_call_memories": 2}})
+        assert app.gateway._store._appends.max_queued == 128
+    await app.stop()
+
+
+async def test_what_asks_for_one_thing_is_refused_when_too_much_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder, "LONE_CALLS", 4)
+    app = await LocalApp.start(tmp_path)
+    memories, ann = "/v1/users/ann/memories", "/v1/users/ann"
+    await app.http.post(memories, json={"id": "1", "text": "tea"})
+    for _ in range(5):  # what failed leaves its place
+        assert (await app.http.get(f"{memories}/none")).status_code == 404
+    unlocked = lock(app, monkeypatch)
+    waiting = [asyncio.ensure_future(app.http.get(f"{memories}/1")) for _ in range(4)]
+    await turns(2000)
+    for method, path, body in (
+        ("GET", f"{memories}/1", None),
+        ("GET", memories, None),
+        ("GET", "/v1/users", None),
+        ("PATCH", f"{memories}/1", {"text": "milk"}),
+        ("PATCH", f"{memories}/1", {"metadata": {}}),
+        ("POST", f"{ann}/import", None),
+        ("DELETE", f"{memories}/1", None),
+        ("DELETE", ann, None),
+    ):
+        content = b'{"id": "2", "text": "rain"}' if path.endswith("import") else None
+        refused = await asyncio.wait_for(app.http.request(method, path, json=body, content=content), 10.0)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+    others = [
+        asyncio.ensure_future(app.http.post(memories, json={"id": "2", "text": "milk"})),  # has a queue of its own
+        asyncio.ensure_future(app.gateway._store.ping()),  # as /health/ready asks
+    ]
+    await turns(2000)
+    assert not any(other.done() for other in others)
+    unlocked.set()
+    assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
+    await asyncio.gather(*others)
+    listed = (await app.http.get(memories)).json()["memories"]
+    assert [(memory["id"], memory["text"]) for memory in listed] == [("2", "milk"), ("1", "tea")]
+    await app.stop()

@@ -1,0 +1,229 @@
+"""The gateway's calls: coalesced while one is on its way, cut to pieces that fit, refused past the limit, cached."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.exceptions
+from ray.serve.exceptions import BackPressureError
+
+from deployments.calls.embedder import ATTEMPTS, EmbedderCalls, resilient
+from deployments.embedding.engine import EmbedRequest, Engine
+from deployments.embedding.fake import FakeModel
+from deployments.embedding.model import Tokens
+from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, ShuttingDown, Unavailable
+from store.errors import OUTCOME_UNKNOWN
+
+
+class Remote:
+    """A handle's method: `.remote(...)` returns what can be awaited."""
+
+    def __init__(self, function: Any) -> None:
+        self.remote = function
+
+
+class Slow(FakeModel):
+    """Its forwards wait for `go`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.go = asyncio.Event()
+
+    async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
+        await self.go.wait()
+        return await super().forward(batch)
+
+
+class EmbedderHandle:
+    """The Embedder deployment, in this process. `gate` holds calls back; `calls` counts their texts."""
+
+    def options(self, **_: str) -> "EmbedderHandle":
+        return self
+
+    def __init__(self) -> None:
+        self.engine = Engine(FakeModel(dim=8, max_tokens=16))
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.calls: list[list[int]] = []
+        self.embed = Remote(self._embed)
+        self.info = Remote(self._info)
+
+    async def _embed(self, requests: Sequence[EmbedRequest]) -> Any:
+        self.calls.append([len(request.inputs) for request in requests])
+        await self.gate.wait()
+        return await self.engine.embed(requests)
+
+    async def _info(self) -> Any:
+        return self.engine.info
+
+
+def calls_over(handle: Any, **options: Any) -> EmbedderCalls:
+    limits = {"in_flight": 1, "call_tokens": 256, "max_queued_tokens": 1000, "cache_bytes": 0, **options}
+    return EmbedderCalls(handle, **limits)
+
+
+def path_of(n: int) -> str:
+    return f"memories.{n}.text"
+
+
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_what_arrives_meanwhile_rides_the_next_call() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle)
+    handle.gate.clear()
+    first = asyncio.create_task(calls.embed(["first"], "", "end", path_of))
+    await turns()
+    rest = [asyncio.create_task(calls.embed([f"text {n}"], "", "end", path_of)) for n in range(10)]
+    await turns()
+    handle.gate.set()
+    results = await asyncio.gather(first, *rest)
+    assert handle.calls == [[1], [1] * 10]
+    alone = await calls_over(EmbedderHandle()).embed(["text 3"], "", "end", path_of)
+    assert np.array_equal(results[4].vectors, alone.vectors)
+
+
+async def test_a_large_request_is_cut_and_put_together_in_order() -> None:
+    handle = EmbedderHandle()
+    texts = [f"text {n}" for n in range(100)]
+    whole = await calls_over(handle, call_tokens=30, in_flight=3).embed(texts, "", "end", path_of)
+    assert sum(sum(call) for call in handle.calls) == 100
+    assert all(sum(call) <= 10 for call in handle.calls)
+    for n in (0, 37, 99):
+        alone = await calls_over(EmbedderHandle()).embed([texts[n]], "", "end", path_of)
+        assert np.array_equal(whole.vectors[n], alone.vectors[0])
+    assert whole.tokens.tolist() == [2] * 100
+
+
+async def test_an_error_names_the_input_as_its_caller_knows_it() -> None:
+    calls = calls_over(EmbedderHandle(), call_tokens=30)
+    texts = [f"text {n}" for n in range(40)]
+    texts[33] = "a poison text"
+    with pytest.raises(EmbeddingFailed) as failed:
+        await calls.embed(texts, "", "end", path_of)
+    assert failed.value.param == "memories.33.text"
+    texts[33] = "word " * 17
+    with pytest.raises(InvalidRequest) as refused:
+        await calls.embed(texts, "", "none", path_of)
+    assert refused.value.param == "memories.33.text"
+    assert str(refused.value) == "memories.33.text has 17 tokens; the model reads at most 16."
+
+
+async def test_past_the_limit_one_text_and_many_are_refused_at_once() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle, max_queued_tokens=60)
+    handle.gate.clear()
+    waiting = [asyncio.create_task(calls.embed(["on its way"], "", "end", path_of))]
+    await turns()
+    waiting += [asyncio.create_task(calls.embed([f"text {n}"], "", "end", path_of)) for n in range(20)]
+    await turns()
+    for texts in (["one text"], [f"text {n}" for n in range(2000)]):
+        refused = asyncio.create_task(calls.embed(texts, "", "end", path_of))
+        await turns(2)
+        assert refused.done()  # nothing was waited for, and nothing was sent
+        error = refused.exception()
+        assert isinstance(error, Overloaded)
+        assert error.retry_after_s > 0
+        assert len(handle.calls) == 1
+    handle.gate.set()
+    await asyncio.gather(*waiting)
+    await calls.embed(["one text"], "", "end", path_of)
+
+
+async def test_a_text_seen_before_costs_no_call_and_is_the_same_bits() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle, cache_bytes=1 << 20)
+    miss = await calls.embed(["a text", "another"], "", "end", path_of)
+    hit = await calls.embed(["another", "a text"], "", "end", path_of)
+    assert handle.calls == [[2]]
+    assert miss.vectors[::-1].tobytes() == hit.vectors.tobytes()
+    assert hit.tokens.tolist() == [1, 2]
+    await calls.embed(["a text"], "query: ", "end", path_of)
+    assert len(handle.calls) == 2
+    assert (calls.cache.hits, calls.cache.misses) == (2, 3)
+
+
+async def test_a_text_that_is_cut_otherwise_is_not_answered_from_the_cache() -> None:
+    handle = EmbedderHandle()
+    handle.engine.model.info = replace(handle.engine.info, max_tokens_of={"query": 2})
+    calls = calls_over(handle, cache_bytes=1 << 20)
+    whole = await calls.embed(["one two three"], "", "end", path_of)
+    query = await calls.embed(["one two three"], "", "end", path_of, input_type="query")
+    document = await calls.embed(["one two three"], "", "end", path_of, input_type="document")
+    two = await calls.embed(["one two"], "", "end", path_of)
+    assert [one.tokens.tolist() for one in (whole, query, document)] == [[3], [2], [3]]
+    assert np.array_equal(query.vectors, two.vectors) and not np.array_equal(query.vectors, whole.vectors)
+    assert handle.calls == [[1], [1], [1]]  # a document is cut as any text is
+
+
+async def test_the_same_text_at_once_is_computed_once() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle, cache_bytes=1 << 20)
+    results = await asyncio.gather(*(calls.embed(["same"], "", "end", path_of) for _ in range(50)))
+    assert handle.engine.stats().texts == 1
+    assert len({result.vectors.tobytes() for result in results}) == 1
+
+
+async def test_what_an_embedder_that_ends_did_not_start_is_asked_of_the_next() -> None:
+    handle = EmbedderHandle()
+    ends = handle.engine = Engine(Slow(dim=8), max_batch_tokens=1)
+    calls = calls_over(handle)
+    asking = asyncio.create_task(calls.embed(["one", "two", "three"], "", "end", path_of))
+    both = asyncio.create_task(calls.embed(["four"], "", "end", path_of))
+    await turns()
+    assert ends.stats().running_forwards == 1
+    closing = asyncio.create_task(ends.close())
+    handle.engine = Engine(FakeModel(dim=8))
+    await turns()
+    ends.model.go.set()  # type: ignore[attr-defined]
+    await closing
+    whole, single = await asyncio.gather(asking, both)
+    expected = (await handle.engine.embed_one(EmbedRequest(["one", "two", "three", "four"]))).vectors
+    assert np.array_equal(np.concatenate([whole.vectors, single.vectors]), expected)
+    assert handle.calls == [[3, 1], [3, 1]]
+
+
+async def test_one_that_ends_as_well_is_the_last_that_is_asked() -> None:
+    handle = EmbedderHandle()
+    await handle.engine.close()
+    with pytest.raises(ShuttingDown):
+        await calls_over(handle).embed(["one"], "", "end", path_of)
+    assert handle.calls == [[1], [1]]
+
+
+async def test_a_write_that_was_lost_is_not_denied_by_what_comes_after() -> None:
+    answers: list[Exception] = [ray.exceptions.WorkerCrashedError(), BackPressureError(1, 1)]
+
+    async def lost() -> str:
+        raise answers.pop(0)
+
+    with pytest.raises(Unavailable) as unknown:
+        await resilient(lost, "store", writes=True)
+    assert unknown.value.code == OUTCOME_UNKNOWN
+    answers = [BackPressureError(1, 1)]
+    with pytest.raises(Overloaded):
+        await resilient(lost, "store", writes=True)
+    assert answers == []
+
+
+async def test_a_call_whose_replica_died_is_sent_again() -> None:
+    died = 0
+
+    async def dies(times: int) -> str:
+        nonlocal died
+        if died < times:
+            died += 1
+            raise ray.exceptions.WorkerCrashedError
+        return "answer"
+
+    assert await resilient(lambda: dies(ATTEMPTS - 1), "embedder") == "answer"
+    died = 0
+    with pytest.raises(Unavailable) as lost:
+        await resilient(lambda: dies(ATTEMPTS), "embedder")
+    assert lost.value.code == "embedder_unavailable"

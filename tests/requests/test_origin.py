@@ -1,0 +1,76 @@
+"""What makes a write the same write when it arrives again."""
+
+import re
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from starlette.datastructures import Headers
+
+from deployments.errors import InvalidRequest
+from deployments.requests.origin import HEADER, KEY_HEADER, Origin
+
+SENT_AT = datetime(2026, 11, 22, 12, 0, 0, 250_000, UTC)
+BY_PROXY = f"{int(SENT_AT.timestamp() * 1_000_000)}-e0b1a45e-476e-454b-a591-d78aaa490faa"
+
+
+def of(*headers: tuple[str, str], method: str = "POST", target: str = "/a?", body: bytes = b"{}") -> Origin:
+    raw = [(name.encode(), value.encode()) for name, value in headers]
+    return Origin.of_request(Headers(raw=raw), method, target, body)
+
+
+def test_what_the_proxy_sends_again_is_the_same_write_of_the_same_time() -> None:
+    first, again = of((HEADER, BY_PROXY)), of((HEADER, BY_PROXY))
+    assert first == again
+    assert first.issued_at == SENT_AT
+    assert re.fullmatch("[0-9a-f]{32}", first.write_id)
+    assert of((HEADER, BY_PROXY.replace("faa", "fab"))).write_id != first.write_id
+
+
+def test_the_proxy_has_the_last_word() -> None:
+    assert of((HEADER, "mine"), (HEADER, BY_PROXY)) == of((HEADER, BY_PROXY))
+
+
+@pytest.mark.parametrize("value", ["", "-", "mine", "-5-x", "99999999999999999999-x", "9999999999999999-x", "١٢-x"])
+def test_a_time_that_is_none_or_to_come_is_now(value: str) -> None:
+    before = datetime.now(UTC)
+    assert before <= Origin.of_request(Headers({HEADER: value.encode().decode("latin-1")}), "POST", "/").issued_at
+    assert Origin.of_request(Headers({HEADER: "1-x"}), "POST", "/").issued_at < before - timedelta(days=365)
+
+
+def test_without_a_header_every_write_is_another() -> None:
+    assert of().write_id != of().write_id
+    assert Origin.fresh().write_id != Origin.fresh().write_id
+
+
+def test_a_key_is_one_write_whichever_way_it_comes() -> None:
+    first = of((KEY_HEADER, "k"), (HEADER, BY_PROXY))
+    assert first.write_id == of((KEY_HEADER, "k"), (HEADER, "1-other")).write_id == of((KEY_HEADER, "k")).write_id
+    assert first.issued_at == SENT_AT
+
+
+def test_a_key_does_not_stand_for_another_request() -> None:
+    key = (KEY_HEADER, "k")
+    others = [of(key, method="PATCH"), of(key, target="/b?"), of(key, body=b"{ }"), of((KEY_HEADER, "l"))]
+    assert len({of(key).write_id, *(other.write_id for other in others)}) == 5
+    assert Origin.of_key("k", "ab", "c").write_id != Origin.of_key("k", "a", "bc").write_id
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "ä", "a\tb"])
+def test_a_key_that_is_none_is_refused(key: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        Origin.of_request(Headers({KEY_HEADER: key}), "POST", "/")
+    assert refused.value.param == "Idempotency-Key"
+
+
+def test_two_keys_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="twice"):
+        of((KEY_HEADER, "k"), (KEY_HEADER, "k"))
+
+
+def test_memories_without_an_id_get_the_same_ones_again() -> None:
+    origin = of((HEADER, BY_PROXY))
+    made = [origin.memory_id(number) for number in range(3)]
+    assert made == [of((HEADER, BY_PROXY)).memory_id(number) for number in range(3)]
+    assert len({*made, Origin.fresh().memory_id(0)}) == 4
+    assert all(str(uuid.UUID(id)) == id for id in made)

@@ -1,0 +1,132 @@
+"""What `user_config` changes while it runs, and that a wrong one changes nothing."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.__main__ import main
+from deployments.serving.live_settings import Live
+from deployments.settings import LIVE, Settings, live, load
+from tests.local_app import LocalApp
+
+
+@pytest.fixture(autouse=True)
+def level() -> Iterator[None]:
+    logger = logging.getLogger("ray.serve")
+    before = logger.level
+    yield
+    logger.setLevel(before)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "user_config", "reason"),
+    [
+        ("Embedder", {"queue": {"max_batch_tokns": 9}}, "queue.max_batch_tokns: not a setting that it can change"),
+        ("Embedder", {"queue": {"enabled": False}}, "queue.enabled: not a setting that it can change"),
+        ("Embedder", {"cache": {"max_bytes": 0}}, "cache.max_bytes: not a setting that it can change"),
+        ("Embedder", {"queue": 5}, "queue: not a setting that it can change"),
+        ("Embedder", {"queue": {"max_batch_tokens": 7}}, "queue.max_batch_tokens: Input should be greater than"),
+        ("Gateway", {"log_level": "LOUD"}, "log_level: Input should be 'DEBUG'"),
+        (
+            "Store",
+            {"store": {"index_budget_bytes": "much"}},
+            "store.index_budget_bytes: Input should be a valid integer",
+        ),
+    ],
+)
+def test_a_wrong_one_is_refused_by_its_path(deployment: str, user_config: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match="user_config of " + deployment) as refused:
+        live(load({}), deployment, user_config)
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_it_leaves_out_stays_as_args_say() -> None:
+    settings = load({"queue": {"max_batch_tokens": 512, "batch_wait_s": 0.1}})
+    changed = live(settings, "Embedder", {"queue": {"max_batch_tokens": 1024}})
+    assert (changed.queue.max_batch_tokens, changed.queue.batch_wait_s) == (1024, 0.1)
+    assert live(settings, "Embedder", {}) == live(settings, "Embedder", None) == settings
+
+
+def test_every_live_setting_is_one() -> None:
+    for path in set().union(*LIVE.values()):
+        model: Any = Settings
+        for part in path.split("."):
+            model = model.model_fields[part].annotation if hasattr(model, "model_fields") else None
+        assert model is not None, path
+
+
+def test_the_log_level_changes_and_comes_back() -> None:
+    logger = logging.getLogger("ray.serve")
+    logger.setLevel("WARNING")
+    settings = Live(load({}), "Store")
+    assert settings.take({"log_level": "DEBUG"})
+    assert settings.take({"log_level": "ERROR"})
+    assert logger.level == logging.ERROR
+    assert settings.take({})
+    assert logger.level == logging.WARNING
+    logger.setLevel("INFO")  # by Serve's logging_config
+    assert settings.take({})
+    assert logger.level == logging.INFO
+
+
+async def test_a_gateway_takes_what_is_right_and_refuses_what_is_wrong(
+    app: LocalApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def asked_for_anew() -> int:
+        before = len(app.model.texts)
+        answer = await app.http.post("/v1/embeddings", json={"input": "tea"})
+        assert answer.status_code == 200
+        return len(app.model.texts) - before
+
+    assert [await asked_for_anew() for _ in range(2)] == [1, 0]
+    await app.gateway.reconfigure({"cache": {"max_bytes": 0}, "gateway": {"max_body_bytes": 1024}})
+    assert [await asked_for_anew() for _ in range(2)] == [1, 1]
+    assert (await app.http.post("/v1/embeddings", content=b" " * 1025)).status_code == 413
+    await app.gateway.reconfigure({"cache": {"max_byts": 1_000_000}})
+    assert "refused, the settings stay as they are: user_config of Gateway: cache.max_byts" in caplog.text
+    assert [await asked_for_anew() for _ in range(2)] == [1, 1]
+    await app.gateway.reconfigure({})
+    assert [await asked_for_anew() for _ in range(2)] == [1, 0]
+    assert (await app.http.post("/v1/embeddings", content=b" " * 1025)).status_code == 400
+
+
+async def test_a_store_takes_another_budget(app: LocalApp) -> None:
+    store = app.store.deployment
+
+    async def budget() -> int:
+        answer = await store.run(lambda memories: memories.resident.budget_bytes)
+        assert isinstance(answer, int)
+        return answer
+
+    assert await budget() == 1024**3
+    await store.reconfigure({"store": {"index_budget_bytes": 1024**2}})
+    assert await budget() == 1024**2
+    await store.reconfigure({"store": {"index_budget_bytes": 1024}})  # less than is allowed
+    assert await budget() == 1024**2
+    await store.reconfigure({})
+    assert await budget() == 1024**3
+
+
+@pytest.mark.parametrize(
+    ("deployments", "status", "says"),
+    [
+        ([{"name": "Embedder", "user_config": {"queue": {"batch_wait_s": 0.01}}}, {"name": "Store"}], 0, " is right\n"),
+        ([{"name": "Embedder", "user_config": {"queue": {"batch_wait": 1}}}], 1, "Embedder: queue.batch_wait: not a "),
+        ([{"name": "Embeder"}], 1, "deployments: there is no 'Embeder', only Embedder, Gateway, Store\n"),
+    ],
+)
+def test_a_config_file_is_checked_without_starting_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], deployments: list[dict[str, Any]], status: int, says: str
+) -> None:
+    path = tmp_path / "serve_config.yaml"
+    args = {"model": {"provider": "fake"}}
+    path.write_text(yaml.safe_dump({"applications": [{"args": args, "deployments": deployments}]}))
+    assert main(["--check", str(path)]) == status
+    said = capsys.readouterr()
+    assert says in said.out + said.err
+    assert str(path) in said.out + said.err

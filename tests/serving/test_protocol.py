@@ -1,0 +1,171 @@
+"""An answer leaves a gateway in one write; an import is not read ahead; a header may be anything."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from ray.serve._private.http_util import parse_disconnect_disabled_header
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from deployments.serving.protocol import GatewayProtocol, install
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+LAST_REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+
+
+class Wire(asyncio.Transport):
+    """A connection that keeps what is written to it, write by write, and None where it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes | None] = []
+        self._changed = asyncio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition on `writes`."""
+        async with asyncio.timeout(10):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def write(self, data: Any) -> None:
+        self.writes.append(bytes(data))
+        self._changed.set()
+
+    def close(self) -> None:
+        self.writes.append(None)
+        self._changed.set()
+
+    def is_closing(self) -> bool:
+        return None in self.writes
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+async def serve(app: ASGIApp, ask: Callable[[GatewayProtocol, Wire], Awaitable[None]]) -> list[bytes | None]:
+    """What is written to the wire while `ask` talks to a server of `app`."""
+    config = uvicorn.Config(app, log_config=None)
+    config.load()
+    assert config.http_protocol_class is GatewayProtocol
+    wire = Wire()
+    protocol = GatewayProtocol(config, ServerState(), {})
+    protocol.connection_made(wire)
+    await ask(protocol, wire)
+    return wire.writes
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", {**uvicorn.config.HTTP_PROTOCOLS})
+    install()
+
+
+async def test_each_answer_is_one_write() -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        for asked in (1, 2, 3):
+            protocol.data_received(REQUEST)
+            await wire.until(lambda asked=asked: len(wire.writes) >= asked)
+
+    writes = await serve(Response(b"x" * 100_000), ask)
+    assert len(writes) == 3
+    for write in writes:
+        assert write is not None
+        head, _, body = write.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n") and body == b"x" * 100_000
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.data_received(REQUEST + REQUEST)
+        await wire.until(lambda: len(wire.writes) >= 2)
+
+    first, second = await serve(Response(b"answer"), ask)
+    assert first is not None and first.endswith(b"\r\n\r\nanswer")
+    assert second is not None and second.endswith(b"\r\n\r\nanswer")
+
+
+async def test_what_is_streamed_leaves_before_the_end() -> None:
+    go_on = asyncio.Event()
+
+    async def chunks() -> Any:
+        yield b"first"
+        await go_on.wait()
+        yield b"second"
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await StreamingResponse(chunks())(scope, receive, send)
+
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.data_received(REQUEST)
+        await wire.until(lambda: b"first" in b"".join(filter(None, wire.writes)))
+        go_on.set()
+        await wire.until(lambda: b"0\r\n\r\n" in b"".join(filter(None, wire.writes)))
+
+    assert b"second" in b"".join(filter(None, await serve(app, ask)))
+
+
+async def test_the_last_answer_of_a_connection_leaves_before_it_is_closed() -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.data_received(LAST_REQUEST)
+        await wire.until(wire.is_closing)
+
+    answer, closed = await serve(Response(b"answer"), ask)
+    assert answer is not None and answer.endswith(b"\r\n\r\nanswer")
+    assert closed is None
+
+
+async def test_nothing_is_written_to_a_connection_that_went_away() -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.transport.write(b"held")
+        wire.close()
+        await asyncio.sleep(0)
+
+    assert await serve(Response(b"answer"), ask) == [None]
+
+
+@pytest.mark.parametrize(
+    ("path", "left"),
+    [
+        ("/v1/users/ann/import", True),
+        ("/v1/users/a%2Fb/import?x=1", True),
+        ("/v1/users/import", False),
+        ("/v1/users/import/memories", False),
+        ("/v1/users/ann/memories/import", False),
+        ("/v1/embeddings?/v1/users/ann/import", False),
+    ],
+)
+async def test_serve_leaves_the_body_of_an_import_to_the_import(path: str, left: bool) -> None:
+    told: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told.append(parse_disconnect_disabled_header(dict(scope["headers"])))
+        await Response()(scope, receive, send)
+
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.data_received(b"POST " + path.encode() + b" HTTP/1.1\r\nx-request-disconnect-disabled: ?0\r\n\r\n")
+        await wire.until(lambda: len(wire.writes) > 0)
+
+    await serve(app, ask)
+    assert told == [left]
+
+
+async def test_headers_that_serve_decodes_are_utf_8() -> None:
+    told: list[list[tuple[bytes, bytes]]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told.append(list(scope["headers"]))
+        await Response()(scope, receive, send)
+
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        latin, utf8 = "ü".encode("latin-1"), "ü".encode()
+        protocol.data_received(b"GET / HTTP/1.1\r\nx-request-id: " + latin + b"\r\nother: " + utf8 + b"\r\n\r\n")
+        await wire.until(lambda: len(wire.writes) > 0)
+
+    await serve(app, ask)
+    assert told == [[(b"x-request-id", "ü".encode()), (b"other", "ü".encode())]]

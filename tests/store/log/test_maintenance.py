@@ -1,0 +1,384 @@
+"""verify, compact and reembed, on SQLite and PostgreSQL, and the command line around them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psycopg
+import pytest
+from sqlalchemy import update
+
+import store.__main__ as command_line
+from store import (
+    Append,
+    Imported,
+    InvalidInput,
+    LogDamaged,
+    LogUnavailable,
+    ModelMismatch,
+    NewMemory,
+    Search,
+    SearchResult,
+    Store,
+)
+from store.log.database import Log
+from store.log.maintenance import Counts, compact, count, reembed, served, verify
+from store.log.rows import micros
+from store.log.schema import contents, memories, users
+from store.log.users import lock_users
+from tests.store.conftest import DIM, Clock
+
+T = "default"
+EYE = np.eye(DIM, dtype=np.float32)
+NEW_DIM = 4
+
+
+def fill(store: Store, user: str = "ann", count: int = 20) -> None:
+    made = tuple(NewMemory(str(n), f"{user} {n}", EYE[n % DIM] + n * EYE[0], {"n": n}) for n in range(count))
+    store.append([Append(T, user, made, issued_at=store._now())])
+
+
+def new_vectors(texts: Sequence[str]) -> Any:
+    """A model of four dimensions."""
+    return [[len(text), text.count("1") + 1, hash(text[-1]) % 7, 1] for text in texts]
+
+
+@pytest.fixture
+def log(store: Store, url: str) -> Any:
+    opened = Log.open(url)
+    yield opened
+    opened.close()
+
+
+def test_a_sound_log_has_no_problems(store: Store, log: Log) -> None:
+    fill(store)
+    store.update(T, "ann", "3", metadata={})
+    store.delete(T, "ann", "4")
+    assert list(verify(log)) == []
+    assert count(log) == Counts(1, 19, 1, 2, 1, "fake", DIM)
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "problem"),
+    [
+        (contents, {"text": "tampered"}, "memory '5' of user 'ann': its text or metadata are not what was written"),
+        (contents, {"metadata": "{"}, "memory '5' of user 'ann': its text or metadata are not what was written"),
+        (contents, {"embedding": b"1234"}, "memory '5' of user 'ann': its vector is not what was written"),
+        (contents, {"embedding": b"\0" * 4 * DIM}, "memory '5' of user 'ann': its vector is not what was written"),
+        (contents, {"version": 99}, "memory '5' of user 'ann': its text or metadata are not what was written"),
+        (memories, {"id": "other"}, "memory 'other' of user 'ann': its key is not the hash of its id"),
+        (memories, {"deleted": 1}, "user 'ann': 19 memories where 20 were written"),
+        (users, {"live": 7}, "user 'ann': 20 memories where 7 were written"),
+    ],
+)
+def test_damage_is_found_and_never_served(
+    store: Store, log: Log, table: Any, change: dict[str, Any], problem: str
+) -> None:
+    fill(store)
+    with log.write() as connection:
+        where = table.c.version == (20 if table is users else 6)
+        connection.execute(update(table).where(where).values(**change))
+    assert problem in list(verify(log))
+    fill(store, "bob", 3)
+    damaged, sound = store.search([Search(T, "ann", EYE[0], 1000, include_vectors=True), Search(T, "bob", EYE[0])])
+    assert isinstance(damaged, LogDamaged)
+    assert isinstance(sound, SearchResult)
+    assert len(sound.results) == 3
+
+
+def test_compacting_forgets_what_was_deleted_but_not_that_it_was(store: Store, log: Log, clock: Clock) -> None:
+    fill(store)
+    before = clock.now
+    store.search([Search(T, "ann", EYE[0], 5)])
+    store.delete_where(T, "ann", {"n": {"lt": 5}})
+    assert compact(log, micros(clock(), "")) == 0  # too fresh
+    clock.advance(7200)
+    assert compact(log, micros(clock(), "")) == 5
+    assert count(log) == Counts(1, 15, 0, 0, 0, "fake", DIM)
+    assert list(verify(log)) == []
+    (result,) = store.search([Search(T, "ann", EYE[0], 100)])
+    assert isinstance(result, SearchResult)
+    assert len(result.results) == 15
+    late = store.append([Append(T, "ann", (NewMemory("1", "ann 1", EYE[1]),), issued_at=before)])
+    assert "after this write" in str(late[0])
+    fill(store, "bob")
+    assert store.append([Append(T, "ann", (NewMemory("1", "x", EYE[1]),), issued_at=clock())])[0].version == 26
+
+
+def test_moving_to_another_model(store: Store, log: Log, url: str, open_store: Callable[..., Store]) -> None:
+    fill(store)
+    fill(store, "bob", 3)
+    store.update(T, "ann", "7", metadata={"n": 70})
+    store.delete(T, "ann", "8")
+    with pytest.raises(ModelMismatch, match="python -m store reembed"):
+        open_store(model="new", dim=NEW_DIM)
+    seen: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Any:
+        seen.extend(texts)
+        if len(seen) == 12:  # meanwhile the old model serves on
+            store.update(T, "ann", "0", text="written meanwhile 1", vector=EYE[0])
+            store.delete(T, "ann", "9")
+            store.append([Append(T, "bob", (NewMemory("9", "came meanwhile", EYE[0]),), issued_at=store._now())])
+            assert len(store.search([Search(T, "ann", EYE[0], 100)])[0].results) == 18
+        return new_vectors(texts)
+
+    done = reembed(log, "new", embed, batch=6)
+    assert done == 19 + 3 + 2 - 1
+    assert set(seen) >= {"written meanwhile 1", "came meanwhile"}
+    assert served(log) == ("new", NEW_DIM)
+    for call in (
+        lambda: store.search([Search(T, "ann", EYE[0], 5)]),
+        lambda: store.append([Append(T, "ann", (NewMemory("x", "x", EYE[0]),), issued_at=store._now())]),
+        lambda: store.update(T, "ann", "1", metadata={}),
+        lambda: store.delete(T, "ann", "1"),
+        lambda: store.get(T, "ann", "1"),
+        lambda: store.history(T, "ann", "1"),
+        lambda: store.list(T, "ann", filter={"n": {"exists": True}}),
+        lambda: store.user(T, "ann"),
+        lambda: store.users(T),
+        lambda: list(store.export(T, "ann")),
+    ):
+        with pytest.raises(ModelMismatch, match="switched to new"):
+            call()
+    fresh = open_store(model="new", dim=NEW_DIM)
+    query = np.array(new_vectors(["written meanwhile 1"])[0], np.float32)
+    (result,) = fresh.search([Search(T, "ann", query, 100, include_vectors=True)])
+    assert isinstance(result, SearchResult)
+    assert len(result.results) == 18
+    assert (result.results[0].id, result.results[0].score) == ("0", 1.0)
+    for memory in result.results:
+        assert memory.vector is not None
+        assert memory.vector.tolist() == [float(x) for x in new_vectors([memory.text])[0]]
+    assert [event.text for event in fresh.history(T, "ann", "0")] == ["ann 0", "written meanwhile 1"]
+    assert list(verify(log)) == []
+    assert fresh.erase_user(T, "ann")[0] == 18
+    with pytest.raises(InvalidInput, match="nothing to do"):
+        reembed(log, "new", embed)
+
+
+def test_a_blank_text_of_an_older_log_moves_on(store: Store, log: Log, open_store: Callable[..., Store]) -> None:
+    blank = " \n"
+    memories = (NewMemory("1", blank, EYE[0]), NewMemory("2", "tea", EYE[1]))
+    store.append([Append(T, "ann", memories, issued_at=store._now())])
+    lines = list(store.export(T, "ann"))
+    assert store.import_lines(T, "bob", lines) == Imported(2, 0)
+    assert list(store.export(T, "bob")) == lines
+    seen: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Any:
+        seen.extend(texts)
+        return new_vectors(texts)
+
+    assert reembed(log, "new", embed) == 4
+    assert sorted(seen) == [".", ".", "tea", "tea"]
+    assert list(verify(log)) == []
+    moved = open_store(model="new", dim=NEW_DIM)
+    got = moved.get(T, "bob", "1", include_vector=True)
+    assert (got.text, np.asarray(got.vector).tolist()) == (blank, new_vectors(["."])[0])
+
+
+def test_an_interrupted_move_goes_on(store: Store, log: Log) -> None:
+    fill(store)
+    calls: list[int] = []
+
+    def failing(texts: Sequence[str]) -> Any:
+        calls.append(len(texts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return new_vectors(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        reembed(log, "new", failing, batch=5)
+    assert served(log) == ("fake", DIM)
+    assert len(store.search([Search(T, "ann", EYE[0], 100)])[0].results) == 20
+    store.delete(T, "ann", "0")
+    assert reembed(log, "new", new_vectors, batch=5) == 10
+    assert list(verify(log)) == []
+
+
+def test_a_move_that_ended_after_the_switch_is_brought_to_its_end(
+    store: Store, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+
+    def dies(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("store.log.maintenance._forget_vectors", dies)
+        reembed(log, "new", new_vectors)
+    assert (served(log), count(log).blank) == (("new", NEW_DIM), 0)
+    assert reembed(log, "new", new_vectors) == 0
+    assert count(log).blank == 20
+    with pytest.raises(InvalidInput, match="nothing to do"):
+        reembed(log, "new", new_vectors)
+    assert list(verify(log)) == []
+
+
+def test_old_vectors_are_forgotten_under_the_locks_of_their_users(
+    store: Store, log: Log, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    with monkeypatch.context() as patched:
+        patched.setattr("store.log.maintenance._forget_vectors", lambda log, model: 0)
+        reembed(log, "new", new_vectors)
+    hasty = Log.open(url, lock_timeout_s=0.2)
+    with log.write() as connection:
+        assert list(lock_users(connection, [1])) == [1]
+        with pytest.raises(LogUnavailable):
+            reembed(hasty, "new", new_vectors)
+    assert count(log).blank == 0
+    assert reembed(hasty, "new", new_vectors) == 0
+    assert count(log).blank == 20
+    hasty.close()
+
+
+def test_users_who_come_while_a_log_is_verified_are_no_problem(store: Store, log: Log) -> None:
+    fill(store, count=500)
+    assert list(verify(log, lambda rows: fill(store, "bob") if rows == 500 else None)) == []
+    assert count(log).users == 2
+
+
+@pytest.mark.parametrize("command", ["stats", "verify", "compact", "export --user a", "reembed --model a --url b"])
+def test_a_log_that_is_not_there_is_not_made(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *more = command.split()
+    assert command_line.main([name, "--log", f"sqlite:///{tmp_path}/typo.db", *more]) == 2
+    assert f"There is no log at {tmp_path}/typo.db" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_without_a_log_is_left_as_it_is(postgres_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["verify", "--log", postgres_url]) == 2
+    assert "holds no log" in capsys.readouterr().err
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE tablename = 'meta'").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("wrong", [[[1.0]], [[0.0] * 4] * 20, [[float("nan")] * 4] * 20, [[1.0, 2.0]] * 19])
+def test_vectors_that_cannot_be_kept_stop_the_move(store: Store, log: Log, wrong: Any) -> None:
+    fill(store)
+    with pytest.raises(InvalidInput):
+        reembed(log, "new", lambda texts: wrong)
+    assert served(log) == ("fake", DIM)
+    assert list(verify(log)) == []
+
+
+def test_a_log_without_memories_takes_any_model(store: Store, open_store: Callable[..., Store]) -> None:
+    fill(store)
+    store.erase_user(T, "ann")
+    open_store(model="new", dim=NEW_DIM)
+    with pytest.raises(ModelMismatch):
+        store.append([Append(T, "ann", (NewMemory("x", "x", EYE[0]),), issued_at=store._now())])
+
+
+def test_the_command_line(
+    store: Store, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    out = tmp_path / "ann.ndjson"
+    assert command_line.main(["export", "--log", url, "--user", "ann", str(out)]) == 0
+    assert len(out.read_bytes().splitlines()) == 20
+    assert command_line.main(["import", "--log", url, "--user", "bob", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"imported": 20, "unchanged": 0}
+    assert command_line.main(["stats", "--log", url]) == 0
+    assert json.loads(capsys.readouterr().out)["memories"] == 40
+    assert command_line.main(["verify", "--log", url]) == 0
+    assert "sound" in capsys.readouterr().out
+
+    busy = iter([True])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if next(busy, False):
+            return httpx.Response(503, headers={"Retry-After": "0"})
+        asked = json.loads(request.content)
+        assert asked["model"] == "new"  # a server that runs another one refuses it
+        texts = asked["input"]
+        from base64 import b64encode
+
+        data = [
+            {"index": n, "embedding": b64encode(np.array(vector, "<f4").tobytes()).decode()}
+            for n, vector in enumerate(new_vectors(texts))
+        ]
+        return httpx.Response(200, json={"data": data[::-1]})
+
+    real = httpx.Client
+    monkeypatch.setattr(httpx, "Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
+    arguments = ["reembed", "--log", url, "--model", "new", "--url", "http://127.0.0.1:1/"]
+    assert command_line.main(arguments) == 0
+    assert "40 memories embedded" in capsys.readouterr().out
+    assert command_line.main(arguments) == 2
+    assert "nothing to do" in capsys.readouterr().err
+    assert command_line.main(["compact", "--log", url]) == 0
+    assert command_line.main(["verify", "--log", url]) == 0
+    assert command_line.main(["export", "--log", "sqlite:////dev/null/x", "--user", "a"]) == 2
+
+
+def test_an_import_reads_its_file_as_it_writes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = io.BytesIO(b"a line\n" * 1000)
+    read: list[int] = []
+
+    class Taking:
+        def import_lines(self, tenant: str, user_id: str, lines: Iterator[bytes]) -> Imported:
+            for _ in lines:
+                read.append(file.tell() // len(b"a line\n"))
+            return Imported(len(read), 0)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(command_line, "_file", lambda path, mode: file)
+    monkeypatch.setattr(command_line, "_store", lambda url, line: Taking())
+    assert command_line.main(["import", "--log", "sqlite:///x", "--user", "ann"]) == 0
+    assert read == list(range(1, 1001))
+    assert json.loads(capsys.readouterr().out) == {"imported": 1000, "unchanged": 0}
+
+
+def test_a_url_that_cannot_be_read_is_one_line(store: Store, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(store)
+    assert command_line.main(["reembed", "--log", url, "--model", "new", "--url", "http://HOST:PORT"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == "python -m store reembed: Invalid port: 'PORT'"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"content": b"<html>"},
+        {"content": b"\xff"},
+        {"json": []},
+        {"json": {}},
+        {"json": {"data": [{"index": 0}]}},
+        {"json": {"data": [{"index": 0, "embedding": "AAA"}]}},
+        {"json": {"data": []}},
+    ],
+)
+def test_an_answer_that_holds_no_embeddings_names_its_server(answer: dict[str, Any]) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, **answer))
+    with httpx.Client(transport=transport, base_url="http://peer:1") as client:
+        embed = command_line._embedder(client, "new", None)
+        with pytest.raises(LogUnavailable, match="http://peer:1/v1/embeddings"):
+            embed(["tea"])
+
+
+@pytest.mark.parametrize(
+    ("header", "pause_s"), [("7", 7.0), ("600", 30.0), ("Fri, 31 Dec 2027 23:59:59 GMT", 1.0), ("-1", 1.0), (None, 1.0)]
+)
+def test_a_busy_server_is_asked_again(header: str | None, pause_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(command_line.time, "sleep", pauses.append)
+    answers = iter([httpx.Response(503, headers={"Retry-After": header} if header else {}), httpx.Response(404)])
+    transport = httpx.MockTransport(lambda request: next(answers))
+    with httpx.Client(transport=transport, base_url="http://peer:1") as client:
+        embed = command_line._embedder(client, "new", None)
+        with pytest.raises(LogUnavailable, match="answers 404"):
+            embed(["tea"])
+    assert pauses == [pause_s]
