@@ -75,7 +75,7 @@ async def measure(ask: Ask, user: str, queries: np.ndarray) -> np.ndarray:
 
 async def measure_all(app: Any, deployment: Any, sizes: list[int], searches: int) -> list[dict[str, Any]]:
     """Rows for each user, once its index is folded."""
-    from deployments.calls.embedder import StoreCalls
+    from deployments.calls.store import StoreCalls
 
     calls = StoreCalls(deployment, partitions=PARTITIONS, append_in_flight=1, append_memories=1)
     ways: dict[str, Ask] = {

@@ -18,7 +18,8 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import metrics
 from deployments.api.build import build_api
-from deployments.calls.embedder import EmbedderCalls, StoreCalls
+from deployments.calls.embedder import EmbedderCalls
+from deployments.calls.store import StoreCalls
 from deployments.calls.transfer import Piece, export_pieces, import_pieces, one_line
 from deployments.calls.vectors import PathOf, Vectors, join
 from deployments.embedding import outputs

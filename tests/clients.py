@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import orjson
 
-from deployments.calls.embedder import StoreCalls
+from deployments.calls.store import StoreCalls
 from deployments.errors import MemserveError
 from deployments.requests.origin import Origin
 from store import Append as StoreAppend

@@ -1,78 +1,28 @@
-"""The gateway's side of its calls to the other deployments: coalesced, retried where that is safe, errors mapped.
+"""The gateway's calls to the embedder: coalesced, with the vectors of texts seen before in front of them.
 
 Hundreds of small HTTP requests become a few handle calls: while a call is on its way, everything that arrives waits,
-and rides the next one. A call that dies with its replica is sent again: reads change nothing, and a write carries an id
-under which the log remembers it, so that it is made once however often it arrives.
+and rides the next one.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypedDict, TypeVar, cast
 
 import numpy as np
-import ray.exceptions
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.batcher import Batcher
-from deployments.calls.partitions import partition_of
-from deployments.calls.searches import QUEUED_CALLS, Answers, CoalescedSearches
+from deployments.calls.resilient import LoneCalls, quick, resilient
 from deployments.embedding.cache import CachedVector, VectorCache, cache_key
 from deployments.embedding.engine import EmbedRequest, EmbedResult, Timings
 from deployments.embedding.model import InputType, ModelInfo, TextToken, Truncate
 from deployments.embedding.packing import runs
-from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Overloaded, ShuttingDown, Unavailable
-from store import Append, AppendResult, Search, SearchResult, StoreError
-from store import Store as Memories
-from store.errors import OUTCOME_UNKNOWN
+from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, ShuttingDown
 
 Answer = TypeVar("Answer")
-Arguments = ParamSpec("Arguments")
 Inputs = list[str] | list[list[int]]
 
-ATTEMPTS = 3
-LONE_CALLS = 1024  # for one request each, that may be on their way to a deployment; past it `Overloaded`
 CHARACTERS_PER_TOKEN = 4  # English text; what waits is admitted by this estimate, the embedder counts exactly
-
-_REPLICA_LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.ActorUnavailableError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.NodeDiedError,
-)
-
-
-async def resilient(call: Callable[[], Awaitable[Answer]], what: str, *, writes: bool = False) -> Answer:
-    """Await `call()`, again if its replica died.
-
-    Args:
-        writes: once it was lost it may have been made, so that no failure after that may deny it.
-
-    Raises:
-        Overloaded: the deployment refuses more work.
-        Unavailable: no replica could answer in `ATTEMPTS` attempts; `OUTCOME_UNKNOWN` for a write that was lost.
-    """
-    lost = False
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return await call()
-        except (*_REPLICA_LOST, BackPressureError, DeploymentUnavailableError, RayServeException) as error:
-            lost = lost or isinstance(error, _REPLICA_LOST)
-            if isinstance(error, _REPLICA_LOST) and attempt < ATTEMPTS:
-                continue
-            if writes and lost:
-                message = f"The {what} was lost while it worked, and whether this was written is not known."
-                raise Unavailable(message, None, OUTCOME_UNKNOWN) from error
-            if isinstance(error, BackPressureError):
-                raise Overloaded(f"The {what} has more work than it admits.") from error
-            raise Unavailable(f"The {what} is not available; try again.", None, f"{what}_unavailable") from error
-    raise AssertionError("unreachable")
-
-
-def quick(handle: DeploymentHandle, **options: Any) -> DeploymentHandle:
-    """The handle with plain pickle: what travels is made of importable classes, and cloudpickle takes twice as long."""
-    return handle.options(request_serialization="pickle", response_serialization="pickle", **options)
 
 
 def estimated_tokens(given: object) -> int:
@@ -84,29 +34,6 @@ def estimated_tokens(given: object) -> int:
 
 def _request_tokens(request: EmbedRequest) -> int:
     return sum(map(estimated_tokens, request.inputs))
-
-
-class LoneCalls:
-    """Counts the calls to a deployment that are made for one request each.
-
-    Args:
-        what: the deployment, for errors.
-    """
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._on_their_way = 0
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Around a call. Raises Overloaded where `LONE_CALLS` are on their way."""
-        if self._on_their_way >= LONE_CALLS:
-            raise Overloaded(f"The {self._what} has more work than it admits; try again later.")
-        self._on_their_way += 1
-        try:
-            yield
-        finally:
-            self._on_their_way -= 1
 
 
 class EmbedderCalls:
@@ -293,124 +220,3 @@ def _renamed(error: MemserveError, start: int, path_of: Callable[[int], str]) ->
     path = path_of(start + int(match[1]))
     param = path + (error.param or "")[match.end() :]
     return type(error)(error.message.replace(match[0], path), param, error.code)
-
-
-def _checked(answer: Answer | StoreError) -> Answer:
-    """A store's answer; an error that came as a value is raised here."""
-    if isinstance(answer, StoreError):
-        raise answer
-    return answer
-
-
-class StoreCalls:
-    """Calls to the store: writes to any replica, reads to the one that is warm for the user's partition.
-
-    Appends and searches are coalesced. Of each so much may wait as fills `QUEUED_CALLS` calls; past it `Overloaded`.
-    So is what asks for anything else, erasures too, past `LONE_CALLS`: it was not done, and what waits is not delayed.
-
-    Args:
-        handle: the Store deployment.
-        partitions: number of buckets that users hash to.
-        append_in_flight: write calls at once.
-        append_memories: memories in one write call.
-    """
-
-    def __init__(
-        self, handle: DeploymentHandle, *, partitions: int, append_in_flight: int, append_memories: int
-    ) -> None:
-        self._handle = quick(handle)
-        self._by_partition = [quick(handle, session_id=f"partition-{number}") for number in range(partitions)]
-        self._appends: Batcher[Sequence[Append], list[AppendResult]] = Batcher(
-            self._append,
-            in_flight=append_in_flight,
-            budget=append_memories,
-            max_queued=QUEUED_CALLS * append_memories,
-            cost=lambda call: sum(len(request.memories) for request in call),
-        )
-        self._searches = CoalescedSearches(
-            self._search,
-            partition_of=lambda request: self._partition(request.tenant, request.user_id),
-            partitions=partitions,
-        )
-        self._lone_calls = LoneCalls("store")
-
-    def reconfigure(self, *, append_in_flight: int, append_memories: int) -> None:
-        """Change what the constructor was given, while calls wait and travel."""
-        self._appends.reconfigure(
-            in_flight=append_in_flight, budget=append_memories, max_queued=QUEUED_CALLS * append_memories
-        )
-
-    async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | Exception]:
-        return await self._write(Memories.append_together, calls)
-
-    async def _search(self, partition: int, requests: list[Search]) -> tuple[str, Answers]:
-        warm = self._by_partition[partition]
-        return _checked(await resilient(lambda: warm.search.remote(requests), "store"))
-
-    def _partition(self, tenant: str, user_id: str) -> int:
-        return partition_of(tenant, user_id, len(self._by_partition))
-
-    async def append(self, call: Sequence[Append]) -> list[AppendResult]:
-        """Commit one call, all of it or nothing, in a transaction with whatever else waits.
-
-        Raises:
-            Overloaded: at once, where too much waits. Else its own error.
-        """
-        return await self._appends.submit(call)
-
-    async def search(self, request: Search) -> SearchResult:
-        """Search one user. Raises its own error, or Overloaded."""
-        return await self._searches.search(request)
-
-    async def run_warm(
-        self,
-        method: Callable[Concatenate[Memories, str, str, Arguments], Answer],
-        tenant: str,
-        user_id: str,
-        *args: Arguments.args,
-        **options: Arguments.kwargs,
-    ) -> Answer:
-        """Call a method of the store that reads one user (`Memories.get`), on the replica that is warm for it."""
-        warm = self._by_partition[self._partition(tenant, user_id)]
-        with self._lone_calls.one():
-            return _checked(
-                await resilient(lambda: warm.run.remote(method, tenant, user_id, *args, **options), "store")
-            )
-
-    async def run(
-        self,
-        method: Callable[Concatenate[Memories, Arguments], Answer],
-        *args: Arguments.args,
-        **options: Arguments.kwargs,
-    ) -> Answer:
-        """Call a method of the store that reads, on any replica."""
-        with self._lone_calls.one():
-            return _checked(await resilient(lambda: self._handle.run.remote(method, *args, **options), "store"))
-
-    async def write(
-        self,
-        method: Callable[Concatenate[Memories, Arguments], Answer],
-        *args: Arguments.args,
-        **options: Arguments.kwargs,
-    ) -> Answer:
-        """Call a method of the store that writes, on any replica.
-
-        Raises:
-            Unavailable: `OUTCOME_UNKNOWN` where whether it was done cannot be told.
-        """
-        with self._lone_calls.one():
-            return await self._write(method, *args, **options)
-
-    async def _write(
-        self,
-        method: Callable[Concatenate[Memories, Arguments], Answer],
-        *args: Arguments.args,
-        **options: Arguments.kwargs,
-    ) -> Answer:
-        return _checked(
-            await resilient(lambda: self._handle.run.remote(method, *args, **options), "store", writes=True)
-        )
-
-    async def ping(self) -> None:
-        """Read the log, past every queue."""
-        _checked(await resilient(lambda: self._handle.run.remote(Memories.ping), "store"))

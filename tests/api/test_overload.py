@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.calls import embedder, searches
+from deployments.calls import resilient, searches
 from tests.local_app import LocalApp
 
 
@@ -99,7 +99,7 @@ async def test_what_a_store_cannot_take_is_refused_and_what_waits_is_answered(
 async def test_what_asks_for_one_thing_is_refused_when_too_much_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedder, "LONE_CALLS", 4)
+    monkeypatch.setattr(resilient, "LONE_CALLS", 4)
     app = await LocalApp.start(tmp_path)
     memories, ann = "/v1/users/ann/memories", "/v1/users/ann"
     await app.http.post(memories, json={"id": "1", "text": "tea"})

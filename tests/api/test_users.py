@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 
-from deployments.calls.partitions import partition_of
+from deployments.calls.store import partition_of
 from deployments.calls.transfer import PIECE_LINES
 from deployments.errors import InvalidRequest
 from deployments.requests.origin import Origin

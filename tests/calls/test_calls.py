@@ -10,7 +10,8 @@ import pytest
 import ray.exceptions
 from ray.serve.exceptions import BackPressureError
 
-from deployments.calls.embedder import ATTEMPTS, EmbedderCalls, resilient
+from deployments.calls.embedder import EmbedderCalls
+from deployments.calls.resilient import ATTEMPTS, resilient
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.fake import FakeModel
 from deployments.embedding.model import Tokens
