@@ -94,7 +94,7 @@ async def run_engine(engine: Engine, texts: list[str], one_each: bool) -> None:
 async def lone(engine: Engine, model: LocalModel, repeats: int) -> dict[str, float]:
     """Median milliseconds of one short text: the bare forward, and the whole engine."""
     texts = texts_of("4-12 words", repeats)
-    tokens = [one for one in await model.tokenise(texts, "", "end") if isinstance(one, Tokens)]
+    tokens = [one for one in await model.tokenize(texts, "", "end") if isinstance(one, Tokens)]
     bare, whole = [], []
     for text, one in zip(texts, tokens, strict=True):
         started = time.perf_counter()
@@ -125,7 +125,7 @@ async def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
         found["lone"].append({"threads": threads, **await lone(warm, model, 40)})
         for mix in arguments.mixes:
             texts = texts_of(mix, arguments.texts)
-            lengths = [len(one) for one in await model.tokenise(texts, "", "end") if isinstance(one, Tokens)]
+            lengths = [len(one) for one in await model.tokenize(texts, "", "end") if isinstance(one, Tokens)]
             flops = matrix_flops(reference, lengths)
             engines = [Engine(model, max_batch_tokens=budget) for budget in arguments.budgets]
             reference.encode(texts[:8])

@@ -72,7 +72,7 @@ async def engine_rows(options: argparse.Namespace) -> Found:
     for name, words in tqdm(MIXES.items(), desc="engine"):
         count = options.texts * 8 // words if words > 8 else options.texts
         texts = [" ".join(random.choice(WORDS, words)) for _ in range(max(CLIENTS, count))]
-        lengths = [len(one) for one in await model.tokenise(texts, "", "end") if isinstance(one, Tokens)]
+        lengths = [len(one) for one in await model.tokenize(texts, "", "end") if isinstance(one, Tokens)]
         flops = matrix_flops(reference, lengths)
         reference.encode(texts[:64])
         taken: dict[str, list[float]] = {"encode": [], "engine": [], "clients": []}

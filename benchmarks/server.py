@@ -49,7 +49,7 @@ def profile(cores: int = cores(), gpus: int = len(gpus())) -> Args:
     """Replicas that use a whole machine, the client included; their CPUs are memserve's own defaults.
 
     On a CPU one embedder of one thread a core, less one core of eight for the rest. On GPUs two embedders a card, so
-    that one tokenises and copies while the other computes, and half of the cores for gateways: JSON, not the card, is
+    that one tokenizes and copies while the other computes, and half of the cores for gateways: JSON, not the card, is
     the limit there. One store: SQLite has one writer.
     """
     if gpus:

@@ -18,7 +18,7 @@ from deployments.embedder import Embedder
 from deployments.gateway import Gateway
 from deployments.serving.sizing import fit
 from deployments.settings import EmbedderSettings, GatewaySettings, StoreSettings, absolute_log_url, explain, load
-from deployments.store import Store
+from deployments.store import StoreReplica
 
 APP_NAME = "memserve"
 
@@ -52,7 +52,7 @@ def build_app(args: dict[str, Any]) -> Application:
         request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
         request_router_kwargs={"num_virtual_nodes": 100, "num_fallback_replicas": 2},
     )
-    store = serve.deployment(Store, name="Store", request_router_config=router, **_options(settings.store)).bind(
+    store = serve.deployment(StoreReplica, name="Store", request_router_config=router, **_options(settings.store)).bind(
         settings, embedder
     )
     gateway = serve.deployment(serve.ingress()(Gateway), name="Gateway", **_options(settings.gateway))

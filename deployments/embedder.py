@@ -18,7 +18,7 @@ from deployments.errors import MemserveError
 from deployments.metrics import EmbedderMetrics
 from deployments.serving.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, BusyTime
 from deployments.serving.garbage import collect_old_seldom
-from deployments.serving.live_settings import Live
+from deployments.serving.live_settings import LiveSettings
 from deployments.settings import Settings
 
 # What one call carries, and what it is answered: a result or an error for each request, in order.
@@ -45,7 +45,7 @@ class Embedder:
             on_batch=self._metrics.batch,
         )
         await self._engine.warm_up()
-        self._live = Live(settings, "Embedder")
+        self._live = LiveSettings(settings, "Embedder")
 
     # Serve runs a method that is not async in a thread, away from the event loop that the queues belong to.
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:

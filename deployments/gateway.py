@@ -30,7 +30,7 @@ from deployments.requests.origin import Origin
 from deployments.serving import protocol
 from deployments.serving.autoscaling import WAITING_TOKENS
 from deployments.serving.garbage import collect_old_seldom
-from deployments.serving.live_settings import Live
+from deployments.serving.live_settings import LiveSettings
 from deployments.settings import EmbedderSettings, Settings
 from store import (
     Append,
@@ -39,13 +39,13 @@ from store import (
     ExportCursor,
     ExportPage,
     Imported,
+    NewMemory,
     NotFound,
     Search,
     SearchResult,
+    Store,
     StoreError,
 )
-from store import NewMemory as StoredMemory
-from store import Store as Memories
 
 TENANT = "default"
 READY_TIMEOUT_S = 1.5  # "no" is the answer within two seconds
@@ -61,7 +61,7 @@ class Gateway:
     def __init__(self, settings: Settings, embedder: DeploymentHandle, store: DeploymentHandle) -> None:
         collect_old_seldom()
         options = settings.gateway
-        self._live = Live(settings, "Gateway")
+        self._live = LiveSettings(settings, "Gateway")
         self._embedder = EmbedderCalls(
             embedder,
             in_flight=options.embed_calls_in_flight or _calls_in_flight(settings.embedder),
@@ -134,7 +134,7 @@ class Gateway:
             "truncate": truncate,
             "dimensions": dimensions,
         }
-        body = bodies.check(bodies.EmbeddingsRequest, values)
+        body = bodies.check(bodies.EmbeddingsBody, values)
         result = await self.vectors.of_inputs(body, lambda n: f"input.{n}")
         return outputs.cut(result.vectors, body.dimensions)
 
@@ -156,7 +156,7 @@ class Gateway:
             InvalidRequest: `param` names the field. store.Conflict: an id is taken by other content.
         """
         items = [{"text": item} if isinstance(item, str) else item for item in _items(memories, "memories")]
-        body = bodies.check(bodies.AddRequest, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
+        body = bodies.check(bodies.AddBody, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
         groups = [(_new_user(user_id), body.items())]
         (result,) = await self.append(groups, body, lambda n: f"memories.{n}", origin or Origin.fresh())
         return [bodies.appended(entry) for entry in result.memories]
@@ -172,28 +172,28 @@ class Gateway:
         Raises:
             InvalidRequest, store.Conflict: `param` names the memory by its position.
         """
-        body = bodies.check(bodies.AddManyRequest, {"memories": _items(memories, "memories"), **options})
+        body = bodies.check(bodies.AddManyBody, {"memories": _items(memories, "memories"), **options})
         return await self.append_many(body, origin or Origin.fresh())
 
     async def search(self, user_id: str, query: str | None = None, **options: Any) -> list[dict[str, Any]]:
-        """Search one user's memories by text, or by `vector=`; the other options are those of SearchRequest.
+        """Search one user's memories by text, or by `vector=`; the other options are those of SearchBody.
 
         Returns:
             memories with their score (cosine similarity), best first.
         """
-        body = bodies.check(bodies.SearchRequest, {"query": query, **options})
+        body = bodies.check(bodies.SearchBody, {"query": query, **options})
         return [bodies.memory(found) for found in (await self.find(_user(user_id), body)).results]
 
     async def get(self, user_id: str, memory_id: str, **options: Any) -> Fields:
         """One memory, with its vector if `include_vectors`. Raises store.NotFound."""
         path, query = _memory(user_id, memory_id), bodies.check(bodies.GetQuery, options)
         vector = query.include_vectors
-        return bodies.memory(await self._store.run_warm(Memories.get, TENANT, *path, include_vector=vector))
+        return bodies.memory(await self._store.run_warm(Store.get, TENANT, *path, include_vector=vector))
 
     async def list(self, user_id: str, **options: Any) -> Fields:
         """`{memories, next_cursor}`: a page of one user's memories; the options are those of ListQuery."""
         query = bodies.check(bodies.ListQuery, options)
-        page = await self._store.run_warm(Memories.list, TENANT, _user(user_id), **query.model_dump())
+        page = await self._store.run_warm(Store.list, TENANT, _user(user_id), **query.model_dump())
         return {"memories": [bodies.memory(found) for found in page.memories], "next_cursor": page.next_cursor}
 
     async def update(self, user_id: str, memory_id: str, *, origin: Origin | None = None, **changes: Any) -> Fields:
@@ -206,11 +206,11 @@ class Gateway:
         """
         origin = origin or Origin.fresh()
         path = _memory(user_id, memory_id)
-        given = bodies.check(bodies.UpdateRequest, changes).model_dump(exclude_unset=True)
+        given = bodies.check(bodies.UpdateBody, changes).model_dump(exclude_unset=True)
         while True:
             try:
                 changed = await self._store.write(
-                    Memories.update,
+                    Store.update,
                     TENANT,
                     *path,
                     issued_at=origin.issued_at,
@@ -226,34 +226,34 @@ class Gateway:
     async def delete(self, user_id: str, memory_id: str, *, origin: Origin | None = None) -> None:
         """Delete one memory of one user. Raises store.NotFound."""
         write_id = (origin or Origin.fresh()).write_id
-        await self._store.write(Memories.delete, TENANT, *_memory(user_id, memory_id), write_id=write_id)
+        await self._store.write(Store.delete, TENANT, *_memory(user_id, memory_id), write_id=write_id)
 
     async def delete_where(self, user_id: str, filter: Mapping[str, Any], *, origin: Origin | None = None) -> int:
         """Delete the memories of one user that match. Returns how many."""
-        body = bodies.check(bodies.DeleteRequest, {"filter": filter})
+        body = bodies.check(bodies.DeleteBody, {"filter": filter})
         write_id = (origin or Origin.fresh()).write_id
-        return await self._store.write(Memories.delete_where, TENANT, _user(user_id), body.filter, write_id=write_id)
+        return await self._store.write(Store.delete_where, TENANT, _user(user_id), body.filter, write_id=write_id)
 
     async def delete_user(self, user_id: str, *, origin: Origin | None = None) -> Fields:
         """Delete everything of one user. `{deleted, version}`."""
         write_id = (origin or Origin.fresh()).write_id
-        deleted, version = await self._store.write(Memories.erase_user, TENANT, _user(user_id), write_id=write_id)
+        deleted, version = await self._store.write(Store.erase_user, TENANT, _user(user_id), write_id=write_id)
         return {"deleted": deleted, "version": version}
 
     async def history(self, user_id: str, memory_id: str) -> Rows:
         """The states of one memory, oldest first: `{event, at, version, text, metadata}`. Raises store.NotFound."""
-        events = await self._store.run_warm(Memories.history, TENANT, *_memory(user_id, memory_id))
+        events = await self._store.run_warm(Store.history, TENANT, *_memory(user_id, memory_id))
         return [bodies.history_event(event) for event in events]
 
     async def user(self, user_id: str) -> Fields:
         """`{user_id, memories, version, bytes, index, resident}`; all empty for a user that never was."""
-        stats = await self._store.run_warm(Memories.user, TENANT, _user(user_id))
+        stats = await self._store.run_warm(Store.user, TENANT, _user(user_id))
         return {**bodies.user_in_log(stats), "index": stats.index, "resident": stats.resident}
 
     async def users(self, **options: Any) -> Fields:
         """`{users, next_cursor}`: a page of the users that have memories; the options are those of UsersQuery."""
         query = bodies.check(bodies.UsersQuery, options)
-        page = await self._store.run(Memories.users, TENANT, **query.model_dump())
+        page = await self._store.run(Store.users, TENANT, **query.model_dump())
         return {"users": [bodies.user_in_log(stats) for stats in page.users], "next_cursor": page.next_cursor}
 
     async def export(self, user_id: str) -> AsyncIterator[bytes]:
@@ -261,7 +261,7 @@ class Gateway:
         user = _user(user_id)
 
         async def page_after(cursor: ExportCursor | None) -> ExportPage:
-            return await self._store.run_warm(Memories.export_page, TENANT, user, cursor)
+            return await self._store.run_warm(Store.export_page, TENANT, user, cursor)
 
         async for piece in export_pieces(page_after):
             yield piece
@@ -295,8 +295,8 @@ class Gateway:
 
     async def append(
         self,
-        groups: Sequence[tuple[str, Sequence[bodies.NewMemory]]],
-        options: bodies.AddRequest | bodies.AddManyRequest,
+        groups: Sequence[tuple[str, Sequence[bodies.NewMemoryBody]]],
+        options: bodies.AddBody | bodies.AddManyBody,
         path_of: PathOf,
         origin: Origin,
     ) -> Sequence[AppendResult]:
@@ -313,7 +313,7 @@ class Gateway:
                 tenant=TENANT,
                 user_id=user_id,
                 memories=tuple(
-                    StoredMemory(
+                    NewMemory(
                         id=item.id or origin.memory_id(number),
                         made_id=item.id is None,
                         text=item.text,
@@ -333,9 +333,9 @@ class Gateway:
         try:
             return await self._store.append(appends)
         except StoreError as error:
-            raise _renamed(error, path_of, one_user=isinstance(options, bodies.AddRequest)) from error
+            raise _renamed(error, path_of, one_user=isinstance(options, bodies.AddBody)) from error
 
-    async def append_many(self, body: bodies.AddManyRequest, origin: Origin) -> Rows:
+    async def append_many(self, body: bodies.AddManyBody, origin: Origin) -> Rows:
         """Add memories of many users, grouped by user on their way and answered in their own order."""
         positions: defaultdict[str, Positions] = defaultdict(Positions)
         for position, item in enumerate(body.memories):
@@ -347,7 +347,7 @@ class Gateway:
         answers = dict(zip(order, entries, strict=True))
         return [{"user_id": item.user_id, **bodies.appended(answers[n])} for n, item in enumerate(body.memories)]
 
-    async def find(self, user_id: str, body: bodies.SearchRequest) -> SearchResult:
+    async def find(self, user_id: str, body: bodies.SearchBody) -> SearchResult:
         """The nearest memories of one user."""
         return await self._store.search(
             Search(
@@ -368,7 +368,7 @@ class Gateway:
         async def write(piece: Piece) -> Imported:
             nonlocal begin
             done = await self._store.write(
-                Memories.import_lines,
+                Store.import_lines,
                 TENANT,
                 user_id,
                 piece.lines,
@@ -416,7 +416,7 @@ class Gateway:
         if "text" not in given:
             return given
         try:
-            found = await self._store.run_warm(Memories.get, TENANT, *path)
+            found = await self._store.run_warm(Store.get, TENANT, *path)
         except NotFound:  # or deleted since the change was made: the log knows
             found = None
         if found is not None and given["text"] == found.text:

@@ -49,7 +49,7 @@ class EmbedderMetrics:
         done = [answer.timings for answer in reply if isinstance(answer, EmbedResult)]
         if done:
             self._seconds.observe(max(timings.queue_s for timings in done), {"stage": "queue"})
-            self._seconds.observe(max(timings.tokenise_s for timings in done), {"stage": "tokenise"})
+            self._seconds.observe(max(timings.tokenize_s for timings in done), {"stage": "tokenize"})
         for answer in reply:
             if isinstance(answer, Exception):
                 self._errors.inc(tags={"kind": type(answer).__name__})

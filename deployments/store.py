@@ -17,10 +17,9 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.serving.autoscaling import BUSY, BusyTime
 from deployments.serving.garbage import collect_old_seldom
-from deployments.serving.live_settings import Live
+from deployments.serving.live_settings import LiveSettings
 from deployments.settings import Settings
-from store import IndexOptions, Search, SearchResult, StoreError
-from store import Store as Memories
+from store import IndexOptions, Search, SearchResult, Store, StoreError
 
 Answer = TypeVar("Answer")
 Arguments = ParamSpec("Arguments")
@@ -33,7 +32,7 @@ _OVERDUE_S = 1.0  # the longest time without a step of background work
 _FAILED_S = 5.0  # until the next try of a step that failed
 
 
-class Store:
+class StoreReplica:
     """One replica: any user, any write; warm for the users that routing keeps on it."""
 
     # Serve awaits an async constructor; type checkers want it synchronous.
@@ -41,13 +40,13 @@ class Store:
         collect_old_seldom()
         info = await embedder.info.remote()
         options = settings.store
-        self._live = Live(settings, "Store")
+        self._live = LiveSettings(settings, "Store")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._name = uuid.uuid4().hex  # by which callers tell replicas apart
         self._busy = BusyTime()
         self._waiting = 0
         self._memories = await self._run(
-            lambda: Memories.open(
+            lambda: Store.open(
                 options.url,
                 dim=info.dim,
                 model=info.name,
@@ -77,7 +76,7 @@ class Store:
 
     async def run(
         self,
-        method: Callable[Concatenate[Memories, Arguments], Answer],
+        method: Callable[Concatenate[Store, Arguments], Answer],
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer | StoreError:
@@ -93,7 +92,7 @@ class Store:
 
     async def search(self, requests: Sequence[Search]) -> tuple[str, list[SearchResult | StoreError]] | StoreError:
         """Search many users: the name of this replica, and an answer for each request, in order."""
-        found = await self.run(Memories.search, requests)
+        found = await self.run(Store.search, requests)
         return found if isinstance(found, StoreError) else (self._name, found)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

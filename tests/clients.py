@@ -12,9 +12,8 @@ from deployments.calls.store import StoreCalls
 from deployments.errors import MemserveError
 from deployments.requests.origin import Origin
 from store import Append as StoreAppend
-from store import NewMemory, StoreError
+from store import NewMemory, Store, StoreError
 from store import Search as StoreSearch
-from store import Store as Memories
 from tests import workload
 from tests.histories.records import (
     Answer,
@@ -84,20 +83,20 @@ class OverHandle:
                 if text is not None and vector is not None:
                     changes |= {"text": text, "vector": array(vector)}
                 changes |= {"if_version": if_version, "issued_at": origin.issued_at, "write_id": origin.write_id}
-                return One(workload.seen(await calls.write(Memories.update, TENANT, user, id, **changes)))
+                return One(workload.seen(await calls.write(Store.update, TENANT, user, id, **changes)))
             case Delete(id):
-                await calls.write(Memories.delete, TENANT, user, id, write_id=origin.write_id)
+                await calls.write(Store.delete, TENANT, user, id, write_id=origin.write_id)
                 return Removed(1)
             case DeleteWhere((key, value)):
                 where = {key: value}
-                return Removed(await calls.write(Memories.delete_where, TENANT, user, where, write_id=origin.write_id))
+                return Removed(await calls.write(Store.delete_where, TENANT, user, where, write_id=origin.write_id))
             case Erase():
-                return Removed(*await calls.write(Memories.erase_user, TENANT, user, write_id=origin.write_id))
+                return Removed(*await calls.write(Store.erase_user, TENANT, user, write_id=origin.write_id))
             case Get(id):
-                return One(workload.seen(await calls.run_warm(Memories.get, TENANT, user, id)))
+                return One(workload.seen(await calls.run_warm(Store.get, TENANT, user, id)))
             case List(where):
                 page = await calls.run_warm(
-                    Memories.list, TENANT, user, limit=workload.ALL, filter=as_filter(where), order="updated_at"
+                    Store.list, TENANT, user, limit=workload.ALL, filter=as_filter(where), order="updated_at"
                 )
                 return Found(tuple(map(workload.seen, page.memories)))
             case Search(vector, top_k, where):

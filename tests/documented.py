@@ -45,7 +45,7 @@ class Document:
         kind = f"{status[0]}XX"
         if operation is None:
             assert kind == "4XX", f"{request.method} {request.url} is answered {status}, and not described"
-            schema: dict[str, Any] = {"$ref": "#/components/schemas/Error"}
+            schema: dict[str, Any] = {"$ref": "#/components/schemas/ErrorAnswer"}
         else:
             described = operation["responses"]
             assert status in described or kind in described, f"{request.method} {request.url}: {status} not described"

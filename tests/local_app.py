@@ -19,7 +19,7 @@ from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.fake import FakeModel
 from deployments.gateway import Gateway
 from deployments.settings import Settings
-from deployments.store import Store
+from deployments.store import StoreReplica
 from tests.documented import Document
 
 DIM = 32
@@ -118,7 +118,7 @@ class LocalApp:
         settings = Settings.model_validate({"store": {"url": f"sqlite:///{folder}/log.db"}, **args})
         self.model = LocalEmbedder()
         self.embedder = Replica(self.model)
-        deployment = Store.__new__(Store)
+        deployment = StoreReplica.__new__(StoreReplica)
         await deployment.__init__(settings, self.embedder)  # type: ignore[misc]
         self.store = Replica(deployment)
         self.gateway = Gateway(settings, self.embedder, self.store)  # type: ignore[arg-type]

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import deployments.store
-from store import LogUnavailable
-from store import Store as Memories
+from store import LogUnavailable, Store
 from tests.local_app import LocalApp
 
 
@@ -26,14 +25,14 @@ async def test_background_work_goes_on_after_a_step_that_failed(
 ) -> None:
     steps: list[int] = []
 
-    def fold(self: Memories) -> bool:
+    def fold(self: Store) -> bool:
         steps.append(len(steps))
         if len(steps) == 2:
             raise error
         return len(steps) < 4
 
     monkeypatch.setattr(deployments.store, "_FAILED_S", 0.001)
-    monkeypatch.setattr(Memories, "fold", fold)
+    monkeypatch.setattr(Store, "fold", fold)
     await until(lambda: len(steps) >= 5)
 
 
@@ -42,7 +41,7 @@ async def test_background_work_waits_while_calls_do_but_not_for_ever(
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(deployments.store, "_OVERDUE_S", 0.1)
-    monkeypatch.setattr(Memories, "fold", lambda self: bool(done.append("fold")))
+    monkeypatch.setattr(Store, "fold", lambda self: bool(done.append("fold")))
 
     async def caller() -> None:
         for _ in range(25):  # a second of work in all
@@ -58,7 +57,7 @@ async def test_background_work_waits_while_calls_do_but_not_for_ever(
 
 
 async def test_a_callers_mistake_is_answered_as_a_value(app: LocalApp) -> None:
-    answer = await app.store.run.remote(Memories.get, "default", "nobody", "none")
+    answer = await app.store.run.remote(Store.get, "default", "nobody", "none")
     assert (type(answer).__name__, answer.param) == ("NotFound", "user_id")
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict  # which pydantic asks for before Python 3.12
 
 
-class ErrorDetail(TypedDict):
+class ErrorDetailAnswer(TypedDict):
     """`param` is the path of the field that is wrong (`memories.3.text`)."""
 
     message: str
@@ -15,13 +15,13 @@ class ErrorDetail(TypedDict):
     code: str | None
 
 
-class Error(TypedDict):
+class ErrorAnswer(TypedDict):
     """Every 4xx and 5xx."""
 
-    error: ErrorDetail
+    error: ErrorDetailAnswer
 
 
-class Embedding(TypedDict):
+class EmbeddingAnswer(TypedDict):
     """A vector as numbers, or as base64 of them."""
 
     object: Literal["embedding"]
@@ -29,7 +29,7 @@ class Embedding(TypedDict):
     embedding: list[float] | str
 
 
-class Usage(TypedDict):
+class UsageAnswer(TypedDict):
     """Tokens that the model read."""
 
     prompt_tokens: int
@@ -37,16 +37,16 @@ class Usage(TypedDict):
     truncated_inputs: int
 
 
-class Embeddings(TypedDict):
+class EmbeddingsAnswer(TypedDict):
     """Of all inputs, in their order."""
 
     object: Literal["list"]
     model: str
-    data: list[Embedding]
-    usage: Usage
+    data: list[EmbeddingAnswer]
+    usage: UsageAnswer
 
 
-class Model(TypedDict):
+class ModelAnswer(TypedDict):
     """The model that is served."""
 
     id: str
@@ -57,14 +57,14 @@ class Model(TypedDict):
     max_tokens: int
 
 
-class Models(TypedDict):
+class ModelsAnswer(TypedDict):
     """A list of one."""
 
     object: Literal["list"]
-    data: list[Model]
+    data: list[ModelAnswer]
 
 
-class TextToken(TypedDict):
+class TextTokenAnswer(TypedDict):
     """`start` and `stop` in characters; null for a token that is not in the text."""
 
     id: int
@@ -74,7 +74,7 @@ class TextToken(TypedDict):
     stop: int | None
 
 
-class Info(TypedDict):
+class InfoAnswer(TypedDict):
     """The model, and what a request may hold."""
 
     model_id: str
@@ -88,7 +88,7 @@ class Info(TypedDict):
     version: str
 
 
-class Added(TypedDict):
+class AddedAnswer(TypedDict):
     """What became of one memory, and its version."""
 
     id: str
@@ -96,26 +96,26 @@ class Added(TypedDict):
     version: int
 
 
-class AddedMemories(TypedDict):
+class AddedMemoriesAnswer(TypedDict):
     """Of one user; `version` is the user's after it."""
 
-    memories: list[Added]
+    memories: list[AddedAnswer]
     version: int
 
 
-class AddedForUser(Added):
+class AddedForUserAnswer(AddedAnswer):
     """What became of one memory of a named user."""
 
     user_id: str
 
 
-class AddedForUsers(TypedDict):
+class AddedForUsersAnswer(TypedDict):
     """Of many users, in the order of the request."""
 
-    memories: list[AddedForUser]
+    memories: list[AddedForUserAnswer]
 
 
-class Memory(TypedDict):
+class MemoryAnswer(TypedDict):
     """One memory; `expires_at` where it has an end, `vector` where it was asked for."""
 
     id: str
@@ -129,40 +129,40 @@ class Memory(TypedDict):
     vector: NotRequired[list[float]]
 
 
-class FoundMemory(Memory):
+class FoundMemoryAnswer(MemoryAnswer):
     """`score` is the cosine similarity."""
 
     score: float
 
 
-class Found(TypedDict):
+class FoundAnswer(TypedDict):
     """Best first. `version` is the user's that was searched."""
 
-    results: list[FoundMemory]
+    results: list[FoundMemoryAnswer]
     index: Literal["exact", "hnsw"]
     version: int
 
 
-class MemoriesPage(TypedDict):
+class MemoriesPageAnswer(TypedDict):
     """`next_cursor` is null on the last page."""
 
-    memories: list[Memory]
+    memories: list[MemoryAnswer]
     next_cursor: str | None
 
 
-class Deleted(TypedDict):
+class DeletedAnswer(TypedDict):
     """How many memories."""
 
     deleted: int
 
 
-class DeletedUser(Deleted):
+class DeletedUserAnswer(DeletedAnswer):
     """`version` is the user's after it."""
 
     version: int
 
 
-class HistoryEvent(TypedDict):
+class HistoryEventAnswer(TypedDict):
     """A state of a memory; text and metadata where they were not erased."""
 
     event: Literal["added", "updated", "deleted"]
@@ -172,13 +172,13 @@ class HistoryEvent(TypedDict):
     metadata: NotRequired[dict[str, Any]]
 
 
-class History(TypedDict):
+class HistoryAnswer(TypedDict):
     """Oldest first."""
 
-    events: list[HistoryEvent]
+    events: list[HistoryEventAnswer]
 
 
-class ListedUser(TypedDict):
+class ListedUserAnswer(TypedDict):
     """What the log holds of a user."""
 
     user_id: str
@@ -187,34 +187,34 @@ class ListedUser(TypedDict):
     bytes: int
 
 
-class UsersPage(TypedDict):
+class UsersPageAnswer(TypedDict):
     """`next_cursor` is null on the last page."""
 
-    users: list[ListedUser]
+    users: list[ListedUserAnswer]
     next_cursor: str | None
 
 
-class User(ListedUser):
+class UserAnswer(ListedUserAnswer):
     """`index`: null where it is not in memory on the replica that answered."""
 
     index: Literal["exact", "hnsw"] | None
     resident: bool
 
 
-class Imported(TypedDict):
+class ImportedAnswer(TypedDict):
     """Lines that were new, and lines whose memory was there already."""
 
     imported: int
     unchanged: int
 
 
-class Live(TypedDict):
+class LiveAnswer(TypedDict):
     """The process runs."""
 
     status: Literal["live"]
 
 
-class Ready(TypedDict):
+class ReadyAnswer(TypedDict):
     """A text can be embedded and the log be read."""
 
     status: Literal["ready"]

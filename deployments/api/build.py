@@ -29,13 +29,13 @@ def build_api(gateway: Gateway, on_error: Callable[[Exception], None]) -> FastAP
 
 
 def _add_operations(api: FastAPI, gateway: Gateway) -> None:
-    @api.get("/health/live", response_model=answers.Live, tags=["operations"])
+    @api.get("/health/live", response_model=answers.LiveAnswer, tags=["operations"])
     async def get_live() -> Response:
         """200 while the process runs."""
         return json_response({"status": "live"})
 
-    @api.get("/health/ready", response_model=answers.Ready, tags=["operations"])
-    @api.get("/health", response_model=answers.Ready, tags=["operations"])
+    @api.get("/health/ready", response_model=answers.ReadyAnswer, tags=["operations"])
+    @api.get("/health", response_model=answers.ReadyAnswer, tags=["operations"])
     async def get_ready() -> Response:
         """200 when a text can be embedded and the log be read, else 503 with what is missing."""
         return json_response({"status": "ready", **await gateway.check_ready()})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deployments.embedding.model import ModelInfo
     from deployments.gateway import Gateway
 
-BODIES = (bodies.EmbeddingsRequest,)
+BODIES = (bodies.EmbeddingsBody,)
 
 
 def add_embeddings(api: FastAPI, gateway: Gateway) -> None:
@@ -37,15 +37,15 @@ def add_embeddings(api: FastAPI, gateway: Gateway) -> None:
 
     @api.post(
         "/v1/embeddings",
-        response_model=answers.Embeddings,
+        response_model=answers.EmbeddingsAnswer,
         responses={200: TIMES},
-        openapi_extra=takes(body=bodies.EmbeddingsRequest),
+        openapi_extra=takes(body=bodies.EmbeddingsBody),
         tags=["embeddings"],
     )
     async def post_embeddings(request: Request) -> Response:
         """Embed texts or token ids (OpenAI's route)."""
         started = time.perf_counter()
-        body = bodies.parse(bodies.EmbeddingsRequest, await read_body(request, gateway.max_body_bytes))
+        body = bodies.parse(bodies.EmbeddingsBody, await read_body(request, gateway.max_body_bytes))
         info = await gateway.model_info()
         if body.model is not None:
             _check_served(body.model, info)
@@ -67,12 +67,12 @@ def add_embeddings(api: FastAPI, gateway: Gateway) -> None:
         }
         return json_response(content, headers=timing_headers(result.timings, started))
 
-    @api.get("/v1/models", response_model=answers.Models, tags=["embeddings"])
+    @api.get("/v1/models", response_model=answers.ModelsAnswer, tags=["embeddings"])
     async def get_models() -> Response:
         """The model that is served, as a list of one."""
         return json_response({"object": "list", "data": [card(await gateway.model_info())]})
 
-    @api.get("/v1/models/{model_id:path}", response_model=answers.Model, tags=["embeddings"])
+    @api.get("/v1/models/{model_id:path}", response_model=answers.ModelAnswer, tags=["embeddings"])
     async def get_model(model_id: str) -> Response:
         """One model."""
         info = await gateway.model_info()

@@ -109,7 +109,7 @@ def timing_headers(timings: Timings, started: float) -> dict[str, str]:
     """Milliseconds, under the names that text-embeddings-inference uses; `started` by time.perf_counter."""
     return {
         "x-queue-time": f"{timings.queue_s * 1e3:.3f}",
-        "x-tokenization-time": f"{timings.tokenise_s * 1e3:.3f}",
+        "x-tokenization-time": f"{timings.tokenize_s * 1e3:.3f}",
         "x-inference-time": f"{timings.forward_s * 1e3:.3f}",
         "x-total-time": f"{(time.perf_counter() - started) * 1e3:.3f}",
     }

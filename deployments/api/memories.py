@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 MEMORIES = "/v1/users/{user_id}/memories"
 MEMORY = f"{MEMORIES}/{{memory_id}}"
 BODIES = (
-    bodies.AddRequest,
-    bodies.AddManyRequest,
-    bodies.SearchRequest,
-    bodies.UpdateRequest,
-    bodies.DeleteRequest,
+    bodies.AddBody,
+    bodies.AddManyBody,
+    bodies.SearchBody,
+    bodies.UpdateBody,
+    bodies.DeleteBody,
 )
 
 
@@ -32,8 +32,8 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
     @api.post(
         MEMORIES,
         status_code=201,
-        response_model=answers.AddedMemories,
-        openapi_extra=takes(body=bodies.AddRequest, idempotency_key=True),
+        response_model=answers.AddedMemoriesAnswer,
+        openapi_extra=takes(body=bodies.AddBody, idempotency_key=True),
         tags=["memories"],
     )
     async def post_user_memories(user_id: str, request: Request) -> Response:
@@ -41,7 +41,7 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         user = decode_id(user_id, "user_id", new=True)
         read_query(request, bodies.NoQuery)
         raw = await read_body(request, gateway.max_body_bytes)
-        body = bodies.parse(bodies.AddRequest, raw)
+        body = bodies.parse(bodies.AddBody, raw)
         lone = body.memories is None
         (result,) = await gateway.append(
             [(user, body.items())], body, lambda n: "" if lone else f"memories.{n}", origin_of(request, raw)
@@ -52,35 +52,35 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
     @api.post(
         "/v1/memories",
         status_code=201,
-        response_model=answers.AddedForUsers,
-        openapi_extra=takes(body=bodies.AddManyRequest, idempotency_key=True),
+        response_model=answers.AddedForUsersAnswer,
+        openapi_extra=takes(body=bodies.AddManyBody, idempotency_key=True),
         tags=["memories"],
     )
     async def post_memories(request: Request) -> Response:
         """Remember texts of many users in one call, all or none of them. Answers when they are committed."""
         read_query(request, bodies.NoQuery)
         raw = await read_body(request, gateway.max_body_bytes)
-        body = bodies.parse(bodies.AddManyRequest, raw)
+        body = bodies.parse(bodies.AddManyBody, raw)
         return json_response({"memories": await gateway.append_many(body, origin_of(request, raw))}, 201)
 
     @api.post(
         f"{MEMORIES}/search",
-        response_model=answers.Found,
-        openapi_extra=takes(body=bodies.SearchRequest),
+        response_model=answers.FoundAnswer,
+        openapi_extra=takes(body=bodies.SearchBody),
         tags=["memories"],
     )
     async def post_search(user_id: str, request: Request) -> Response:
         """Find a user's memories by meaning. Sees every write that was acknowledged before."""
         user = decode_id(user_id, "user_id")
         read_query(request, bodies.NoQuery)
-        body = bodies.parse(bodies.SearchRequest, await read_body(request, gateway.max_body_bytes))
+        body = bodies.parse(bodies.SearchBody, await read_body(request, gateway.max_body_bytes))
         found = await gateway.find(user, body)
         results = [bodies.memory(memory) for memory in found.results]
         return json_response({"results": results, "index": found.index, "version": found.version})
 
     @api.get(
         MEMORIES,
-        response_model=answers.MemoriesPage,
+        response_model=answers.MemoriesPageAnswer,
         openapi_extra=takes(query=bodies.ListQuery),
         tags=["memories"],
     )
@@ -91,10 +91,8 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
 
     @api.delete(
         MEMORIES,
-        response_model=answers.Deleted,
-        openapi_extra=takes(
-            body=bodies.DeleteRequest, optional_body=True, query=bodies.DeleteQuery, idempotency_key=True
-        ),
+        response_model=answers.DeletedAnswer,
+        openapi_extra=takes(body=bodies.DeleteBody, optional_body=True, query=bodies.DeleteQuery, idempotency_key=True),
         tags=["memories"],
     )
     async def delete_memories(user_id: str, request: Request) -> Response:
@@ -103,14 +101,14 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         query = read_query(request, bodies.DeleteQuery)
         raw = await read_body(request, gateway.max_body_bytes)
         if query.filter is None:
-            body = bodies.parse(bodies.DeleteRequest, raw or b"{}")
+            body = bodies.parse(bodies.DeleteBody, raw or b"{}")
         elif raw:
             raise InvalidRequest("Give the filter in the body or in the query, not in both.", "filter")
         else:
-            body = bodies.DeleteRequest(filter=query.filter)
+            body = bodies.DeleteBody(filter=query.filter)
         return json_response({"deleted": await gateway.delete_where(user, body.filter, origin=origin_of(request, raw))})
 
-    @api.get(MEMORY, response_model=answers.Memory, openapi_extra=takes(query=bodies.GetQuery), tags=["memories"])
+    @api.get(MEMORY, response_model=answers.MemoryAnswer, openapi_extra=takes(query=bodies.GetQuery), tags=["memories"])
     async def get_memory(user_id: str, memory_id: str, request: Request) -> Response:
         """One memory."""
         query = read_query(request, bodies.GetQuery)
@@ -118,8 +116,8 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
 
     @api.patch(
         MEMORY,
-        response_model=answers.Memory,
-        openapi_extra=takes(body=bodies.UpdateRequest, idempotency_key=True),
+        response_model=answers.MemoryAnswer,
+        openapi_extra=takes(body=bodies.UpdateBody, idempotency_key=True),
         tags=["memories"],
     )
     async def patch_memory(user_id: str, memory_id: str, request: Request) -> Response:
@@ -127,7 +125,7 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         names = _names(user_id, memory_id)
         read_query(request, bodies.NoQuery)
         raw = await read_body(request, gateway.max_body_bytes)
-        changes = bodies.parse(bodies.UpdateRequest, raw).model_dump(exclude_unset=True)
+        changes = bodies.parse(bodies.UpdateBody, raw).model_dump(exclude_unset=True)
         return json_response(await gateway.update(*names, origin=origin_of(request, raw), **changes))
 
     @api.delete(MEMORY, status_code=204, openapi_extra=takes(idempotency_key=True), tags=["memories"])
@@ -138,7 +136,7 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         await gateway.delete(*names, origin=origin_of(request))
         return Response(status_code=204)
 
-    @api.get(f"{MEMORY}/history", response_model=answers.History, tags=["memories"])
+    @api.get(f"{MEMORY}/history", response_model=answers.HistoryAnswer, tags=["memories"])
     async def get_history(user_id: str, memory_id: str, request: Request) -> Response:
         """The states of one memory, oldest first."""
         names = _names(user_id, memory_id)

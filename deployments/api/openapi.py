@@ -16,12 +16,12 @@ from deployments.requests.origin import MAX_KEY_LENGTH
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {
-        "model": answers.Error,
+        "model": answers.ErrorAnswer,
         "description": "400 wrong input, 404 not there, 405 no such method, 409 conflict, 413 too large a body, "
         "429 too much work is queued (with Retry-After)",
     },
     "5XX": {
-        "model": answers.Error,
+        "model": answers.ErrorAnswer,
         "description": "500 failed, 502 and 504 a remote model failed, 503 a part is not there (with Retry-After)",
     },
 }
@@ -32,7 +32,7 @@ TIMES: dict[str, Any] = {
         name: {"description": f"milliseconds {spent}", "schema": {"type": "number"}}
         for name, spent in (
             ("x-queue-time", "in the queue of the device"),
-            ("x-tokenization-time", "until tokenised"),
+            ("x-tokenization-time", "until tokenized"),
             ("x-inference-time", "of the forward"),
             ("x-total-time", "in the gateway"),
         )

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from deployments.gateway import Gateway
 
 BODIES = (
-    tei.EmbedRequest,
-    tei.SimilarityRequest,
-    tei.TokenizeRequest,
-    tei.DecodeRequest,
+    tei.EmbedBody,
+    tei.SimilarityBody,
+    tei.TokenizeBody,
+    tei.DecodeBody,
 )
 MAX_UNITS = 1 << 20  # characters to be split, or token ids to be joined, in one request: each costs a hundred bytes
 
@@ -36,13 +36,13 @@ def add_tei(api: FastAPI, gateway: Gateway) -> None:
         "/embed",
         response_model=list[list[float]],
         responses={200: TIMES},
-        openapi_extra=takes(body=tei.EmbedRequest),
+        openapi_extra=takes(body=tei.EmbedBody),
         tags=["TEI"],
     )
     async def post_embed(request: Request) -> Response:
         """Embed texts or token ids."""
         started = time.perf_counter()
-        body = bodies.parse(tei.EmbedRequest, await read_body(request, gateway.max_body_bytes))
+        body = bodies.parse(tei.EmbedBody, await read_body(request, gateway.max_body_bytes))
         inputs, path_of = bodies.as_list(body.inputs), _paths("inputs", body.inputs)
         result = await gateway.vectors.of_prompted(inputs, body, path_of, body.dimensions)
         vectors = result.vectors[:, : body.dimensions]
@@ -55,16 +55,16 @@ def add_tei(api: FastAPI, gateway: Gateway) -> None:
         "/similarity",
         response_model=list[float],
         responses={200: TIMES},
-        openapi_extra=takes(body=tei.SimilarityRequest),
+        openapi_extra=takes(body=tei.SimilarityBody),
         tags=["TEI"],
     )
     async def post_similarity(request: Request) -> Response:
         """The cosine similarity of one text to others."""
         started = time.perf_counter()
-        body = bodies.parse(tei.SimilarityRequest, await read_body(request, gateway.max_body_bytes))
+        body = bodies.parse(tei.SimilarityBody, await read_body(request, gateway.max_body_bytes))
         texts = [body.inputs.source_sentence, *body.inputs.sentences]
         try:
-            result = await gateway.vectors.of_prompted(texts, body.parameters or tei.Prompted(), _sentence)
+            result = await gateway.vectors.of_prompted(texts, body.parameters or tei.PromptBody(), _sentence)
         except InvalidRequest as error:
             if error.param != "prompt_name":
                 raise
@@ -74,26 +74,26 @@ def add_tei(api: FastAPI, gateway: Gateway) -> None:
 
     @api.post(
         "/tokenize",
-        response_model=list[list[answers.TextToken]],
-        openapi_extra=takes(body=tei.TokenizeRequest),
+        response_model=list[list[answers.TextTokenAnswer]],
+        openapi_extra=takes(body=tei.TokenizeBody),
         tags=["TEI"],
     )
     async def post_tokenize(request: Request) -> Response:
         """The tokens of each text, with their places in it in characters; nothing is cut."""
-        body = bodies.parse(tei.TokenizeRequest, await read_body(request, gateway.max_body_bytes))
+        body = bodies.parse(tei.TokenizeBody, await read_body(request, gateway.max_body_bytes))
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         _check_size(sum(map(len, texts)), "characters", "inputs")
         return json_response(await gateway.split(texts, body.add_special_tokens, _paths("inputs", body.inputs)))
 
-    @api.post("/decode", response_model=list[str], openapi_extra=takes(body=tei.DecodeRequest), tags=["TEI"])
+    @api.post("/decode", response_model=list[str], openapi_extra=takes(body=tei.DecodeBody), tags=["TEI"])
     async def post_decode(request: Request) -> Response:
         """The text of token ids, special tokens left out."""
-        body = bodies.parse(tei.DecodeRequest, await read_body(request, gateway.max_body_bytes))
+        body = bodies.parse(tei.DecodeBody, await read_body(request, gateway.max_body_bytes))
         lists = cast(list[list[int]], bodies.as_list(body.ids))
         _check_size(sum(map(len, lists)), "token ids", "ids")
         return json_response(await gateway.decode(lists, _paths("ids", body.ids)))
 
-    @api.get("/info", response_model=answers.Info, tags=["TEI"])
+    @api.get("/info", response_model=answers.InfoAnswer, tags=["TEI"])
     async def get_info() -> Response:
         """What is served."""
         info = await gateway.model_info()

@@ -28,20 +28,23 @@ def add_users(api: FastAPI, gateway: Gateway) -> None:
         return decode_id(user_id, "user_id", new=new)
 
     @api.get(
-        "/v1/users", response_model=answers.UsersPage, openapi_extra=takes(query=bodies.UsersQuery), tags=["users"]
+        "/v1/users",
+        response_model=answers.UsersPageAnswer,
+        openapi_extra=takes(query=bodies.UsersQuery),
+        tags=["users"],
     )
     async def get_users(request: Request) -> Response:
         """A page of the users that have memories, by user id."""
         return json_response(await gateway.users(**read_query(request, bodies.UsersQuery).model_dump()))
 
-    @api.get("/v1/users/{user_id}", response_model=answers.User, tags=["users"])
+    @api.get("/v1/users/{user_id}", response_model=answers.UserAnswer, tags=["users"])
     async def get_user(user_id: str, request: Request) -> Response:
         """What is kept of one user; of one that never was, nothing."""
         return json_response(await gateway.user(user_of(user_id, request)))
 
     @api.delete(
         "/v1/users/{user_id}",
-        response_model=answers.DeletedUser,
+        response_model=answers.DeletedUserAnswer,
         openapi_extra=takes(idempotency_key=True),
         tags=["users"],
     )
@@ -72,7 +75,7 @@ def add_users(api: FastAPI, gateway: Gateway) -> None:
 
     @api.post(
         "/v1/users/{user_id}/import",
-        response_model=answers.Imported,
+        response_model=answers.ImportedAnswer,
         openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
         tags=["users"],
     )

@@ -26,7 +26,7 @@ CHARACTERS_PER_TOKEN = 4  # English text; what waits is admitted by this estimat
 
 
 def estimated_tokens(given: object) -> int:
-    """Tokens of one input before anything is tokenised: token ids exactly, a text by its length."""
+    """Tokens of one input before anything is tokenized: token ids exactly, a text by its length."""
     if isinstance(given, str):
         return len(given) // CHARACTERS_PER_TOKEN + 2
     return len(cast(list[int], given))
@@ -206,7 +206,7 @@ def _joined(results: Sequence[EmbedResult]) -> EmbedResult:
         truncated=np.concatenate([result.truncated for result in results]),
         timings=Timings(
             queue_s=max(result.timings.queue_s for result in results),
-            tokenise_s=max(result.timings.tokenise_s for result in results),
+            tokenize_s=max(result.timings.tokenize_s for result in results),
             forward_s=max(result.timings.forward_s for result in results),
         ),
     )

@@ -9,8 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.batcher import Batcher
 from deployments.calls.resilient import LoneCalls, quick, resilient
 from deployments.calls.searches import QUEUED_CALLS, Answers, CoalescedSearches
-from store import Append, AppendResult, Search, SearchResult, StoreError
-from store import Store as Memories
+from store import Append, AppendResult, Search, SearchResult, Store, StoreError
 
 Answer = TypeVar("Answer")
 Arguments = ParamSpec("Arguments")
@@ -68,7 +67,7 @@ class StoreCalls:
         )
 
     async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | Exception]:
-        return await self._write(Memories.append_together, calls)
+        return await self._write(Store.append_together, calls)
 
     async def _search(self, partition: int, requests: list[Search]) -> tuple[str, Answers]:
         warm = self._by_partition[partition]
@@ -91,13 +90,13 @@ class StoreCalls:
 
     async def run_warm(
         self,
-        method: Callable[Concatenate[Memories, str, str, Arguments], Answer],
+        method: Callable[Concatenate[Store, str, str, Arguments], Answer],
         tenant: str,
         user_id: str,
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """Call a method of the store that reads one user (`Memories.get`), on the replica that is warm for it."""
+        """Call a method of the store that reads one user (`Store.get`), on the replica that is warm for it."""
         warm = self._by_partition[self._partition(tenant, user_id)]
         with self._lone_calls.one():
             return _checked(
@@ -106,7 +105,7 @@ class StoreCalls:
 
     async def run(
         self,
-        method: Callable[Concatenate[Memories, Arguments], Answer],
+        method: Callable[Concatenate[Store, Arguments], Answer],
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
@@ -116,7 +115,7 @@ class StoreCalls:
 
     async def write(
         self,
-        method: Callable[Concatenate[Memories, Arguments], Answer],
+        method: Callable[Concatenate[Store, Arguments], Answer],
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
@@ -130,7 +129,7 @@ class StoreCalls:
 
     async def _write(
         self,
-        method: Callable[Concatenate[Memories, Arguments], Answer],
+        method: Callable[Concatenate[Store, Arguments], Answer],
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
@@ -140,4 +139,4 @@ class StoreCalls:
 
     async def ping(self) -> None:
         """Read the log, past every queue."""
-        _checked(await resilient(lambda: self._handle.run.remote(Memories.ping), "store"))
+        _checked(await resilient(lambda: self._handle.run.remote(Store.ping), "store"))

@@ -14,7 +14,7 @@ from deployments.embedding.model import InputType, ModelInfo, Truncate
 from deployments.errors import InvalidRequest
 from deployments.metrics import GatewayMetrics
 from deployments.requests import bodies
-from deployments.requests.tei import Prompted
+from deployments.requests.tei import PromptBody
 
 PathOf = Callable[[int], str]
 
@@ -31,13 +31,13 @@ class Vectors:
         """Tokens (estimated) that wait for a call to the embedder."""
         return self._embedder.batcher.queued_cost
 
-    async def of_inputs(self, body: bodies.EmbeddingsRequest, path_of: PathOf) -> EmbedResult:
+    async def of_inputs(self, body: bodies.EmbeddingsBody, path_of: PathOf) -> EmbedResult:
         """Full vectors of all inputs, in order."""
         _check_dimensions(body.dimensions, await self._embedder.info())
         return await self._embed(bodies.as_list(body.input), body.input_type, body.truncate, path_of)
 
     async def of_prompted(
-        self, inputs: Inputs, how: Prompted, path_of: PathOf, dimensions: int | None = None
+        self, inputs: Inputs, how: PromptBody, path_of: PathOf, dimensions: int | None = None
     ) -> EmbedResult:
         """Full vectors of all inputs, in order, under the prompt of a name."""
         info = await self._embedder.info()
@@ -49,7 +49,7 @@ class Vectors:
         prompt = info.default_prompt if name is None else info.prompts[name]
         return await self._embed_prompted(inputs, prompt, None, how.cuts(), path_of)
 
-    async def of_search(self, body: bodies.SearchRequest) -> np.ndarray:
+    async def of_search(self, body: bodies.SearchBody) -> np.ndarray:
         """(dim,) float32: the caller's own, or the query's."""
         if body.vector is not None:
             return _own_vector(body.vector, await self._embedder.info(), "vector")
@@ -61,7 +61,7 @@ class Vectors:
         """(n, dim) float32 of texts that are to be remembered."""
         return (await self._embed(texts, "document", "end", path_of, cached=False)).vectors
 
-    async def of_memories(self, items: Sequence[bodies.NewMemory], path_of: PathOf) -> list[np.ndarray]:
+    async def of_memories(self, items: Sequence[bodies.NewMemoryBody], path_of: PathOf) -> list[np.ndarray]:
         """(dim,) float32 for each memory: the caller's own where it gave one, else its text's."""
         info = await self._embedder.info()
         own = {

@@ -4,7 +4,7 @@ Guarantees:
 - A request's vectors are in the order of its inputs, whatever forwards they travelled in.
 - A failure belongs to the request that caused it: bad input is refused before it joins a batch, a batch that fails is
   halved until only the culprit's request fails, and a vector that is not finite is an error, never an answer.
-- Tokenising runs beside the forward: the next batch is ready when the device is.
+- Tokenizing runs beside the forward: the next batch is ready when the device is.
 - The texts of a cancelled request leave before the forward.
 - Admission counts tokens; past the limit a request is refused whole and at once.
 """
@@ -24,9 +24,9 @@ from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, 
 from deployments.embedding.packing import pick, runs
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Unavailable, UpstreamFailed
 
-# Inputs are tokenised in groups of about this many characters, so that a huge request does not hold up a small one.
-_TOKENISE_CHARACTERS = 65_536
-# Of ordinary text; what waits to be tokenised is bounded by it before its tokens are known.
+# Inputs are tokenized in groups of about this many characters, so that a huge request does not hold up a small one.
+_TOKENIZE_CHARACTERS = 65_536
+# Of ordinary text; what waits to be tokenized is bounded by it before its tokens are known.
 _CHARACTERS_PER_TOKEN = 4
 
 
@@ -35,13 +35,13 @@ class Timings:
     """Seconds that a request spent; of its slowest text where texts differ.
 
     Attributes:
-        queue_s: from tokenised to the start of the forward.
-        tokenise_s: from arrival to tokenised.
+        queue_s: from tokenized to the start of the forward.
+        tokenize_s: from arrival to tokenized.
         forward_s: of the forward that its text was in.
     """
 
     queue_s: float
-    tokenise_s: float
+    tokenize_s: float
     forward_s: float
 
 
@@ -91,7 +91,7 @@ class BatchStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges and counters since the start, for metrics. `queued_tokens` are those that wait to be tokenised, too.
+    """Gauges and counters since the start, for metrics. `queued_tokens` are those that wait to be tokenized, too.
 
     `failed_texts` are those that got an error in place of a vector, not those that only shared a request with one.
     """
@@ -127,7 +127,7 @@ class _Vector:
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """An input on its way to the tokeniser."""
+    """An input on its way to the tokenizer."""
 
     given: str | list[int]
     prompt: str
@@ -164,10 +164,10 @@ class Engine:
         self._on_batch = on_batch
         self._forwards = self._texts = self._tokens = self._padded_tokens = self._failed_texts = 0
         self._forward_s = 0.0
-        self._tokeniser: Batcher[_Input, Tokens | int] = Batcher(
-            self._tokenise,
+        self._tokenizer: Batcher[_Input, Tokens | int] = Batcher(
+            self._tokenize,
             in_flight=1,
-            budget=_TOKENISE_CHARACTERS,
+            budget=_TOKENIZE_CHARACTERS,
             cost=lambda one: len(one.prompt) + len(one.given),
             max_queued=None if max_queued_tokens is None else max_queued_tokens * _CHARACTERS_PER_TOKEN,
             bisect=True,
@@ -211,9 +211,9 @@ class Engine:
         max_queued_tokens: int | None = None,
     ) -> None:
         """Change the limits while it runs; None as in the constructor."""
-        self._tokeniser.reconfigure(
+        self._tokenizer.reconfigure(
             in_flight=1,
-            budget=_TOKENISE_CHARACTERS,
+            budget=_TOKENIZE_CHARACTERS,
             max_queued=None if max_queued_tokens is None else max_queued_tokens * _CHARACTERS_PER_TOKEN,
         )
         self._device.reconfigure(
@@ -243,11 +243,11 @@ class Engine:
         """
         self._check(request)
         # Before any work is done for it; by its tokens once they are known.
-        self._device.admit(len(request.inputs) + self._tokeniser.queued_cost // _CHARACTERS_PER_TOKEN)
+        self._device.admit(len(request.inputs) + self._tokenizer.queued_cost // _CHARACTERS_PER_TOKEN)
         arrived = self._clock()
         inputs = [_Input(given, request.prompt, request.truncate, request.input_type) for given in request.inputs]
         limit = self.info.limit(request.input_type)
-        tokens = [self._fitting(*answer, limit) for answer in enumerate(await self._tokeniser.submit_all(inputs))]
+        tokens = [self._fitting(*answer, limit) for answer in enumerate(await self._tokenizer.submit_all(inputs))]
         queued_at = self._clock()
         texts = [_Text(one, queued_at) for one in tokens]
         if self._texts_queue is not None:
@@ -292,7 +292,7 @@ class Engine:
                         f"Token id {outside} is outside the vocabulary of {vocab_size} tokens.", f"input.{index}"
                     )
 
-    async def _tokenise(self, inputs: list[_Input]) -> list[Tokens | int | Exception]:
+    async def _tokenize(self, inputs: list[_Input]) -> list[Tokens | int | Exception]:
         alike: dict[tuple[bool, str, Truncate, InputType | None], list[int]] = {}
         for index, one in enumerate(inputs):
             input_type = one.input_type if one.input_type in self.info.max_tokens_of else None
@@ -300,7 +300,7 @@ class Engine:
         answers: list[Tokens | int | Exception] = [0] * len(inputs)
         for (_, prompt, truncate, input_type), members in alike.items():
             given: list[Any] = [inputs[index].given for index in members]
-            made = await self.model.tokenise(given, prompt, truncate, input_type)
+            made = await self.model.tokenize(given, prompt, truncate, input_type)
             for index, tokens in zip(members, made, strict=True):
                 answers[index] = tokens
         return answers
@@ -359,11 +359,11 @@ class Engine:
         """The tokens of each text with their places in it, uncut.
 
         Raises:
-            InvalidRequest: a text is empty or not Unicode, with `param` naming it, or the tokeniser is not here.
+            InvalidRequest: a text is empty or not Unicode, with `param` naming it, or the tokenizer is not here.
         """
         self._check(EmbedRequest(list(texts)))
         answer = []
-        for start, end in runs([len(text) for text in texts], _TOKENISE_CHARACTERS):
+        for start, end in runs([len(text) for text in texts], _TOKENIZE_CHARACTERS):
             answer += await self.model.split(texts[start:end], add_special_tokens=add_special_tokens)
         return answer
 
@@ -371,11 +371,11 @@ class Engine:
         """The text of each list of token ids, special tokens left out.
 
         Raises:
-            InvalidRequest: a token id outside the vocabulary; `param` names the list. The tokeniser is not here.
+            InvalidRequest: a token id outside the vocabulary; `param` names the list. The tokenizer is not here.
         """
         self._check(EmbedRequest([list(sequence) for sequence in ids]))
         answer = []
-        for start, end in runs(map(len, ids), _TOKENISE_CHARACTERS):
+        for start, end in runs(map(len, ids), _TOKENIZE_CHARACTERS):
             answer += await self.model.decode(ids[start:end])
         return answer
 
@@ -389,7 +389,7 @@ class Engine:
         device = self._device
         return EngineStats(
             device.queued,
-            device.queued_cost + self._tokeniser.queued_cost // _CHARACTERS_PER_TOKEN,
+            device.queued_cost + self._tokenizer.queued_cost // _CHARACTERS_PER_TOKEN,
             device.running,
             self._forwards,
             self._texts,
@@ -402,7 +402,7 @@ class Engine:
 
     async def close(self) -> None:
         """Finish the running forwards; what waits gets Unavailable. Then release the model."""
-        await self._tokeniser.close()
+        await self._tokenizer.close()
         await self._device.close()
         await self.model.close()
 

@@ -54,7 +54,7 @@ class FakeModel(Model):
         self._nan_id = word_id(nan_word, vocab_size)
         self._words: dict[int, np.ndarray] = {}
 
-    async def tokenise(
+    async def tokenize(
         self,
         inputs: Sequence[str] | Sequence[Sequence[int]],
         prompt: str,

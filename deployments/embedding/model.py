@@ -1,4 +1,4 @@
-"""What the engine needs of an embedding model, wherever it runs: tokenise, forward, and a few numbers about it.
+"""What the engine needs of an embedding model, wherever it runs: tokenize, forward, and a few numbers about it.
 
 A model answers in the order of its inputs, gives float32 vectors, and raises only errors of `deployments.errors` for
 what a caller can mend. Its two methods are coroutines; blocking work runs in threads that the model owns.
@@ -19,7 +19,7 @@ from deployments.errors import InvalidRequest
 Truncate = Literal["none", "end", "start"]
 InputType = Literal["query", "document"]
 
-_ELSEWHERE = "The tokeniser of this model is its provider's, and not here."
+_ELSEWHERE = "The tokenizer of this model is its provider's, and not here."
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Tokens:
         ids: token ids exactly as the model sees them, special tokens included.
         prompt_tokens: how many leading tokens belong to the prompt, for models that leave it out of the pooling.
         truncated: the input was longer than the model's limit and was cut.
-        text: what a model that tokenises elsewhere is sent; None where `ids` says it all.
+        text: what a model that tokenizes elsewhere is sent; None where `ids` says it all.
     """
 
     ids: Sequence[int]
@@ -109,7 +109,7 @@ class Model(ABC):
     lost: str | None = None
 
     @abstractmethod
-    async def tokenise(
+    async def tokenize(
         self,
         inputs: Sequence[str] | Sequence[Sequence[int]],
         prompt: str,
@@ -149,13 +149,13 @@ class Model(ABC):
         """The tokens of each text with their places in it, uncut.
 
         Raises:
-            InvalidRequest: the tokeniser is not here.
+            InvalidRequest: the tokenizer is not here.
         """
-        raise InvalidRequest(_ELSEWHERE, None, "no_tokeniser")
+        raise InvalidRequest(_ELSEWHERE, None, "no_tokenizer")
 
     async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The text of each list of token ids, special tokens left out. Raises InvalidRequest as `split`."""
-        raise InvalidRequest(_ELSEWHERE, None, "no_tokeniser")
+        raise InvalidRequest(_ELSEWHERE, None, "no_tokenizer")
 
     async def close(self) -> None:
         """Release threads and connections."""

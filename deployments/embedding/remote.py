@@ -25,7 +25,7 @@ class RemoteModel(Model):
     """See the module.
 
     Too long inputs are the provider's to judge: its 400 is the caller's. Token counts are estimates, since the
-    provider's tokeniser is not here.
+    provider's tokenizer is not here.
 
     Args:
         name: what the provider calls the model.
@@ -74,14 +74,14 @@ class RemoteModel(Model):
                 raise ModelUnavailable(f"The model {name!r} does not answer: {error}") from error
         self.info = ModelInfo(name, f"{base_url or 'openai'}/{name}", dim, max_tokens, 1 << 31, {}, "remote", "float32")
 
-    async def tokenise(
+    async def tokenize(
         self,
         inputs: Sequence[str] | Sequence[Sequence[int]],
         prompt: str,
         truncate: Truncate,
         input_type: InputType | None = None,
     ) -> list[Tokens | int]:
-        """See Model. The provider's tokeniser is not here: lengths of texts are estimated at four bytes a token."""
+        """See Model. The provider's tokenizer is not here: lengths of texts are estimated at four bytes a token."""
         answer: list[Tokens | int] = []
         for given in inputs:
             if isinstance(given, str):

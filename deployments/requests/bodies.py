@@ -151,7 +151,7 @@ def _check_token_ids(ids: list[Any], path: str) -> None:
             )
 
 
-class EmbeddingsRequest(RequestBody):
+class EmbeddingsBody(RequestBody):
     """`POST /v1/embeddings`, as OpenAI has it, with Cohere's `input_type`, `truncate` and output types."""
 
     input: Annotated[Inputs, PlainValidator(check_inputs, json_schema_input_type=Inputs)]
@@ -164,7 +164,7 @@ class EmbeddingsRequest(RequestBody):
     output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] = "float"
 
 
-class NewMemory(RequestBody):
+class NewMemoryBody(RequestBody):
     """One memory to add. Without an id the server makes one."""
 
     text: Text
@@ -174,26 +174,26 @@ class NewMemory(RequestBody):
     vector: Vector | None = None
 
 
-class UserMemory(NewMemory):
+class UserMemoryBody(NewMemoryBody):
     """One memory of a named user, for a call that carries many users."""
 
     user_id: Id
 
 
-class AddRequest(NewMemory):
+class AddBody(NewMemoryBody):
     """`POST /v1/users/{user_id}/memories`: one memory inline, or a list under `memories`."""
 
     model_config = _body(oneOf=[_given("text", "string"), _given("memories", "array")])
 
     text: Text | None = None  # type: ignore[assignment]
-    memories: list[Annotated[NewMemory, Within()]] | None = Field(
+    memories: list[Annotated[NewMemoryBody, Within()]] | None = Field(
         None, min_length=1, max_length=MAX_INPUTS, fail_fast=True
     )
     on_duplicate: Literal["add", "skip"] = "add"
     upsert: bool = False
 
     @model_validator(mode="after")
-    def _one_form(self) -> "AddRequest":
+    def _one_form(self) -> "AddBody":
         fields = {"text", "id", "metadata", "expires_at", "vector"} & self.model_fields_set
         inline = [name for name in sorted(fields) if getattr(self, name) is not None]
         if self.memories is None and self.text is None:
@@ -202,27 +202,27 @@ class AddRequest(NewMemory):
             raise ValueError(f"give either memories or {inline[0]}, not both")
         return self
 
-    def items(self) -> list[NewMemory]:
+    def items(self) -> list[NewMemoryBody]:
         """The memories, whichever form they came in."""
         if self.memories is not None:
             return self.memories
         assert self.text is not None
         return [
-            NewMemory.model_construct(
+            NewMemoryBody.model_construct(
                 text=self.text, id=self.id, metadata=self.metadata, expires_at=self.expires_at, vector=self.vector
             )
         ]
 
 
-class AddManyRequest(RequestBody):
+class AddManyBody(RequestBody):
     """`POST /v1/memories`: memories of many users in one call."""
 
-    memories: list[Annotated[UserMemory, Within()]] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
+    memories: list[Annotated[UserMemoryBody, Within()]] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     on_duplicate: Literal["add", "skip"] = "add"
     upsert: bool = False
 
 
-class SearchRequest(RequestBody):
+class SearchBody(RequestBody):
     """`POST /v1/users/{user_id}/memories/search`: by text or by vector."""
 
     model_config = _body(oneOf=[_given("query", "string"), _given("vector", "array")])
@@ -235,13 +235,13 @@ class SearchRequest(RequestBody):
     include_vectors: bool = False
 
     @model_validator(mode="after")
-    def _one_of_query_and_vector(self) -> "SearchRequest":
+    def _one_of_query_and_vector(self) -> "SearchBody":
         if (self.query is None) == (self.vector is None):
             raise ValueError("give exactly one of query and vector")
         return self
 
 
-class UpdateRequest(RequestBody):
+class UpdateBody(RequestBody):
     """`PATCH /v1/users/{user_id}/memories/{memory_id}`: what is given replaces what was there, metadata as a whole.
 
     `expires_at: null` keeps the memory for ever.
@@ -255,13 +255,13 @@ class UpdateRequest(RequestBody):
     if_version: int = Field(default=cast(int, None), ge=1)
 
     @model_validator(mode="after")
-    def _changes_something(self) -> "UpdateRequest":
+    def _changes_something(self) -> "UpdateBody":
         if not {"text", "metadata", "expires_at"} & self.model_fields_set:
             raise ValueError("give at least one of text, metadata and expires_at")
         return self
 
 
-class DeleteRequest(RequestBody):
+class DeleteBody(RequestBody):
     """`DELETE /v1/users/{user_id}/memories`: delete what matches."""
 
     filter: Filter

@@ -10,7 +10,7 @@ from deployments.requests.bodies import MAX_INPUTS, Ids, Inputs, RequestBody, Wi
 from deployments.requests.fields import Text
 
 
-class Prompted(RequestBody):
+class PromptBody(RequestBody):
     """How texts-embeddings-inference prepares inputs: without a name of a prompt by the model's default."""
 
     truncate: bool | None = None
@@ -42,7 +42,7 @@ def _ids(value: Any) -> Any:
     return value
 
 
-class EmbedRequest(Prompted):
+class EmbedBody(PromptBody):
     """`POST /embed`, as text-embeddings-inference has it."""
 
     inputs: Annotated[Inputs, PlainValidator(_tei_inputs, json_schema_input_type=Inputs)]
@@ -50,28 +50,28 @@ class EmbedRequest(Prompted):
     dimensions: int | None = Field(None, ge=1)
 
 
-class Sentences(RequestBody):
+class SentencesBody(RequestBody):
     """A text, and those that it is compared with."""
 
     source_sentence: Text
     sentences: list[Text] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
 
 
-class SimilarityRequest(RequestBody):
+class SimilarityBody(RequestBody):
     """`POST /similarity`, as text-embeddings-inference has it."""
 
-    inputs: Annotated[Sentences, Within()]
-    parameters: Annotated[Prompted, Within()] | None = None
+    inputs: Annotated[SentencesBody, Within()]
+    parameters: Annotated[PromptBody, Within()] | None = None
 
 
-class TokenizeRequest(RequestBody):
+class TokenizeBody(RequestBody):
     """`POST /tokenize`, as text-embeddings-inference has it."""
 
     inputs: Annotated[str | list[str], PlainValidator(_texts, json_schema_input_type=str | list[str])]
     add_special_tokens: bool = True
 
 
-class DecodeRequest(RequestBody):
+class DecodeBody(RequestBody):
     """`POST /decode`, as text-embeddings-inference has it."""
 
     ids: Annotated[Ids, PlainValidator(_ids, json_schema_input_type=Ids)]

@@ -14,7 +14,7 @@ from deployments.settings import Settings, live
 logger = logging.getLogger("ray.serve")
 
 
-class Live:
+class LiveSettings:
     """The settings of one replica, as they are now."""
 
     def __init__(self, settings: Settings, deployment: str) -> None:

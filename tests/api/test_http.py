@@ -14,9 +14,7 @@ from jsonschema import ValidationError
 from deployments.api.build import build_api
 from deployments.errors import InvalidRequest
 from deployments.gateway import TENANT
-from store import Append, InvalidInput
-from store import NewMemory as StoredMemory
-from store import Store as Memories
+from store import Append, InvalidInput, NewMemory, Store
 from tests.documented import Document
 from tests.local_app import DIM, LocalApp
 
@@ -71,8 +69,8 @@ async def test_ids_from_before_they_were_refused_are_read_and_deleted(
     with monkeypatch.context() as before:
         before.setattr("store.log.appending.check_new_id", lambda *_: None)
         before.setattr("store.log.rows.check_new_id", lambda *_: None)
-        new = StoredMemory(id="..", text="tea", vector=np.ones(DIM, np.float32))
-        await app.store.deployment.run(Memories.append, [Append(TENANT, "..", (new,))])
+        new = NewMemory(id="..", text="tea", vector=np.ones(DIM, np.float32))
+        await app.store.deployment.run(Store.append, [Append(TENANT, "..", (new,))])
     found = (await api.get(f"{user}/memories/%2E%2E")).json()
     assert (found["user_id"], found["id"], found["text"]) == ("..", "..", "tea")
     assert (await api.get(f"{user}/memories")).json()["memories"] == [found]
@@ -234,10 +232,10 @@ async def test_the_document_describes_bodies_and_queries(api: httpx.AsyncClient)
     document = (await api.get("/openapi.json")).json()
     paths, components = document["paths"], document["components"]["schemas"]
     for path, method, model in [
-        ("/v1/embeddings", "post", "EmbeddingsRequest"),
-        ("/v1/memories", "post", "AddManyRequest"),
-        ("/v1/users/{user_id}/memories", "post", "AddRequest"),
-        ("/v1/users/{user_id}/memories/{memory_id}", "patch", "UpdateRequest"),
+        ("/v1/embeddings", "post", "EmbeddingsBody"),
+        ("/v1/memories", "post", "AddManyBody"),
+        ("/v1/users/{user_id}/memories", "post", "AddBody"),
+        ("/v1/users/{user_id}/memories/{memory_id}", "patch", "UpdateBody"),
     ]:
         body = paths[path][method]["requestBody"]["content"]["application/json"]["schema"]
         assert body == {"$ref": f"#/components/schemas/{model}"}

@@ -69,7 +69,7 @@ def test_metrics_are_exported(server: Server, driver: ProcessPoolExecutor) -> No
             *("queued_tokens", "drain_tokens_per_s", "gateway_queued_tokens", "cache_bytes"),
             *("batch_texts_sum", "batch_tokens_sum", "padding_share_count"),
             *("cache_hits_total", "cache_misses_total", "errors_total"),
-            *(f'embed_seconds_count stage="{stage}"' for stage in ("queue", "tokenise", "forward")),
+            *(f'embed_seconds_count stage="{stage}"' for stage in ("queue", "tokenize", "forward")),
         )
     }
     wanted |= {

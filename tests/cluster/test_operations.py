@@ -23,8 +23,8 @@ def test_docs_describe_the_routes_and_their_bodies(http: httpx.Client) -> None:
     assert "swagger" in http.get("/docs").text
     document = http.get("/openapi.json").json()
     body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert body == {"$ref": "#/components/schemas/EmbeddingsRequest"}
-    assert "input" in document["components"]["schemas"]["EmbeddingsRequest"]["properties"]
+    assert body == {"$ref": "#/components/schemas/EmbeddingsBody"}
+    assert "input" in document["components"]["schemas"]["EmbeddingsBody"]["properties"]
 
 
 @pytest.mark.parametrize(

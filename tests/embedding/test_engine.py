@@ -24,17 +24,17 @@ class Held(FakeModel):
     def __init__(self) -> None:
         super().__init__()
         self.held: list[asyncio.Event] = []
-        self.tokenised = 0
+        self.tokenized = 0
 
-    async def tokenise(
+    async def tokenize(
         self,
         inputs: Sequence[str] | Sequence[Sequence[int]],
         prompt: str,
         truncate: Truncate,
         input_type: InputType | None = None,
     ) -> list[Tokens | int]:
-        self.tokenised += len(inputs)
-        return await super().tokenise(inputs, prompt, truncate, input_type)
+        self.tokenized += len(inputs)
+        return await super().tokenize(inputs, prompt, truncate, input_type)
 
     async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
         gate = asyncio.Event()
@@ -54,7 +54,7 @@ async def turns() -> None:
 
 
 async def expected(model: FakeModel, texts: list[str], prompt: str = "") -> np.ndarray:
-    tokens = await model.tokenise(texts, prompt, "end")
+    tokens = await model.tokenize(texts, prompt, "end")
     return np.stack([model._vector(one.ids) for one in tokens if isinstance(one, Tokens)])
 
 
@@ -68,19 +68,19 @@ def result(answer: EmbedResult | Exception) -> EmbedResult:
     [(None, [["a b c", "a b d"]]), (2, [["a b c"], ["a b d"]])],
     ids=["one limit", "queries have one of their own"],
 )
-async def test_queries_and_documents_share_a_call_of_the_tokeniser_unless_they_are_cut_differently(
+async def test_queries_and_documents_share_a_call_of_the_tokenizer_unless_they_are_cut_differently(
     own_limit: int | None, calls: list[list[str]]
 ) -> None:
     model = FakeModel()
     if own_limit is not None:
         model.info = replace(model.info, max_tokens_of={"query": own_limit})
-    tokenise, seen = model.tokenise, []
+    tokenize, seen = model.tokenize, []
 
     async def noted(inputs: Sequence[str], *how: Any) -> list[Tokens | int]:
         seen.append(list(inputs))
-        return await tokenise(inputs, *how)
+        return await tokenize(inputs, *how)
 
-    model.tokenise = noted  # type: ignore[assignment, method-assign]
+    model.tokenize = noted  # type: ignore[assignment, method-assign]
     requests = [EmbedRequest(["a b c"], input_type="query"), EmbedRequest(["a b d"], input_type="document")]
     query, document = map(result, await Engine(model).embed(requests))
     assert seen == calls
@@ -229,7 +229,7 @@ async def test_a_cancelled_request_leaves_before_the_forward() -> None:
     assert model.batches == [[1], [1]]
 
 
-async def test_the_next_batch_is_tokenised_while_a_forward_runs() -> None:
+async def test_the_next_batch_is_tokenized_while_a_forward_runs() -> None:
     model = Held()
     engine = Engine(model)
     tasks = [asyncio.create_task(engine.embed_one(EmbedRequest(["a"])))]
@@ -237,25 +237,25 @@ async def test_the_next_batch_is_tokenised_while_a_forward_runs() -> None:
     assert len(model.held) == 1
     tasks += [asyncio.create_task(engine.embed_one(EmbedRequest(["b"]))) for _ in range(9)]
     await turns()
-    assert (model.tokenised, engine.stats().queued_texts) == (10, 9)
+    assert (model.tokenized, engine.stats().queued_texts) == (10, 9)
     await model.let_go()
     await model.let_go()
     await asyncio.gather(*tasks)
     assert model.batches == [[1], [1] * 9]
 
 
-async def test_past_the_limit_requests_are_refused_before_they_are_tokenised() -> None:
+async def test_past_the_limit_requests_are_refused_before_they_are_tokenized() -> None:
     model = Held()
     engine = Engine(model, max_queued_tokens=10)
     tasks = [asyncio.create_task(engine.embed_one(EmbedRequest(["a"])))]
     await turns()
     tasks += [asyncio.create_task(engine.embed_one(EmbedRequest(["b c d e f"] * 2)))]
     await turns()
-    tokenised = model.tokenised
+    tokenized = model.tokenized
     for many in (1, 500):
         with pytest.raises(Overloaded):
             await engine.embed_one(EmbedRequest(["x"] * many))
-    assert model.tokenised == tokenised
+    assert model.tokenized == tokenized
     await model.let_go()
     await model.let_go()
     await asyncio.gather(*tasks)
@@ -297,7 +297,7 @@ async def test_batches_and_timings_are_told() -> None:
     engine = Engine(Slow(), max_batch_tokens=6, on_batch=told.append, clock=lambda: now[0])
     answer = await engine.embed_one(EmbedRequest(["a b c", "d", "e f g"]))
     assert told == [BatchStats(2, 6, 6, 2.0), BatchStats(1, 1, 1, 2.0)]
-    assert (answer.timings.queue_s, answer.timings.tokenise_s, answer.timings.forward_s) == (2.0, 0.0, 2.0)
+    assert (answer.timings.queue_s, answer.timings.tokenize_s, answer.timings.forward_s) == (2.0, 0.0, 2.0)
     stats = engine.stats()
     assert (stats.forwards, stats.texts, stats.tokens, stats.padded_tokens, stats.forward_s) == (2, 3, 7, 7, 4.0)
 

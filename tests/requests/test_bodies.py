@@ -56,20 +56,20 @@ def nested(depth: int) -> dict[str, Any]:
     ],
 )
 def test_a_wrong_field_is_named(values: Any, param: str | None, code: str | None) -> None:
-    assert violation(bodies.AddRequest, values) == (param, code)
+    assert violation(bodies.AddBody, values) == (param, code)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'"text"', b'{"text": NaN}', b'{"text": "\xff"}'])
 def test_a_body_that_is_no_json_object_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        bodies.parse(bodies.AddRequest, raw)
+        bodies.parse(bodies.AddBody, raw)
 
 
 @pytest.mark.parametrize(
     "time", ["20301231", "1893456000", "1893456000.5", "", "2030-12-31", "20301231T000000Z", "x", 5]
 )
 def test_a_time_is_written_as_rfc_3339_has_it(time: Any) -> None:
-    for model in (bodies.AddRequest, bodies.UpdateRequest):
+    for model in (bodies.AddBody, bodies.UpdateBody):
         with pytest.raises(InvalidRequest) as refused:
             bodies.check(model, {"text": "a", "expires_at": time})
         assert str(refused.value) == "expires_at: must be an RFC 3339 time."
@@ -85,16 +85,16 @@ def test_a_time_is_written_as_rfc_3339_has_it(time: Any) -> None:
     ],
 )
 def test_each_form_of_rfc_3339_is_the_same_time(time: Any) -> None:
-    read = bodies.check(bodies.AddRequest, {"text": "a", "expires_at": time})
+    read = bodies.check(bodies.AddBody, {"text": "a", "expires_at": time})
     assert read.expires_at == datetime(2030, 12, 31, tzinfo=UTC)
 
 
 def test_half_a_surrogate_pair_is_refused() -> None:
     with pytest.raises(InvalidRequest) as refused:
-        bodies.check(bodies.AddRequest, {"text": "\ud800"})
+        bodies.check(bodies.AddBody, {"text": "\ud800"})
     assert refused.value.param == "text"
     with pytest.raises(InvalidRequest):
-        bodies.check(bodies.AddRequest, {"text": "a", "metadata": {"k": ["\udfff"]}})
+        bodies.check(bodies.AddBody, {"text": "a", "metadata": {"k": ["\udfff"]}})
 
 
 @pytest.mark.parametrize("token", [2**63, -1, True, 1.0, None])
@@ -110,23 +110,23 @@ def test_a_token_id_fits_64_bits(token: Any) -> None:
 @pytest.mark.parametrize("metadata", [{5: 1}, {"a": {5: 1}}, {"a": [{"b": {None: 1}}]}])
 def test_keys_that_json_cannot_hold_are_refused_in_calls(metadata: Any) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        bodies.check(bodies.AddRequest, {"memories": [{"text": "a", "metadata": metadata}]})
+        bodies.check(bodies.AddBody, {"memories": [{"text": "a", "metadata": metadata}]})
     assert (refused.value.param or "").startswith("memories.0.metadata")
 
 
 def test_numbers_that_json_cannot_hold_are_refused_in_calls() -> None:
     with pytest.raises(InvalidRequest) as refused:
-        bodies.check(bodies.AddRequest, {"text": "a", "metadata": {"k": math.inf}})
+        bodies.check(bodies.AddBody, {"text": "a", "metadata": {"k": math.inf}})
     assert refused.value.param == "metadata"
     with pytest.raises(InvalidRequest) as refused:
-        bodies.check(bodies.SearchRequest, {"vector": [math.nan]})
+        bodies.check(bodies.SearchBody, {"vector": [math.nan]})
     assert refused.value.param == "vector.0"
 
 
 def test_what_is_right_comes_through_unchanged() -> None:
     metadata = {**nested(31), "n": -(2**63), "x": 1e300, "none": None, "list": [1, "ü", True]}
     body = bodies.parse(
-        bodies.AddRequest,
+        bodies.AddBody,
         orjson.dumps({"text": " a ", "metadata": metadata, "expires_at": "2030-01-01T01:00:00+01:00"}),
     )
     (item,) = body.items()
@@ -136,11 +136,11 @@ def test_what_is_right_comes_through_unchanged() -> None:
 
 
 def test_an_update_tells_null_from_nothing() -> None:
-    assert bodies.parse(bodies.UpdateRequest, b'{"expires_at": null}').model_dump(exclude_unset=True) == {
+    assert bodies.parse(bodies.UpdateBody, b'{"expires_at": null}').model_dump(exclude_unset=True) == {
         "expires_at": None
     }
     east = datetime(2030, 1, 1, 3, tzinfo=timezone(timedelta(hours=3)))
-    given = bodies.check(bodies.UpdateRequest, {"expires_at": east, "if_version": 3}).model_dump(exclude_unset=True)
+    given = bodies.check(bodies.UpdateBody, {"expires_at": east, "if_version": 3}).model_dump(exclude_unset=True)
     assert given == {"expires_at": datetime(2030, 1, 1, tzinfo=UTC), "if_version": 3}
 
 
@@ -159,7 +159,7 @@ def test_an_update_tells_null_from_nothing() -> None:
     ],
 )
 def test_a_wrong_update_is_named(values: Any, param: str | None) -> None:
-    assert violation(bodies.UpdateRequest, values)[0] == param
+    assert violation(bodies.UpdateBody, values)[0] == param
 
 
 @pytest.mark.parametrize(
@@ -198,18 +198,18 @@ def test_a_query_is_read_from_strings() -> None:
     assert bodies.parse_query(bodies.GetQuery, {"include_vectors": "true"}).include_vectors
 
 
-@pytest.mark.parametrize("model", [bodies.AddRequest, bodies.AddManyRequest])
+@pytest.mark.parametrize("model", [bodies.AddBody, bodies.AddManyBody])
 def test_a_body_full_of_wrong_values_is_refused_at_the_first(model: type[BaseModel]) -> None:
     """An error of each costs 250 times the body's bytes: one body of 16 MiB would cost a gateway its memory."""
     memory = {"user_id": "ann", "text": "a", "vector": ["x"] * 16_384}
-    if model is bodies.AddRequest:
+    if model is bodies.AddBody:
         del memory["user_id"]
     for values in ({"memories": [memory] * 8}, {"memories": [1] * 2048}):
         with pytest.raises(ValidationError) as refused:
             model.model_validate_json(orjson.dumps(values))
         assert refused.value.error_count() == 1
     with pytest.raises(ValidationError) as refused:
-        bodies.SearchRequest.model_validate_json(orjson.dumps({"vector": ["x"] * 16_384}))
+        bodies.SearchBody.model_validate_json(orjson.dumps({"vector": ["x"] * 16_384}))
     assert refused.value.error_count() == 1
 
 
@@ -219,13 +219,13 @@ UNKNOWN = {f"unknown{n}": n for n in range(1000)}
 @pytest.mark.parametrize(
     ("model", "values", "param"),
     [
-        (bodies.AddRequest, {"text": "a", **UNKNOWN}, "unknown0"),
-        (bodies.AddRequest, {"memories": [{"text": "a"}, {"text": "a", **UNKNOWN}] * 9}, "memories.1.unknown0"),
-        (bodies.AddManyRequest, {"memories": [{"user_id": "ann", **UNKNOWN}] * 9}, "memories.0.unknown0"),
-        (bodies.EmbeddingsRequest, {"input": "a", **UNKNOWN}, "unknown0"),
-        (bodies.SearchRequest, {"query": "a", **UNKNOWN}, "unknown0"),
-        (bodies.UpdateRequest, UNKNOWN, "unknown0"),
-        (bodies.DeleteRequest, {**UNKNOWN, "filter": {}}, "unknown0"),
+        (bodies.AddBody, {"text": "a", **UNKNOWN}, "unknown0"),
+        (bodies.AddBody, {"memories": [{"text": "a"}, {"text": "a", **UNKNOWN}] * 9}, "memories.1.unknown0"),
+        (bodies.AddManyBody, {"memories": [{"user_id": "ann", **UNKNOWN}] * 9}, "memories.0.unknown0"),
+        (bodies.EmbeddingsBody, {"input": "a", **UNKNOWN}, "unknown0"),
+        (bodies.SearchBody, {"query": "a", **UNKNOWN}, "unknown0"),
+        (bodies.UpdateBody, UNKNOWN, "unknown0"),
+        (bodies.DeleteBody, {**UNKNOWN, "filter": {}}, "unknown0"),
     ],
 )
 def test_a_body_full_of_unknown_fields_is_refused_at_the_first(model: type[BaseModel], values: Any, param: str) -> None:
@@ -240,9 +240,9 @@ def test_a_body_full_of_unknown_fields_is_refused_at_the_first(model: type[BaseM
 
 
 def test_the_document_of_a_body_takes_known_fields_only() -> None:
-    schema = bodies.AddRequest.model_json_schema()
+    schema = bodies.AddBody.model_json_schema()
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["NewMemory"]["additionalProperties"] is False
+    assert schema["$defs"]["NewMemoryBody"]["additionalProperties"] is False
     assert schema["properties"]["memories"]["anyOf"][0]["items"] == {"$ref": "#/$defs/NewMemory"}
-    kinds = bodies.EmbeddingsRequest.model_json_schema()["properties"]["input"]["anyOf"]
+    kinds = bodies.EmbeddingsBody.model_json_schema()["properties"]["input"]["anyOf"]
     assert kinds[0] == {"type": "string"} and kinds[2] == {"items": {"type": "integer"}, "type": "array"}

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from deployments.__main__ import main
-from deployments.serving.live_settings import Live
+from deployments.serving.live_settings import LiveSettings
 from deployments.settings import LIVE, Settings, live, load
 from tests.local_app import LocalApp
 
@@ -63,7 +63,7 @@ def test_every_live_setting_is_one() -> None:
 def test_the_log_level_changes_and_comes_back() -> None:
     logger = logging.getLogger("ray.serve")
     logger.setLevel("WARNING")
-    settings = Live(load({}), "Store")
+    settings = LiveSettings(load({}), "Store")
     assert settings.take({"log_level": "DEBUG"})
     assert settings.take({"log_level": "ERROR"})
     assert logger.level == logging.ERROR

@@ -135,7 +135,7 @@ class _Worker:
             self._out = torch.empty((2 * texts, dim), dtype=torch.float32, pin_memory=True)
         out = self._out.view(-1)[: texts * dim].view(texts, dim)
         out.copy_(vectors.float(), non_blocking=True)
-        done = torch.cuda.Event(blocking=True)  # sleeps instead of spinning: the core is wanted for tokenising
+        done = torch.cuda.Event(blocking=True)  # sleeps instead of spinning: the core is wanted for tokenizing
         done.record(self.stream)
         done.synchronize()
         return out.numpy().copy()

@@ -1,6 +1,6 @@
 """A sentence-transformers model on this machine's CPU or GPU.
 
-The vectors are `SentenceTransformer.encode`'s: the model's own modules run, and its own tokeniser; only the loop
+The vectors are `SentenceTransformer.encode`'s: the model's own modules run, and its own tokenizer; only the loop
 around them is ours. Batches are not padded where the model can do without (unpadded.py). On CPU half-precision weights
 are laid out once (packed.py) and the forward is recorded (recorded.py); on CUDA transfers overlap compute and small
 batches are CUDA graphs (cuda.py).
@@ -25,7 +25,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Transf
 from deployments.embedding.local import packed, tiling, unpadded
 from deployments.embedding.local.recorded import NotRecordable, Recorded
 from deployments.embedding.local.revision import revision_of
-from deployments.embedding.local.tokenizers import longest_inputs, tokeniser
+from deployments.embedding.local.tokenizers import longest_inputs, tokenizer
 from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
 from deployments.embedding.threads import Threads
 from deployments.errors import ModelUnavailable
@@ -97,10 +97,10 @@ class LocalModel(Model):
         self._device = torch.device(device)
         self._dtype = weights
         limits = {which: min(limit, max_tokens or limit) for which, limit in longest_inputs(network).items()}
-        tokenises = network.tokenizer.backend_tokenizer
-        self._whole = tokeniser(tokenises)
+        tokenizes = network.tokenizer.backend_tokenizer
+        self._whole = tokenizer(tokenizes)
         ways: tuple[Truncate, ...] = ("end", "start")
-        self._cut = {(way, limit): tokeniser(tokenises, way, limit) for way in ways for limit in set(limits.values())}
+        self._cut = {(way, limit): tokenizer(tokenizes, way, limit) for way in ways for limit in set(limits.values())}
         self._special = frozenset(network.tokenizer.all_special_ids)
         self._pad_id = network.tokenizer.pad_token_id or 0
         self._pools_without_prompt = any(getattr(module, "include_prompt", True) is False for module in network)
@@ -123,7 +123,7 @@ class LocalModel(Model):
         on_gpu = self._device.type == "cuda"
         self.max_batch_tokens = 65_536 if on_gpu else 1024
         self.forwards_in_flight = 2 if on_gpu else 1
-        self._tokenise_thread = ThreadPoolExecutor(1, "tokenise")
+        self._tokenize_thread = ThreadPoolExecutor(1, "tokenize")
         self._forward_threads = Threads("forward", torch.set_num_threads, num_threads or torch.get_num_threads())
         if num_threads is not None:
             torch.set_num_threads(num_threads)
@@ -186,7 +186,7 @@ class LocalModel(Model):
 
     def _check_alike(self, encoded: np.ndarray, limit: float) -> None:
         """Refuse a model that `encode` gives what it is not given here, as the segments of tokens."""
-        samples = [one for one in self._tokenise(_SAMPLES, self.info.default_prompt, "end") if isinstance(one, Tokens)]
+        samples = [one for one in self._tokenize(_SAMPLES, self.info.default_prompt, "end") if isinstance(one, Tokens)]
         apart = _apart(np.concatenate([self._run([one]) for one in samples]), encoded)
         if not apart <= limit:
             raise ModelUnavailable(
@@ -194,7 +194,7 @@ class LocalModel(Model):
                 " it is not served."
             )
 
-    async def tokenise(
+    async def tokenize(
         self,
         inputs: Sequence[str] | Sequence[Sequence[int]],
         prompt: str,
@@ -203,9 +203,9 @@ class LocalModel(Model):
     ) -> list[Tokens | int]:
         """See Model."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenise_thread, self._tokenise, inputs, prompt, truncate, input_type)
+        return await loop.run_in_executor(self._tokenize_thread, self._tokenize, inputs, prompt, truncate, input_type)
 
-    def _tokenise(
+    def _tokenize(
         self,
         inputs: Sequence[str] | Sequence[Sequence[int]],
         prompt: str,
@@ -214,8 +214,8 @@ class LocalModel(Model):
     ) -> list[Tokens | int]:
         limit = self.info.limit(input_type)
         texts = [prompt + given for given in inputs if isinstance(given, str)]
-        tokenises = self._whole if truncate == "none" else self._cut[truncate, limit]
-        encodings = iter(tokenises.encode_batch_fast(texts) if texts else ())
+        tokenizes = self._whole if truncate == "none" else self._cut[truncate, limit]
+        encodings = iter(tokenizes.encode_batch_fast(texts) if texts else ())
         prompt_tokens = self._prompt_tokens(prompt, limit) if prompt and self._pools_without_prompt else 0
         answer: list[Tokens | int] = []
         for given in inputs:
@@ -327,7 +327,7 @@ class LocalModel(Model):
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
         """See Model."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenise_thread, self._split, list(texts), add_special_tokens)
+        return await loop.run_in_executor(self._tokenize_thread, self._split, list(texts), add_special_tokens)
 
     def _split(self, texts: list[str], add_special_tokens: bool) -> list[list[TextToken]]:
         encodings = self._whole.encode_batch(texts, add_special_tokens=add_special_tokens)
@@ -345,11 +345,11 @@ class LocalModel(Model):
         """See Model."""
         loop = asyncio.get_running_loop()
         lists = [list(sequence) for sequence in ids]
-        return await loop.run_in_executor(self._tokenise_thread, self._whole.decode_batch, lists)
+        return await loop.run_in_executor(self._tokenize_thread, self._whole.decode_batch, lists)
 
     async def close(self) -> None:
         """See Model."""
-        self._tokenise_thread.shutdown(wait=False)
+        self._tokenize_thread.shutdown(wait=False)
         self._forward_threads.close()
 
 
@@ -381,7 +381,7 @@ def _load(path: str, name: str, device: str, weights: torch.dtype, allow_downloa
         raise ModelUnavailable(message) from error
     if not isinstance(network[0], Transformer) or not hasattr(network.tokenizer, "backend_tokenizer"):
         raise ModelUnavailable(
-            f"The model {name!r} is not a transformer with a fast tokeniser; no other kind is served."
+            f"The model {name!r} is not a transformer with a fast tokenizer; no other kind is served."
         )
     if "message" in network[0].modality_config:
         raise ModelUnavailable(f"The model {name!r} reads chat messages, which are not served.")

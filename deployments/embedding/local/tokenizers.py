@@ -1,4 +1,4 @@
-"""How much of an input a local model reads, and tokenisers that cut it to that."""
+"""How much of an input a local model reads, and tokenizers that cut it to that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def longest_inputs(network: Any) -> dict[InputType | None, int]:
     model has positions for.
 
     Raises:
-        ModelUnavailable: the model does not say; some tokenisers have no limit of their own.
+        ModelUnavailable: the model does not say; some tokenizers have no limit of their own.
     """
     first = network[0]
     positions = getattr(first.model.config, "max_position_embeddings", None)
@@ -36,8 +36,8 @@ def longest_inputs(network: Any) -> dict[InputType | None, int]:
     return {input_type: int(min(length, positions or length)) for input_type, length in asked.items()}
 
 
-def tokeniser(own: Any, truncate: Truncate = "none", limit: int = 0) -> Tokenizer:
-    """A copy of a model's own tokeniser that does not pad: how it truncates is state of the object.
+def tokenizer(own: Any, truncate: Truncate = "none", limit: int = 0) -> Tokenizer:
+    """A copy of a model's own tokenizer that does not pad: how it truncates is state of the object.
 
     Args:
         own: the model's, of the library tokenizers.

@@ -79,7 +79,7 @@ async def test_forwards_in_flight_do_not_mix_their_batches(
 
 
 async def test_a_text_alone_is_itself_in_any_batch(model: LocalModel, sentences: Sentences) -> None:
-    tokens = [one for one in await model.tokenise(sentences(64, 2), "", "end") if isinstance(one, Tokens)]
+    tokens = [one for one in await model.tokenize(sentences(64, 2), "", "end") if isinstance(one, Tokens)]
     alone = (await model.forward(tokens[:1]))[0]
     for size in range(1, 64):
         together = (await model.forward(tokens[:size]))[0]
@@ -99,7 +99,7 @@ async def test_what_makes_the_host_wait_runs_without_graphs(
     assert weighted._gpu is not None
     assert [len(worker.graphs) for worker in weighted._gpu._idle] == [0, 0]
     texts = sentences(64, 4)
-    tokens = [one for one in await weighted.tokenise(texts, "", "end") if isinstance(one, Tokens)]
+    tokens = [one for one in await weighted.tokenize(texts, "", "end") if isinstance(one, Tokens)]
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
     assert worst_cosine(await weighted.forward(tokens), expected) >= SAME
     assert torch.cuda.get_sync_debug_mode() == 0
@@ -111,7 +111,7 @@ async def test_float32_is_encode(minilm_folder: Path, sentences: Sentences) -> N
     single = load_model("local", device="cuda", dtype="float32")
     assert isinstance(single, LocalModel) and single.pads
     texts = sentences(64, 3)
-    tokens = [one for one in await single.tokenise(texts, "", "end") if isinstance(one, Tokens)]
+    tokens = [one for one in await single.tokenize(texts, "", "end") if isinstance(one, Tokens)]
     expected = SentenceTransformer(str(minilm_folder), device="cuda").encode(texts)
     assert np.abs(await single.forward(tokens) - expected).max() <= 1e-5
     await single.close()

@@ -34,7 +34,7 @@ def encoder(folder: Path, dtype: torch.dtype = torch.float32) -> SentenceTransfo
 
 
 async def vectors_of(model: LocalModel, texts: list[str], prompt: str = "") -> np.ndarray:
-    tokens = await model.tokenise(texts, prompt, "end")
+    tokens = await model.tokenize(texts, prompt, "end")
     return await model.forward([one for one in tokens if isinstance(one, Tokens)])
 
 
@@ -82,7 +82,7 @@ async def test_other_families_too(
 
 
 def test_a_model_that_is_given_more_than_token_ids_is_refused(tiny: Callable[..., Path]) -> None:
-    """GPT-2 adds a vector for the segment of a token, which BERT's tokeniser gives: `encode` does, and nothing here."""
+    """GPT-2 adds a vector for the segment of a token, which BERT's tokenizer gives: `encode` does, and nothing here."""
     with pytest.raises(ModelUnavailable, match=r"gives other vectors here than by encode \(1 - cosine is 0\.\d+\)"):
         LocalModel(str(tiny("gpt2", "lasttoken")), device="cpu", dtype="float32")
 
@@ -139,7 +139,7 @@ async def test_queries_and_documents_have_the_lengths_that_encode_gives_them(
     whole = len(model._whole.encode("a " * 90))
     for input_type, limit in zip((None, "query", "document"), limits, strict=True):
         for way in ("end", "start"):
-            (cut,) = await model.tokenise([[7] * 90], "", way, input_type)  # type: ignore[arg-type]
+            (cut,) = await model.tokenize([[7] * 90], "", way, input_type)  # type: ignore[arg-type]
             assert isinstance(cut, Tokens) and len(cut) == limit and cut.truncated
         with pytest.raises(InvalidRequest) as refused:
             await engine.embed_one(EmbedRequest(["a " * 90], truncate="none", input_type=input_type))  # type: ignore[arg-type]
@@ -155,7 +155,7 @@ async def test_no_length_is_more_than_there_are_positions(tiny: Callable[..., Pa
     await model.close()
     model = LocalModel(str(folder), device="cpu", dtype="float32")
     assert (model.info.max_tokens, model.info.limit("document")) == (64, 79)
-    (tokens,) = await model.tokenise(["a " * 90], "", "end", "document")
+    (tokens,) = await model.tokenize(["a " * 90], "", "end", "document")
     assert isinstance(tokens, Tokens) and len(tokens) == 79
     assert np.isfinite(await model.forward([tokens])).all()
     await model.close()
@@ -180,7 +180,7 @@ async def test_prompts_are_encodes(
         ours = await vectors_of(model, texts, model.info.prompts[name])
         assert np.abs(ours - reference.encode(texts, prompt_name=name)).max() <= 1e-5
     # In one batch with texts that have no prompt.
-    mixed = await model.tokenise(texts, "search query: ", "end") + await model.tokenise(texts, "", "end")
+    mixed = await model.tokenize(texts, "search query: ", "end") + await model.tokenize(texts, "", "end")
     ours = await model.forward([one for one in mixed if isinstance(one, Tokens)])
     assert np.abs(ours[:12] - reference.encode(texts, prompt_name="query")).max() <= 1e-5
     assert np.abs(ours[12:] - reference.encode(texts)).max() <= 1e-5
@@ -238,7 +238,7 @@ async def test_a_full_batch_in_a_bounded_shape_gives_the_same_vectors(
 
     for pooling in ("mean", "cls", "max"):
         model = LocalModel(str(tiny("roberta", pooling)), device="cpu", dtype="float32")
-        tokens = [one for one in await model.tokenise(sentences(9, seed=3), "", "end") if isinstance(one, Tokens)]
+        tokens = [one for one in await model.tokenize(sentences(9, seed=3), "", "end") if isinstance(one, Tokens)]
         flat = unpadded.flatten(tokens, model._first_position)
         exact = await model.forward(tokens)
         used = len(flat.ids)
@@ -325,7 +325,7 @@ async def test_a_text_alone_is_itself_in_any_batch(
     random = np.random.default_rng(5)
     small = LocalModel(str(tiny("bert", "mean", "normalize")), device="cpu", dtype="float32")
     for model, batches in ((small, 1_000), (minilm, 20)):
-        pool = [one for one in await model.tokenise(sentences(200, seed=6), "", "end") if isinstance(one, Tokens)]
+        pool = [one for one in await model.tokenize(sentences(200, seed=6), "", "end") if isinstance(one, Tokens)]
         probe = pool[0]
         alone = (await model.forward([probe]))[0]
         for _ in range(batches):
@@ -386,21 +386,21 @@ def test_dtype_auto_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_truncation_keeps_the_special_tokens_and_the_asked_for_end(minilm: LocalModel) -> None:
     words = [f"w{index}" for index in range(300)]
-    full = (await minilm.tokenise([" ".join(words)], "", "none"))[0]
+    full = (await minilm.tokenize([" ".join(words)], "", "none"))[0]
     assert isinstance(full, int) and full > 256
-    end, start = [(await minilm.tokenise([" ".join(words)], "", way))[0] for way in ("end", "start")]
+    end, start = [(await minilm.tokenize([" ".join(words)], "", way))[0] for way in ("end", "start")]
     assert isinstance(end, Tokens) and isinstance(start, Tokens)
     everything = minilm._whole.encode(" ".join(words)).ids
     assert end == Tokens([*everything[:255], everything[-1]], 0, True)
     assert start == Tokens([everything[0], *everything[-255:]], 0, True)
-    exact = (await minilm.tokenise(["a " * 254], "", "end"))[0]
+    exact = (await minilm.tokenize(["a " * 254], "", "end"))[0]
     assert isinstance(exact, Tokens) and len(exact) == 256 and not exact.truncated
 
 
 async def test_a_prompt_that_was_cut_away_is_not_cut_out_of_the_pooling(tiny: Callable[..., Path]) -> None:
     model = LocalModel(str(tiny("bert", "mean", include_prompt=False)), device="cpu", dtype="float32")
     for words, leading in ((59, 4), (60, 3), (61, 2), (70, 1)):  # [CLS] search query: and 64 tokens in all
-        (tokens,) = await model.tokenise(["a " * words], "search query: ", "start")
+        (tokens,) = await model.tokenize(["a " * words], "search query: ", "start")
         assert isinstance(tokens, Tokens)
         assert (tokens.prompt_tokens, tokens.truncated) == (leading, leading < 4)
     await model.close()
