@@ -191,7 +191,7 @@ class Batcher(Generic[Item, Result]):
         """
         if self.max_queued is not None and self._waiting and self._queued_cost + cost > self.max_queued:
             retry_after_s = min(60.0, max(0.05, self.drain_s))
-            raise Overloaded("Too much work is queued; try again later.", None, "overloaded", retry_after_s)
+            raise Overloaded("Too much work is queued; try again later.", retry_after_s=retry_after_s)
 
     async def submit(self, item: Item) -> Result:
         """Wait for one item's result.

@@ -25,23 +25,8 @@ import store.errors as store_errors
 MAX_SAID = 1_024  # characters of a message or of a path on the wire: a name in it may be as long as the body it came in
 
 
-class MemserveError(Exception):
-    """Root of the tree.
-
-    Args:
-        message: one sentence for the caller.
-        param: path of the offending field (`memories.3.text`), if there is one.
-        code: stable machine-readable reason, if there is one.
-    """
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None, *rest: object) -> None:
-        super().__init__(message, param, code, *rest)
-        self.message = message
-        self.param = param
-        self.code = code
-
-    def __str__(self) -> str:
-        return self.message
+class MemserveError(store_errors.LocatedError):
+    """Root of the tree."""
 
 
 class InvalidRequest(MemserveError):
@@ -68,9 +53,14 @@ class Overloaded(MemserveError):
     """More work waits than is admitted. `retry_after_s` is the time in which the queue is expected to drain."""
 
     def __init__(
-        self, message: str, param: str | None = None, code: str | None = "overloaded", retry_after_s: float = 1.0
+        self,
+        message: str,
+        field: str | None = None,
+        code: str | None = "overloaded",
+        position: int | None = None,
+        retry_after_s: float = 1.0,
     ) -> None:
-        super().__init__(message, param, code, retry_after_s)
+        super().__init__(message, field, code, position, retry_after_s)
         self.retry_after_s = retry_after_s
 
 
@@ -78,9 +68,14 @@ class Unavailable(MemserveError):
     """A part that the request needs is not there at the moment. Safe to retry after `retry_after_s`."""
 
     def __init__(
-        self, message: str, param: str | None = None, code: str | None = "unavailable", retry_after_s: float = 1.0
+        self,
+        message: str,
+        field: str | None = None,
+        code: str | None = "unavailable",
+        position: int | None = None,
+        retry_after_s: float = 1.0,
     ) -> None:
-        super().__init__(message, param, code, retry_after_s)
+        super().__init__(message, field, code, position, retry_after_s)
         self.retry_after_s = retry_after_s
 
 
@@ -96,9 +91,14 @@ class UpstreamFailed(MemserveError):
     """A remote embedding provider failed. `status` is what the caller is answered: 502, 503 or 504."""
 
     def __init__(
-        self, message: str, param: str | None = None, code: str | None = "upstream_failed", status: int = 502
+        self,
+        message: str,
+        field: str | None = None,
+        code: str | None = "upstream_failed",
+        position: int | None = None,
+        status: int = 502,
     ) -> None:
-        super().__init__(message, param, code, status)
+        super().__init__(message, field, code, position, status)
         self.status = status
 
 

@@ -1,7 +1,7 @@
 """The errors of the store. All survive pickling: positional arguments, passed to `super().__init__`.
 
 StoreError
-├── InvalidInput      the request can never succeed; `param` is the path of the field
+├── InvalidInput      the request can never succeed; `position` and `field` say where
 ├── NotFound          no such memory or user
 ├── Conflict          the log's state contradicts the request
 ├── LogUnavailable    the log cannot be read or written at the moment; safe to retry but where `code` is outcome_unknown
@@ -16,23 +16,42 @@ OUTCOME_UNKNOWN = "outcome_unknown"
 """The code of an error after which a write may have been made."""
 
 
-class StoreError(Exception):
-    """Root of the tree.
+class LocatedError(Exception):
+    """An error that knows which part of the request it is about.
 
     Args:
-        message: one sentence for the caller.
-        param: path of the offending field (`filter.AND.0.age`), if there is one.
+        message: one sentence for the caller. It does not name the field: the path is put in front of it at the edge.
+        field: path of the offending field within its item (`text`, `filter.AND.0.age`), if there is one.
         code: stable machine-readable reason, if there is one.
+        position: index of the offending item in the list that the call was given, if there is one.
     """
 
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message, param, code)
+    def __init__(
+        self,
+        message: str,
+        field: str | None = None,
+        code: str | None = None,
+        position: int | None = None,
+        *rest: object,
+    ) -> None:
+        super().__init__(message, field, code, position, *rest)
         self.message = message
-        self.param = param
+        self.field = field
         self.code = code
+        self.position = position
 
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def param(self) -> str | None:
+        """The path as far as it is known: `3.text` for the field `text` of the item 3."""
+        parts = [part for part in (self.position, self.field) if part is not None]
+        return ".".join(map(str, parts)) if parts else None
+
+
+class StoreError(LocatedError):
+    """Root of the tree."""
 
 
 class InvalidInput(StoreError):

@@ -19,10 +19,11 @@ ALL = [
 
 @pytest.mark.parametrize("cls", ALL)
 def test_errors_survive_pickling(cls: type[errors.MemserveError]) -> None:
-    error = cls("a message", "memories.3.text", "a_code")
+    error = cls("a message", "text", "a_code", 3)
     again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(error))))
     assert type(again) is cls
-    assert (str(again), again.param, again.code) == ("a message", "memories.3.text", "a_code")
+    assert (str(again), again.position, again.field, again.code) == ("a message", 3, "text", "a_code")
+    assert again.param == "3.text"
     assert again.args == error.args
 
 

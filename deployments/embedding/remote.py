@@ -112,15 +112,17 @@ class RemoteModel(Model):
         try:
             answer = await self._client.embeddings.create(model=self.info.name, input=inputs, encoding_format="base64")
         except openai.APITimeoutError as error:
-            raise UpstreamFailed("The embedding provider did not answer in time.", None, "timeout", 504) from error
+            raise UpstreamFailed(
+                "The embedding provider did not answer in time.", None, "timeout", status=504
+            ) from error
         except openai.APIConnectionError as error:
             raise UpstreamFailed(
-                f"The embedding provider is away: {error.__cause__ or error}", None, None, 503
+                f"The embedding provider is away: {error.__cause__ or error}", None, None, status=503
             ) from error
         except openai.APIStatusError as error:
             if error.status_code in (400, 413, 422):
                 raise InvalidRequest(_said(error), "input") from error
-            raise UpstreamFailed(_said(error), None, None, _STATUS.get(error.status_code, 502)) from error
+            raise UpstreamFailed(_said(error), None, None, status=_STATUS.get(error.status_code, 502)) from error
         except (openai.OpenAIError, ValueError) as error:  # the client passes on that it is no JSON
             raise UpstreamFailed(f"The embedding provider's answer makes no sense: {error}") from error
         return _matrix(answer, len(inputs), self.info.dim)

@@ -243,6 +243,6 @@ def test_the_document_of_a_body_takes_known_fields_only() -> None:
     schema = bodies.AddBody.model_json_schema()
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["NewMemoryBody"]["additionalProperties"] is False
-    assert schema["properties"]["memories"]["anyOf"][0]["items"] == {"$ref": "#/$defs/NewMemory"}
+    assert schema["properties"]["memories"]["anyOf"][0]["items"] == {"$ref": "#/$defs/NewMemoryBody"}
     kinds = bodies.EmbeddingsBody.model_json_schema()["properties"]["input"]["anyOf"]
     assert kinds[0] == {"type": "string"} and kinds[2] == {"items": {"type": "integer"}, "type": "array"}
