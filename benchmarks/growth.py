@@ -123,7 +123,7 @@ def memories(counts: Sequence[int], folder: Path) -> Row:
         store = open_store(path)
         cold = milliseconds([partial(search, store, "ann", draw(1)[0])])
         began = time.perf_counter()
-        while store.fold():
+        while store.background_step():
             pass
         fold_s = time.perf_counter() - began
         warm = milliseconds(partial(search, store, "ann", query) for query in draw(CALLS))

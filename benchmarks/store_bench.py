@@ -63,7 +63,7 @@ def fold(store: Store) -> list[float]:
     more = True
     while more:
         began = time.perf_counter()
-        more = store.fold()
+        more = store.background_step()
         steps.append(time.perf_counter() - began)
     return steps
 
@@ -265,7 +265,7 @@ def switch(_: Path, __: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         for kind, options in (("exact", IndexOptions(switch=10**9)), ("hnsw", IndexOptions(switch=1))):
             index = UserIndex(1, 0, DIM, options)
             index.apply(changes)
-            while index.fold():
+            while index.maintain():
                 pass
             queries = iter(draw(1000))
 

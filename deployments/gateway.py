@@ -315,7 +315,7 @@ class Gateway:
                 memories=tuple(
                     NewMemory(
                         id=item.id or origin.memory_id(number),
-                        made_id=item.id is None,
+                        generated_id=item.id is None,
                         text=item.text,
                         vector=next(vectors),
                         metadata=item.metadata,

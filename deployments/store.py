@@ -106,7 +106,7 @@ class StoreReplica:
             pause_s = _BUSY_S
             if self._waiting == 0 or time.monotonic() - stepped_at > _OVERDUE_S:
                 try:
-                    more = await self._run(self._memories.fold)
+                    more = await self._run(self._memories.background_step)
                     pause_s = 0.0 if more else _IDLE_S
                 except Exception as error:  # what is erased later needs the steps that follow
                     expected = isinstance(error, StoreError)

@@ -13,7 +13,7 @@ from store.errors import (
 from store.log.export import ExportCursor, ExportPage, Sent
 from store.records import (
     DEFAULT_TENANT,
-    KEEP,
+    UNSET,
     Append,
     Appended,
     AppendResult,
@@ -35,7 +35,7 @@ from store.store import Store
 
 __all__ = [
     "DEFAULT_TENANT",
-    "KEEP",
+    "UNSET",
     "Append",
     "AppendResult",
     "Appended",

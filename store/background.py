@@ -177,7 +177,7 @@ class Background:
             index = self._resident.get(uid)
             if index is not None:
                 try:
-                    more = index.fold()
+                    more = index.maintain()
                 except BaseException:
                     self._resident.drop(uid)  # it may hold a part
                     raise

@@ -1,4 +1,4 @@
-"""The nouns of the store, each defined once. All are frozen values that can be kept, pickled and handed on.
+"""The nouns of the store, each defined once. All are frozen values that can be pickled and shared between threads.
 
 Times are aware datetimes in UTC, with microseconds. Vectors are `(dim,) float32`, as the model made them (not
 normalised). `score` is cosine similarity in [-1, 1], rounded to six decimals.
@@ -20,30 +20,30 @@ Order = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
 DEFAULT_TENANT: Final = "default"
 
 
-class Keep(Enum):
-    """The type of `KEEP`: in an update, leave this field as it is (None would clear it)."""
+class Unset(Enum):
+    """The type of `UNSET`, which in an update means: leave this field as it is. None would clear it."""
 
-    KEEP = "keep"
+    UNSET = "unset"
 
 
-KEEP: Final = Keep.KEEP
+UNSET: Final = Unset.UNSET
 
 
 @dataclass(frozen=True, slots=True)
 class NewMemory:
-    """A memory on its way into the log.
+    """A memory that is to be written to the log.
 
     Args:
-        id: 1 to 256 characters without control characters; unique per user. The caller makes it, so that a retried
+        id: 1 to 256 characters without control characters, unique per user. The caller chooses it, so that a repeated
             append is idempotent.
         text: any text without NUL.
         vector: (dim,) float32, finite, not zero.
-        metadata: a JSON object; integers fit 64 bits, floats are finite, strings and keys hold no NUL.
-        expires_at: from this time on the memory is gone; None keeps it for ever. A new state of a memory is refused
-            whose time was over when the write was issued.
-        made_id: the id was made for this write alone. If the log holds it, this is the write sent again: it is answered
-            as the first time, whatever became of the memory since; where an import has replaced its history, with the
-            version that this begins with.
+        metadata: a JSON object. Integers must fit 64 bits, floats must be finite, strings and keys must not hold NUL.
+        expires_at: the memory is gone from this time on; None means that it never expires. A state is refused if it had
+            expired before the write was issued.
+        generated_id: the id was generated for this write alone. If the log holds it already, the write is a repetition
+            and gets its first answer again, whatever became of the memory since. If an import has replaced the history
+            of the memory, the answer holds the version at which the new history begins.
     """
 
     id: str
@@ -51,20 +51,21 @@ class NewMemory:
     vector: Vector
     metadata: dict[str, Any] = field(default_factory=dict)
     expires_at: datetime | None = None
-    made_id: bool = False
+    generated_id: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """One caller's memories for one user: written all, or not at all.
+    """One caller's memories for one user. Either all of them are written or none.
 
     Args:
-        on_duplicate: `skip` answers with the memory that already holds the same text and metadata, instead of adding.
-        upsert: the same id with other content replaces it; without it that is a Conflict.
-        issued_at: when the caller was accepted. A write that is older than an erasure of its user or of its memory
-            is refused, so that it does not bring back what was erased meanwhile.
-        write_id: names the call that this is part of; all requests of a call carry the same. A call that is sent again
-            under its write id is answered as the first time, and changes nothing.
+        on_duplicate: with `skip`, a memory whose text and metadata the user already has is not added; the answer names
+            the memory that has them.
+        upsert: new content under an existing id replaces the old content. Without it that is a Conflict.
+        issued_at: when the server accepted the call. A write that was issued before its user or its memory was erased
+            is refused, so that it cannot restore what was erased.
+        write_id: names the call that this request belongs to; all requests of a call have the same. A call that is
+            repeated under its write id changes nothing and gets its first answer again.
     """
 
     tenant: str
@@ -78,7 +79,7 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What became of one memory. `id` is the older memory's where a duplicate was skipped."""
+    """The outcome for one memory. If a duplicate was skipped, `id` is that of the older memory."""
 
     id: str
     status: Literal["added", "unchanged", "updated"]
@@ -87,14 +88,14 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
-    """`memories` in the order of the request; `version` is the user's after it."""
+    """`memories` in the order of the request. `version` is the user's version after the write."""
 
     memories: list[Appended]
     version: int
 
 
 class _Pickled:
-    """Pickled as the class and its fields: a frozen dataclass's own way takes twice as long, each way."""
+    """Pickles as the class and its fields. The default of frozen dataclasses takes twice as long in both directions."""
 
     __slots__ = ()
 
@@ -104,7 +105,7 @@ class _Pickled:
 
 @dataclass(frozen=True, slots=True)
 class Memory(_Pickled):
-    """A memory as the log holds it. `vector: (dim,) float32` only where it was asked for."""
+    """A memory as the log holds it. `vector: (dim,) float32` is set only if it was asked for."""
 
     id: str
     user_id: str
@@ -120,7 +121,7 @@ class Memory(_Pickled):
 
 @dataclass(frozen=True, slots=True)
 class Search(_Pickled):
-    """The `top_k` nearest memories of one user, among those that match `filter` and score at least `min_score`."""
+    """A search for one user's `top_k` nearest memories that match `filter` and score at least `min_score`."""
 
     tenant: str
     user_id: str
@@ -133,7 +134,7 @@ class Search(_Pickled):
 
 @dataclass(frozen=True, slots=True)
 class SearchResult(_Pickled):
-    """`results` by falling score, ties by newest; `version` is the user's version that was searched."""
+    """`results` by descending score, the newest first among equals. `version` is the version that was searched."""
 
     results: list[Memory]
     index: Literal["exact", "hnsw"]
@@ -142,7 +143,7 @@ class SearchResult(_Pickled):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list; `next_cursor` is None on the last."""
+    """One page of a list. `next_cursor` is None on the last page."""
 
     memories: list[Memory]
     next_cursor: str | None
@@ -150,7 +151,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEvent:
-    """One state of a memory. The text and metadata of a memory that was deleted are gone from its events too."""
+    """One state of a memory. Deleting a memory removes the text and metadata of all its states."""
 
     event: Literal["added", "updated", "deleted"]
     at: datetime
@@ -161,7 +162,7 @@ class HistoryEvent:
 
 @dataclass(frozen=True, slots=True)
 class UserStats:
-    """One user. `bytes`: its texts, metadata and vectors in the log; `index` is None when it is not resident here."""
+    """One user. `bytes` counts texts, metadata and vectors in the log. `index` is None if the index is not resident."""
 
     user_id: str
     memories: int
@@ -173,7 +174,7 @@ class UserStats:
 
 @dataclass(frozen=True, slots=True)
 class UsersPage:
-    """One page of users, by user id; `next_cursor` is None on the last."""
+    """One page of users, ordered by user id. `next_cursor` is None on the last page."""
 
     users: list[UserStats]
     next_cursor: str | None
@@ -181,7 +182,7 @@ class UsersPage:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import did: lines whose memory was there with the same content are `unchanged`."""
+    """The outcome of an import. `unchanged` counts the lines whose memory already existed with the same content."""
 
     imported: int
     unchanged: int
@@ -189,13 +190,13 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class IndexOptions:
-    """How user indexes are built.
+    """How the indexes of users are built.
 
     Args:
-        switch: up to this many memories a user's index is an exact matrix, above it HNSW.
-        m, ef_construction, ef: HNSW parameters (https://arxiv.org/abs/1603.09320); ef is raised to top_k where needed.
-        max_deleted_share: a graph with a larger share of dead rows is rebuilt.
-        fold_step_s: the longest time that one step of background work aims to take.
+        switch: up to this many memories a user's index is an exact matrix, above it an HNSW graph.
+        m, ef_construction, ef: HNSW parameters (https://arxiv.org/abs/1603.09320). ef is raised to top_k if necessary.
+        max_deleted_share: a graph is rebuilt when a larger share of its rows is deleted.
+        step_s: the time that one step of background work should take at most.
     """
 
     switch: int = 2000
@@ -203,4 +204,4 @@ class IndexOptions:
     ef_construction: int = 200
     ef: int = 128
     max_deleted_share: float = 0.2
-    fold_step_s: float = 0.005
+    step_s: float = 0.005

@@ -32,19 +32,19 @@ from store.log.export import ExportCursor, ExportPage
 from store.log.schema import memories
 from store.log.users import Users
 from store.records import (
-    KEEP,
+    UNSET,
     Append,
     AppendResult,
     Filter,
     HistoryEvent,
     Imported,
     IndexOptions,
-    Keep,
     Memory,
     Order,
     Page,
     Search,
     SearchResult,
+    Unset,
     UsersPage,
     UserStats,
     Vector,
@@ -155,10 +155,10 @@ class Store:
         user_id: str,
         id: str,
         *,
-        text: str | Keep = KEEP,
-        vector: Vector | Keep = KEEP,
-        metadata: dict[str, Any] | Keep = KEEP,
-        expires_at: datetime | Keep | None = KEEP,
+        text: str | Unset = UNSET,
+        vector: Vector | Unset = UNSET,
+        metadata: dict[str, Any] | Unset = UNSET,
+        expires_at: datetime | Unset | None = UNSET,
         if_version: int | None = None,
         issued_at: datetime | None = None,
         write_id: str | None = None,
@@ -176,7 +176,7 @@ class Store:
             InvalidInput: also for a new text without its vector, and for an `expires_at` that was over at `issued_at`.
         """
         rows.check_id(id, "id")
-        if text is not KEEP and vector is KEEP:
+        if text is not UNSET and vector is UNSET:
             raise InvalidInput("A new text comes with its vector.", "vector")
         change = updating.Change(id, text, vector, metadata, expires_at, if_version, issued_at)
         now = self._micros()
@@ -244,8 +244,9 @@ class Store:
     def erase_user(self, tenant: str, user_id: str, *, write_id: str | None = None) -> tuple[int, int]:
         """Delete everything of a user: memories, history, snapshots, cached copies.
 
-        No write that was issued before can bring any of it back. SQLite's files are clean within a minute, by `fold`;
-        PostgreSQL's when it vacuums the tables. Returns how many memories there were, and the user's version after it.
+        No write that was issued before can restore any of it. Background steps remove it from SQLite's files within a
+        minute; PostgreSQL removes it when it vacuums the tables. Returns the number of memories that were deleted, and
+        the user's version after the erasure.
 
         Args:
             write_id: as in `update`.
@@ -446,7 +447,7 @@ class Store:
 
     # The rest
 
-    def fold(self) -> bool:
+    def background_step(self) -> bool:
         """Do one bounded step of background work; True where more is waiting.
 
         It folds tails into graphs, rebuilds, saves snapshots, deletes what has expired, and sees to it that no file

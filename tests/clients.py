@@ -70,7 +70,7 @@ class OverHandle:
                         new.text,
                         array(new.vector),
                         new.metadata,
-                        made_id=new.id is None,
+                        generated_id=new.id is None,
                     )
                     for number, new in enumerate(memories)
                 )

@@ -25,14 +25,14 @@ async def test_background_work_goes_on_after_a_step_that_failed(
 ) -> None:
     steps: list[int] = []
 
-    def fold(self: Store) -> bool:
+    def background_step(self: Store) -> bool:
         steps.append(len(steps))
         if len(steps) == 2:
             raise error
         return len(steps) < 4
 
     monkeypatch.setattr(deployments.store, "_FAILED_S", 0.001)
-    monkeypatch.setattr(Store, "fold", fold)
+    monkeypatch.setattr(Store, "background_step", background_step)
     await until(lambda: len(steps) >= 5)
 
 
@@ -41,7 +41,7 @@ async def test_background_work_waits_while_calls_do_but_not_for_ever(
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(deployments.store, "_OVERDUE_S", 0.1)
-    monkeypatch.setattr(Store, "fold", lambda self: bool(done.append("fold")))
+    monkeypatch.setattr(Store, "background_step", lambda self: bool(done.append("fold")))
 
     async def caller() -> None:
         for _ in range(25):  # a second of work in all

@@ -229,8 +229,8 @@ class UserIndex:
             tail, scores = np.concatenate([found, tail]), np.concatenate([near, scores])
         return self._best(tail, scores, k)
 
-    def fold(self) -> bool:
-        """Do one step of background work, some `fold_step_s` long. True where more is waiting."""
+    def maintain(self) -> bool:
+        """Do one step of background work, some `step_s` long. True where more is waiting."""
         options = self._options
         if self._rebuild is not None:
             self._continue_rebuild(self._rebuild)
@@ -382,7 +382,7 @@ class UserIndex:
 
     def _slice(self, first: int, end: int) -> tuple[Rows, int]:
         """The next live rows from `first` on, as many as one step can add, and the row to go on from."""
-        n = max(1, int(self._options.fold_step_s / self._row_s))
+        n = max(1, int(self._options.step_s / self._row_s))
         end = min(end, first + max(64 * n, 1024))  # dead rows on the way cost little, but not nothing
         rows = np.flatnonzero(self._alive[first:end])[:n] + first
         return rows, int(rows[-1]) + 1 if len(rows) == n else end

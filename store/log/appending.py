@@ -173,7 +173,7 @@ def _known(
                 user_key(locked[request.user].uid, memory.id)
                 for request in requests
                 for memory in request.memories
-                if memory.made_id
+                if memory.generated_id
             },
         )
     return known, twins
@@ -239,7 +239,7 @@ class _Batch:
         if key in plan.known:
             raise Conflict(f"The call holds the id {memory.id!r} twice.", param, "duplicate_id")
         state = self._known.get(key)
-        if state is not None and memory.made_id:  # this write was made before; the answer to it was lost
+        if state is not None and memory.generated_id:  # this write was made before; the answer to it was lost
             return Appended(memory.id, "added", state.first)
         live = state is not None and state.deleted_at is None
         if state is not None and state.deleted_at is None:

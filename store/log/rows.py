@@ -55,7 +55,7 @@ class Checked:
     expires_at: int | None
     embedding: bytes
     vector_crc: int
-    made_id: bool = False
+    generated_id: bool = False
 
 
 def checked(memory: NewMemory, dim: int, param: str) -> Checked:
@@ -69,7 +69,7 @@ def checked(memory: NewMemory, dim: int, param: str) -> Checked:
     stored, canonical = dump_metadata(memory.metadata, f"{param}.metadata")
     embedding, crc = dump_vector(memory.vector, dim, f"{param}.vector")
     expires_at = None if memory.expires_at is None else micros(memory.expires_at, f"{param}.expires_at")
-    return Checked(memory.id, memory.text, stored, canonical, expires_at, embedding, crc, memory.made_id)
+    return Checked(memory.id, memory.text, stored, canonical, expires_at, embedding, crc, memory.generated_id)
 
 
 def check_new_id(value: str, param: str) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row
 from store.errors import Conflict, InvalidInput, NotFound
 from store.log import reading, receipts, rows, writing
 from store.log.users import User
-from store.records import Keep, Memory, NewMemory, Vector
+from store.records import Memory, NewMemory, Unset, Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class Change:
     """What an update wants of the memory `id`; see `Store.update`."""
 
     id: str
-    text: str | Keep
-    vector: Vector | Keep
-    metadata: dict[str, Any] | Keep
-    expires_at: datetime | Keep | None
+    text: str | Unset
+    vector: Vector | Unset
+    metadata: dict[str, Any] | Unset
+    expires_at: datetime | Unset | None
     if_version: int | None
     issued_at: datetime | None
 
@@ -90,16 +90,16 @@ def _changed(found: Row[Any], change: Change, dim: int) -> NewMemory:
     if change.if_version is not None and before.version != change.if_version:
         message = f"The memory has version {before.version}, not {change.if_version}."
         raise Conflict(message, "if_version", "version_mismatch")
-    if isinstance(change.vector, Keep):
+    if isinstance(change.vector, Unset):
         vector = rows.load_vectors([found.embedding], [found.vector_crc], dim)[0]
     else:
         vector = change.vector
     return NewMemory(
         change.id,
-        before.text if isinstance(change.text, Keep) else change.text,
+        before.text if isinstance(change.text, Unset) else change.text,
         vector,
-        before.metadata if isinstance(change.metadata, Keep) else change.metadata,
-        before.expires_at if isinstance(change.expires_at, Keep) else change.expires_at,
+        before.metadata if isinstance(change.metadata, Unset) else change.metadata,
+        before.expires_at if isinstance(change.expires_at, Unset) else change.expires_at,
     )
 
 

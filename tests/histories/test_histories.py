@@ -206,7 +206,7 @@ class Simulation:
             began = ended + rng.expovariate(4.0)
             heapq.heappush(waiting, (began + rng.expovariate(1.0), client, began))
             if number % 5 == 0:
-                self.store.fold()
+                self.store.background_step()
         return history
 
     def perform(self, user: str, operation: Operation, sent: float) -> Answer:

@@ -53,7 +53,7 @@ def write_for_ever(url: str, folder: str, first: int, acknowledged: int) -> None
         os.write(acknowledged, b"d%d\n" % batch)
         store.search([Search(T, user, vector(batch), 3)])
         for _ in range(3):
-            store.fold()
+            store.background_step()
 
 
 def kill(url: str, folder: str, kills: int) -> None:

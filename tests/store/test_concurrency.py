@@ -110,7 +110,7 @@ def test_a_reader_never_sees_half_a_write_nor_goes_back(url: str) -> None:
             assert result.version % size == 0
             assert result.version >= seen
             seen = result.version
-            store.fold()
+            store.background_step()
         store.close()
         return seen
 

@@ -33,7 +33,7 @@ def settle(clock: Clock, *stores: Store) -> None:
     for _ in range(5):
         clock.advance(11)
         for store in stores:
-            while store.fold():
+            while store.background_step():
                 pass
 
 
@@ -163,7 +163,7 @@ def test_what_another_store_erased_is_not_saved_at_the_end(
     settle(clock, other)
     put(one, "ann", "100", "text 100", vectors[100])
     other.search([Search(T, "ann", vectors[0], 5)])  # its graph has grown since it was saved
-    while other.fold():
+    while other.background_step():
         pass
     folder = tmp_path / "snapshots1" / "0"
     assert sorted(path.name for path in folder.iterdir()) == ["1-0-100.hnsw", "1-0-100.rows", "lock"]

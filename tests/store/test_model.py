@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from store import (
-    KEEP,
+    UNSET,
     Append,
     Conflict,
     IndexOptions,
@@ -112,7 +112,7 @@ class Replicas(RuleBasedStateMachine):
     def wait(self, n: int, seconds: float) -> None:
         self.clock.advance(seconds)
         for _ in range(6):
-            self.stores[n].fold()
+            self.stores[n].background_step()
 
     @rule(n=stores)
     def restart(self, n: int) -> None:
@@ -230,7 +230,7 @@ class Replicas(RuleBasedStateMachine):
     def update(self, *, n: int, user: Any, number: int, text: Any, vector: int, data: Any, stale: bool) -> None:
         id = self.pick(user, number)
         old = self.live(user).get(id)
-        changes: dict[str, Any] = {"metadata": KEEP if data is None else data}
+        changes: dict[str, Any] = {"metadata": UNSET if data is None else data}
         if text is not None:
             changes |= {"text": text, "vector": VECTORS[vector]}
         if old is not None:

@@ -108,7 +108,7 @@ class Again(Replicas):
 
     @rule(n=stores, user=users, text=texts, skip=st.booleans())
     def add_with_a_made_id(self, n: int, user: tuple[str, str], text: str, skip: bool) -> None:
-        memory = NewMemory(self.write_id(), text, VECTORS[0], made_id=True)
+        memory = NewMemory(self.write_id(), text, VECTORS[0], generated_id=True)
         request = Append(*user, (memory,), "skip" if skip else "add", issued_at=self.clock.now)
 
         def send(store: Store) -> Any:

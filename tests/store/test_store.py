@@ -347,7 +347,7 @@ def test_what_has_expired_is_gone(store: Store, clock: Clock) -> None:
     for ask in (store.get, store.history):
         with pytest.raises(NotFound):
             ask(T, "ann", "1")
-    while store.fold():
+    while store.background_step():
         pass
     assert [event.event for event in store.history(T, "ann", "1")] == ["added", "deleted"]
     assert store.history(T, "ann", "1")[0].text is None
@@ -466,7 +466,7 @@ def test_large_users_are_searched_through_the_graph(open_store: Callable[..., St
     vectors = rng.normal(size=(200, DIM)).astype(np.float32)
     put(store, "ann", *(NewMemory(str(n), "x", vector, {"n": n}) for n, vector in enumerate(vectors)))
     first = store.search([Search(T, "ann", vectors[7], 5)])[0]
-    while store.fold():
+    while store.background_step():
         pass
     folded = store.search([Search(T, "ann", vectors[7], 5)])[0]
     assert isinstance(first, SearchResult)

@@ -34,7 +34,7 @@ def fill(store: Store, vectors: Any) -> None:
     memories = tuple(NewMemory(str(n), f"text {n}", vector) for n, vector in enumerate(vectors))
     store.append([Append(T, "ann", memories, issued_at=store._now())])
     answers(store, vectors)
-    while store.fold():
+    while store.background_step():
         pass
 
 
@@ -69,7 +69,7 @@ def test_a_log_that_was_put_back_gives_nobody_anothers_memories(
     """Labels are given again by a log that is older than an index: they are another user's then."""
     options = {"index": IndexOptions(switch=20), "snapshot_dir": tmp_path / "snapshots"}
     store, backup = grown_since_a_backup(open_store, tmp_path, vectors, options)
-    while store.fold():
+    while store.background_step():
         pass
     assert (tmp_path / "snapshots" / "0" / "1-0-50.rows").exists()
     if goes_on:
@@ -97,7 +97,7 @@ def test_a_label_that_is_given_again_is_found_by_its_own_vector(
     """By the same user, of a log that was put back under a snapshot that is newer than it."""
     options = {"index": IndexOptions(switch=20), "snapshot_dir": tmp_path / "snapshots"}
     store, backup = grown_since_a_backup(open_store, tmp_path, vectors, options)
-    while store._background._fold() if at_the_end else store.fold():
+    while store._background._fold() if at_the_end else store.background_step():
         pass
     store.close()
     assert (tmp_path / "snapshots" / "0" / "1-0-50.rows").exists()
@@ -109,7 +109,7 @@ def test_a_label_that_is_given_again_is_found_by_its_own_vector(
         (result,) = store.search([Search(T, "ann", vectors[n], 1)])
         assert isinstance(result, SearchResult)
         assert [(memory.text, memory.score) for memory in result.results] == [(f"ann {n}", 1.0)]
-    while store.fold():
+    while store.background_step():
         pass
     store.close()
     kept = open_store(**options)  # what is saved from here on is this log's own
@@ -142,14 +142,14 @@ def test_a_snapshot_that_is_ahead_of_its_log_goes(
     late = tuple(NewMemory(f"late {n}", "x", vectors[n]) for n in range(60))
     store.append([Append(T, "ann", late, issued_at=store._now())])
     answers(store, vectors)
-    while store.fold():
+    while store.background_step():
         pass
     store.close()
     assert (tmp_path / "snapshots" / "0" / "1-0-120.rows").exists()
     (tmp_path / "log.db").write_bytes(backup)
     store = open_store(index=OPTIONS, snapshot_dir=tmp_path / "snapshots")
     clock.advance(60)
-    store.fold()
+    store.background_step()
     assert [path.name for path in (tmp_path / "snapshots" / "0").iterdir()] == ["lock"]
 
 
@@ -285,7 +285,7 @@ def test_stores_that_share_a_folder_keep_apart(open_store: Callable[..., Store],
     one.delete(T, "ann", "7")
     assert [sorted(path.name for path in (shared / n).iterdir()) for n in "01"] == [["lock"], whole]
     one._background._swept_at = 0
-    one.fold()  # sees to what a store has left that is no longer there
+    one.background_step()  # sees to what a store has left that is no longer there
     assert [path.name for path in (shared / "1").iterdir()] == ["lock"]
 
 
@@ -301,7 +301,7 @@ def test_what_a_store_that_died_was_writing_is_removed_by_another(
         for left in parts:
             (shared / n / left).write_bytes(b"x")
     one._background._swept_at = 0
-    one.fold()
+    one.background_step()
     assert sorted(path.name for path in (shared / "1").iterdir()) == ["1-0-120.hnsw", "1-0-120.rows", "lock"]
     assert sorted(path.name for path in (shared / "2").iterdir()) == [*parts, "lock"]  # its store sees to it
     alive.close()
@@ -345,7 +345,7 @@ def test_a_folder_that_goes_away_costs_nothing_but_the_snapshots(
     def settle() -> None:
         for _ in range(200):
             with suppress(LogUnavailable):  # there is no folder
-                store.fold()
+                store.background_step()
 
     settle()
     assert answers(store, vectors) == expected
@@ -373,7 +373,7 @@ def test_a_snapshot_whose_files_are_taken_away_is_written_at_the_end(
     with pytest.raises(LogUnavailable, match="snapshot"):
         fill(store, vectors)
     store.snapshots.finish = real
-    while store.fold():
+    while store.background_step():
         pass
     assert [path.name for path in folder.iterdir()] == ["lock"]
     store.close()

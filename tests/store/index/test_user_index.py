@@ -57,7 +57,7 @@ class Truth:
         return np.array([self.vectors[label] for label in labels.tolist()], np.float32)
 
     def fold(self) -> None:
-        while self.index.fold():
+        while self.index.maintain():
             pass
 
     def recall(self, queries: int = 50, k: int = 10, allowed: np.ndarray | None = None) -> float:
@@ -97,7 +97,7 @@ def test_graph_against_brute_force_through_its_life(rng: np.random.Generator) ->
     truth.add(3000)
     assert truth.recall() == 1.0  # the tail is exact before anything is folded
     for _ in range(5):
-        truth.index.fold()
+        truth.index.maintain()
     assert truth.index.kind == "hnsw"
     assert truth.recall() >= 0.98
     truth.fold()
@@ -140,12 +140,12 @@ def test_filters_that_keep_thousands_search_the_graph(rng: np.random.Generator) 
 
 
 def test_changes_during_a_rebuild_are_not_lost(rng: np.random.Generator) -> None:
-    truth = Truth(rng, IndexOptions(switch=200, fold_step_s=0.0005))
+    truth = Truth(rng, IndexOptions(switch=200, step_s=0.0005))
     truth.add(1000)
     truth.fold()
     truth.delete(np.arange(1, 401))
     for step in range(60):
-        truth.index.fold()
+        truth.index.maintain()
         if step % 3 == 0:
             live = np.array(sorted(truth.vectors))
             truth.delete(rng.choice(live, 3, replace=False))
@@ -193,7 +193,7 @@ def test_expired_rows_are_left_out_of_graph_and_tail(rng: np.random.Generator) -
     vectors = rng.normal(size=(40, 4)).astype(np.float32)
     expires = np.where(np.arange(40) % 2 == 0, 1000, NEVER)
     index.apply(Changes(np.arange(30), np.arange(30) + 1, np.ones(30, np.bool_), expires[:30], vectors[:30]))
-    while index.fold():
+    while index.maintain():
         pass
     later = np.arange(30, 40)
     index.apply(Changes(later, later + 1, np.ones(10, np.bool_), expires[30:], vectors[30:]))
@@ -205,13 +205,13 @@ def test_expired_rows_are_left_out_of_graph_and_tail(rng: np.random.Generator) -
 
 
 def test_a_fold_step_is_short(rng: np.random.Generator) -> None:
-    truth = Truth(rng, IndexOptions(switch=500, fold_step_s=0.005), dim=64)
+    truth = Truth(rng, IndexOptions(switch=500, step_s=0.005), dim=64)
     truth.add(4000)
     took = []
     more = True
     while more:
         began = time.thread_time()
-        more = truth.index.fold()
+        more = truth.index.maintain()
         took.append(time.thread_time() - began)
     assert np.median(took) < 0.010
     assert np.quantile(took, 0.95) < 0.025
@@ -235,7 +235,7 @@ def fill(count, rows, options):
             labels = np.arange(first, first + part)
             kept = np.ones(part, bool)
             index.apply(Changes(labels, labels + 1, kept, np.full(part, NEVER), vectors + first))
-            while index.fold():
+            while index.maintain():
                 pass
     return indexes
 

@@ -287,7 +287,7 @@ def test_a_line_whose_time_is_over_is_taken_and_goes(store: Store, clock: Clock)
     clock.advance(10)
     assert store.import_lines(T, "bob", lines) == Imported(2, 0)
     assert list(store.export(T, "bob")) == lines[1:]
-    while store.fold():
+    while store.background_step():
         pass
     assert store.user(T, "bob").memories == 1
 
@@ -295,7 +295,7 @@ def test_a_line_whose_time_is_over_is_taken_and_goes(store: Store, clock: Clock)
 def purge(store: Store, clock: Clock) -> None:
     """Delete what has expired, as a store that is idle does each second."""
     clock.advance(2)
-    while store.fold():
+    while store.background_step():
         pass
 
 

@@ -22,7 +22,7 @@ def test_a_made_id_is_added_once(pair: tuple[Store, Store], clock: Clock) -> Non
     one, other = pair
     put(one, "ann", new("0"))
     sent = one._now()
-    made = [new(id, made_id=True, expires_at=clock.now + timedelta(minutes=5)) for id in "abc"]
+    made = [new(id, generated_id=True, expires_at=clock.now + timedelta(minutes=5)) for id in "abc"]
 
     def add(store: Store, **options: Any) -> Any:
         return put(store, "ann", *made, **{"issued_at": sent, **options})
@@ -51,7 +51,7 @@ def test_a_made_id_is_added_once(pair: tuple[Store, Store], clock: Clock) -> Non
 
 def test_a_made_id_comes_twice_in_one_batch(store: Store) -> None:
     at = store._now()
-    add = [Append(T, "ann", (new("a", made_id=True), new("b", made_id=True)), issued_at=at)]
+    add = [Append(T, "ann", (new("a", generated_id=True), new("b", generated_id=True)), issued_at=at)]
     upsert = [Append(T, "ann", (new("a", "another's"),), upsert=True, issued_at=at)]
     first, _, again, late = store.append_together([add, upsert, add, [*upsert, *add]])
     assert first == again == [AppendResult([Appended("a", "added", 1), Appended("b", "added", 2)], 2)]
@@ -63,21 +63,21 @@ def test_a_made_id_finds_its_own_first_try_before_a_twin(store: Store) -> None:
     put(store, "ann", new("0", "tea"))
     sent = store._now()
     skip = {"on_duplicate": "skip", "issued_at": sent}
-    assert put(store, "ann", new("a", "tea", made_id=True), **skip).memories == [Appended("0", "unchanged", 1)]
-    assert put(store, "ann", new("a", "tea", made_id=True), **skip).memories == [Appended("0", "unchanged", 1)]
+    assert put(store, "ann", new("a", "tea", generated_id=True), **skip).memories == [Appended("0", "unchanged", 1)]
+    assert put(store, "ann", new("a", "tea", generated_id=True), **skip).memories == [Appended("0", "unchanged", 1)]
     for _ in range(2):
-        result = put(store, "ann", new("b", "rain", made_id=True), **skip)
+        result = put(store, "ann", new("b", "rain", generated_id=True), **skip)
         assert result == AppendResult([Appended("b", "added", 2)], 2)
 
 
 def test_a_made_id_that_was_compacted_away_stays_away(store: Store, clock: Clock) -> None:
     sent = store._now()
     for id in "ab":
-        put(store, "ann", new(id, made_id=True), issued_at=sent)
+        put(store, "ann", new(id, generated_id=True), issued_at=sent)
     store.delete(T, "ann", "a")
     clock.advance(7200)
     assert compact(store.log, micros(clock(), "")) == 1
-    late = put(store, "ann", new("a", made_id=True), issued_at=sent)
+    late = put(store, "ann", new("a", generated_id=True), issued_at=sent)
     assert isinstance(late, Conflict)
     assert late.code == "erased"
     assert texts(store) == {"b": "text b"}

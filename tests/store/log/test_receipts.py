@@ -237,13 +237,13 @@ def test_what_is_over_by_now_is_answered_as_the_first_time(
     put(one, "ann", new("twin", "tea"))
     tries: list[tuple[NewMemory, dict[str, Any]]] = [
         (new("named", expires_at=soon), {"write_id": "w1"}),
-        (new("made", made_id=True, expires_at=soon), {}),
+        (new("made", generated_id=True, expires_at=soon), {}),
         (new("skipped", "tea", expires_at=soon), {"on_duplicate": "skip"}),
     ]
     first = [put(one, "ann", memory, **options) for memory, options in tries]
     assert [result.memories[0].status for result in first] == ["added", "added", "unchanged"]
     clock.advance(10)
-    while purged and other.fold():
+    while purged and other.background_step():
         pass
     again = [put(other, "ann", memory, **options) for memory, options in tries]
     assert [result.memories for result in again] == [result.memories for result in first]
@@ -342,7 +342,7 @@ def test_records_are_purged_after_an_hour(store: Store, clock: Clock) -> None:
 
     def settle() -> None:
         before = records(store)
-        while store.fold():
+        while store.background_step():
             if records(store) != before:
                 before = records(store)
                 steps.append(before)
@@ -367,11 +367,11 @@ def test_a_purge_waits_for_nobody(postgres_url: str, clock: Clock) -> None:
     clock.advance(4000)
     with one.log.write() as connection:
         connection.execute(select(writes).order_by(writes.c.at).limit(1).with_for_update())
-        while other.fold():
+        while other.background_step():
             pass
         assert records(other) == 1
     clock.advance(100)
-    while other.fold():
+    while other.background_step():
         pass
     assert records(other) == 0
     for store in (one, other):
@@ -423,7 +423,7 @@ def test_batches_cost_no_more_statements_without_write_ids(store: Store) -> None
         )
         return [statement for statement in statements if "writes" in statement or "history" in statement]
 
-    assert cost(5) == cost(5, made_id=True) == []
+    assert cost(5) == cost(5, generated_id=True) == []
     plain = len(statements)
     asked = cost(7, write_id="w")
     assert [statement.split()[0] for statement in asked] == ["SELECT", "INSERT"]

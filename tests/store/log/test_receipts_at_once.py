@@ -25,7 +25,7 @@ WRITES: dict[str, Callable[[Store], object]] = {
     "delete": lambda store: store.delete(T, "ann", "1", write_id="w"),
     "delete_where": lambda store: store.delete_where(T, "ann", {"k": 1}, write_id="w"),
     "erase": lambda store: store.erase_user(T, "ann", write_id="w"),
-    "add": lambda store: put(store, "ann", new("9", made_id=True)),
+    "add": lambda store: put(store, "ann", new("9", generated_id=True)),
 }
 ANSWERS = {
     "update": lambda answer: answer.version == 3 and answer.metadata == {"by": "me"},
