@@ -144,7 +144,7 @@ def test_an_older_log_is_written_on(open_version: Callable[[int], Store], versio
     refused, written = store.append([late, new])
     assert isinstance(refused, Conflict) and refused.code == "deleted"
     assert not isinstance(written, Exception) and written.version == before.version + 1
-    while store.fold():
+    while store.background_step():
         pass
     assert store.user("default", "ann").memories == before.memories  # one came, one had expired
     assert list(verify(store.log)) == []
