@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import time
 from pathlib import Path
@@ -24,14 +23,13 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from benchmarks import machine
+from benchmarks import machine, report
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import DEFAULT_MODEL, load_model, resolve
 from deployments.embedding.local.model import LocalModel
 from deployments.embedding.model import Tokens
 
-ROOT = Path(__file__).resolve().parent.parent
-WORDS = (ROOT / "tests" / "embedding" / "words.txt").read_text().split()
+WORDS = (machine.ROOT / "tests" / "embedding" / "words.txt").read_text().split()
 CLIENTS = 64
 
 
@@ -108,7 +106,7 @@ async def lone(engine: Engine, model: LocalModel, repeats: int) -> dict[str, flo
 
 async def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that is printed and written."""
-    found: dict[str, Any] = {**machine.provenance(arguments.commit), "rows": [], "lone": []}
+    found: dict[str, Any] = {"kind": "engine", **machine.provenance(arguments.commit), "rows": [], "lone": []}
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         model = load_model(
@@ -184,15 +182,13 @@ def main() -> None:
     parser.add_argument("--encode-batch", type=int, default=32, help="batch_size of the reference (its default)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--commit", help="where there is no git")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=Path, default=machine.RESULTS)
     arguments = parser.parse_args()
     found = asyncio.run(sweep(arguments))
-    arguments.results.mkdir(parents=True, exist_ok=True)
     on_gpu = found["device"].startswith("cuda")
     device = torch.cuda.get_device_name().lower().replace(" ", "-") if on_gpu else "cpu"
     path = arguments.results / f"engine-{device}-{found['dtype']}-{found['commit'][:8]}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"written: {path}")
+    print("\n".join(map(str, report.save(found, path))))
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def lines_of(results: Iterable[Found]) -> list[list[str]]:
     for found in results:
         hardware = (found["gpus"] or ["a card"])[0] if found["device"].startswith("cuda") else found["cpu"]
         on = f"{hardware}, {found['model']}, {found['dtype']}, {found['commit'][:8]}"
-        if found["kind"] == "engine":
+        if found["kind"] == "gpu-engine":
             lines.append(["matrix products", f"{number(found['matrix_flops_per_s'] / 1e12)} TFLOP/s", "", on])
             for row in found["rows"]:
                 short, long = row["mix"] == "8 words", row["mix"] == "256 tokens"
@@ -137,7 +137,7 @@ def lines_of(results: Iterable[Found]) -> list[list[str]]:
                 lines.append([f"engine / `encode`, {row['mix']}", f"{times}x", "3x" if short else "", on])
                 share = number(100 * of_runs(seen, "share_of_matrix_rate").median)
                 lines.append([f"share of the matrix rate, {row['mix']}", f"{share} %", "50 %" if long else "", on])
-        elif found["kind"] == "serve":
+        elif found["kind"] == "gpu-serve":
             for job, name, target in (("add", "durable single adds", f"{ADDS_PER_S:,}/s"), ("embed", "embeds", "")):
                 rows = [row for row in found["rows"] if row["job"] == job]
                 best = max(rows, key=lambda row: of_runs(row["runs"], "texts_per_s").median)
@@ -169,7 +169,7 @@ def main() -> None:
         results = [json.loads(path.read_text()) for path in options.files]
         print(table(["figure", "measured", "to reach", "with"], lines_of(results)))
         return
-    found: Found = {"kind": options.part, **machine.provenance(options.commit)}
+    found: Found = {"kind": f"gpu-{options.part}", **machine.provenance(options.commit)}
     found |= asyncio.run(engine_rows(options)) if options.part == "engine" else serve_rows(options)
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"gpu-{options.part}-{machine.stem(found)}.json"

@@ -11,7 +11,6 @@ Writes benchmarks/results/growth-<machine>-<commit>.json, a report in Markdown b
 
 import argparse
 import gc
-import json
 import math
 import tempfile
 import time
@@ -259,10 +258,8 @@ def main() -> None:
     for name in options.only:
         with tempfile.TemporaryDirectory(prefix="memserve-growth-", dir=options.folder) as folder:
             found["parts"][name] = parts[name](Path(folder))
-    options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"growth-{machine.stem(found)}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n".join(str(written) for written in [path, *report.write(path)]))
+    print("\n".join(map(str, report.save(found, path))))
 
 
 if __name__ == "__main__":

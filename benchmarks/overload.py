@@ -8,7 +8,6 @@ cores are few, an answer waits for its turn on them. Prints a table; writes benc
 """
 
 import argparse
-import json
 import math
 from collections.abc import Iterable
 from itertools import count
@@ -76,10 +75,10 @@ def main() -> None:
     options = parser.parse_args()
     with memserve(profile(), ARGS) as server:
         load(server.url, "--clients", 16, "--warm-s", 1, "--measure-s", 2, "--seed", 99)
-        found = {**machine.provenance(), **server.ready, "rows": measure(server.url, options.seconds, options.rounds)}
+        rows = measure(server.url, options.seconds, options.rounds)
+        found = {"kind": "overload", **machine.provenance(), **server.ready, "rows": rows}
     print(table(found["rows"]))
-    path = machine.ROOT / "benchmarks" / "results" / "overload.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(map(str, report.save(found, machine.RESULTS / "overload.json"))))
 
 
 if __name__ == "__main__":

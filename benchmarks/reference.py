@@ -11,7 +11,6 @@ compare two set-ups on two machines; the ratios are what each design gains by it
 """
 
 import argparse
-import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -143,10 +142,8 @@ def main() -> None:
     ]
     print(report.reference_table(found))
     if not options.scenario:
-        options.results.mkdir(parents=True, exist_ok=True)
         path = options.results / f"reference-{machine.stem(found)}.json"
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        print("\n".join(str(written) for written in [path, *report.write(path)]))
+        print("\n".join(map(str, report.save(found, path))))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""From a result's JSON to a report in Markdown with plots in SVG. Measures nothing.
+"""Write the report of a result: Markdown tables and SVG plots from its JSON. Measures nothing.
 
-    python -m benchmarks.report benchmarks/results/FILE.json ...
+    python -m benchmarks.report benchmarks/results/FILE.json ...              # the report beside each file
+    python -m benchmarks.report --publish benchmarks/results/FILE.json ...    # into docs/benchmarks/<kind>.{json,md}
 
-The plots need matplotlib (`pip install -e .[bench]`); without it the report has its tables and says so, and may be made
-again elsewhere from the same JSON.
+The plots need matplotlib (`pip install -e '.[bench]'`). Without it the report has only its tables and says so. It may
+be written again from the same JSON on another machine.
 """
 
 import argparse
@@ -12,16 +13,19 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.figures import Growth, Spread, power_law, spread
+from benchmarks.machine import ROOT
 
 Found = dict[str, Any]
 Line = tuple[str, Sequence[float], Sequence[float]]
 
+PUBLISHED = ROOT / "docs" / "benchmarks"
+
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, thousands with a comma; a dash where there is no value."""
+    """Three significant digits, thousands with a comma; a dash if there is no value."""
     if value is None or math.isnan(value):
         return "-"
     if value == 0:
@@ -31,19 +35,19 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def of_runs(runs: Sequence[Found], key: str) -> Spread:
-    """Median and range of one figure."""
+    """Median, lowest and highest of one figure over runs."""
     return spread([run[key] if run[key] is not None else math.nan for run in runs])
 
 
 def ranged(value: Spread) -> str:
-    """`median (least to greatest)`."""
+    """`median (lowest to highest)`."""
     if value.low == value.high or math.isnan(value.median):
         return number(value.median)
     return f"{number(value.median)} ({number(value.low)} to {number(value.high)})"
 
 
 def errors(runs: Iterable[Found]) -> str:
-    """`429: 12, ...`, over all runs; empty where there was none."""
+    """`429: 12, ...`, summed over all runs; empty if there was none."""
     total: dict[str, int] = {}
     for run in runs:
         for status, count in run["errors"].items():
@@ -58,7 +62,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def provenance(found: Found) -> str:
-    """What was measured, on what, in a few lines."""
+    """Commit, machine, model, settings, versions and command, one line each."""
     tree = {True: ", tree with changes", False: "", None: ", tree unknown"}[found["dirty"]]
     cards = f", {' and '.join(found['gpus'])}" if found["gpus"] else ""
     lines = [
@@ -78,13 +82,21 @@ def cell_name(row: Found) -> str:
     return f"{row['job']}, {row['size']} {row['length']}"
 
 
-def suite_tables(found: Found) -> list[str]:
+def images(found: Found, titles: dict[str, str]) -> list[str]:
+    """Links to the plots of a result, by the ends of their file names; none if they were not drawn."""
+    if not found["drawn"]:
+        return []
+    return [f"![{title}]({found['stem']}{suffix}.svg)\n" for suffix, title in titles.items()]
+
+
+def suite_report(found: Found) -> list[str]:
     """Closed loop, then open loop."""
     runs = found["plan"]["repeats"]
-    parts = [
+    parts = images(found, {"-concurrency": "Load by number of clients", "-open-loop": "Latency by offered load"})
+    parts += [
         "## Closed loop\n",
-        f"A client sends its next request when it has the answer to its last one. Medians of {runs} runs of "
-        f"{found['plan']['measure_s']:g} s, least and greatest in brackets.\n",
+        f"Each client sends its next request when it has the answer to the previous one. Medians of {runs} runs of "
+        f"{found['plan']['measure_s']:g} s, with the lowest and highest in brackets.\n",
     ]
     rows = []
     for row in sorted(found["closed"], key=lambda row: (row["size"], row["length"] != "short", row["length"])):
@@ -97,9 +109,9 @@ def suite_tables(found: Found) -> list[str]:
     parts.append(table(head, rows))
     parts += [
         "\n## Open loop\n",
-        "Poisson arrivals of one short text each, at a share of the closed loop's best rate; latency counts from the "
-        "moment a request was due, and what is never answered counts with the time it waited. `late` is how late "
-        "the load generator itself was, 99 % of the time.\n",
+        "Poisson arrivals of one short text each, at a share of the closed loop's best rate. Latency counts from the "
+        "moment a request was due. A request that is never answered counts with the time it waited. `late` is the "
+        "99th percentile of the load generator's own delay.\n",
     ]
     rows = []
     for row in found["open"]:
@@ -115,7 +127,7 @@ def suite_tables(found: Found) -> list[str]:
 
 
 def series(rows: Iterable[Found], of: str, key: str, only: Callable[[Found], bool]) -> list[Line]:
-    """Lines of a plot: one for each kind of row that `only` keeps and that has several points."""
+    """Lines of a plot: one for each kind of row that `only` keeps, if it has several points."""
     lines: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
         if only(row):
@@ -126,7 +138,7 @@ def series(rows: Iterable[Found], of: str, key: str, only: Callable[[Found], boo
 
 
 def growth_points(part: Found, key: str) -> list[tuple[float, float]]:
-    """Where one figure of a part of the growth benchmark has a value."""
+    """The points at which one figure of a part of the growth benchmark has a value."""
     return [(row[part["x"]], row[key]) for row in part["rows"] if row.get(key) and not math.isnan(row[key])]
 
 
@@ -136,10 +148,10 @@ def growth_rows(part: Found) -> list[tuple[str, Growth]]:
     return [(key, power_law(*zip(*seen, strict=True))) for key, seen in points if len(seen) > 1]
 
 
-def growth_tables(found: Found) -> list[str]:
+def growth_report(found: Found) -> list[str]:
     parts = [
-        "Each figure is fitted as `y = c * x^exponent` on logarithms: 0 costs nothing more, 1 grows in proportion. "
-        "R² near 0 with an exponent near 0 is noise around a constant.\n"
+        "Each figure is fitted as `y = c * x^exponent` on logarithms. An exponent of 0 means that the figure does not "
+        "grow, 1 that it grows in proportion. R² near 0 with an exponent near 0 is noise around a constant.\n"
     ]
     for name, part in found["parts"].items():
         failed = ["errors"] if any(row.get("errors") for row in part["rows"]) else []
@@ -150,12 +162,12 @@ def growth_tables(found: Found) -> list[str]:
         ]
         fits = [[key, f"{fit.exponent:+.2f}", f"{fit.r_squared:.2f}"] for key, fit in growth_rows(part)]
         parts += [f"## {part['title']}\n", table(head, rows) + "\n", table(["figure", "exponent", "R²"], fits) + "\n"]
-        parts += [f"![{part['title']}]({found['stem']}-{name}.svg)\n"]
+        parts += images(found, {f"-{name}": part["title"]})
     return parts
 
 
 def reference_table(found: Found) -> str:
-    """Ratios first, theirs beside ours."""
+    """AgentMem's published ratios and rates beside memserve's."""
     rows = []
     for row in found["scenarios"]:
         seen = row["runs"]
@@ -259,34 +271,142 @@ def growth_plots(found: Found, folder: Path) -> list[Path]:
     return paths
 
 
+def scaling_report(found: Found) -> list[str]:
+    from benchmarks.scaling.figures import table as scaling_table
+
+    title = "Offered and answered load, latency, waiting tokens and replicas over time"
+    return [*images(found, {"": title}), scaling_table(found)]
+
+
+def scaling_plots(found: Found, folder: Path) -> list[Path]:
+    from benchmarks.scaling.figures import draw
+
+    path = folder / f"{found['stem']}.svg"
+    draw(found, path)
+    return [path]
+
+
+def peers_report(found: Found) -> list[str]:
+    from benchmarks.peers.report import tables
+
+    return tables(found)
+
+
+def overload_report(found: Found) -> list[str]:
+    from benchmarks.overload import table as overload_table
+
+    return [overload_table(found["rows"])]
+
+
+def engine_report(found: Found) -> list[str]:
+    """The sweep of the engine, then the latency of one text alone."""
+    head = ["threads", "texts", "budget, tokens", "`encode`, texts/s", "engine, texts/s", "64 callers, texts/s"]
+    head += ["engine / `encode`", "the same in CPU time", "padding"]
+    keys = ("encode_texts_s", "engine_texts_s", "clients_texts_s", "gain", "cpu_gain")
+    rows = [
+        [row["threads"], row["mix"], f"{row['budget']:,}", *(number(row[key]) for key in keys), f"{row['padding']:.0%}"]
+        for row in found["rows"]
+    ]
+    alone = [[one["threads"], number(one["bare_ms"]), number(one["engine_ms"])] for one in found["lone"]]
+    return [
+        table(head, rows) + "\n",
+        "## One short text alone\n",
+        table(["threads", "forward pass, p50 ms", "engine, p50 ms"], alone),
+    ]
+
+
+def store_report(found: Found) -> list[str]:
+    """One section for each part, because the parts may have been measured at different commits."""
+    parts = []
+    for name, part in found["figures"].items():
+        where = part["where"]
+        rows = [[figure, _store_value(value)] for figure, value in part.items() if figure != "where"]
+        parts.append(f"## {name.replace('_', ' ').capitalize()}\n")
+        parts.append(f"Commit {where['commit'][:7]}, {where['at']}, {where['cpu']}, {where['cores']} cores.\n")
+        parts.append(table(["figure", "measured"], rows) + "\n")
+    return parts
+
+
+def _store_value(value: Any) -> str:
+    """A figure; a dictionary such as `{"p50_ms": 0.6}` is written `p50 0.6 ms`."""
+    if not isinstance(value, dict):
+        return f"{value:,}"
+    named = [(*key.rsplit("_", 1), one) for key, one in value.items()]
+    return ", ".join(f"{name} {one:,g} {unit}" for name, unit, one in named)
+
+
+def store_handle_report(found: Found) -> list[str]:
+    head = ["handle", "memories", "first search, ms", "p50 ms", "p90 ms", "p99 ms"]
+    rows = [
+        [row["handle"], f"{row['memories']:,}", number(row.get("cold_ms")), row["p50_ms"], row["p90_ms"], row["p99_ms"]]
+        for row in found["rows"]
+    ]
+    return [table(head, rows)]
+
+
+class Kind(NamedTuple):
+    """How a kind of result is reported: the title, the tables, the plots."""
+
+    title: str
+    tables: Callable[[Found], list[str]]
+    plots: Callable[[Found, Path], list[Path]] | None = None
+
+
+KINDS = {
+    "suite": Kind("memserve under load", suite_report, suite_plots),
+    "growth": Kind("Cost as work grows", growth_report, growth_plots),
+    "reference": Kind("memserve beside AgentMem", lambda found: [reference_table(found)]),
+    "peers": Kind("memserve beside other servers", peers_report),
+    "scaling": Kind("Replicas that follow the load", scaling_report, scaling_plots),
+    "overload": Kind("More load than one embedder can serve", overload_report),
+    "engine": Kind("The engine without HTTP and Ray", engine_report),
+    "store": Kind("The store without HTTP and Ray", store_report),
+    "store-handle": Kind("Searches through Serve handles", store_handle_report),
+}
+
+
+def markdown(found: Found) -> str:
+    """The report of a result. `stem`: the name of its files; `drawn`: whether its plots are beside it."""
+    kind = KINDS[found["kind"]]
+    parts = [f"# {kind.title}\n"]
+    if "commit" in found:
+        parts.append(provenance(found) + "\n")
+    if kind.plots and not found["drawn"]:
+        parts.append("The plots are missing: matplotlib is not installed here.\n")
+    return "\n".join([*parts, *kind.tables(found)]).rstrip() + "\n"
+
+
 def write(path: Path) -> list[Path]:
-    """Write the report of a result beside it. Returns the files."""
-    found: Found = {**json.loads(path.read_text()), "stem": path.stem}
-    drawn: list[Path] = []
-    plots = {"suite": suite_plots, "growth": growth_plots}.get(found["kind"])
-    without = plots is not None and find_spec("matplotlib") is None
-    if plots is not None and not without:
-        drawn = plots(found, path.parent)
-    title = {"suite": "memserve under load", "growth": "Cost as work grows", "reference": "Beside AgentMem"}
-    parts = [f"# {title[found['kind']]}\n", provenance(found) + "\n"]
-    if without:
-        parts.append("No plots: matplotlib is not installed here.\n")
-    if found["kind"] == "suite":
-        parts += [f"![{file.stem}]({file.name})\n" for file in drawn] + suite_tables(found)
-    elif found["kind"] == "growth":
-        parts += growth_tables(found)
-    else:
-        parts.append(reference_table(found))
+    """Write the report of a result beside its JSON. Returns the files."""
+    found: Found = {**json.loads(path.read_text()), "stem": path.stem, "drawn": find_spec("matplotlib") is not None}
+    plots = KINDS[found["kind"]].plots
+    drawn = plots(found, path.parent) if plots and found["drawn"] else []
     report = path.with_suffix(".md")
-    report.write_text("\n".join(parts) + "\n")
+    report.write_text(markdown(found))
     return [report, *drawn]
+
+
+def save(found: Found, path: Path) -> list[Path]:
+    """Write a result as JSON, and its report beside it. Returns the files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    return [path, *write(path)]
+
+
+def publish(path: Path) -> list[Path]:
+    """Copy a result to `docs/benchmarks/<kind>.json`, and write its report there. Returns the files."""
+    copy = PUBLISHED / f"{json.loads(path.read_text())['kind']}.json"
+    copy.write_text(path.read_text())
+    return [copy, *write(copy)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+")
-    for path in parser.parse_args().results:
-        print("\n".join(str(written) for written in write(path)))
+    parser.add_argument("--publish", action="store_true", help="write into docs/benchmarks/, by kind")
+    options = parser.parse_args()
+    for path in options.results:
+        print("\n".join(str(written) for written in (publish if options.publish else write)(path)))
 
 
 if __name__ == "__main__":

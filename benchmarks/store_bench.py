@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine
+from benchmarks import machine, report
 from store import Append, IndexOptions, NewMemory, Search, SearchResult, Store
 from store.index.user_index import UserIndex, normalised
 from store.log.reading import NEVER, Changes
@@ -30,7 +30,7 @@ from store.log.reading import NEVER, Changes
 DIM = 384
 T = "default"
 TEXT = "The user prefers tea over coffee in the morning, and asked to be reminded of the meeting on Tuesday. "
-RESULTS = Path(__file__).parent / "results" / "store.json"
+RESULTS = machine.RESULTS / "store.json"
 _rng = np.random.default_rng(11)
 _basis = _rng.normal(size=(24, DIM))
 _topics = _rng.normal(size=(200, 24)) * 1.5
@@ -299,8 +299,7 @@ def main() -> None:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         found[name] = {"where": where, **figures}  # of each: parts may have been measured elsewhere, or before
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"figures": found}, indent=2) + "\n")
+    print("\n".join(map(str, report.save({"kind": "store", "figures": found}, RESULTS))))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ benchmarks/results/store-handle.json. Run it from the environment that serves (t
 
 import argparse
 import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -25,11 +24,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks import machine
+from benchmarks import machine, report
 from benchmarks.store_bench import draw, fill
 from store import Search, Store
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL = "fake"
 DIM = 384
 TENANT = "default"
@@ -40,7 +38,7 @@ SETTLE_WITHIN_S = 240.0
 
 
 def serve(stack: ExitStack, folder: Path, url: str) -> None:
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config = yaml.safe_load((machine.ROOT / "serve_config.yaml").read_text())
     config["applications"][0]["args"] = {
         "model": {"provider": "fake", "name": MODEL, "dim": DIM},
         "embedder": {"num_cpus": 0.1},
@@ -49,7 +47,7 @@ def serve(stack: ExitStack, folder: Path, url: str) -> None:
     }
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(machine.ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-m", "deployments", str(path)], env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -127,12 +125,9 @@ def main() -> None:
         app = ray_serve.get_app_handle("memserve")
         deployment = ray_serve.get_deployment_handle("Store", "memserve")
         rows = asyncio.run(measure_all(app, deployment, sizes, options.searches))
-    print("| handle | memories | cold ms | p50 ms | p90 ms | p99 ms |\n|---|---|---|---|---|---|")
-    for row in rows:
-        cells = (row["handle"], row["memories"], row.get("cold_ms", ""), row["p50_ms"], row["p90_ms"], row["p99_ms"])
-        print(f"| {' | '.join(map(str, cells))} |")
-    content = {**machine.provenance(), "rows": rows}
-    (ROOT / "benchmarks" / "results" / "store-handle.json").write_text(json.dumps(content, indent=1) + "\n")
+    found = {"kind": "store-handle", **machine.provenance(), "rows": rows}
+    print("\n".join(report.store_handle_report(found)))
+    print("\n".join(map(str, report.save(found, machine.RESULTS / "store-handle.json"))))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Writes benchmarks/results/<machine>-<commit>.json, a report in Markdown beside i
 
 import argparse
 import asyncio
-import json
 import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -188,10 +187,7 @@ def main() -> None:
         timing = {name: value for name, value in asdict(plan).items() if name not in ("cells", "opens")}
         found |= {"plan": timing, **measure(server.url, plan, options.seed, options.processes)}
     name = machine.stem(found) + ("-quick" if options.quick else "")
-    options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / f"{name}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n".join(str(written) for written in [path, *report.write(path)]))
+    print("\n".join(map(str, report.save(found, options.results / f"{name}.json"))))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""From the JSON of a run to its tables. Measures nothing."""
+"""The tables of a comparison with other servers. Measures nothing."""
 
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 from benchmarks.figures import Spread, spread
-from benchmarks.peers.scenarios import ENGINE, OURS, OURS_DTYPE, SCENARIOS, TARGETS, Target
-from benchmarks.report import errors, number, provenance, ranged, table
+from benchmarks.peers.scenarios import ENGINE, OURS, OURS_DTYPE, SCENARIOS
+from benchmarks.report import errors, number, ranged, table
 
 Found = dict[str, Any]
 OUR_NAME = f"{OURS} {OURS_DTYPE}"
@@ -16,42 +17,17 @@ def by_round(runs: list[Found]) -> dict[int, float]:
 
 
 def ratios(ours: list[Found], others: list[Found]) -> Spread | None:
-    """Our rate over theirs, round by round; None where no round has both."""
+    """memserve's rate over another's, round by round; None if no round has both."""
     mine, theirs = by_round(ours), by_round(others)
     both = [mine[n] / theirs[n] for n in sorted(mine.keys() & theirs.keys()) if theirs[n]]
     return spread(both) if both else None
-
-
-def hardest(found: Found, target: Target) -> tuple[str, Spread] | None:
-    """The contender that a target is judged by, the fastest of its peer, and our rate over its."""
-    ours = found["runs"].get(target.scenario, {}).get(OUR_NAME, [])
-    if target.over == OURS:
-        rival = {OUR_NAME: found["runs"].get(target.of or target.scenario, {}).get(OUR_NAME, [])}
-    else:
-        runs = found["runs"].get(target.scenario, {})
-        rival = {name: seen for name, seen in runs.items() if name.startswith(target.over)}
-    known = [(name, ratio) for name, seen in rival.items() if (ratio := ratios(ours, seen)) is not None]
-    return min(known, key=lambda pair: pair[1].median) if known else None
-
-
-def targets(found: Found) -> str:
-    rows = []
-    for target in TARGETS:
-        judged = hardest(found, target)
-        if judged is None:
-            continue
-        name, ratio = judged
-        over = f"{name}, {target.of}" if target.of else ENGINE_TITLE if name == ENGINE else name
-        reached = "yes" if ratio.median >= target.at_least else "**no**"
-        rows.append([target.scenario, over, f"{target.at_least:g}", ranged(ratio), reached])
-    return table(["scenario", "memserve over", "at least", "measured", "reached"], rows) if rows else ""
 
 
 ENGINE_TITLE = "memserve's bare engine, two processes"
 
 
 def titled(found: Found, name: str) -> str:
-    """What a row is called: the peer, its version, its dtype."""
+    """The title of a row: the peer, its version, its dtype."""
     if name == ENGINE:
         return ENGINE_TITLE
     key, dtype, *rest = name.split(" ", 2)
@@ -62,7 +38,7 @@ def titled(found: Found, name: str) -> str:
 
 
 def scenario_table(found: Found, key: str) -> str:
-    """Fastest first; who did not run stands last, with the reason."""
+    """Fastest first. Contenders that did not run come last, with the reason."""
     runs = found["runs"].get(key, {})
     ours = runs.get(OUR_NAME, [])
     rows = []
@@ -79,19 +55,39 @@ def scenario_table(found: Found, key: str) -> str:
     return table(["server", unit, "memserve over it", "p50 ms", "p99 ms", "errors"], rows)
 
 
-def markdown(found: Found) -> str:
+def fastest(runs: dict[str, list[Found]], wanted: Callable[[str], bool]) -> str | None:
+    """The contender with the highest median rate among those that are wanted; None if there is none."""
+    rates = {name: median(by_round(seen).values()) for name, seen in runs.items() if wanted(name)}
+    return max(rates, key=lambda name: rates[name]) if rates else None
+
+
+def summary(found: Found) -> str:
+    """One row for each scenario: memserve beside the fastest of the other servers."""
+    rows = []
+    for scenario in SCENARIOS:
+        runs = found["runs"].get(scenario.key, {})
+        rival = fastest(runs, lambda name: name != ENGINE and not name.startswith(f"{OURS} "))
+        if OUR_NAME not in runs or rival is None:
+            continue
+        ratio = ratios(runs[OUR_NAME], runs[rival])
+        rates = [ranged(spread(list(by_round(runs[name]).values()))) for name in (OUR_NAME, rival)]
+        rows.append([scenario.title, rates[0], titled(found, rival), rates[1], ranged(ratio) if ratio else "-"])
+    head = ["scenario", "memserve, a second", "fastest other server", "its rate, a second", "memserve over it"]
+    return table(head, rows) + "\n" if rows else ""
+
+
+def tables(found: Found) -> list[str]:
+    """A summary, then one table for each scenario."""
     plan = found["plan"]
     versions = {key: ", ".join(map(" ".join, peer["versions"].items())) for key, peer in found["peers"].items()}
     parts = [
-        "# memserve beside others\n",
-        provenance(found),
-        "- " + "; ".join(f"{key}: {known}" for key, known in versions.items() if known),
-        f"\nMedians of {plan['rounds']} rounds of {plan['measure_s']:g} s, least and greatest in brackets; the same "
-        "load generator on the same cores; only the server that is measured runs. Ratios are taken within a round, and "
-        f"are those of memserve in {OURS_DTYPE}.\n",
-        targets(found),
+        "Versions of the others: " + "; ".join(f"{key}: {known}" for key, known in versions.items() if known) + ".\n",
+        f"Medians of {plan['rounds']} rounds of {plan['measure_s']:g} s, with the lowest and highest in brackets. The "
+        "same load generator runs on the same cores, and only the server under test runs. Ratios are taken within a "
+        f"round; they are those of memserve in {OURS_DTYPE}.\n",
+        summary(found),
     ]
     for scenario in SCENARIOS:
         if scenario.key in found["runs"] or scenario.key in found["errors"]:
-            parts += [f"\n## {scenario.title}\n", scenario_table(found, scenario.key)]
-    return "\n".join(parts) + "\n"
+            parts += [f"## {scenario.title}\n", scenario_table(found, scenario.key) + "\n"]
+    return parts

@@ -1,4 +1,4 @@
-"""What is measured, and what each figure is held against."""
+"""The scenarios in which memserve is compared with other servers."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from benchmarks.peers.table import Job
 
 @dataclass(frozen=True)
 class Scenario:
-    """One table. `load` goes to the load generator; slow answers want a longer window (`stretch`)."""
+    """One table. `load` is passed to the load generator. Slow answers need a longer window (`stretch`)."""
 
     key: str
     title: str
     job: Job
     load: tuple[str, ...] = ()
-    users: tuple[str, ...] = ()  # whose memories are searched by vector
-    engine: str | None = None  # the length of the texts that memserve's bare engine gets beside it
+    users: tuple[str, ...] = ()  # the users whose memories are searched by vector
+    engine: str | None = None  # length of the texts for memserve's bare engine, which is measured as well
     stretch: float = 1.0
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
@@ -52,28 +52,6 @@ SCENARIOS = (
 )
 
 
-@dataclass(frozen=True)
-class Target:
-    """memserve's figure over another's in the same round; the other: a peer (or what its
-    key begins with), `engine`, or memserve itself elsewhere."""
-
-    scenario: str
-    over: str
-    at_least: float
-    of: str | None = None  # the other's scenario, where it is not the same
-
-
 OURS = "memserve"
 OURS_DTYPE = "bfloat16"
 ENGINE = "engine"
-TARGETS = (
-    Target("64 x 1", "plain-batch", 5.0),
-    Target("64 x 1", "infinity", 3.0),
-    Target("64 x 1", "litserve", 3.0),
-    Target("64 x 1", "lock", 10.0),
-    Target("8 x 32", ENGINE, 0.85),
-    Target("8 x 32", "infinity", 2.0),
-    Target("add", OURS, 0.8, of="64 x 1"),
-    Target("add", "mem0", 8.0),
-    Target("search", "mem0", 8.0),
-)

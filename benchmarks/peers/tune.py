@@ -19,11 +19,14 @@ from tqdm import tqdm
 from benchmarks.figures import spread
 from benchmarks.peers.corpus import LARGE, QUERIES, Corpus
 from benchmarks.peers.measure import Rounds, contenders
-from benchmarks.peers.scenarios import SCENARIOS, TARGETS
+from benchmarks.peers.scenarios import SCENARIOS
 from benchmarks.peers.table import BFLOAT16, FLOAT32, PEERS, hold_to_two_cores
 from benchmarks.report import number, table
 from deployments.__main__ import supervise
 from deployments.embedding.load import DEFAULT_MODEL, resolve
+
+# The scenarios in which the settings of a peer are compared.
+TUNED_FOR = ("64 x 1", "8 x 32", "add", "search")
 
 
 def unlike(dim: int = 384) -> Corpus:
@@ -37,9 +40,10 @@ def unlike(dim: int = 384) -> Corpus:
 def run(options: argparse.Namespace) -> int:
     hold_to_two_cores()
     (peer,) = (peer for peer in PEERS if peer.key == options.peer)
-    judged = {target.scenario for target in TARGETS}
     scenarios = [
-        replace(scenario, engine=None) for scenario in SCENARIOS if scenario.key in judged and scenario.job in peer.jobs
+        replace(scenario, engine=None)
+        for scenario in SCENARIOS
+        if scenario.key in TUNED_FOR and scenario.job in peer.jobs
     ]
     with (
         tempfile.TemporaryDirectory(prefix="tune-") as name,

@@ -99,14 +99,14 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def table(found: dict[str, Any]) -> str:
     """What there is to say, in a few lines."""
-    back = found["recovered_s"]
+    recovery = "never" if found["recovered_s"] is None else f"{found['recovered_s']:.0f} s"
     samples = found["samples"]
     lines = [
-        "| what | |\n|---|---|",
-        f"| one embedder bears | {found['per_embedder_per_s']:.0f} requests/s |",
-        f"| back under {found['target_ms']:g} ms after the step up | {'never' if back is None else f'{back:.0f} s'} |",
-        *(f"| {name} | {extent(samples, name)} |" for name in DEPLOYMENTS),
-        f"| requests, failed | {found['requests']:,}, {found['errors'] or 'none'} |",
-        f"| memories acknowledged, not found | {found['acknowledged']:,}, {len(found['missing']) or 'none'} |",
+        "| figure | measured |\n| --- | --- |",
+        f"| capacity of one embedder | {found['per_embedder_per_s']:.0f} requests/s |",
+        f"| p99 below {found['target_ms']:g} ms again after the step up | {recovery} |",
+        *(f"| {name} replicas: first, most, last | {extent(samples, name)} |" for name in DEPLOYMENTS),
+        f"| requests, of which failed | {found['requests']:,}, {found['errors'] or 'none'} |",
+        f"| acknowledged memories, of which not found | {found['acknowledged']:,}, {len(found['missing']) or 'none'} |",
     ]
     return "\n".join(lines)

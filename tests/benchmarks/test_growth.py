@@ -58,8 +58,8 @@ def test_the_gpu_table_says_what_is_to_be_reached() -> None:
         for job in ("add", "embed")
         for clients, rate in ((64, 100.0), (256, 400.0))
     ]
-    engine = {"kind": "engine", "matrix_flops_per_s": 4e12, "rows": rows, **where}
-    lines = {line[0]: line[1:] for line in gpu.lines_of([engine, {"kind": "serve", "rows": served, **where}])}
+    engine = {"kind": "gpu-engine", "matrix_flops_per_s": 4e12, "rows": rows, **where}
+    lines = {line[0]: line[1:] for line in gpu.lines_of([engine, {"kind": "gpu-serve", "rows": served, **where}])}
     on = "NVIDIA H100, m, bfloat16, 01234567"
     assert lines["matrix products"] == ["4.00 TFLOP/s", "", on]
     assert lines["engine / `encode`, 8 words"] == ["3.00x", "3x", on]
@@ -83,7 +83,7 @@ def test_replicas_that_do_not_start_leave_the_others_their_figures(monkeypatch: 
 
 def test_a_card_that_the_driver_does_not_name_has_its_row_too() -> None:
     found = {"gpus": [], "cpu": "a cpu", "commit": "0123456789", "model": "m", "device": "cuda:0", "dtype": "bfloat16"}
-    lines = gpu.lines_of([{"kind": "engine", "matrix_flops_per_s": 4e12, "rows": [], **found}])
+    lines = gpu.lines_of([{"kind": "gpu-engine", "matrix_flops_per_s": 4e12, "rows": [], **found}])
     assert lines == [["matrix products", "4.00 TFLOP/s", "", "a card, m, bfloat16, 01234567"]]
 
 

@@ -14,15 +14,16 @@ import orjson
 import psutil
 import pytest
 
-from benchmarks.peers.__main__ import keys, scenario_keys
 from benchmarks.peers.corpus import LARGE, Corpus, collections
 from benchmarks.peers.environments import REQUIREMENTS
 from benchmarks.peers.measure import contenders, parts
-from benchmarks.peers.report import markdown, ratios
-from benchmarks.peers.scenarios import SCENARIOS, TARGETS
+from benchmarks.peers.report import ratios, summary, tables
+from benchmarks.peers.run import keys, scenario_keys
+from benchmarks.peers.scenarios import SCENARIOS
 from benchmarks.peers.searches import path_and_body
 from benchmarks.peers.servers import DidNotStart, Server, last_line
 from benchmarks.peers.table import PEERS, Launch, hold_to_two_cores, memserve
+from benchmarks.peers.tune import TUNED_FOR
 from benchmarks.peers.wire import answer, inputs
 from benchmarks.server import free_port
 
@@ -88,11 +89,9 @@ def test_all_have_the_same_two_cores_and_no_card(tmp_path: Path, monkeypatch: py
     assert args["embedder"] == {"min_replicas": 2, "max_replicas": 2}
 
 
-def test_every_target_names_a_scenario_and_a_peer() -> None:
-    scenarios, peers = {scenario.key for scenario in SCENARIOS}, {peer.key for peer in PEERS} | {"engine"}
-    for target in TARGETS:
-        assert {target.scenario, target.of or target.scenario} <= scenarios
-        assert any(key.startswith(target.over) for key in peers)
+def test_settings_are_tuned_for_scenarios_of_each_job_with_a_model() -> None:
+    jobs = {scenario.key: scenario.job for scenario in SCENARIOS}
+    assert {jobs[key] for key in TUNED_FOR} == {"embed", "add", "search"}
 
 
 def test_a_body_carries_little_endian_float32() -> None:
@@ -169,16 +168,14 @@ FOUND = {
 }
 
 
-def test_a_target_is_judged_by_the_fastest_of_a_peer() -> None:
-    lines = markdown(FOUND).splitlines()
-    assert "| 64 x 1 | lock bfloat16 | 10 | 6.00 | **no** |" in lines
-    assert "| 8 x 32 | memserve's bare engine, two processes | 0.85 | 0.900 | yes |" in lines
-    assert "| add | memserve bfloat16, 64 x 1 | 0.8 | 0.500 | **no** |" in lines
-    assert not any(line.startswith("| 64 x 1 | infinity") for line in lines)
+def test_the_summary_names_the_fastest_of_the_other_servers() -> None:
+    assert summary(FOUND).splitlines()[2:] == [  # not the slower one, not the bare engine, and no scenario without both
+        "| 64 clients, one short text a request | 600 | one model behind a lock 1.2, bfloat16 | 100 | 6.00 |",
+    ]
 
 
 def test_what_did_not_run_is_named_with_its_error() -> None:
-    lines = markdown(FOUND).splitlines()
+    lines = "\n".join(tables(FOUND)).splitlines()
     assert "| Infinity, float32 | did not run |  |  |  | CannotInstall: no such version |" in lines
     assert "| one model behind a lock 1.2, bfloat16 | 100 | 6.00 | 600 | 700 | 500: 3 |" in lines
     assert "| memserve, bfloat16 | 600 |  | 100 | 200 | none |" in lines

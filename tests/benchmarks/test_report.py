@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -231,6 +232,25 @@ def test_a_profile_fits_its_machine(cores: int, gpus: int) -> None:
     needed = sum(part.max_replicas * part.num_cpus for part in (settings.embedder, settings.gateway, settings.store))
     assert needed <= cores
     assert settings.embedder.max_replicas * settings.embedder.num_gpus <= gpus
+
+
+@pytest.mark.parametrize("kind", report.KINDS)
+def test_a_published_report_is_made_from_the_json_beside_it(kind: str) -> None:
+    path = report.PUBLISHED / f"{kind}.json"
+    found = {**json.loads(path.read_text()), "stem": kind, "drawn": True}
+    assert path.with_suffix(".md").read_text() == report.markdown(found)
+    plots = re.findall(r"\]\((.+?\.svg)\)", report.markdown(found))
+    assert all((report.PUBLISHED / plot).is_file() for plot in plots)
+    assert bool(plots) is bool(report.KINDS[kind].plots)
+
+
+def test_a_result_is_published_under_the_name_of_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(report, "find_spec", lambda _: None)
+    path = tmp_path / "machine-0123.json"
+    path.write_text(json.dumps(suite_result()))
+    assert report.publish(path) == [tmp_path / "suite.json", tmp_path / "suite.md"]
+    assert (tmp_path / "suite.json").read_text() == path.read_text()
 
 
 STUBBORN = """

@@ -1,0 +1,128 @@
+"""`make bench-peers`: memserve beside what people use today, each at its best settings, on the same cores in one run.
+
+    python -m benchmarks.peers                        # about 25 minutes on two cores, after the first installs
+    python -m benchmarks.peers --quick                # about 8: bfloat16 only, three short rounds
+    python -m benchmarks.peers --only infinity,lock   # memserve and these
+
+Each peer lives in an environment of its own under .venv-peers/, made on the first run. Writes
+benchmarks/results/peers-<commit>.json and the tables beside it in Markdown. Servers and their processes end with it.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from benchmarks import machine, report
+from benchmarks.peers.measure import Rounds, contenders, parts
+from benchmarks.peers.scenarios import OURS, OURS_DTYPE, SCENARIOS
+from benchmarks.peers.table import PEERS, hold_to_two_cores
+from deployments.__main__ import supervise
+from deployments.embedding.load import DEFAULT_MODEL, resolve
+
+
+def chosen(text: str, noun: str, known: list[str], mark: str) -> set[str]:
+    """The names in a list on the command line, each of which must be known."""
+    given = {part.strip() for part in text.split(mark)}
+    if unknown := given - set(known):
+        there = f"{mark} ".join(known)
+        raise argparse.ArgumentTypeError(f"no {noun} {f'{mark} '.join(sorted(unknown))}; there are {there}")
+    return given
+
+
+def keys(text: str) -> set[str]:
+    return chosen(text, "peer", [peer.key for peer in PEERS], ",")
+
+
+def scenario_keys(text: str) -> set[str]:
+    return chosen(text, "scenario", [scenario.key for scenario in SCENARIOS], ";")  # their names hold commas
+
+
+class _Stopped(BaseException):
+    """A signal asked for the end."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and write. What Ctrl-C became, SIGTERM, ends it in order: the servers, then the temporary folder."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return measured(options)
+    except _Stopped:
+        return 130
+
+
+def _stop(_: int, __: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Stopped
+
+
+def measured(options: argparse.Namespace) -> int:
+    hold_to_two_cores()
+    started = machine.provenance(options.commit)
+    peers = [peer for peer in PEERS if options.only is None or peer.key == OURS or peer.key in options.only]
+    jobs = set().union(*(peer.jobs for peer in peers if peer.key != OURS)) or peers[0].jobs
+    scenarios = [
+        scenario
+        for scenario in SCENARIOS
+        if scenario.job in jobs and (options.scenarios is None or scenario.key in options.scenarios)
+    ]
+    dtypes = (OURS_DTYPE,) if options.quick else ("float32", OURS_DTYPE)
+    everyone = contenders(peers, scenarios, dtypes)
+    with tempfile.TemporaryDirectory(prefix="peers-") as folder:
+        rounds = Rounds(
+            resolve(DEFAULT_MODEL), Path(folder), measure_s=options.measure_s, seed=options.seed, say=tqdm.write
+        )
+        for standing in parts(everyone):
+            with rounds:
+                for contender in tqdm(standing, desc="starting", unit="server"):
+                    rounds.start(contender)
+                if everyone[0].error:
+                    return 1
+                for number in tqdm(range(options.rounds), desc="measuring", unit="round"):
+                    rounds.round(number, scenarios, standing)
+        found: dict[str, Any] = {
+            "kind": "peers",
+            **started,
+            "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),
+            "model": DEFAULT_MODEL,
+            "device": "cpu",
+            "dtype": OURS_DTYPE,
+            "plan": {"rounds": options.rounds, "measure_s": options.measure_s, "seed": options.seed},
+            "peers": {peer.key: {"title": peer.title, "versions": rounds.versions.get(peer.key, {})} for peer in peers},
+            "runs": rounds.runs,
+            "errors": rounds.errors,
+        }
+        write(found, options.out)
+    return 0
+
+
+def write(found: dict[str, Any], folder: Path) -> None:
+    name = f"peers-{found['commit'][:8]}{'-dirty' if found['dirty'] else ''}"
+    written = report.save(found, folder / f"{name}.json")
+    print(written[1].read_text(), flush=True)
+    print(*written, sep="\n", file=sys.stderr)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", type=keys, help="these peers beside memserve, with commas")
+    parser.add_argument("--scenarios", type=scenario_keys, help="these scenarios, with semicolons")
+    parser.add_argument("--quick", action="store_true", help="bfloat16 only, three rounds of 1.5 s")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--measure-s", type=float)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=machine.RESULTS)
+    parser.add_argument("--commit", help="of a copy without git")
+    options = parser.parse_args()
+    options.rounds = options.rounds or (3 if options.quick else 5)
+    options.measure_s = options.measure_s or (1.5 if options.quick else 3.0)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return supervise(lambda: run(options))
