@@ -33,7 +33,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool
 
 from store.errors import OUTCOME_UNKNOWN, InvalidInput, LogDamaged, LogUnavailable, ModelMismatch, StoreError
-from store.log import schema
+from store.log import migrations
 from store.log.schema import insert_ignore, memories, meta, models
 
 Synchronous = Literal["FULL", "NORMAL"]
@@ -114,7 +114,7 @@ class Log:
             with log.write() as connection:
                 log._alone(connection)
                 _check_there(connection, make=make)
-                schema.migrate(connection)
+                migrations.migrate(connection)
                 log.log_id = connection.execute(select(meta.c.value).where(meta.c.name == "log_id")).scalar() or ""
                 if not log.log_id:
                     log.log_id = uuid.uuid4().hex
@@ -302,7 +302,7 @@ def _scratch_log(name: str) -> tuple[Path, str]:
 
 def _check_there(connection: Connection, *, make: bool) -> None:
     """Raise LogUnavailable where there is no log and none is to be made, SchemaMismatch where none can be."""
-    if schema.version_of(connection) == 0 and not make:
+    if migrations.version_of(connection) == 0 and not make:
         raise LogUnavailable("The database holds no log.")
 
 

@@ -1,15 +1,11 @@
-"""The tables of the log, and the migrations that led to them, in order, as history.
+"""The tables of the log, as this program's statements use them. `store/log/migrations` makes them.
 
-One definition serves SQLite and PostgreSQL. Times are integers, microseconds since 1970 UTC, so that both databases
-compare them alike; JSON is kept as the text that was accepted, so that an export is byte-identical.
-
-Guarantees: a log whose schema is older than this program is brought forward when it is opened, all steps in one
-transaction; one that is newer is refused.
+One definition serves SQLite and PostgreSQL. Times are integers, in microseconds since 1970 UTC, so that both databases
+compare them alike. JSON is stored as the text that was accepted, so that an export is byte-identical.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
@@ -23,13 +19,9 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    inspect,
-    select,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-
-from store.errors import SchemaMismatch
 
 CHUNK = 5000  # look-ups and changes a statement: below every driver's limit of parameters
 metadata = MetaData()
@@ -164,59 +156,3 @@ def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any
     """Insert rows, leaving those that are there already."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
-
-
-def _first(connection: Connection) -> None:
-    metadata.create_all(connection, [meta, users, memories, contents, history, models])
-
-
-def _second(connection: Connection) -> None:
-    metadata.create_all(connection, [writes])
-
-
-def _third(connection: Connection) -> None:
-    metadata.create_all(connection, [index_snapshots])
-
-
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third)
-"""Step n leads from schema version n to n + 1. A step is never edited once it was released."""
-
-
-def version_of(connection: Connection) -> int:
-    """The schema version of the log that a database holds; 0 where it holds none, and one can be made.
-
-    Raises:
-        SchemaMismatch: the log was written by a newer program, or there are tables that are not a log's.
-    """
-    there = inspect(connection)
-    tables = set(there.get_table_names())  # in one look: another program may make the log's between two
-    if "meta" not in tables:
-        foreign = next((name for name in metadata.tables if name in tables), None)
-        if foreign is not None:
-            raise SchemaMismatch(f"The database has a table {foreign!r} and no 'meta': it is not a memory log.")
-        return 0
-    value = None
-    if {"name", "value"} <= {column["name"] for column in there.get_columns("meta")}:
-        value = connection.execute(select(meta.c.value).where(meta.c.name == "schema_version")).scalar()
-    if not isinstance(value, str) or not value.isdigit():
-        raise SchemaMismatch("The database has a table 'meta' without a schema version: it is not a memory log.")
-    if int(value) > len(MIGRATIONS):
-        raise SchemaMismatch(
-            f"The log has schema version {value}, this program knows up to {len(MIGRATIONS)}: use a newer program."
-        )
-    return int(value)
-
-
-def migrate(connection: Connection) -> None:
-    """Bring the log to this program's schema, inside the caller's write transaction.
-
-    Raises:
-        SchemaMismatch: see `version_of`.
-    """
-    found = version_of(connection)
-    for step in MIGRATIONS[found:]:
-        step(connection)
-    if found == 0:
-        connection.execute(meta.insert(), [{"name": "schema_version", "value": str(len(MIGRATIONS))}])
-    elif found < len(MIGRATIONS):
-        connection.execute(meta.update().where(meta.c.name == "schema_version").values(value=str(len(MIGRATIONS))))

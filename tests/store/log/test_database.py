@@ -33,7 +33,8 @@ from store import (
 from store.log import users
 from store.log.database import Log, discard
 from store.log.maintenance import verify
-from store.log.schema import MIGRATIONS, meta
+from store.log.migrations import MIGRATIONS
+from store.log.schema import meta
 from tests.store.conftest import DIM
 
 T = "default"

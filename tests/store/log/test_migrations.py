@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import Engine, create_engine, select, text
 
-from store import Append, Conflict, NewMemory, Store
+from store import Append, Conflict, NewMemory, Store, StoreError
+from store.log import migrations
 from store.log.database import Log
 from store.log.maintenance import verify
-from store.log.schema import MIGRATIONS, meta
+from store.log.migrations import MIGRATIONS
+from store.log.schema import meta, metadata
 from store.log.vouching import vouches
 from tests.store.log.fixtures import seed
 
@@ -182,3 +185,33 @@ def test_a_migrated_schema_equals_a_fresh_one(open_version: Callable[[int], Stor
         found = connection.execute(select(meta.c.value).where(meta.c.name == "schema_version")).scalar()
     assert found == str(len(MIGRATIONS))
     assert schema_of(url) == fresh
+
+
+def test_opening_makes_the_tables_that_the_program_declares(url: str) -> None:
+    """The statements are written for the tables of the schema, which the frozen steps must lead to."""
+    with closing(Log.open(url)):
+        migrated = schema_of(url)
+    empty(url)
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+    engine.dispose()
+    assert schema_of(url) == migrated
+
+
+@pytest.mark.parametrize("number", range(len(MIGRATIONS)))
+def test_the_steps_are_numbered_in_order(number: int) -> None:
+    assert MIGRATIONS[number].__name__.rpartition(".")[2].startswith(f"m{number + 1:03}_")  # type: ignore[attr-defined]
+
+
+def test_a_step_that_fails_leaves_the_log_as_it_was(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All steps run in one transaction."""
+    load(url, 1)
+    before = schema_of(url)
+    broken = SimpleNamespace(
+        SQLITE="CREATE TABLE half (x); NONSENSE;", POSTGRESQL="CREATE TABLE half (x int); NONSENSE;"
+    )
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*MIGRATIONS, broken))
+    with pytest.raises(StoreError, match="NONSENSE"):
+        Log.open(url)
+    assert schema_of(url) == before

@@ -10,8 +10,7 @@ import pytest
 from sqlalchemy import event, func, inspect, select
 
 from store import Append, Appended, AppendResult, Conflict, InvalidInput, LogDamaged, NewMemory, NotFound, Store
-from store.log import schema
-from store.log.database import Log
+from store.log import migrations
 from store.log.maintenance import compact, verify
 from store.log.rows import micros
 from store.log.schema import meta, writes
@@ -447,7 +446,7 @@ def test_records_outlive_compaction_and_stay_out_of_exports(store: Store, clock:
 
 def test_a_log_of_schema_1_is_brought_forward(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        patch.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS[:1])
         old = Store.open(url, dim=DIM, model="fake")
         assert not inspect(old.log.engine).has_table("writes")
         put(old, "ann", new("1", metadata={"n": 0}))
@@ -465,13 +464,3 @@ def test_a_log_of_schema_1_is_brought_forward(url: str, monkeypatch: pytest.Monk
     assert store.erase_user(T, "ann") == (1, 5)
     assert list(verify(store.log)) == []
     store.close()
-
-
-def test_opening_makes_the_tables_that_the_program_declares(url: str) -> None:
-    """What the migrations lead to is what the statements are written for."""
-    log = Log.open(url)
-    found = inspect(log.engine)
-    for table in schema.metadata.sorted_tables:
-        assert {column["name"] for column in found.get_columns(table.name)} == set(table.c.keys())
-        assert {index["name"] for index in found.get_indexes(table.name)} >= {index.name for index in table.indexes}
-    log.close()

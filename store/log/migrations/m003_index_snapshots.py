@@ -1,0 +1,20 @@
+"""The tokens of the index snapshots that the log vouches for."""
+
+SQLITE = """
+CREATE TABLE index_snapshots (
+    number INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    uid INTEGER NOT NULL,
+    token TEXT NOT NULL
+) STRICT;
+CREATE INDEX index_snapshots_uid ON index_snapshots (uid);
+"""
+
+POSTGRESQL = """
+CREATE TABLE index_snapshots (
+    number BIGSERIAL NOT NULL,
+    uid BIGINT NOT NULL,
+    token TEXT NOT NULL,
+    PRIMARY KEY (number)
+);
+CREATE INDEX index_snapshots_uid ON index_snapshots (uid);
+"""
