@@ -24,7 +24,7 @@ from benchmarks.peers.filling import fill_chroma, fill_memserve, make_corpus
 from benchmarks.peers.scenarios import ENGINE, OURS, OURS_DTYPE, Scenario
 from benchmarks.peers.searches import CHROMA
 from benchmarks.peers.servers import DidNotStart, Server
-from benchmarks.peers.table import Launch, Peer, split
+from benchmarks.peers.table import BASELINE, Launch, Peer, split
 from benchmarks.server import free_port
 from benchmarks.workload import seed_of
 
@@ -70,7 +70,7 @@ def contenders(peers: Iterable[Peer], scenarios: Iterable[Scenario], dtypes: Ite
         # Where vectors are brought along there is one dtype, and it says nothing.
         for dtype in [given for given in peer.best if given in dtypes] or peer.best:
             jobs = peer.jobs & wanted
-            if peer.key == OURS and dtype != OURS_DTYPE:
+            if peer.key in (OURS, BASELINE) and dtype != OURS_DTYPE:
                 jobs &= {"embed"}
             parts = [frozenset({job}) for job in sorted(jobs)] if peer.environment == "mem0" else [frozenset(jobs)]
             found += [Contender(peer, dtype, part) for part in parts if part]
@@ -140,6 +140,8 @@ class Rounds:
             corpus.write(self._folder)
             self.corpus = self._folder
             fill_memserve(url, corpus)
+        elif contender.peer.key == BASELINE and self.corpus:
+            fill_memserve(url, Corpus.read(self.corpus))
         elif contender.peer.key == "chroma" and self.corpus:
             contender.users = fill_chroma(url, Corpus.read(self.corpus))
 

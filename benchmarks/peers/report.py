@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.figures import Spread, spread
 from benchmarks.peers.scenarios import ENGINE, OURS, OURS_DTYPE, SCENARIOS
+from benchmarks.peers.table import BASELINE
 from benchmarks.report import errors, number, ranged, table
 
 Found = dict[str, Any]
@@ -63,16 +64,21 @@ def fastest(runs: dict[str, list[Found]], wanted: Callable[[str], bool]) -> str 
 
 def summary(found: Found) -> str:
     """One row for each scenario: memserve beside the fastest of the other servers."""
+    return comparison(found, "fastest other server", lambda name: name.split()[0] not in (ENGINE, OURS, BASELINE))
+
+
+def comparison(found: Found, title: str, wanted: Callable[[str], bool]) -> str:
+    """One row for each scenario: memserve beside the fastest of the contenders that are wanted."""
     rows = []
     for scenario in SCENARIOS:
         runs = found["runs"].get(scenario.key, {})
-        rival = fastest(runs, lambda name: name != ENGINE and not name.startswith(f"{OURS} "))
+        rival = fastest(runs, wanted)
         if OUR_NAME not in runs or rival is None:
             continue
         ratio = ratios(runs[OUR_NAME], runs[rival])
         rates = [ranged(spread(list(by_round(runs[name]).values()))) for name in (OUR_NAME, rival)]
         rows.append([scenario.title, rates[0], titled(found, rival), rates[1], ranged(ratio) if ratio else "-"])
-    head = ["scenario", "memserve, a second", "fastest other server", "its rate, a second", "memserve over it"]
+    head = ["scenario", "memserve, a second", title, "its rate, a second", "memserve over it"]
     return table(head, rows) + "\n" if rows else ""
 
 
@@ -87,6 +93,8 @@ def tables(found: Found) -> list[str]:
         f"round; they are those of memserve in {OURS_DTYPE}.\n",
         summary(found),
     ]
+    if BASELINE in found["peers"]:
+        parts.append(comparison(found, "baseline", lambda name: name == f"{BASELINE} {OURS_DTYPE}"))
     for scenario in SCENARIOS:
         if scenario.key in found["runs"] or scenario.key in found["errors"]:
             parts += [f"## {scenario.title}\n", scenario_table(found, scenario.key) + "\n"]

@@ -3,6 +3,7 @@
     python -m benchmarks.peers                        # about 25 minutes on two cores, after the first installs
     python -m benchmarks.peers --quick                # about 8: bfloat16 only, three short rounds
     python -m benchmarks.peers --only infinity,lock   # memserve and these
+    python -m benchmarks.peers --only baseline --baseline ../older    # memserve and another checkout of it
 
 Each peer lives in an environment of its own under .venv-peers/, made on the first run. Writes
 benchmarks/results/peers-<commit>.json and the tables beside it in Markdown. Servers and their processes end with it.
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from benchmarks import machine, report
 from benchmarks.peers.measure import Rounds, contenders, parts
 from benchmarks.peers.scenarios import OURS, OURS_DTYPE, SCENARIOS
-from benchmarks.peers.table import PEERS, hold_to_two_cores
+from benchmarks.peers.table import BASELINE, PEERS, Peer, baseline, hold_to_two_cores
 from deployments.__main__ import supervise
 from deployments.embedding.load import DEFAULT_MODEL, resolve
 
@@ -37,11 +38,19 @@ def chosen(text: str, noun: str, known: list[str], mark: str) -> set[str]:
 
 
 def keys(text: str) -> set[str]:
-    return chosen(text, "peer", [peer.key for peer in PEERS], ",")
+    return chosen(text, "peer", [*(peer.key for peer in PEERS), BASELINE], ",")
 
 
 def scenario_keys(text: str) -> set[str]:
     return chosen(text, "scenario", [scenario.key for scenario in SCENARIOS], ";")  # their names hold commas
+
+
+def checkout(text: str) -> Path:
+    """The folder of a checkout of memserve."""
+    folder = Path(text).resolve()
+    if not (folder / "deployments" / "__main__.py").is_file():
+        raise argparse.ArgumentTypeError(f"{text} is not a checkout of memserve")
+    return folder
 
 
 class _Stopped(BaseException):
@@ -62,10 +71,16 @@ def _stop(_: int, __: FrameType | None) -> NoReturn:
     raise _Stopped
 
 
+def peers_of(only: set[str] | None, checkout: Path | None) -> list[Peer]:
+    """memserve, the peers that `only` names (None: all), and the baseline if there is a checkout."""
+    everyone = [*PEERS, *([baseline(checkout)] if checkout else [])]
+    return [peer for peer in everyone if only is None or peer.key in (OURS, BASELINE) or peer.key in only]
+
+
 def measured(options: argparse.Namespace) -> int:
     hold_to_two_cores()
     started = machine.provenance(options.commit)
-    peers = [peer for peer in PEERS if options.only is None or peer.key == OURS or peer.key in options.only]
+    peers = peers_of(options.only, options.baseline)
     jobs = set().union(*(peer.jobs for peer in peers if peer.key != OURS)) or peers[0].jobs
     scenarios = [
         scenario
@@ -114,6 +129,7 @@ def main() -> int:
         prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", type=keys, help="these peers beside memserve, with commas")
+    parser.add_argument("--baseline", type=checkout, help="another checkout of memserve, measured in the same rounds")
     parser.add_argument("--scenarios", type=scenario_keys, help="these scenarios, with semicolons")
     parser.add_argument("--quick", action="store_true", help="bfloat16 only, three rounds of 1.5 s")
     parser.add_argument("--rounds", type=int)
@@ -122,6 +138,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=machine.RESULTS)
     parser.add_argument("--commit", help="of a copy without git")
     options = parser.parse_args()
+    if BASELINE in (options.only or ()) and not options.baseline:
+        parser.error("--only baseline needs --baseline FOLDER")
     options.rounds = options.rounds or (3 if options.quick else 5)
     options.measure_s = options.measure_s or (1.5 if options.quick else 3.0)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

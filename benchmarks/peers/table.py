@@ -7,6 +7,7 @@ Settings are written as in a shell: variables first, then arguments. `best` are 
 import json
 import os
 import shlex
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks.server import merged, profile
 Job = Literal["embed", "add", "search", "vectors"]
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 CORES = 2
+BASELINE = "baseline"  # the key of another checkout of memserve
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,23 @@ def hold_to_two_cores() -> None:
 
 
 def memserve(launch: Launch) -> list[str]:
-    """With the settings of `make bench`, and without the cache."""
+    """memserve with the settings of `make bench`, but without the cache."""
+    return [str(python_of(None)), "-m", "deployments", str(memserve_config(launch))]
+
+
+def baseline(folder: Path) -> Peer:
+    """Another checkout of memserve, started from its folder by this environment's interpreter."""
+
+    def command(launch: Launch) -> list[str]:
+        return ["env", "-C", str(folder), f"PYTHONPATH={folder}", *memserve(launch)]
+
+    revision = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(revision, check=True, capture_output=True, text=True).stdout.strip()
+    return Peer(BASELINE, f"memserve at {commit}", frozenset({"embed", "add", "search", "vectors"}), command)
+
+
+def memserve_config(launch: Launch) -> Path:
+    """The settings that `memserve` and `baseline` have in common, written to a file."""
     store = {"url": f"sqlite:///{launch.folder}/memserve.db", "synchronous": "FULL"}
     model = {"name": launch.model, "device": "cpu", "dtype": launch.dtype}
     args = merged(profile(cores(), 0), {"model": model, "cache": {"max_bytes": 0}, "store": store})
@@ -73,7 +91,7 @@ def memserve(launch: Launch) -> list[str]:
     }
     path = launch.folder / "serve_config.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
-    return [str(python_of(None)), "-m", "deployments", str(path)]
+    return path
 
 
 def module(name: str, environment: str | None) -> Callable[[Launch], list[str]]:

@@ -5,9 +5,11 @@ import base64
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,15 +20,16 @@ from benchmarks.peers.corpus import LARGE, Corpus, collections
 from benchmarks.peers.environments import REQUIREMENTS
 from benchmarks.peers.measure import contenders, parts
 from benchmarks.peers.report import ratios, summary, tables
-from benchmarks.peers.run import keys, scenario_keys
+from benchmarks.peers.run import checkout, keys, peers_of, scenario_keys
 from benchmarks.peers.scenarios import SCENARIOS
 from benchmarks.peers.searches import path_and_body
 from benchmarks.peers.servers import DidNotStart, Server, last_line
-from benchmarks.peers.table import PEERS, Launch, hold_to_two_cores, memserve
+from benchmarks.peers.table import PEERS, Launch, baseline, hold_to_two_cores, memserve
 from benchmarks.peers.tune import TUNED_FOR
 from benchmarks.peers.wire import answer, inputs
 from benchmarks.server import free_port
 
+ROOT = Path(__file__).resolve().parents[2]
 BOTH = ("float32", "bfloat16")
 
 
@@ -50,6 +53,43 @@ def test_memserve_comes_first_and_each_job_of_mem0_has_a_server_of_its_own() -> 
     assert [one.jobs for one in everyone if one.name == "memserve float32"] == [{"embed"}]
     assert [sorted(one.jobs) for one in everyone if one.name == "mem0-faiss float32"] == [["add"], ["search"]]
     assert len({one.name for one in everyone if one.peer.key == "chroma"}) == 1
+
+
+def test_a_baseline_is_another_checkout_with_the_settings_and_the_jobs_of_memserve(tmp_path: Path) -> None:
+    peer = baseline(ROOT)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert peer.title == f"memserve at {commit.stdout.strip()}"
+    launch = Launch("m", "bfloat16", 1, tmp_path, None)
+    assert peer.command(launch) == ["env", "-C", str(ROOT), f"PYTHONPATH={ROOT}", *memserve(launch)]
+    jobs = {one.name: sorted(one.jobs) for one in contenders([PEERS[0], peer], SCENARIOS, BOTH)}
+    assert jobs == {
+        "memserve bfloat16": ["add", "embed", "search", "vectors"],
+        "baseline bfloat16": ["add", "embed", "search", "vectors"],
+        "memserve float32": ["embed"],
+        "baseline float32": ["embed"],
+    }
+
+
+def test_only_the_baseline_needs_no_environment_of_a_peer() -> None:
+    assert [peer.key for peer in peers_of(keys("baseline"), checkout(str(ROOT)))] == ["memserve", "baseline"]
+    assert [peer.key for peer in peers_of(keys("lock"), None)] == ["memserve", "lock"]
+    assert peers_of(None, None) == list(PEERS)
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a checkout of memserve"):
+        checkout(str(ROOT / "docs"))
+
+
+def test_the_report_compares_memserve_with_its_baseline_scenario_by_scenario() -> None:
+    older = {"baseline bfloat16": runs(500.0, p50_ms=1.0, p99_ms=2.0, errors={})}
+    found = {
+        **FOUND,
+        "peers": {**FOUND["peers"], "baseline": {"title": "memserve at 0123abc", "versions": {}}},
+        "runs": {**FOUND["runs"], "64 x 1": {**FOUND["runs"]["64 x 1"], **older}},
+    }
+    row = "| 64 clients, one short text a request | 600 | memserve at 0123abc, bfloat16 | 500 | 1.20 |"
+    assert row in "\n".join(tables(found)).splitlines()
+    assert summary(found) == summary(FOUND)
 
 
 def test_who_is_held_against_whom_stands_at_once() -> None:
@@ -146,7 +186,7 @@ def test_a_ratio_is_taken_within_a_round() -> None:
     assert ratios(runs(100.0), runs(0.0)) is None
 
 
-FOUND = {
+FOUND: dict[str, Any] = {
     **{"commit": "0123456789abcdef", "dirty": False, "at": "2026-11-22T12:00:00+00:00", "cpu": "a processor"},
     **{"cores": 2, "gpus": [], "load_average_before": 0.1, "versions": {"ray": "2.60.0"}, "command": "python -m ..."},
     "plan": {"rounds": 1, "measure_s": 3.0, "seed": 1},
