@@ -1,5 +1,4 @@
-# make serve | test | check | bench | bench-peers | clean. Each makes .venv on its first run, and installs again only when
-# pyproject.toml or constraints.txt have changed.
+# Each target installs .venv on its first run, and again only if pyproject.toml or constraints.txt have changed.
 SHELL := /bin/bash
 # The first interpreter that runs and is 3.11 or 3.12.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -9,39 +8,56 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
+DOCS_INSTALLED := $(VENV)/.installed-docs
 
-.PHONY: serve test check bench bench-peers clean
+.PHONY: serve unit test check docs bench bench-peers clean
 
+# Serve until Ctrl-C: `make serve CONFIG=my.yaml` takes another configuration.
 serve: $(INSTALLED)
-	@exec $(BIN)/python -m deployments $(CONFIG)
+	@exec $(BIN)/memserve serve $(CONFIG)
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# The tests that start no Ray Serve, in two processes.
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/cluster $(PYTEST_ARGS)
 
-# Throughput and latency here, in about 10 minutes: `make bench BENCH_ARGS=--quick` takes 2. See benchmarks/README.md.
-bench: $(BENCH_INSTALLED)
-	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
-
-# memserve beside what people use today, in about 25 minutes after the first installs: BENCH_ARGS=--quick takes 8.
-bench-peers: $(INSTALLED)
-	$(BIN)/python -m benchmarks.peers $(BENCH_ARGS)
+# All tests: the unit tests, then those against a live server.
+test: unit
+	$(BIN)/python -m pytest tests/cluster $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+# The documentation as a site, in site/.
+docs: $(DOCS_INSTALLED)
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict
+
+# Throughput and latency on this machine, in about 10 minutes; `BENCH_ARGS=--quick` takes 2. See benchmarks/README.md.
+bench: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
+
+# memserve beside other servers, in about 25 minutes after the first installs; `BENCH_ARGS=--quick` takes 8.
+bench-peers: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks.peers $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-peers build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "memserve needs Python 3.11 or 3.12; set PYTHON=/path/to/python3" >&2; exit 1; }
 	@command -v c++ >/dev/null || { echo "memserve needs a C++ compiler (hnswlib is built from source)" >&2; exit 1; }
 	@echo "Installing into $(VENV) (once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,dev]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,dev,bench]'
+	@touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,dev,docs]'
 	@touch $@

@@ -105,8 +105,9 @@ def _program() -> str:
 
 
 def missing() -> list[str]:
-    """What pyproject.toml lists and is not installed here, or in another version."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    """Requirements of the server in pyproject.toml that are not installed here, or in another version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *project["optional-dependencies"]["server"]]
     return [gap for entry in listed if (gap := _gap(Requirement(entry)))]
 
 
