@@ -18,7 +18,7 @@ from deployments.embedding.local import unpadded
 from deployments.embedding.local.unpadded import Flat
 from deployments.embedding.model import Tokens
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("memserve.embedding")
 
 # Shapes of the graphs, in tokens; beyond the last a forward is no longer bound by its launches.
 GRAPH_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

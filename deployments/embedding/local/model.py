@@ -30,7 +30,7 @@ from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, 
 from deployments.embedding.threads import Threads
 from deployments.errors import ModelUnavailable
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("memserve.embedding")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How far the two ways of running a batch may differ, as 1 - cosine: rounding is far below, a wrong position far above.

@@ -192,7 +192,7 @@ async def test_a_model_that_cannot_be_recorded_is_run_as_it_is(
         raise NotRecordable("it looks at a size")
 
     monkeypatch.setattr("deployments.embedding.local.model.Recorded", refuse)
-    caplog.set_level("INFO", "deployments.embedding.local.model")
+    caplog.set_level("INFO", "memserve.embedding")
     model = LocalModel(folder, device="cpu", dtype="float32", name="a-model")
     assert model._recorded is None
     assert "a-model is run without a recording: it looks at a size" in caplog.text
