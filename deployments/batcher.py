@@ -1,14 +1,19 @@
-"""Natural batching, once for every queue: whatever waits when a slot is free rides the next batch; there is no timer.
+"""Natural batching: items that arrive while every slot is busy are batched into the next run. There is no timer.
+
+The same class queues the gateway's calls, the tokenizer's inputs and the device's forwards.
 
 Guarantees:
-- Alone, an item is run at once; under load batches fill by themselves, up to `budget`.
-- Every item is answered exactly once: with its own result, its own error, or `ShuttingDown` when the batcher closes.
-- At most `in_flight` (+ `prefetch`) batches run at a time. An item that costs more than the budget travels alone.
-- A call is admitted or refused whole. Past `max_queued` it is refused at once with `Overloaded`.
-- The items of a cancelled call leave the queue; one that is already in a batch is dropped from any retry of it.
-- With `bisect`, a batch that raises is halved until only the culprit fails: the others get their results.
+- An item that finds a free slot is run at once. Under load, batches fill by themselves, up to `budget`.
+- Every item is answered exactly once: with its result, with its own error, or with `ShuttingDown` when the batcher
+  closes.
+- At most `in_flight` batches run at a time, plus `prefetch` while enough is queued.
+- A batch stays within the budget. An item that costs more than the budget runs alone.
+- A call is admitted as a whole or refused as a whole. A call that would exceed `max_queued` is refused at once with
+  `Overloaded`.
+- If a call is cancelled, its items leave the queue. Items of it that already run are left out of retries.
+- With `bisect`, a batch that raises is halved until only the failing item is left: the other items get their results.
 
-Not thread-safe: a batcher belongs to one event loop. Nothing is durable: what waits is lost with the process.
+A batcher is not thread-safe: it belongs to one event loop. Nothing is durable: queued items are lost with the process.
 """
 
 from __future__ import annotations
@@ -16,9 +21,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from deployments.errors import Overloaded, ShuttingDown
 
@@ -27,7 +33,7 @@ Result = TypeVar("Result")
 
 
 class _Call:
-    """One submission: its results in order, and the future its caller waits on."""
+    """One submission: its results in order, and the future that its caller awaits."""
 
     __slots__ = ("abandoned", "future", "remaining", "results")
 
@@ -39,7 +45,7 @@ class _Call:
 
 
 class Waiting(Generic[Item]):
-    """An item in the queue. `passed_over` counts the batches that left before it with a younger item in them."""
+    """A queued item. `passed_over` counts the batches that took a younger item and left this one in the queue."""
 
     __slots__ = ("_call", "_index", "cost", "item", "passed_over")
 
@@ -52,11 +58,11 @@ class Waiting(Generic[Item]):
 
     @property
     def abandoned(self) -> bool:
-        """Its caller has gone away."""
+        """Whether the caller has cancelled its call."""
         return self._call.abandoned
 
     def answer(self, result: object) -> None:
-        """Hand the result, or an exception as a value, to the caller."""
+        """Store the item's result, or its exception, and wake the caller if it was the last of the call."""
         call = self._call
         call.results[self._index] = result
         call.remaining -= 1
@@ -65,7 +71,7 @@ class Waiting(Generic[Item]):
 
 
 class Costed(Protocol):
-    """What a selection sees of a waiting item."""
+    """The part of a queued item that a selection by cost needs."""
 
     @property
     def cost(self) -> int: ...
@@ -74,11 +80,11 @@ class Costed(Protocol):
 
 
 def oldest_first(waiting: Sequence[Costed], budget: int) -> list[int]:
-    """The longest run of the oldest items whose costs add up to at most `budget`; the first alone if it is larger.
+    """Select the longest run of the oldest items whose costs add up to at most `budget`.
 
     Args:
         waiting: oldest first, not empty.
-        budget: cost units.
+        budget: cost units. If the first item alone exceeds it, that item is selected alone.
 
     Returns:
         Indices into `waiting`, at least one.
@@ -91,24 +97,39 @@ def oldest_first(waiting: Sequence[Costed], budget: int) -> list[int]:
     return list(range(len(waiting)))
 
 
+def oldest_call(waiting: Sequence[Waiting[Any]], budget: int) -> list[int]:
+    """Select the items of the oldest call, whatever they cost: calls run one by one, in the order of arrival.
+
+    Args:
+        waiting: oldest first, not empty. The items of a call are neighbours.
+        budget: ignored.
+
+    Returns:
+        Indices into `waiting`, at least one.
+    """
+    oldest = waiting[0]._call
+    return list(range(sum(1 for _ in itertools.takewhile(lambda entry: entry._call is oldest, waiting))))
+
+
 class Batcher(Generic[Item, Result]):
     """A queue in front of `run` that batches by itself.
 
     Args:
-        run: takes a list of items, returns one result an item, in order; a result that is an Exception is that
-            item's error. What it raises is every item's, unless `bisect`.
-        in_flight: how many batches may run at a time.
+        run: takes a list of items and returns one result for each, in order. A result that is an Exception is the error
+            of its item. If `run` raises, all items of the batch get that error, unless `bisect` is set.
+        in_flight: the number of batches that may run at a time.
         budget: the most that the costs of one batch may add up to, as `select` counts them.
-        cost: cost units of an item.
-        select: picks the next batch: (waiting items oldest first, budget) -> indices, at least one.
-        max_queued: the most cost units that may wait; None for no limit. A call that finds the queue empty is admitted
-            whatever it costs, so that none is impossible.
+        cost: gives the cost units of an item.
+        select: picks the next batch. It takes the queued items, oldest first, and the budget; it returns indices, at
+            least one.
+        max_queued: the most cost units that may be queued; None for no limit. A call that finds the queue empty is
+            admitted whatever it costs, so that no call is impossible.
         bisect: run the halves of a failed batch again, down to single items.
-        prefetch: batches beyond `in_flight` that may start while at least `prefetch_at` cost units wait. Where `run` is
-            far away they keep it fed; with less waiting they would only split what could travel together.
+        prefetch: batches beyond `in_flight` that may start while at least `prefetch_at` cost units are queued. They
+            keep a distant `run` fed. With less in the queue they would only split what could share a batch.
         clock: seconds, monotonic.
 
-    `in_flight`, `budget`, `max_queued`, `prefetch`, `prefetch_at` may be changed while it runs (`reconfigure`).
+    `reconfigure` changes `in_flight`, `budget`, `max_queued`, `prefetch` and `prefetch_at` of a running batcher.
     """
 
     def __init__(
@@ -146,7 +167,7 @@ class Batcher(Generic[Item, Result]):
     def reconfigure(
         self, *, in_flight: int, budget: int, max_queued: int | None = None, prefetch: int = 0, prefetch_at: int = 1
     ) -> None:
-        """Change the limits. What is running or admitted stays; the next batch sees the new ones."""
+        """Change the limits. Running batches and admitted items stay; the next batch is made by the new limits."""
         if in_flight < 1 or budget < 1:
             raise ValueError("in_flight and budget must be at least 1")
         self.in_flight = in_flight
@@ -159,46 +180,46 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def queued(self) -> int:
-        """Items that wait."""
+        """The number of queued items."""
         return len(self._waiting)
 
     @property
     def queued_cost(self) -> int:
-        """Cost units that wait."""
+        """The cost units of all queued items."""
         return self._queued_cost
 
     @property
     def running(self) -> int:
-        """Batches that run."""
+        """The number of running batches."""
         return len(self._tasks)
 
     @property
     def drain_rate(self) -> float:
-        """Cost units a second while busy, over about the last ten batches; 0.0 before the first has finished."""
+        """Cost units per second of busy time, over about the last ten batches; 0.0 until the first has finished."""
         return self._drained_cost / self._drain_s if self._drain_s > 0 else 0.0
 
     @property
     def drain_s(self) -> float:
-        """Seconds until what waits and runs now is expected to be done; 1.0 while nothing is known."""
+        """Seconds in which the queued and running items are expected to finish; 1.0 until the first batch has."""
         rate = self.drain_rate
         return (self._queued_cost + self._running_cost) / rate if rate else 1.0
 
     def admit(self, cost: int) -> None:
-        """Refuse work that would not be admitted, before anything is spent on it.
+        """Refuse work that `submit` would refuse, before anything is spent on it.
 
         Raises:
-            Overloaded: something waits, and `cost` more would pass `max_queued`.
+            Overloaded: the queue is not empty, and `cost` more would exceed `max_queued`.
         """
         if self.max_queued is not None and self._waiting and self._queued_cost + cost > self.max_queued:
             retry_after_s = min(60.0, max(0.05, self.drain_s))
             raise Overloaded("Too much work is queued; try again later.", retry_after_s=retry_after_s)
 
     async def submit(self, item: Item) -> Result:
-        """Wait for one item's result.
+        """Queue one item and return its result.
 
         Raises:
-            Overloaded: at once, when the queue is full; `retry_after_s` is when it is expected to have drained.
-            ShuttingDown: the batcher is closed, or closed before the item's turn.
+            Overloaded: at once, if the queue is full; `retry_after_s` is the time in which it is expected to drain.
+            ShuttingDown: the batcher is closed, or was closed before the item's turn.
             Exception: the item's own error.
         """
         (result,) = await self.submit_all([item])
@@ -207,10 +228,11 @@ class Batcher(Generic[Item, Result]):
         return result
 
     async def submit_all(self, items: Sequence[Item]) -> list[Result | Exception]:
-        """Wait for many items, admitted or refused together. One result or exception an item, in order.
+        """Queue many items, admitted or refused together. Returns one result or exception per item, in order.
 
         Raises:
-            Overloaded, ShuttingDown: as `submit`, for all of them.
+            Overloaded: the queue is full, as in `submit`.
+            ShuttingDown: the batcher is closed. If it closes later, this is the result of items that did not run.
         """
         if self._closed:
             raise ShuttingDown("The server is shutting down.")
@@ -235,7 +257,7 @@ class Batcher(Generic[Item, Result]):
         return call.results  # type: ignore[return-value]
 
     def _schedule_pump(self) -> None:
-        # At the end of this turn of the loop, so that all who are ready to submit in it share a batch.
+        # At the end of this turn of the event loop, so that all calls made in this turn share a batch.
         if not self._pump_scheduled:
             self._pump_scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
@@ -260,8 +282,9 @@ class Batcher(Generic[Item, Result]):
             self._running_cost += cost
             if not self._tasks:
                 self._last_finish = self._clock()
-            # Of many requests, or of one that has several batches: in no request's context. Serve would give all calls
-            # that are made in one the same id, and ConsistentHashRouter loses one of two with the same.
+            # A batch serves many requests, and a request may have several batches, so it runs in no request's context.
+            # Serve gives all calls that are made in one context the same id, and if two calls have the same id,
+            # ConsistentHashRouter loses one of them.
             task = asyncio.get_running_loop().create_task(self._results(batch), context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(functools.partial(self._finished, batch, cost))
@@ -273,9 +296,9 @@ class Batcher(Generic[Item, Result]):
         self._drained_cost = 0.9 * self._drained_cost + cost
         self._drain_s = 0.9 * self._drain_s + (now - self._last_finish)
         self._last_finish = now
-        # The next batch leaves before these callers are woken: what they do with their results must not hold it up.
+        # The next batch starts before these callers are woken: what they do with their results must not delay it.
         self._pump()
-        if task.cancelled():  # the loop is going down
+        if task.cancelled():  # the event loop is shutting down
             results: list[object] = [ShuttingDown("The server is shutting down.")] * len(batch)
         else:
             results = task.result()
@@ -283,8 +306,8 @@ class Batcher(Generic[Item, Result]):
             entry.answer(result)
 
     async def _results(self, batch: list[Waiting[Item]]) -> list[object]:
-        """Run a batch: a result or an exception for each of its items, whatever happens."""
-        # Whoever has gone away since the batch was picked, or since it failed, is not worth a run.
+        """Run a batch. Returns a result or an exception for each of its items, whatever happens."""
+        # Callers may have cancelled since the batch was picked, or since it failed: their items are not run.
         alive = [entry for entry in batch if not entry.abandoned]
         results: Sequence[object] = []
         if alive:
@@ -292,7 +315,7 @@ class Batcher(Generic[Item, Result]):
                 results = await self._run_batch([entry.item for entry in alive])
                 if len(results) != len(alive):
                     raise RuntimeError(f"run returned {len(results)} results for {len(alive)} items")
-            except Exception as error:  # noqa: BLE001 - handed to everyone who waits, or to the culprit alone
+            except Exception as error:  # noqa: BLE001 - answered to the callers
                 if self._bisect and len(alive) > 1:
                     middle = len(alive) // 2
                     results = await self._results(alive[:middle]) + await self._results(alive[middle:])
@@ -302,7 +325,7 @@ class Batcher(Generic[Item, Result]):
         return [result_of.get(entry) for entry in batch]
 
     async def close(self) -> None:
-        """Finish what was taken; what waits gets `ShuttingDown`, and so does what is submitted later."""
+        """Let the running batches finish. Items that are queued or submitted later get `ShuttingDown`."""
         self._closed = True
         waiting, self._waiting, self._queued_cost = self._waiting, [], 0
         for entry in waiting:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deployments.batcher import Batcher
+from deployments.batcher import Batcher, oldest_call
 from deployments.errors import Overloaded, ShuttingDown
 
 CASES = 10_000
@@ -105,6 +105,19 @@ async def test_an_item_over_the_budget_travels_alone() -> None:
     await turns()
     assert device.started == [[2], [9], [3]]
     await batcher_ended(batcher, device)
+
+
+async def test_oldest_call_runs_call_by_call_in_the_order_of_arrival_whatever_the_budget() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=2, select=oldest_call)
+    tasks = [start(batcher.submit_all(items)) for items in ([1, 2, 3], [4], [5, 6])]
+    await turns()
+    assert device.started == [[1, 2, 3]]
+    assert (batcher.queued, batcher.queued_cost) == (3, 3)
+    for _ in range(3):
+        await device.finish()
+    assert device.started == [[1, 2, 3], [4], [5, 6]]
+    assert [await task for task in tasks] == [[2, 4, 6], [8], [10, 12]]
 
 
 async def test_a_cancelled_caller_leaves_before_its_batch() -> None:

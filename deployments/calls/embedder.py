@@ -4,7 +4,6 @@ Hundreds of small HTTP requests become a few handle calls: while a call is on it
 and rides the next one.
 """
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypedDict, TypeVar, cast
 
@@ -213,10 +212,8 @@ def _joined(results: Sequence[EmbedResult]) -> EmbedResult:
 
 
 def _renamed(error: MemserveError, start: int, path_of: Callable[[int], str]) -> MemserveError:
-    """The engine's `input.N` as the caller knows it."""
-    match = re.match(r"input\.(\d+)", error.param or "")
-    if match is None or not isinstance(error, InvalidRequest | EmbeddingFailed):
+    """The engine's error with the path of the input in the caller's request."""
+    if error.position is None or not isinstance(error, InvalidRequest | EmbeddingFailed):
         return error
-    path = path_of(start + int(match[1]))
-    param = path + (error.param or "")[match.end() :]
-    return type(error)(error.message.replace(match[0], path), param, error.code)
+    path = path_of(start + error.position)
+    return type(error)(f"{path}: {error.message}", path, error.code)

@@ -1,12 +1,14 @@
-"""The embedding engine: requests in, vectors out, batches by themselves.
+"""The embedding engine: requests in, vectors out. Requests that arrive while the device is busy share its next forward.
 
 Guarantees:
-- A request's vectors are in the order of its inputs, whatever forwards they travelled in.
-- A failure belongs to the request that caused it: bad input is refused before it joins a batch, a batch that fails is
-  halved until only the culprit's request fails, and a vector that is not finite is an error, never an answer.
-- Tokenizing runs beside the forward: the next batch is ready when the device is.
-- The texts of a cancelled request leave before the forward.
-- Admission counts tokens; past the limit a request is refused whole and at once.
+- The vectors of a request are in the order of its inputs, whichever forwards computed them.
+- A failure belongs to the request that caused it. Bad input is refused before it joins a batch. A batch that fails is
+  halved until only the failing request fails. A vector that is not finite is an error, never an answer.
+- Inputs are tokenized while a forward runs, so that the next batch is ready when the device is free.
+- The texts of a cancelled request leave the queue before the forward.
+- Admission counts tokens. A request over the limit is refused as a whole and at once.
+
+Nothing is durable: queued requests are lost with the process.
 """
 
 from __future__ import annotations
@@ -19,25 +21,25 @@ from typing import Any, cast
 
 import numpy as np
 
-from deployments.batcher import Batcher, oldest_first
+from deployments.batcher import Batcher, oldest_call, oldest_first
 from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
 from deployments.embedding.packing import pick, runs
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Unavailable, UpstreamFailed
 
-# Inputs are tokenized in groups of about this many characters, so that a huge request does not hold up a small one.
+# Inputs are tokenized in groups of about this many characters, so that a huge request does not delay a small one.
 _TOKENIZE_CHARACTERS = 65_536
-# Of ordinary text; what waits to be tokenized is bounded by it before its tokens are known.
+# In ordinary text. It bounds the texts that are queued for the tokenizer, whose tokens are not known yet.
 _CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds that a request spent; of its slowest text where texts differ.
+    """Where the time of a request went, in seconds. Each value is the largest of its texts.
 
     Attributes:
-        queue_s: from tokenized to the start of the forward.
-        tokenize_s: from arrival to tokenized.
-        forward_s: of the forward that its text was in.
+        queue_s: from the end of tokenizing to the start of the forward.
+        tokenize_s: from arrival to the end of tokenizing.
+        forward_s: the duration of the forward that computed the text.
     """
 
     queue_s: float
@@ -47,13 +49,13 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class EmbedRequest:
-    """Texts, or lists of token ids (used verbatim), to be embedded alike.
+    """Texts, or lists of token ids, that are embedded in the same way.
 
     Attributes:
-        inputs: at least one; none of them empty.
-        prompt: put in front of each text; not of token ids.
-        truncate: which end of a too long input is cut; with `none` the request is refused.
-        input_type: what the inputs are: some models read more of a document than of a query.
+        inputs: at least one; none of them may be empty. Token ids are used verbatim.
+        prompt: put in front of each text, but not of token ids.
+        truncate: the end at which an input that is too long is cut; with `none` the request is refused instead.
+        input_type: what the inputs are. Some models read more tokens of a document than of a query.
     """
 
     inputs: list[str] | list[list[int]]
@@ -68,8 +70,8 @@ class EmbedResult:
 
     Attributes:
         vectors: (n, dim) float32, C-contiguous, in the order of the inputs.
-        tokens: (n,) int32, tokens the model read, special tokens included, padding not.
-        truncated: (n,) bool.
+        tokens: (n,) int32, the tokens that the model read: with special tokens, without padding.
+        truncated: (n,) bool, whether the input was cut.
         timings: where the time went.
     """
 
@@ -81,7 +83,7 @@ class EmbedResult:
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
-    """One forward: texts, their real tokens, tokens with padding, seconds."""
+    """One forward: its texts, their tokens without and with padding, and its duration in seconds."""
 
     texts: int
     tokens: int
@@ -91,9 +93,10 @@ class BatchStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges and counters since the start, for metrics. `queued_tokens` are those that wait to be tokenized, too.
+    """Gauges, and counters since the start, for metrics.
 
-    `failed_texts` are those that got an error in place of a vector, not those that only shared a request with one.
+    `queued_tokens` includes an estimate for the texts that are not tokenized yet. `failed_texts` counts the texts that
+    got an error in place of a vector. It does not count the other texts of their requests.
     """
 
     queued_texts: int
@@ -110,7 +113,7 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A text on its way to the device."""
+    """A text that is ready for the device."""
 
     tokens: Tokens
     queued_at: float
@@ -118,7 +121,7 @@ class _Text:
 
 @dataclass(frozen=True, slots=True)
 class _Vector:
-    """A text's vector (dim,) float32 and its times."""
+    """The vector of a text, (dim,) float32, and its times in seconds."""
 
     row: np.ndarray
     queue_s: float
@@ -127,7 +130,7 @@ class _Vector:
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """An input on its way to the tokenizer."""
+    """An input that is to be tokenized."""
 
     given: str | list[int]
     prompt: str
@@ -136,15 +139,16 @@ class _Input:
 
 
 class Engine:
-    """Dynamic batching in front of one model. Belongs to one event loop.
+    """Dynamic batching in front of one model. An engine belongs to one event loop.
 
     Args:
         model: local, remote or fake.
-        max_batch_tokens: padded tokens of a batch; None for what suits the model's device.
-        forwards_in_flight: forwards at a time; None for what suits the model's device.
-        queue_enabled: False runs each request as a batch of its own, in the order of arrival: a baseline.
-        max_queued_tokens: tokens that may wait before requests are refused; None for no limit.
-        on_batch: told of every forward that succeeded.
+        max_batch_tokens: the most padded tokens of a batch; None for the value that suits the model's device.
+        forwards_in_flight: how many forwards run at a time; None for the value that suits the model's device.
+        queue_enabled: False gives each request a forward of its own, in the order of arrival: a baseline to compare
+            with.
+        max_queued_tokens: the most tokens that may be queued before requests are refused; None for no limit.
+        on_batch: called after every forward that succeeded.
         clock: seconds, monotonic.
     """
 
@@ -173,34 +177,23 @@ class Engine:
             bisect=True,
             clock=clock,
         )
-        in_flight = forwards_in_flight or model.forwards_in_flight
-        self._texts_queue: Batcher[_Text, _Vector] | None = None
-        self._requests_queue: Batcher[list[_Text], list[_Vector | Exception]] | None = None
-        self._device: Batcher[Any, Any]
+        select = oldest_call
         if queue_enabled:
-            self._device = self._texts_queue = Batcher(
-                self._forward,
-                in_flight=in_flight,
-                budget=max_batch_tokens or model.max_batch_tokens,
-                cost=lambda text: len(text.tokens),
-                select=pick if model.pads else oldest_first,
-                max_queued=max_queued_tokens,
-                bisect=True,
-                clock=clock,
-            )
-        else:
-            self._device = self._requests_queue = Batcher(
-                self._forward_alone,
-                in_flight=in_flight,
-                budget=1,
-                cost=lambda texts: sum(len(text.tokens) for text in texts),
-                max_queued=max_queued_tokens,
-                clock=clock,
-            )
+            select = pick if model.pads else oldest_first
+        self._device: Batcher[_Text, _Vector] = Batcher(
+            self._forward,
+            in_flight=forwards_in_flight or model.forwards_in_flight,
+            budget=max_batch_tokens or model.max_batch_tokens,
+            cost=lambda text: len(text.tokens),
+            select=select,
+            max_queued=max_queued_tokens,
+            bisect=queue_enabled,
+            clock=clock,
+        )
 
     @property
     def info(self) -> ModelInfo:
-        """What is known of the model."""
+        """What is known about the model."""
         return self.model.info
 
     def reconfigure(
@@ -210,7 +203,7 @@ class Engine:
         forwards_in_flight: int | None = None,
         max_queued_tokens: int | None = None,
     ) -> None:
-        """Change the limits while it runs; None as in the constructor."""
+        """Change the limits of a running engine. None means the same as in the constructor."""
         self._tokenizer.reconfigure(
             in_flight=1,
             budget=_TOKENIZE_CHARACTERS,
@@ -218,12 +211,12 @@ class Engine:
         )
         self._device.reconfigure(
             in_flight=forwards_in_flight or self.model.forwards_in_flight,
-            budget=(max_batch_tokens or self.model.max_batch_tokens) if self._texts_queue else 1,
+            budget=max_batch_tokens or self.model.max_batch_tokens,
             max_queued=max_queued_tokens,
         )
 
     async def embed(self, requests: Sequence[EmbedRequest]) -> list[EmbedResult | Exception]:
-        """Embed many requests. Each gets its result or its own error; cancelling the call abandons them all."""
+        """Embed many requests. Each gets its result or its own error. Cancelling the call cancels all of them."""
         answers = await asyncio.gather(*(self.embed_one(request) for request in requests), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, Exception):
@@ -231,18 +224,18 @@ class Engine:
         return answers  # type: ignore[return-value]
 
     async def embed_one(self, request: EmbedRequest) -> EmbedResult:
-        """Embed one request; cancelling the call takes its texts out of the queue.
+        """Embed one request. Cancelling the call takes its texts out of the queue.
 
         Raises:
-            InvalidRequest: `param` names the input: empty, a token id outside the vocabulary, or too long with
-                truncate `none`.
-            Overloaded: too many tokens wait.
-            EmbeddingFailed: the model failed on one of these inputs alone, or its vector is not finite.
+            InvalidRequest: the input at `position` is empty, is not Unicode, holds a token id outside the vocabulary,
+                or is too long and `truncate` is `none`.
+            Overloaded: too many tokens are queued.
+            EmbeddingFailed: the model failed on the input at `position` alone, or its vector is not finite.
             UpstreamFailed: a remote model failed.
             Unavailable: the engine is closed.
         """
         self._check(request)
-        # Before any work is done for it; by its tokens once they are known.
+        # Before any work is done for the request. The queue counts its tokens once they are known.
         self._device.admit(len(request.inputs) + self._tokenizer.queued_cost // _CHARACTERS_PER_TOKEN)
         arrived = self._clock()
         inputs = [_Input(given, request.prompt, request.truncate, request.input_type) for given in request.inputs]
@@ -250,16 +243,12 @@ class Engine:
         tokens = [self._fitting(*answer, limit) for answer in enumerate(await self._tokenizer.submit_all(inputs))]
         queued_at = self._clock()
         texts = [_Text(one, queued_at) for one in tokens]
-        if self._texts_queue is not None:
-            answers = await self._texts_queue.submit_all(texts)
-        else:
-            assert self._requests_queue is not None
-            answers = await self._requests_queue.submit(texts)
-        failed = [(index, answer) for index, answer in enumerate(answers) if isinstance(answer, Exception)]
+        answers = await self._device.submit_all(texts)
+        failed = [(position, answer) for position, answer in enumerate(answers) if isinstance(answer, Exception)]
         if failed:
             self._failed_texts += len(failed)
-            index, error = failed[0]
-            raise _error_of(error, index) from error
+            position, error = failed[0]
+            raise _located(error, position) from error
         vectors = cast(list[_Vector], answers)
         return EmbedResult(
             np.stack([vector.row for vector in vectors]),
@@ -273,24 +262,24 @@ class Engine:
         )
 
     def _check(self, request: EmbedRequest) -> None:
+        """Refuse inputs that can never be embedded, before they join a batch."""
         if not request.inputs:
-            raise InvalidRequest("There is no input.", "input")
+            raise InvalidRequest("must not be empty", "input", "empty_input")
         vocab_size = self.info.vocab_size
-        for index, given in enumerate(request.inputs):
+        for position, given in enumerate(request.inputs):
             if not given:
-                raise InvalidRequest("An input must not be empty.", f"input.{index}")
+                raise InvalidRequest("must not be empty", None, "empty_input", position)
             if isinstance(given, str):
                 try:
                     given.encode()
                 except UnicodeEncodeError as error:
-                    message = "An input is not valid Unicode: it holds half of a surrogate pair."
-                    raise InvalidRequest(message, f"input.{index}") from error
+                    message = "is not valid Unicode: it holds half of a surrogate pair"
+                    raise InvalidRequest(message, None, None, position) from error
             else:
                 outside = next((token for token in cast(list[int], given) if not 0 <= token < vocab_size), None)
                 if outside is not None:
-                    raise InvalidRequest(
-                        f"Token id {outside} is outside the vocabulary of {vocab_size} tokens.", f"input.{index}"
-                    )
+                    message = f"holds the token id {outside}, which is outside the vocabulary of {vocab_size} tokens"
+                    raise InvalidRequest(message, None, None, position)
 
     async def _tokenize(self, inputs: list[_Input]) -> list[Tokens | int | Exception]:
         alike: dict[tuple[bool, str, Truncate, InputType | None], list[int]] = {}
@@ -306,31 +295,23 @@ class Engine:
         return answers
 
     @staticmethod
-    def _fitting(index: int, tokens: Tokens | int | Exception, limit: int) -> Tokens:
+    def _fitting(position: int, tokens: Tokens | int | Exception, limit: int) -> Tokens:
+        """The tokens of an input. Raises the error of one that could not be tokenized, is too long or has none."""
         if isinstance(tokens, Exception):
-            raise _error_of(tokens, index) from tokens
+            raise _located(tokens, position) from tokens
         if isinstance(tokens, int):
-            message = f"input.{index} has {tokens} tokens; the model reads at most {limit}."
-            raise InvalidRequest(message, f"input.{index}", "context_length_exceeded")
+            message = f"has {tokens} tokens; the model reads at most {limit}"
+            raise InvalidRequest(message, None, "context_length_exceeded", position)
         if len(tokens) == 0:
-            raise InvalidRequest("There is nothing to embed in this input.", f"input.{index}")
+            raise InvalidRequest("holds nothing to embed", None, None, position)
         return tokens
-
-    async def _forward_alone(self, requests: list[list[_Text]]) -> list[list[_Vector | Exception] | Exception]:
-        answers: list[list[_Vector | Exception] | Exception] = []
-        for texts in requests:
-            try:
-                answers.append(await self._forward(texts))
-            except Exception as error:  # noqa: BLE001 - handed to the one who waits
-                answers.append([error] * len(texts))
-        return answers
 
     async def _forward(self, texts: list[_Text]) -> list[_Vector | Exception]:
         started = self._clock()
         try:
             matrix = await self.model.forward([text.tokens for text in texts])  # (texts, dim) float32
         except (UpstreamFailed, Unavailable) as error:
-            return [error] * len(texts)  # nobody's fault here: smaller batches would fail as well
+            return [error] * len(texts)  # no text is at fault: smaller batches would fail as well
         seconds = self._clock() - started
         lengths = [len(text.tokens) for text in texts]
         padded = len(texts) * max(lengths) if self.model.pads else sum(lengths)
@@ -346,20 +327,20 @@ class Engine:
         return [
             _Vector(row, started - text.queued_at, seconds)
             if good
-            else EmbeddingFailed("The model made a vector that is not finite.")
+            else EmbeddingFailed("the model made a vector that is not finite")
             for text, row, good in zip(texts, matrix, finite.tolist(), strict=True)
         ]
 
     def check_health(self) -> None:
-        """Raises Unavailable when the model's device is lost, so that only a new process can help."""
+        """Raise Unavailable if the model's device is lost: only a new process can help."""
         if self.model.lost is not None:
             raise Unavailable(f"The model's device is lost: {self.model.lost}")
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
-        """The tokens of each text with their places in it, uncut.
+        """Tokenize texts without truncation. Returns the tokens of each text with their places in it.
 
         Raises:
-            InvalidRequest: a text is empty or not Unicode, with `param` naming it, or the tokenizer is not here.
+            InvalidRequest: the text at `position` is empty or not Unicode; or this model's tokenizer is its provider's.
         """
         self._check(EmbedRequest(list(texts)))
         answer = []
@@ -368,10 +349,11 @@ class Engine:
         return answer
 
     async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each list of token ids, special tokens left out.
+        """Turn lists of token ids into texts, without special tokens.
 
         Raises:
-            InvalidRequest: a token id outside the vocabulary; `param` names the list. The tokenizer is not here.
+            InvalidRequest: the list at `position` is empty or holds a token id outside the vocabulary; or this model's
+                tokenizer is its provider's.
         """
         self._check(EmbedRequest([list(sequence) for sequence in ids]))
         answer = []
@@ -380,9 +362,8 @@ class Engine:
         return answer
 
     async def warm_up(self) -> None:
-        """Run the shapes that a batch can have, up to the full budget: the first caller does not pay for them."""
-        budget = self._device.budget if self._texts_queue else self.model.max_batch_tokens
-        await self.model.warm_up(budget, self._device.in_flight)
+        """Run batches of the shapes that will occur, up to the full budget, so that the first caller need not wait."""
+        await self.model.warm_up(self._device.budget, self._device.in_flight)
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics."""
@@ -401,17 +382,17 @@ class Engine:
         )
 
     async def close(self) -> None:
-        """Finish the running forwards; what waits gets Unavailable. Then release the model."""
+        """Let the running forwards finish, answer queued requests with Unavailable, and release the model."""
         await self._tokenizer.close()
         await self._device.close()
         await self.model.close()
 
 
-def _error_of(error: Exception, index: int) -> Exception:
-    """What the caller is told about a text that failed."""
-    if isinstance(error, EmbeddingFailed | InvalidRequest):  # a remote model refuses an input, without its number
-        return type(error)(error.message, f"input.{index}", error.code)
+def _located(error: Exception, position: int) -> Exception:
+    """The error of the text at `position`, as its caller gets it."""
+    if isinstance(error, EmbeddingFailed | InvalidRequest):  # of one text that does not know its position
+        return type(error)(error.message, error.field, error.code, position)
     if isinstance(error, MemserveError):
         return error
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return EmbeddingFailed(f"The model failed on this input: {reason}", f"input.{index}")
+    return EmbeddingFailed(f"the model failed on this input: {reason}", None, None, position)

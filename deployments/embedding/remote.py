@@ -121,7 +121,7 @@ class RemoteModel(Model):
             ) from error
         except openai.APIStatusError as error:
             if error.status_code in (400, 413, 422):
-                raise InvalidRequest(_said(error), "input") from error
+                raise InvalidRequest(_said(error)) from error
             raise UpstreamFailed(_said(error), None, None, status=_STATUS.get(error.status_code, 502)) from error
         except (openai.OpenAIError, ValueError) as error:  # the client passes on that it is no JSON
             raise UpstreamFailed(f"The embedding provider's answer makes no sense: {error}") from error

@@ -113,7 +113,7 @@ async def test_an_error_names_the_input_as_its_caller_knows_it() -> None:
     with pytest.raises(InvalidRequest) as refused:
         await calls.embed(texts, "", "none", path_of)
     assert refused.value.param == "memories.33.text"
-    assert str(refused.value) == "memories.33.text has 17 tokens; the model reads at most 16."
+    assert str(refused.value) == "memories.33.text: has 17 tokens; the model reads at most 16"
 
 
 async def test_past_the_limit_one_text_and_many_are_refused_at_once() -> None:

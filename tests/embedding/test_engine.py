@@ -129,8 +129,8 @@ async def test_poison_in_a_batch_of_64_fails_alone() -> None:
     answers = await engine.embed([EmbedRequest([text]) for text in texts])
     assert [index for index, answer in enumerate(answers) if isinstance(answer, Exception)] == [41]
     failed = answers[41]
-    assert isinstance(failed, EmbeddingFailed) and failed.param == "input.0"
-    assert str(failed) == "The model failed on this input: the fake model was told to fail on this text"
+    assert isinstance(failed, EmbeddingFailed) and failed.position == 0
+    assert str(failed) == "the model failed on this input: the fake model was told to fail on this text"
     assert np.array_equal(result(answers[40]).vectors, await expected(model, [texts[40]]))
     assert len(model.batches[0]) == 64
     assert engine.stats().failed_texts == 1
@@ -142,7 +142,7 @@ async def test_the_texts_that_failed_are_counted(queue_enabled: bool, failed: in
     engine = Engine(FakeModel(), queue_enabled=queue_enabled)
     with pytest.raises(EmbeddingFailed) as error:
         await engine.embed_one(EmbedRequest(["fine", "poison a", "fine too", "poison b"]))
-    assert error.value.param == ("input.1" if queue_enabled else "input.0")
+    assert error.value.position == (1 if queue_enabled else 0)
     assert engine.stats().failed_texts == failed
 
 
@@ -159,37 +159,41 @@ async def test_out_of_memory_halves_the_batch_and_only_what_fails_alone_fails() 
 async def test_a_vector_that_is_not_finite_is_an_error_of_its_request() -> None:
     engine = Engine(FakeModel())
     good, bad = await engine.embed([EmbedRequest(["fine"]), EmbedRequest(["fine", "notanumber"])])
-    assert isinstance(bad, EmbeddingFailed) and bad.param == "input.1"
+    assert isinstance(bad, EmbeddingFailed) and bad.position == 1
     assert np.isfinite(result(good).vectors).all()
 
 
 @pytest.mark.parametrize(
-    ("request_", "param", "message"),
+    ("request_", "position", "field", "message"),
     [
-        (EmbedRequest([]), "input", "There is no input."),
-        (EmbedRequest(["a", ""]), "input.1", "An input must not be empty."),
-        (EmbedRequest([[1], []]), "input.1", "An input must not be empty."),
+        (EmbedRequest([]), None, "input", "must not be empty"),
+        (EmbedRequest(["a", ""]), 1, None, "must not be empty"),
+        (EmbedRequest([[1], []]), 1, None, "must not be empty"),
         (
             EmbedRequest([[1, 2, 1 << 20]]),
-            "input.0",
-            f"Token id {1 << 20} is outside the vocabulary of {1 << 20} tokens.",
+            0,
+            None,
+            f"holds the token id {1 << 20}, which is outside the vocabulary of {1 << 20} tokens",
         ),
-        (EmbedRequest([[-1]]), "input.0", f"Token id -1 is outside the vocabulary of {1 << 20} tokens."),
         (
-            EmbedRequest(["a", "b " * 300], truncate="none"),
-            "input.1",
-            "input.1 has 300 tokens; the model reads at most 256.",
+            EmbedRequest([[-1]]),
+            0,
+            None,
+            f"holds the token id -1, which is outside the vocabulary of {1 << 20} tokens",
         ),
-        (EmbedRequest([[7] * 257], truncate="none"), "input.0", "input.0 has 257 tokens; the model reads at most 256."),
-        (EmbedRequest(["a", "\ud800"]), "input.1", "An input is not valid Unicode: it holds half of a surrogate pair."),
-        (EmbedRequest([" "]), "input.0", "There is nothing to embed in this input."),
+        (EmbedRequest(["a", "b " * 300], truncate="none"), 1, None, "has 300 tokens; the model reads at most 256"),
+        (EmbedRequest([[7] * 257], truncate="none"), 0, None, "has 257 tokens; the model reads at most 256"),
+        (EmbedRequest(["a", "\ud800"]), 1, None, "is not valid Unicode: it holds half of a surrogate pair"),
+        (EmbedRequest([" "]), 0, None, "holds nothing to embed"),
     ],
 )
-async def test_bad_input_is_refused_before_it_joins_a_batch(request_: EmbedRequest, param: str, message: str) -> None:
+async def test_bad_input_is_refused_before_it_joins_a_batch(
+    request_: EmbedRequest, position: int | None, field: str | None, message: str
+) -> None:
     model = FakeModel()
     good, bad = await Engine(model).embed([EmbedRequest(["fine"]), request_])
     assert isinstance(bad, InvalidRequest)
-    assert (bad.param, str(bad)) == (param, message)
+    assert (bad.position, bad.field, bad.message) == (position, field, message)
     assert isinstance(good, EmbedResult)
     assert model.batches == [[1]]
 
@@ -269,6 +273,33 @@ async def test_without_the_queue_each_request_is_a_forward_of_its_own() -> None:
     assert np.array_equal(result(answers[0]).vectors, await expected(model, ["a", "b c d e f"]))
     assert isinstance(answers[2], EmbeddingFailed)
     assert model.batches == [[1, 5], [1], [1]]
+
+
+async def test_without_the_queue_requests_run_in_the_order_of_arrival_and_cancelled_ones_do_not() -> None:
+    model = Held()
+    engine = Engine(model, queue_enabled=False)
+    tasks = [asyncio.create_task(engine.embed_one(EmbedRequest(["a"] * texts))) for texts in (1, 2, 3, 4)]
+    await turns()
+    assert (engine.stats().running_forwards, engine.stats().queued_texts, engine.stats().queued_tokens) == (1, 9, 9)
+    tasks.pop(1).cancel()
+    await turns()
+    assert (engine.stats().queued_texts, engine.stats().queued_tokens) == (7, 7)
+    for _ in tasks:
+        await model.let_go()
+    assert [len((await task).vectors) for task in tasks] == [1, 3, 4]
+    assert model.batches == [[1], [1] * 3, [1] * 4]
+
+
+async def test_without_the_queue_a_request_over_the_limit_is_refused_too() -> None:
+    model = Held()
+    engine = Engine(model, queue_enabled=False, max_queued_tokens=3)
+    tasks = [asyncio.create_task(engine.embed_one(EmbedRequest(["a"] * texts))) for texts in (1, 2)]
+    await turns()
+    with pytest.raises(Overloaded):
+        await engine.embed_one(EmbedRequest(["a"] * 2))
+    for _ in tasks:
+        await model.let_go()
+    await asyncio.gather(*tasks)
 
 
 async def test_an_upstream_that_is_down_is_not_asked_again_in_halves() -> None:

@@ -136,7 +136,7 @@ async def test_its_400_is_the_culprits_alone(provider: Provider) -> None:
     assert isinstance(good, EmbedResult) and isinstance(fine, EmbedResult)
     (listed,) = await engine.embed([EmbedRequest(["a", "far too long", "b"])])
     assert isinstance(listed, InvalidRequest)
-    assert (bad.param, listed.param) == ("input.0", "input.1")
+    assert (bad.position, bad.field, listed.position, listed.field) == (0, None, 1, None)
     await engine.close()
 
 
