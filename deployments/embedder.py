@@ -11,9 +11,10 @@ from typing import Any
 import ray
 from ray import serve
 
-from deployments.embedding.engine import EmbedRequest, EmbedResult, Engine
+from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import load_model
 from deployments.embedding.model import ModelInfo, TextToken
+from deployments.embedding.outputs import EmbedResult
 from deployments.errors import MemserveError
 from deployments.metrics import EmbedderMetrics
 from deployments.serving.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, BusyTime

@@ -1,31 +1,37 @@
-"""One error tree, and one table from it to HTTP.
+"""The errors of the deployments, the one table from errors to HTTP, and how an error gets the path of its field.
 
     MemserveError                   500  server_error
-    ├── InvalidRequest              400  invalid_request_error, `param` names the field
-    ├── NotFound                    404  not_found_error
-    ├── Conflict                    409  conflict_error
+    ├── InvalidRequest              400  invalid_request_error
+    ├── ModelNotFound               404  not_found_error
     ├── TooLarge                    413  invalid_request_error
     ├── Overloaded                  429  rate_limit_error, with Retry-After
-    ├── EmbeddingFailed             500  server_error: this input failed alone, or its vector is not finite
+    ├── EmbeddingFailed             500  server_error: the model failed on this input alone, or its vector is not finite
     ├── Unavailable                 503  unavailable_error, with Retry-After
     │   ├── ModelUnavailable        503  the model cannot be loaded; the message is one line for an operator
-    │   └── ShuttingDown            503  this process ends before the work's turn came
+    │   └── ShuttingDown            503  this process ended before it began the work
     └── UpstreamFailed              502, 503 or 504  upstream_error, with the upstream's message
 
 The errors of the package store/ stand in the same table. Every error takes positional arguments and passes them to
 `super().__init__`, so that it survives pickling between replicas.
+
+Code below the edge raises errors with the position of an item in the list that it was given, and the field within the
+item. `renumbered` follows an item through a list that was made of another one. `located` turns position and field into
+the path in the caller's request, once, in the service or the route.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import store.errors as store_errors
+from store.errors import LocatedError
 
-MAX_SAID = 1_024  # characters of a message or of a path on the wire: a name in it may be as long as the body it came in
+MAX_CHARACTERS = 1_024  # of a message, and of a path, on the wire: a path may be as long as the body that it comes from
 
 
-class MemserveError(store_errors.LocatedError):
+class MemserveError(LocatedError):
     """Root of the tree."""
 
 
@@ -33,12 +39,8 @@ class InvalidRequest(MemserveError):
     """The request can never succeed as it stands."""
 
 
-class NotFound(MemserveError):
-    """Not there, or another tenant's or user's."""
-
-
-class Conflict(MemserveError):
-    """The state of the log contradicts the request."""
+class ModelNotFound(MemserveError):
+    """The request names a model that is not served here."""
 
 
 class TooLarge(MemserveError):
@@ -50,7 +52,7 @@ class EmbeddingFailed(MemserveError):
 
 
 class Overloaded(MemserveError):
-    """More work waits than is admitted. `retry_after_s` is the time in which the queue is expected to drain."""
+    """More work is queued than is admitted. `retry_after_s` is the time until the queue is expected to be empty."""
 
     def __init__(
         self,
@@ -65,7 +67,8 @@ class Overloaded(MemserveError):
 
 
 class Unavailable(MemserveError):
-    """A part that the request needs is not there at the moment. Safe to retry after `retry_after_s`."""
+    """A part that the request needs is away at the moment. Safe to retry after `retry_after_s`, unless `code` is
+    `OUTCOME_UNKNOWN`."""
 
     def __init__(
         self,
@@ -80,15 +83,15 @@ class Unavailable(MemserveError):
 
 
 class ModelUnavailable(Unavailable):
-    """The model cannot be loaded: not there, not readable, or not a model."""
+    """The model cannot be loaded: it is missing, not readable, or not a model."""
 
 
 class ShuttingDown(Unavailable):
-    """This process ends before the work's turn came: nothing of it was done, and another process may do it."""
+    """This process ended before it began the work. Nothing of it was done, and another process may do it."""
 
 
 class UpstreamFailed(MemserveError):
-    """A remote embedding provider failed. `status` is what the caller is answered: 502, 503 or 504."""
+    """A remote embedding provider failed. `status` is the HTTP status for the caller: 502, 503 or 504."""
 
     def __init__(
         self,
@@ -102,8 +105,46 @@ class UpstreamFailed(MemserveError):
         self.status = status
 
 
+@contextmanager
+def renumbered(positions: Sequence[int], field: str | None = None) -> Iterator[None]:
+    """Around a call with items taken from a longer list: an error about the n-th is about `positions[n]` of that list.
+
+    Args:
+        field: the field of the longer list's items that the call was given, if it was not given whole items.
+    """
+    try:
+        yield
+    except LocatedError as error:
+        if error.position is None:
+            raise
+        raise error.at(_joined(field, error.field), positions[error.position]) from error
+
+
+@contextmanager
+def located(name: str, *, in_list: bool = True, beside: Collection[str] = ()) -> Iterator[None]:
+    """Around a call with the items of a request: turn the position and the field of an error into its path.
+
+    Args:
+        name: the field of the request that holds the items; empty if one item is the request itself.
+        in_list: the request holds a list: `memories.3.text`. If not, it holds one item: `input`, or `text`.
+        beside: fields that the request has once for all items, beside the list.
+    """
+    try:
+        yield
+    except LocatedError as error:
+        if error.position is None:
+            raise
+        if error.field in beside:
+            raise error.at(error.field) from error
+        raise error.at(_joined(name, str(error.position) if in_list else None, error.field)) from error
+
+
+def _joined(*parts: str | None) -> str | None:
+    return ".".join(part for part in parts if part) or None
+
+
 class HttpError(NamedTuple):
-    """What an exception becomes on the wire."""
+    """The answer that an exception becomes. `message` is without the path, which `param` holds."""
 
     status: int
     type: str
@@ -113,20 +154,22 @@ class HttpError(NamedTuple):
     retry_after_s: float | None
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """The OpenAI error shape."""
-        param = None if self.param is None else _cut(self.param)
-        return {"error": {"message": _cut(self.message), "type": self.type, "param": param, "code": self.code}}
+        """The OpenAI error shape; the path stands in front of the message."""
+        message, param = _shortened(self.message), None
+        if self.param is not None:
+            param = _shortened(self.param)
+            message = f"{param}: {message}"
+        return {"error": {"message": message, "type": self.type, "param": param, "code": self.code}}
 
 
-def _cut(said: str) -> str:
-    return said if len(said) <= MAX_SAID else said[: MAX_SAID - 1] + "…"
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
 
 
 # Most specific first: the first class that matches wins.
 _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (InvalidRequest, 400, "invalid_request_error"),
-    (NotFound, 404, "not_found_error"),
-    (Conflict, 409, "conflict_error"),
+    (ModelNotFound, 404, "not_found_error"),
     (TooLarge, 413, "invalid_request_error"),
     (Overloaded, 429, "rate_limit_error"),
     (EmbeddingFailed, 500, "server_error"),
@@ -143,7 +186,7 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
 
 
 def to_http(error: Exception) -> HttpError:
-    """Map any exception to what its caller is answered; an unknown one becomes a 500 that tells nothing inner."""
+    """Map an exception to the answer of its caller. An unknown one becomes a 500 that reveals nothing about it."""
     for cls, status, kind in _TABLE:
         if isinstance(error, cls):
             return HttpError(

@@ -8,7 +8,8 @@ from functools import cache
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from deployments.embedding.cache import VectorCache
-from deployments.embedding.engine import BatchStats, EmbedResult, EngineStats
+from deployments.embedding.engine import BatchStats, EngineStats
+from deployments.embedding.outputs import EmbedResult
 
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
 _TEXTS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]

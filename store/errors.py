@@ -1,26 +1,30 @@
-"""The errors of the store. All survive pickling: positional arguments, passed to `super().__init__`.
+"""The errors of the store, and `LocatedError`, the base of every error that a caller may see.
 
 StoreError
-├── InvalidInput      the request can never succeed; `position` and `field` say where
+├── InvalidInput      the request can never succeed; `position` and `field` say where it is wrong
 ├── NotFound          no such memory or user
-├── Conflict          the log's state contradicts the request
-├── LogUnavailable    the log cannot be read or written at the moment; safe to retry but where `code` is outcome_unknown
-├── LogDamaged        the log's file or rows are damaged; never served in silence
-├── SchemaMismatch    the log was written by another version of the schema
+├── Conflict          the state of the log contradicts the request
+├── LogUnavailable    the log cannot be read or written at the moment; safe to retry unless `code` is outcome_unknown
+├── LogDamaged        the log's file or rows are damaged; damaged data is never served
+├── SchemaMismatch    the log was written by a newer version of the schema
 └── ModelMismatch     the log was filled by another model
+
+Every error survives pickling: it takes positional arguments and passes them to `super().__init__`.
 """
 
 from __future__ import annotations
+
+from typing import Self
 
 OUTCOME_UNKNOWN = "outcome_unknown"
 """The code of an error after which a write may have been made."""
 
 
 class LocatedError(Exception):
-    """An error that knows which part of the request it is about.
+    """An error that says which part of the request it is about. As a string it is `3.text: must not be empty`.
 
     Args:
-        message: one sentence for the caller. It does not name the field: the path is put in front of it at the edge.
+        message: one sentence for the caller. It does not name the field: `str` puts the path in front of it.
         field: path of the offending field within its item (`text`, `filter.AND.0.age`), if there is one.
         code: stable machine-readable reason, if there is one.
         position: index of the offending item in the list that the call was given, if there is one.
@@ -41,13 +45,17 @@ class LocatedError(Exception):
         self.position = position
 
     def __str__(self) -> str:
-        return self.message
+        return self.message if self.param is None else f"{self.param}: {self.message}"
 
     @property
     def param(self) -> str | None:
         """The path as far as it is known: `3.text` for the field `text` of the item 3."""
         parts = [part for part in (self.position, self.field) if part is not None]
         return ".".join(map(str, parts)) if parts else None
+
+    def at(self, field: str | None, position: int | None = None) -> Self:
+        """The same error about another place."""
+        return type(self)(self.message, field, self.code, position, *self.args[4:])
 
 
 class StoreError(LocatedError):

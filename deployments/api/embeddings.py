@@ -11,7 +11,7 @@ from deployments.api import answers
 from deployments.api.http import decode_id, json_response, read_body, timing_headers
 from deployments.api.openapi import TIMES, takes
 from deployments.embedding import outputs
-from deployments.errors import NotFound
+from deployments.errors import ModelNotFound
 from deployments.requests import bodies
 
 if TYPE_CHECKING:
@@ -82,4 +82,4 @@ def add_embeddings(api: FastAPI, gateway: Gateway) -> None:
 
 def _check_served(name: str, info: ModelInfo) -> None:
     if name != info.name:
-        raise NotFound(f"The model {name!r} is not served here; {info.name!r} is.", "model", "model_not_found")
+        raise ModelNotFound(f"{name!r} is not served here; {info.name!r} is", "model", "model_not_found")

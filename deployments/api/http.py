@@ -21,7 +21,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api.openapi import ERRORS
-from deployments.embedding.engine import Timings
+from deployments.embedding.outputs import Timings
 from deployments.errors import HttpError, InvalidRequest, MemserveError, TooLarge, to_http
 from deployments.requests import bodies
 from deployments.requests.fields import HeldId, Id

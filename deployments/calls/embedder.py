@@ -13,8 +13,9 @@ from ray.serve.handle import DeploymentHandle
 from deployments.batcher import Batcher
 from deployments.calls.resilient import LoneCalls, quick, resilient
 from deployments.embedding.cache import CachedVector, VectorCache, cache_key
-from deployments.embedding.engine import EmbedRequest, EmbedResult, Timings
+from deployments.embedding.engine import EmbedRequest
 from deployments.embedding.model import InputType, ModelInfo, TextToken, Truncate
+from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import runs
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, ShuttingDown
 
@@ -216,4 +217,4 @@ def _renamed(error: MemserveError, start: int, path_of: Callable[[int], str]) ->
     if error.position is None or not isinstance(error, InvalidRequest | EmbeddingFailed):
         return error
     path = path_of(start + error.position)
-    return type(error)(f"{path}: {error.message}", path, error.code)
+    return error.at(path)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from deployments.calls.embedder import EmbedderCalls, Inputs
-from deployments.embedding.engine import EmbedResult
 from deployments.embedding.model import InputType, ModelInfo, Truncate
+from deployments.embedding.outputs import EmbedResult
 from deployments.errors import InvalidRequest
 from deployments.metrics import GatewayMetrics
 from deployments.requests import bodies

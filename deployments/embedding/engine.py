@@ -23,6 +23,7 @@ import numpy as np
 
 from deployments.batcher import Batcher, oldest_call, oldest_first
 from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
+from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import pick, runs
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Unavailable, UpstreamFailed
 
@@ -30,21 +31,6 @@ from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, U
 _TOKENIZE_CHARACTERS = 65_536
 # In ordinary text. It bounds the texts that are queued for the tokenizer, whose tokens are not known yet.
 _CHARACTERS_PER_TOKEN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Where the time of a request went, in seconds. Each value is the largest of its texts.
-
-    Attributes:
-        queue_s: from the end of tokenizing to the start of the forward.
-        tokenize_s: from arrival to the end of tokenizing.
-        forward_s: the duration of the forward that computed the text.
-    """
-
-    queue_s: float
-    tokenize_s: float
-    forward_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +48,6 @@ class EmbedRequest:
     prompt: str = ""
     truncate: Truncate = "end"
     input_type: InputType | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EmbedResult:
-    """The answer to one request.
-
-    Attributes:
-        vectors: (n, dim) float32, C-contiguous, in the order of the inputs.
-        tokens: (n,) int32, the tokens that the model read: with special tokens, without padding.
-        truncated: (n,) bool, whether the input was cut.
-        timings: where the time went.
-    """
-
-    vectors: np.ndarray
-    tokens: np.ndarray
-    truncated: np.ndarray
-    timings: Timings
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,49 @@
-"""What is made of full vectors on the way out: fewer dimensions, smaller types, base64.
+"""The answer to an embedding request, and the forms that vectors leave in: fewer dimensions, smaller types, base64.
 
-The functions are pure and work on a copy, so that a cached vector stays what the model made.
+The functions are pure and return copies, so that a cached vector stays as the model made it.
 """
 
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 OutputDtype = Literal["float", "int8", "uint8", "binary", "ubinary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a request went, in seconds. Each value is the largest of its texts.
+
+    Attributes:
+        queue_s: from the end of tokenizing to the start of the forward.
+        tokenize_s: from arrival to the end of tokenizing.
+        forward_s: the duration of the forward that computed the text.
+    """
+
+    queue_s: float
+    tokenize_s: float
+    forward_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbedResult:
+    """The answer to one request.
+
+    Attributes:
+        vectors: (n, dim) float32, C-contiguous, in the order of the inputs.
+        tokens: (n,) int32, the tokens that the model read: with special tokens, without padding.
+        truncated: (n,) bool, whether the input was cut.
+        timings: where the time went.
+    """
+
+    vectors: np.ndarray
+    tokens: np.ndarray
+    truncated: np.ndarray
+    timings: Timings
 
 
 def cut(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:

@@ -130,7 +130,7 @@ async def test_poison_in_a_batch_of_64_fails_alone() -> None:
     assert [index for index, answer in enumerate(answers) if isinstance(answer, Exception)] == [41]
     failed = answers[41]
     assert isinstance(failed, EmbeddingFailed) and failed.position == 0
-    assert str(failed) == "the model failed on this input: the fake model was told to fail on this text"
+    assert failed.message == "the model failed on this input: the fake model was told to fail on this text"
     assert np.array_equal(result(answers[40]).vectors, await expected(model, [texts[40]]))
     assert len(model.batches[0]) == 64
     assert engine.stats().failed_texts == 1

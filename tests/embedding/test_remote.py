@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.embedding.engine import EmbedRequest, EmbedResult, Engine
+from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import load_model
+from deployments.embedding.outputs import EmbedResult
 from deployments.embedding.remote import RemoteModel
 from deployments.errors import InvalidRequest, ModelUnavailable, UpstreamFailed
 

@@ -443,7 +443,7 @@ def test_a_log_that_cannot_be_reached_is_unavailable() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
 def test_errors_survive_pickling(kind: type[errors.StoreError]) -> None:
     error = pickle.loads(pickle.dumps(kind("message", "a.b", "code")))
-    assert (type(error), str(error), error.param, error.code) == (kind, "message", "a.b", "code")
+    assert (type(error), error.message, error.param, error.code) == (kind, "message", "a.b", "code")
 
 
 def test_answers_survive_pickling_and_stay_frozen(store: Store) -> None:

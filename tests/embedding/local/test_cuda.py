@@ -12,11 +12,12 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from deployments.embedding.engine import EmbedRequest, EmbedResult, Engine
+from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import load_model
 from deployments.embedding.local.cuda import GRAPH_TOKENS
 from deployments.embedding.local.model import LocalModel
 from deployments.embedding.model import Tokens
+from deployments.embedding.outputs import EmbedResult
 
 pytestmark = [
     pytest.mark.gpu,

@@ -405,7 +405,7 @@ def test_an_integer_of_more_than_64_bits_is_named(store: Store, number: int) -> 
         lines = [json.dumps(line).encode() for line in (right, {**right, "id": "2", **change})]
         with pytest.raises(InvalidInput) as caught:
             store.import_lines(T, "ann", lines)
-        assert (caught.value.param, str(caught.value)) == (
+        assert (caught.value.param, caught.value.message) == (
             param,
             "Metadata holds an integer that does not fit 64 bits.",
         )
