@@ -437,7 +437,7 @@ def _calls_in_flight(embedder: EmbedderSettings) -> int:
 def _items(given: Any, param: str) -> list[Any]:
     """The items of a handle call's list; a lone one is none. A mapping among them becomes a dict."""
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
-        raise InvalidRequest(f"{param} must be a list.", param)
+        raise InvalidRequest("must be a list", param)
     return [dict(item) if isinstance(item, Mapping) else item for item in given]
 
 

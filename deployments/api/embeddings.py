@@ -50,7 +50,7 @@ def add_embeddings(api: FastAPI, gateway: Gateway) -> None:
         if body.model is not None:
             _check_served(body.model, info)
         result = await gateway.vectors.of_inputs(
-            body, (lambda _: "input") if bodies.is_lone(body.input) else (lambda n: f"input.{n}")
+            body, (lambda _: "input") if bodies.is_single(body.input) else (lambda n: f"input.{n}")
         )
         vectors = outputs.quantise(outputs.cut(result.vectors, body.dimensions), body.output_dtype)
         rows = outputs.to_base64(vectors) if body.encoding_format == "base64" else vectors

@@ -56,10 +56,11 @@ def decode_id(segment: str, name: str, *, new: bool = False) -> str:
     try:
         return (_ID if new else _HELD_ID).validate_python(unquote_to_bytes(segment).decode())
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{name} must be percent-encoded UTF-8.", name) from error
+        raise InvalidRequest("must be percent-encoded UTF-8", name) from error
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InvalidRequest(f"{name}: {message}.", name) from error
+        first = error.errors()[0]
+        message = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        raise InvalidRequest(message, name) from error
 
 
 def read_query(request: Request, model: type[Query]) -> Query:
@@ -72,7 +73,7 @@ def read_query(request: Request, model: type[Query]) -> Query:
     values: dict[str, str] = {}
     for name, value in given:
         if name in values:
-            raise InvalidRequest(f"{name} is given twice.", name)
+            raise InvalidRequest("must not be given twice", name)
         values[name] = value
     return bodies.parse_query(model, values)
 

@@ -42,9 +42,9 @@ def add_memories(api: FastAPI, gateway: Gateway) -> None:
         read_query(request, bodies.NoQuery)
         raw = await read_body(request, gateway.max_body_bytes)
         body = bodies.parse(bodies.AddBody, raw)
-        lone = body.memories is None
+        single = body.memories is None
         (result,) = await gateway.append(
-            [(user, body.items())], body, lambda n: "" if lone else f"memories.{n}", origin_of(request, raw)
+            [(user, body.items())], body, lambda n: "" if single else f"memories.{n}", origin_of(request, raw)
         )
         content = {"memories": [bodies.appended(entry) for entry in result.memories], "version": result.version}
         return json_response(content, 201)

@@ -122,5 +122,5 @@ def _check_size(size: int, unit: str, param: str) -> None:
 
 def _paths(name: str, given: bodies.Inputs) -> Callable[[int], str]:
     """The paths of what is given, alone or in a list."""
-    lone = bodies.is_lone(given)
-    return lambda n: name if lone else f"{name}.{n}"
+    single = bodies.is_single(given)
+    return lambda n: name if single else f"{name}.{n}"

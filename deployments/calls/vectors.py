@@ -47,7 +47,7 @@ class Vectors:
             known = ", ".join(map(repr, sorted(info.prompts))) or "none"
             raise InvalidRequest(f"The model has no prompt {name!r}; it has {known}.", "prompt_name")
         prompt = info.default_prompt if name is None else info.prompts[name]
-        return await self._embed_prompted(inputs, prompt, None, how.cuts(), path_of)
+        return await self._embed_prompted(inputs, prompt, None, how.truncated_end(), path_of)
 
     async def of_search(self, body: bodies.SearchBody) -> np.ndarray:
         """(dim,) float32: the caller's own, or the query's."""

@@ -1,8 +1,10 @@
-"""What travels over HTTP, the contract of the routes; nothing past the gateway knows these models.
+"""The bodies and queries of the routes. The handle API validates its arguments by the same models.
 
-A body is parsed and validated in one pass by pydantic's own JSON reader; the first violation becomes an
-`InvalidRequest` whose `param` is the path of the field (`memories.3.text`). Where a body has
-room for millions of them, the first ends it: pydantic would make an error of each.
+A body is parsed and validated in one pass by pydantic's own JSON reader. The first violation becomes an
+`InvalidRequest` whose `param` is the path of the field (`memories.3.text`). If a body has room for millions of
+violations, validation stops at the first one, since pydantic would make an error of each.
+
+Code below the service does not know these models.
 """
 
 from collections.abc import Mapping
@@ -49,33 +51,35 @@ class _Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
-def _refuse(name: str) -> str:
-    raise _unknown(name)
+def _refuse_unknown_field(name: str) -> str:
+    raise _unknown_field(name)
 
 
-def _unknown(path: str) -> InvalidRequest:
-    return InvalidRequest(f"Unknown field {path}.", path, "unknown_field")
+def _unknown_field(path: str) -> InvalidRequest:
+    return InvalidRequest("unknown field", path, "unknown_field")
 
 
-def _body(**rules: Any) -> ConfigDict:
-    """The config of a body; rules of JSON Schema that are not those of one field."""
+def _body_config(**rules: Any) -> ConfigDict:
+    """The config of a body; `rules` are rules of JSON Schema about more than one field."""
     return ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False, **rules})
 
 
-def _given(name: str, kind: str) -> dict[str, Any]:
-    """JSON Schema: a field is there, and not null."""
+def _required(name: str, kind: str) -> dict[str, Any]:
+    """JSON Schema: the field is given, and is not null."""
     return {"required": [name], "properties": {name: {"type": kind}}}
 
 
 class RequestBody(_Wire):
-    """A body. Its first unknown field ends it: pydantic collects the ValueErrors of a validator, and nothing else."""
+    """A body. Validation stops at its first unknown field, because the validator's error is not a ValueError:
+    pydantic collects those."""
 
-    model_config = _body()
-    __pydantic_extra__: dict[Annotated[str, AfterValidator(_refuse)], Any]
+    model_config = _body_config()
+    __pydantic_extra__: dict[Annotated[str, AfterValidator(_refuse_unknown_field)], Any]
 
 
 class Within:
-    """A body within another. Its first unknown field is a wrong key of a mapping, an error that knows where it is."""
+    """Annotates a body within another. Its first unknown field becomes a wrong key of a mapping: pydantic knows the
+    path of such an error."""
 
     def __get_pydantic_core_schema__(self, body: type[RequestBody], handler: GetCoreSchemaHandler) -> ChainSchema:
         known = dict_schema(literal_schema([*body.model_fields]), any_schema(), fail_fast=True)
@@ -90,69 +94,66 @@ Inputs = str | list[str] | Ids
 
 
 def check_inputs(value: Any, name: str = "input") -> Any:
-    """`value`. Raise InvalidRequest unless it is a string, a list of strings, token ids, or a list of token ids.
+    """Return `value` if it is a string, a list of strings, token ids, or a list of lists of token ids.
 
-    Pydantic's own union has an error of every item, for every branch that it does not fit.
+    Pydantic's own union would make an error of every item, for every branch that the item does not fit.
+
+    Raises:
+        InvalidRequest: it is anything else, or one of its inputs is empty.
     """
     if isinstance(value, str):
-        if not value.strip():
-            raise InvalidRequest(f"{name} must not be empty.", name, "empty_input")
-        _valid_unicode(value, name)
+        _check_text(value, name)
         return value
     if not isinstance(value, list):
-        raise InvalidRequest(f"{name} must be a string, a list of strings, or token ids.", name)
+        raise InvalidRequest("must be a string, a list of strings, or token ids", name)
     if not value:
-        raise InvalidRequest(f"{name} must not be empty.", name, "empty_input")
+        raise InvalidRequest("must not be empty", name, "empty_input")
     kind = type(value[0])
     if kind is int:
         _check_token_ids(value, name)
         return value
     if len(value) > MAX_INPUTS:
-        raise InvalidRequest(
-            f"{name} holds {len(value)} items; at most {MAX_INPUTS} are taken.", name, "too_many_inputs"
-        )
+        raise InvalidRequest(f"must hold at most {MAX_INPUTS} items, not {len(value)}", name, "too_many_inputs")
     for position, item in enumerate(value):
         path = f"{name}.{position}"
         if type(item) is not kind or kind not in (str, list):
-            raise InvalidRequest(f"{path} must be a string, or every input a list of token ids.", path)
+            raise InvalidRequest("must be a string; or every input must be a list of token ids", path)
         if kind is str:
-            if not item.strip():
-                raise InvalidRequest(f"{path} must not be empty.", path, "empty_input")
-            _valid_unicode(item, path)
+            _check_text(item, path)
         else:
             _check_token_ids(item, path)
     return value
 
 
-def is_lone(given: Inputs) -> bool:
-    """One input, given without a list around it."""
+def is_single(given: Inputs) -> bool:
+    """Whether one input was given without a list around it."""
     return isinstance(given, str) or isinstance(given[0], int)
 
 
 def as_list(given: Inputs) -> list[str] | list[list[int]]:
-    """A lone string or a lone list of token ids becomes a list of one."""
-    return cast(list[str] | list[list[int]], [given] if is_lone(given) else given)
+    """The inputs as a list, which holds one if a single input was given."""
+    return cast(list[str] | list[list[int]], [given] if is_single(given) else given)
 
 
-def _valid_unicode(text: str, path: str) -> None:
+def _check_text(text: str, path: str) -> None:
+    if not text.strip():
+        raise InvalidRequest("must not be empty", path, "empty_input")
     try:
         encodable(text)
     except ValueError as error:
-        raise InvalidRequest(f"{path} {error}.", path) from error
+        raise InvalidRequest(str(error), path) from error
 
 
 def _check_token_ids(ids: list[Any], path: str) -> None:
     if not ids:
-        raise InvalidRequest(f"{path} must not be empty.", path, "empty_input")
+        raise InvalidRequest("must not be empty", path, "empty_input")
     for position, token in enumerate(ids):
         if type(token) is not int or not 0 <= token < 2**63:
-            raise InvalidRequest(
-                f"{path}.{position} must be a token id (a non-negative integer).", f"{path}.{position}"
-            )
+            raise InvalidRequest("must be a token id (a non-negative integer)", f"{path}.{position}")
 
 
 class EmbeddingsBody(RequestBody):
-    """`POST /v1/embeddings`, as OpenAI has it, with Cohere's `input_type`, `truncate` and output types."""
+    """`POST /v1/embeddings`: OpenAI's fields, with Cohere's `input_type`, `truncate` and output types."""
 
     input: Annotated[Inputs, PlainValidator(check_inputs, json_schema_input_type=Inputs)]
     model: str | None = None
@@ -165,7 +166,7 @@ class EmbeddingsBody(RequestBody):
 
 
 class NewMemoryBody(RequestBody):
-    """One memory to add. Without an id the server makes one."""
+    """One memory to add. The server makes an id if none is given."""
 
     text: Text
     id: Id | None = None
@@ -175,7 +176,7 @@ class NewMemoryBody(RequestBody):
 
 
 class UserMemoryBody(NewMemoryBody):
-    """One memory of a named user, for a call that carries many users."""
+    """One memory to add, with its user, for a call that carries memories of many users."""
 
     user_id: Id
 
@@ -183,7 +184,7 @@ class UserMemoryBody(NewMemoryBody):
 class AddBody(NewMemoryBody):
     """`POST /v1/users/{user_id}/memories`: one memory inline, or a list under `memories`."""
 
-    model_config = _body(oneOf=[_given("text", "string"), _given("memories", "array")])
+    model_config = _body_config(oneOf=[_required("text", "string"), _required("memories", "array")])
 
     text: Text | None = None  # type: ignore[assignment]
     memories: list[Annotated[NewMemoryBody, Within()]] | None = Field(
@@ -193,17 +194,17 @@ class AddBody(NewMemoryBody):
     upsert: bool = False
 
     @model_validator(mode="after")
-    def _one_form(self) -> "AddBody":
+    def _check_one_form(self) -> "AddBody":
         fields = {"text", "id", "metadata", "expires_at", "vector"} & self.model_fields_set
         inline = [name for name in sorted(fields) if getattr(self, name) is not None]
         if self.memories is None and self.text is None:
-            raise ValueError("give either text or memories")
+            raise ValueError("Give either text or memories.")
         if self.memories is not None and inline:
-            raise ValueError(f"give either memories or {inline[0]}, not both")
+            raise ValueError(f"Give either memories or {inline[0]}, not both.")
         return self
 
     def items(self) -> list[NewMemoryBody]:
-        """The memories, whichever form they came in."""
+        """The memories, in whichever form they were given."""
         if self.memories is not None:
             return self.memories
         assert self.text is not None
@@ -225,7 +226,7 @@ class AddManyBody(RequestBody):
 class SearchBody(RequestBody):
     """`POST /v1/users/{user_id}/memories/search`: by text or by vector."""
 
-    model_config = _body(oneOf=[_given("query", "string"), _given("vector", "array")])
+    model_config = _body_config(oneOf=[_required("query", "string"), _required("vector", "array")])
 
     query: Text | None = None
     vector: Vector | None = None
@@ -235,19 +236,19 @@ class SearchBody(RequestBody):
     include_vectors: bool = False
 
     @model_validator(mode="after")
-    def _one_of_query_and_vector(self) -> "SearchBody":
+    def _check_query_or_vector(self) -> "SearchBody":
         if (self.query is None) == (self.vector is None):
-            raise ValueError("give exactly one of query and vector")
+            raise ValueError("Give exactly one of query and vector.")
         return self
 
 
 class UpdateBody(RequestBody):
-    """`PATCH /v1/users/{user_id}/memories/{memory_id}`: what is given replaces what was there, metadata as a whole.
+    """`PATCH /v1/users/{user_id}/memories/{memory_id}`: the fields that are given replace those of the memory.
 
-    `expires_at: null` keeps the memory for ever.
+    Metadata is replaced as a whole. With `expires_at: null` the memory no longer expires.
     """
 
-    model_config = _body(anyOf=[{"required": [name]} for name in ("text", "metadata", "expires_at")])
+    model_config = _body_config(anyOf=[{"required": [name]} for name in ("text", "metadata", "expires_at")])
 
     text: Text = Field(default=cast(str, None))
     metadata: Metadata = Field(default=cast(dict[str, Any], None))
@@ -255,20 +256,20 @@ class UpdateBody(RequestBody):
     if_version: int = Field(default=cast(int, None), ge=1)
 
     @model_validator(mode="after")
-    def _changes_something(self) -> "UpdateBody":
+    def _check_any_change(self) -> "UpdateBody":
         if not {"text", "metadata", "expires_at"} & self.model_fields_set:
-            raise ValueError("give at least one of text, metadata and expires_at")
+            raise ValueError("Give at least one of text, metadata and expires_at.")
         return self
 
 
 class DeleteBody(RequestBody):
-    """`DELETE /v1/users/{user_id}/memories`: delete what matches."""
+    """`DELETE /v1/users/{user_id}/memories`: delete the memories that match."""
 
     filter: Filter
 
 
 class NoQuery(_Wire):
-    """The query of a route that takes none."""
+    """The query of a route that takes no parameters."""
 
 
 class GetQuery(_Wire):
@@ -287,7 +288,7 @@ class ListQuery(_Wire):
 
 
 class DeleteQuery(_Wire):
-    """`DELETE /v1/users/{user_id}/memories`, for clients that cannot send a body with it."""
+    """`DELETE /v1/users/{user_id}/memories`, for clients that cannot send a body with DELETE."""
 
     filter: FilterInQuery | None = None
 
@@ -301,19 +302,19 @@ class UsersQuery(_Wire):
 
 
 class NewUserPath(_Wire):
-    """The user that a handle call writes to, and that need not be there yet."""
+    """The user that a handle call writes to; it need not exist yet."""
 
     user_id: Id
 
 
 class UserPath(_Wire):
-    """The user that a handle call names."""
+    """The user of a handle call."""
 
     user_id: HeldId
 
 
 class MemoryPath(UserPath):
-    """The memory that a handle call names."""
+    """The memory of a handle call."""
 
     memory_id: HeldId
 
@@ -323,7 +324,7 @@ def check(model: type[Body], values: Mapping[str, Any]) -> Body:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise invalid(error) from error
+        raise _first_violation(error) from error
 
 
 def parse(model: type[Body], raw: bytes) -> Body:
@@ -331,7 +332,7 @@ def parse(model: type[Body], raw: bytes) -> Body:
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        raise invalid(error) from error
+        raise _first_violation(error) from error
 
 
 def parse_query(model: type[Body], values: Mapping[str, str]) -> Body:
@@ -339,23 +340,22 @@ def parse_query(model: type[Body], values: Mapping[str, str]) -> Body:
     try:
         return model.model_validate_strings(values)
     except ValidationError as error:
-        raise invalid(error) from error
+        raise _first_violation(error) from error
 
 
-def invalid(error: ValidationError) -> InvalidRequest:
-    """The first violation, with its path as `param`."""
+def _first_violation(error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False, include_input=False)[0]
-    path = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "json_invalid":
+    kind, path = first["type"], ".".join(str(part) for part in first["loc"])
+    if kind == "json_invalid":
         return InvalidRequest(f"The body is not valid JSON: {first['ctx']['error']}.", None, "invalid_json")
-    if first["type"] == "extra_forbidden":
-        return _unknown(path)
-    if first["type"] == "literal_error" and first["loc"][-1] == "[key]":  # `Within`
-        return _unknown(path.removesuffix(".[key]"))
-    if first["type"] == "missing":
-        return InvalidRequest(f"{path} is required.", path, "missing_field")
-    message = first["msg"].removeprefix("Value error, ")
-    return InvalidRequest(f"{path}: {message}." if path else f"{message}.", path or None)
+    if kind == "extra_forbidden":
+        return _unknown_field(path)
+    if kind == "literal_error" and first["loc"][-1] == "[key]":  # `Within`
+        return _unknown_field(path.removesuffix(".[key]"))
+    if kind == "missing":
+        return InvalidRequest("is required", path, "missing_field")
+    message = str(first["ctx"]["error"]) if kind == "value_error" else first["msg"]
+    return InvalidRequest(message, path or None)
 
 
 def appended(entry: Appended) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The kinds of values that bodies and queries are made of, each with its bounds."""
+"""The types of the fields of bodies and queries, each with its bounds."""
 
 import math
 import re
@@ -20,13 +20,13 @@ def _no_control_characters(value: str) -> str:
 
 
 def encodable(value: str) -> str:
-    """`value`, if both databases can hold it. Raises ValueError."""
+    """`value`, if both SQLite and PostgreSQL can hold it. Raises ValueError."""
     if "\0" in value:
         raise ValueError("must not contain NUL")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError("must be valid Unicode: it holds half of a surrogate pair") from error
+        raise ValueError("must be valid Unicode, without half of a surrogate pair") from error
     return value
 
 
@@ -52,24 +52,24 @@ def _in_utc(value: datetime) -> datetime:
 
 
 def _rfc3339(value: Any) -> Any:
-    """Not the digits that pydantic would take for seconds since 1970, nor a date alone."""
+    """`value`, if it is a time. Pydantic would also take digits, as seconds since 1970, and a date alone."""
     if not (isinstance(value, datetime) or (isinstance(value, str) and _DATE_OF_TIME.match(value))):
         raise ValueError("must be an RFC 3339 time")
     return value
 
 
-def _json_of(value: Any) -> Any:
-    """In a query a filter is the text of a JSON object."""
+def _parsed(value: Any) -> Any:
+    """A filter, which in a query is the text of a JSON object."""
     if not isinstance(value, str):
         return value
     try:
-        return from_json(value, cache_strings="keys")  # as bodies are read: orjson makes floats of large integers
+        return from_json(value, cache_strings="keys")  # as in bodies; orjson would make floats of large integers
     except ValueError as error:
         raise ValueError("must be a JSON object") from error
 
 
 def _storable(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON as it can be given back: bounded in depth, finite numbers, integers that fit 64 bits."""
+    """`value`, if it comes back from the log unchanged: bounded depth, finite numbers, integers of at most 64 bits."""
     layer: list[Any] = [value]
     for _ in range(MAX_METADATA_DEPTH):
         below: list[Any] = []
@@ -93,21 +93,22 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
         if not below:
             return value
         layer = below
-    raise ValueError(f"is nested more than {MAX_METADATA_DEPTH} levels deep")
+    raise ValueError(f"must not be nested more than {MAX_METADATA_DEPTH} levels deep")
 
 
 Prefix = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_control_characters)]
-# An id that a log may hold, from before some were refused; and one of what is new.
+# An id of a user or memory in the log, which may be older than the rules for new ids.
 HeldId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
+# The id of a new user or memory.
 Id = Annotated[HeldId, AfterValidator(_no_dot_segment)]
 Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_not_blank)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
 Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
-# The first wrong item ends it: a body has room for millions of them, each with an error of its own.
+# Validation stops at the first wrong number: a body has room for millions, and each would get an error of its own.
 Vector = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=16_384, fail_fast=True)
 ]
 Filter = Metadata
-FilterInQuery = Annotated[Filter, BeforeValidator(_json_of)]
+FilterInQuery = Annotated[Filter, BeforeValidator(_parsed)]
 Cursor = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,4096}$")]
 Limit = Annotated[int, Field(ge=1, le=MAX_PAGE)]

@@ -1,8 +1,8 @@
-"""Where a write comes from: what makes it the same write when it arrives a second time.
+"""The origin of a write, by which the log recognises a write that arrives a second time.
 
-A write is sent again by HAProxy when a gateway dies with it, by the gateway when a store dies with it, and by a client
-that got no answer and gave it an `Idempotency-Key`. The log remembers under its write id what was done, and answers the
-second time as it did the first.
+HAProxy resends a write if the gateway that had it dies, the gateway resends it if a store dies, and a client may resend
+it with the same `Idempotency-Key` if it got no answer. The log records the result of the write under its write id, and
+answers a resent write with that result.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from typing import Protocol
 from deployments.errors import InvalidRequest
 
 HEADER = "x-memserve-request"
-"""What HAProxy puts into every request: microseconds since 1970 and a UUID, `1795373580195616-e0b1a45e-...`."""
+"""HAProxy adds this header to every request: microseconds since 1970 and a UUID, `1795373580195616-e0b1a45e-...`."""
 
 KEY_HEADER = "idempotency-key"
 MAX_KEY_LENGTH = 255
 
 
 class Headers(Protocol):
-    """Those of Starlette."""
+    """The headers of a request, as Starlette gives them."""
 
     def getlist(self, key: str) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Of one write.
+    """The origin of one write.
 
     Attributes:
         write_id: 32 hexadecimal digits, the same however often the write is sent.
-        issued_at: when it was sent, for the first time if that is known: what was deleted later stays deleted.
-        has_key: its client named it, and may send it again as a request with a time of its own.
+        issued_at: when the write was first sent, if that is known. The write does not bring back anything that was
+            deleted after this time.
+        has_key: the client gave an idempotency key, and may send the write again as a request with another time.
     """
 
     write_id: str
@@ -44,49 +45,47 @@ class Origin:
 
     @classmethod
     def fresh(cls) -> Origin:
-        """Of a write that nobody will send again."""
+        """The origin of a write that nobody will resend."""
         return cls(uuid.uuid4().hex, datetime.now(UTC))
 
     @classmethod
     def of_key(cls, key: str, *write: str | bytes) -> Origin:
-        """Of a write that its client named.
+        """The origin of a write to which the client gave an idempotency key.
 
         Args:
-            key: the client's.
-            write: all that says what is asked for. Another write under the same key is another write.
+            key: the client's key.
+            write: everything that tells this write from others under the same key.
 
         Raises:
             InvalidRequest: the key is empty, too long or not printable ASCII.
         """
         if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
-            raise InvalidRequest(
-                f"An idempotency key is 1 to {MAX_KEY_LENGTH} printable ASCII characters.", "Idempotency-Key"
-            )
+            raise InvalidRequest(f"must be 1 to {MAX_KEY_LENGTH} printable ASCII characters", "Idempotency-Key")
         return cls(_digest(key, *write), datetime.now(UTC), has_key=True)
 
     @classmethod
     def of_request(cls, headers: Headers, method: str, target: str, body: bytes = b"") -> Origin:
-        """Of a write that came over HTTP, by its key or else by what HAProxy calls it.
+        """The origin of a write that came over HTTP, by its idempotency key if it has one, else by HAProxy's header.
 
         Args:
             target: path and query, as they were sent.
 
         Raises:
-            InvalidRequest: the key is empty, too long or not printable ASCII, or there are two.
+            InvalidRequest: the key is empty, too long or not printable ASCII, or given twice.
         """
         keys = headers.getlist(KEY_HEADER)
         if len(keys) > 1:
-            raise InvalidRequest("Idempotency-Key is given twice.", "Idempotency-Key")
+            raise InvalidRequest("must not be given twice", "Idempotency-Key")
         now = datetime.now(UTC)
-        # A client may send the header too: HAProxy adds its own behind it.
-        named = headers.getlist(HEADER)[-1:]
-        issued_at = min(now, _time_in(named[0]) or now) if named else now
+        # If a client sends the header too, HAProxy adds its own behind the client's.
+        proxied = headers.getlist(HEADER)[-1:]
+        issued_at = min(now, _time_in(proxied[0]) or now) if proxied else now
         if keys:
             return replace(cls.of_key(keys[0], method, target, body), issued_at=issued_at)
-        return cls(_digest(named[0]) if named else uuid.uuid4().hex, issued_at)
+        return cls(_digest(proxied[0]) if proxied else uuid.uuid4().hex, issued_at)
 
     def memory_id(self, number: int) -> str:
-        """The id of the write's n-th memory, where it has none of its own: a UUID."""
+        """A UUID for the write's n-th memory, if the caller gave no id. It is the same when the write is resent."""
         return str(uuid.UUID(_digest(self.write_id, str(number)), version=4))
 
 
@@ -101,6 +100,6 @@ def _digest(*parts: str | bytes) -> str:
     digest = blake2b(digest_size=16)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8))  # so that "ab", "c" is not "a", "bc"
+        digest.update(len(data).to_bytes(8))  # so that ("ab", "c") and ("a", "bc") differ
         digest.update(data)
     return digest.hexdigest()

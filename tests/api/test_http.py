@@ -35,7 +35,7 @@ async def test_an_id_comes_through_a_path_unchanged(api: httpx.AsyncClient, name
 
 @pytest.mark.parametrize("dots", [".", ".."])
 async def test_ids_that_clients_remove_from_a_path_are_refused(app: LocalApp, dots: str) -> None:
-    api, gateway, message = app.http, app.gateway, "must not be . or .., which clients remove from a path."
+    api, gateway, message = app.http, app.gateway, "must not be . or .., which clients remove from a path"
     segment = dots.replace(".", "%2E")
     for path, body, param in [
         ("/v1/users/ann/memories", {"text": "tea", "id": dots}, "id"),

@@ -305,7 +305,7 @@ async def test_the_handle_takes_lists_and_nothing_that_looks_like_one(app: Local
     ):
         with pytest.raises(InvalidRequest) as refused:
             await call
-        assert (refused.value.message, refused.value.param) == (f"{param} must be a list.", param)
+        assert (str(refused.value), refused.value.param) == (f"{param}: must be a list", param)
     assert (await gateway.users())["users"] == []
 
 

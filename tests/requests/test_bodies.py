@@ -72,7 +72,7 @@ def test_a_time_is_written_as_rfc_3339_has_it(time: Any) -> None:
     for model in (bodies.AddBody, bodies.UpdateBody):
         with pytest.raises(InvalidRequest) as refused:
             bodies.check(model, {"text": "a", "expires_at": time})
-        assert refused.value.message == "expires_at: must be an RFC 3339 time."
+        assert str(refused.value) == "expires_at: must be an RFC 3339 time"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_token_id_fits_64_bits(token: Any) -> None:
     for given, param in (([5, token], "input.1"), ([[5], [token]], "input.1.0")):
         with pytest.raises(InvalidRequest) as refused:
             bodies.check_inputs(given)
-        assert refused.value.message == f"{param} must be a token id (a non-negative integer)."
+        assert str(refused.value) == f"{param}: must be a token id (a non-negative integer)"
         assert refused.value.param == param
     bodies.check_inputs([2**63 - 1])
 
