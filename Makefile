@@ -16,12 +16,13 @@ DOCS_INSTALLED := $(VENV)/.installed-docs
 serve: $(INSTALLED)
 	@exec $(BIN)/memserve serve $(CONFIG)
 
-# The tests that start no Ray Serve, in two processes.
+# The tests that start no Ray Serve and take less than ten seconds each, in two processes.
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/cluster $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/cluster -m "not slow" $(PYTEST_ARGS)
 
-# All tests: the unit tests, then those against a live server.
-test: unit
+# All tests: first those without Ray Serve, then those against a live server, which need both cores.
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/cluster $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/cluster $(PYTEST_ARGS)
 
 check: $(INSTALLED)

@@ -1,5 +1,12 @@
 """An application in this process, for the tests of the gateway and its routes."""
 
+import os
+
+# Each of the two processes of `make unit` has one core: with more threads than that they would wait for each other.
+# Read when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 

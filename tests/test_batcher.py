@@ -368,6 +368,7 @@ def loop_of_cases() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
+@pytest.mark.slow
 @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(
     script=scripts,

@@ -35,6 +35,7 @@ def minilm_folder() -> Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Callable[..., Path]:
     """Makes a folder with a tiny model: `tiny(kind, pooling, *more)`, where `more` are `dense` and `normalize`."""
+    backbones: dict[str, Path] = {}
     made: dict[tuple[Any, ...], Path] = {}
 
     def make(
@@ -43,30 +44,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Calla
         key = (kind, pooling, *more, include_prompt, longest)
         if key not in made:
             folder = tmp_path_factory.mktemp("tiny")
-            made[key] = _save(
-                folder, minilm_folder, kind, pooling, more, include_prompt=include_prompt, longest=longest
-            )
+            if kind not in backbones:
+                backbones[kind] = _save_backbone(tmp_path_factory.mktemp("backbone"), minilm_folder, kind)
+            made[key] = _save(folder, backbones[kind], pooling, more, include_prompt=include_prompt, longest=longest)
         return made[key]
 
     return make
 
 
-def _save(
-    folder: Path,
-    vocabulary: Path,
-    kind: str,
-    pooling: str,
-    more: tuple[str, ...],
-    *,
-    include_prompt: bool,
-    longest: int | None,
-) -> Path:
+def _save_backbone(folder: Path, vocabulary: Path, kind: str) -> Path:
+    """A transformer of two layers with random weights, and the vocabulary of all-MiniLM-L6-v2."""
     import torch
     import transformers
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
-    torch.manual_seed(len(kind) + len(pooling))
+    torch.manual_seed(len(kind) + 4)
     shape: dict[str, Any] = {
         "vocab_size": 30522,
         "hidden_size": 32,
@@ -104,9 +95,27 @@ def _save(
         "qwen": {"num_key_value_heads": 2, "head_dim": 8},
     }.get(kind, {})
     config = getattr(transformers, f"{names[kind]}Config")(**shape)
-    getattr(transformers, f"{names[kind]}Model")(config).save_pretrained(folder / "backbone")
-    transformers.AutoTokenizer.from_pretrained(vocabulary).save_pretrained(folder / "backbone")
-    first = Transformer(str(folder / "backbone"), max_seq_length=longest)
+    getattr(transformers, f"{names[kind]}Model")(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(vocabulary).save_pretrained(folder)
+    return folder
+
+
+def _save(
+    folder: Path,
+    backbone: Path,
+    pooling: str,
+    more: tuple[str, ...],
+    *,
+    include_prompt: bool,
+    longest: int | None,
+) -> Path:
+    """A sentence-transformers model around a backbone."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+
+    torch.manual_seed(len(pooling))
+    first = Transformer(str(backbone), max_seq_length=longest)
     modules: list[Any] = [first, Pooling(32, pooling, include_prompt=include_prompt)]
     if "dense" in more:
         modules.append(Dense(32, 24))

@@ -26,6 +26,7 @@ def run(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "tests.store.processes", *arguments]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_writer_that_is_killed_again_and_again(url: str, tmp_path: Path) -> None:
     kills = 200 if url.startswith("sqlite") else 40

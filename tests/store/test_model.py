@@ -469,7 +469,7 @@ class OnSqlite(Replicas):
     pass
 
 
-TestSqlite = OnSqlite.TestCase
+TestSqlite = pytest.mark.slow(OnSqlite.TestCase)
 TestSqlite.settings = _settings
 
 
@@ -491,5 +491,6 @@ def run_on_postgresql(machine: type[Replicas], postgres: str) -> None:
     case("runTest").runTest()
 
 
+@pytest.mark.slow
 def test_postgresql(postgres: str) -> None:
     run_on_postgresql(Replicas, postgres)

@@ -150,9 +150,10 @@ class OnSqlite(Again):
     pass
 
 
-TestSqlite = OnSqlite.TestCase
+TestSqlite = pytest.mark.slow(OnSqlite.TestCase)
 TestSqlite.settings = settings(_settings, max_examples=40)
 
 
+@pytest.mark.slow
 def test_postgresql(postgres: str) -> None:
     run_on_postgresql(Again, postgres)
