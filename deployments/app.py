@@ -1,7 +1,7 @@
-"""`build_app(args)`: wraps, binds and wires the deployments. The only place with deployment options.
+"""`build_app(args)`: makes the deployments and connects them. The only module that sets deployment options.
 
-Named by `import_path: deployments.app:build_app` in serve_config.yaml, and called with its `args:`. Where they are
-wrong, `serve status` says so in one line, and what ran before runs on.
+`import_path: deployments.app:build_app` in serve_config.yaml names this function, and Serve calls it with the `args:`
+there. If they are wrong, `serve status` gives the reason in one line, and the version that runs is not changed.
 """
 
 from pathlib import Path
@@ -16,41 +16,55 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.embedder import Embedder
 from deployments.gateway import Gateway
-from deployments.serving.sizing import fit
-from deployments.settings import EmbedderSettings, GatewaySettings, StoreSettings, absolute_log_url, explain, load
+from deployments.serving.ray_internals import CONSISTENT_HASH_OPTIONS, CONSISTENT_HASH_ROUTER, wrong_ray
+from deployments.serving.sizing import fill_in
+from deployments.settings import (
+    EmbedderSettings,
+    GatewaySettings,
+    StoreSettings,
+    absolute_log_url,
+    first_problem,
+    load,
+)
 from deployments.store import StoreReplica
 
 APP_NAME = "memserve"
 
-# A call is short and its replica must not be the limit: admission is by tokens, in the gateway and in the engine.
+# High enough never to be the limit: requests are admitted by their tokens, in the gateway and in the engine.
 MAX_ONGOING_REQUESTS = 4_096
 CONSTRUCTOR_RETRIES = 2
-HEALTH_CHECK_PERIOD_S = 1.0  # a replica that was killed is missed within it
-DRAIN_WAIT_S = 0.5  # what a router that is behind still sends is refused at the end, and goes to another replica
-# Replicas report once a second, and policies see the means of five.
+HEALTH_CHECK_PERIOD_S = 1.0  # the time within which a killed replica is noticed
+# A replica that ends still takes calls for this long. Routers learn of its end meanwhile; a later call is refused, and
+# its router sends it to another replica.
+DRAIN_WAIT_S = 0.5
+# Replicas report once a second; policies see the means of five seconds.
 METRICS_INTERVAL_S = 1.0
 LOOK_BACK_PERIOD_S = 5.0
-# A new version starts beside the old one, whose replicas stop as the new ones are ready: of up to ten one at a time.
+# A new version starts beside the old one, and an old replica stops when a new one is ready: up to ten replicas are
+# replaced one at a time.
 MAX_SURGE_PERCENT = 10
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """The application: Gateway (ingress) in front of Embedder and Store."""
+    """The application: Gateway (the ingress) in front of Embedder and Store.
+
+    Raises:
+        RayServeException: the reason in one line. Serve shows the message of this class alone, and does not retry.
+    """
+    if (reason := wrong_ray()) is not None:
+        raise RayServeException(reason)
     try:
         settings = load(args)
     except ValidationError as error:
-        raise RayServeException(
-            explain(error)
-        ) from error  # of this one Serve shows the message, and does not try again
+        raise RayServeException(first_problem(error)) from error
     url = absolute_log_url(settings.store.url, Path.cwd())
     settings = settings.model_copy(update={"store": settings.store.model_copy(update={"url": url})})
-    there = ray.cluster_resources()
-    settings = fit(settings, cpus=int(there.get("CPU", 1)), gpus=int(there.get("GPU", 0)))
+    cluster = ray.cluster_resources()
+    settings = fill_in(settings, cpus=int(cluster.get("CPU", 1)), gpus=int(cluster.get("GPU", 0)))
     embedder = serve.deployment(Embedder, name="Embedder", **_options(settings.embedder)).bind(settings)
-    # Consistent hashing keeps a partition of users on the replica whose indexes are warm for them.
+    # Consistent hashing sends a partition of users to the replica that holds their indexes in memory.
     router = RequestRouterConfig(
-        request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
-        request_router_kwargs={"num_virtual_nodes": 100, "num_fallback_replicas": 2},
+        request_router_class=CONSISTENT_HASH_ROUTER, request_router_kwargs=CONSISTENT_HASH_OPTIONS
     )
     store = serve.deployment(StoreReplica, name="Store", request_router_config=router, **_options(settings.store)).bind(
         settings, embedder
@@ -78,7 +92,7 @@ def _options(replicas: EmbedderSettings | GatewaySettings | StoreSettings) -> di
         "graceful_shutdown_wait_loop_s": DRAIN_WAIT_S,
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "max_surge_percent": MAX_SURGE_PERCENT,
-        "user_config": {},  # so that `reconfigure` is called, too, when the config file has it no more
+        "user_config": {},  # without it `reconfigure` is not called when the config file drops its user_config
         "autoscaling_config": AutoscalingConfig(
             min_replicas=replicas.min_replicas,
             max_replicas=replicas.max_replicas,

@@ -1,7 +1,8 @@
 """The Embedder deployment: one `@serve.batch` method in front of the engine.
 
-`@serve.batch` is the intake: it collects the calls of one turn of the event loop and never waits for more unless it is
-told to. The engine behind it owns batching: what arrives while the device is busy rides the next forward.
+`@serve.batch` is the intake: it collects the calls that arrive in one iteration of the event loop, and waits for more
+only if `queue.batch_wait_s` says so. The engine behind it makes the batches: texts that arrive while the device is busy
+are batched into its next run. A replica keeps no state: when it dies, its calls fail or are repeated elsewhere.
 """
 
 import asyncio
@@ -17,12 +18,13 @@ from deployments.embedding.model import ModelInfo, TextToken
 from deployments.embedding.outputs import EmbedResult
 from deployments.errors import MemserveError
 from deployments.metrics import EmbedderMetrics
+from deployments.serving import logs
 from deployments.serving.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, BusyTime
 from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
 from deployments.settings import Settings
 
-# What one call carries, and what it is answered: a result or an error for each request, in order.
+# One call carries many requests; its reply holds a result or an error for each, in order.
 EmbedCall = Sequence[EmbedRequest]
 EmbedReply = list[EmbedResult | Exception]
 
@@ -32,6 +34,7 @@ class Embedder:
 
     # Serve awaits an async constructor; type checkers want it synchronous.
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
+        logs.attach(settings.log_level)
         collect_old_seldom()
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
         threads = settings.embedder.num_threads or max(1, round(cpus))
@@ -48,7 +51,7 @@ class Embedder:
         await self._engine.warm_up()
         self._live = LiveSettings(settings, "Embedder")
 
-    # Serve runs a method that is not async in a thread, away from the event loop that the queues belong to.
+    # Must be async: Serve runs other methods in a thread, and the queues belong to the event loop.
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve calls this after the constructor and whenever `user_config` has changed."""
         if self._live.take(user_config):
@@ -68,37 +71,37 @@ class Embedder:
         self._metrics.call(reply)
         return reply
 
-    # The intake hands out tasks instead of awaiting them: a short call is not held back by a long one beside it.
+    # The intake returns tasks instead of awaiting them, so that a short call need not wait for a long one beside it.
     @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0, max_concurrent_batches=64)
     async def _intake(self, calls: list[EmbedCall]) -> list[asyncio.Task[EmbedReply]]:
         return [asyncio.create_task(self._engine.embed(call)) for call in calls]
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve asks for each second, for deployments/serving/autoscaling.py."""
+        """Figures for deployments/serving/autoscaling.py. Serve calls this each second."""
         stats, busy = self._engine.stats(), self._busy.share()
         self._metrics.state(stats, busy)
         return {WAITING_TOKENS: stats.queued_tokens, DRAIN_RATE: stats.drain_rate, BUSY: busy}
 
     async def info(self) -> ModelInfo:
-        """What the model is."""
+        """The model's name, dimension, limits and device."""
         return self._engine.info
 
     async def split(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[TextToken]] | MemserveError:
-        """The tokens of each text with their places in it, or what is wrong with the request."""
+        """The tokens of each text with their positions in it. An error of the request is returned, not raised."""
         try:
             return await self._engine.split(texts, add_special_tokens=add_special_tokens)
         except MemserveError as error:
             return error
 
     async def decode(self, ids: Sequence[Sequence[int]]) -> list[str] | MemserveError:
-        """The text of each list of token ids, or what is wrong with the request."""
+        """The text of each list of token ids. An error of the request is returned, not raised."""
         try:
             return await self._engine.decode(ids)
         except MemserveError as error:
             return error
 
     async def check_health(self) -> None:
-        """Serve replaces a replica whose check raises: a CUDA context that is lost stays lost."""
+        """Raise if the device has failed. Serve then replaces this replica: a lost CUDA context does not recover."""
         self._engine.check_health()
 
     async def __del__(self) -> None:

@@ -27,7 +27,7 @@ from deployments.embedding.model import ModelInfo, TextToken, Truncate
 from deployments.errors import InvalidRequest, MemserveError, Unavailable
 from deployments.requests import bodies
 from deployments.requests.origin import Origin
-from deployments.serving import protocol
+from deployments.serving import logs, protocol
 from deployments.serving.autoscaling import WAITING_TOKENS
 from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
@@ -59,6 +59,7 @@ class Gateway:
     """One replica of the ingress."""
 
     def __init__(self, settings: Settings, embedder: DeploymentHandle, store: DeploymentHandle) -> None:
+        logs.attach(settings.log_level)
         collect_old_seldom()
         options = settings.gateway
         self._live = LiveSettings(settings, "Gateway")

@@ -1,6 +1,6 @@
-"""Every metric, named once. Ray exports them to Prometheus, prefixed `ray_`, labelled with deployment and replica.
+"""All metrics. Ray exports them to Prometheus with the prefix `ray_` and labels for deployment and replica.
 
-Counters and histograms are cheap (microseconds), and are fed where a batch or a request ends, not per text.
+Recording a value takes microseconds, and is done once for each batch or request, not for each text.
 """
 
 from functools import cache
@@ -18,35 +18,48 @@ _SHARE = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75]
 
 
 class EmbedderMetrics:
-    """What an embedder replica reports."""
+    """The metrics of one embedder."""
 
     def __init__(self) -> None:
         self._queued = Gauge("memserve_queued_tokens", "Tokens that wait for the device.")
-        self._drain_rate = Gauge("memserve_drain_tokens_per_s", "Tokens a second that the device drains while busy.")
-        self._busy = Gauge("memserve_busy_share", "Share of the last second in which a call was in hand.")
-        self._batch_texts = Histogram("memserve_batch_texts", "Texts of one forward.", boundaries=_TEXTS)
-        self._batch_tokens = Histogram("memserve_batch_tokens", "Real tokens of one forward.", boundaries=_TOKENS)
-        self._padding = Histogram("memserve_padding_share", "Share of a forward that is padding.", boundaries=_SHARE)
-        self._seconds = Histogram(
-            "memserve_embed_seconds", "Seconds of a call in each stage.", boundaries=_SECONDS, tag_keys=("stage",)
+        self._drain_rate = Gauge(
+            "memserve_drain_tokens_per_s", "Tokens per second that the device embeds while it is busy."
         )
-        self._errors = Counter("memserve_embed_errors", "Requests that failed, by kind.", tag_keys=("kind",))
+        self._busy = Gauge(
+            "memserve_busy_share", "Share of the last second, from 0 to 1, in which a call was in progress."
+        )
+        self._batch_texts = Histogram("memserve_batch_texts", "Texts in one run of the model.", boundaries=_TEXTS)
+        self._batch_tokens = Histogram(
+            "memserve_batch_tokens", "Tokens in one run of the model, without padding.", boundaries=_TOKENS
+        )
+        self._padding = Histogram(
+            "memserve_padding_share", "Share of the tokens in one run of the model that is padding.", boundaries=_SHARE
+        )
+        self._seconds = Histogram(
+            "memserve_embed_seconds",
+            "Seconds that a call spends in a stage: queue, tokenize or forward.",
+            boundaries=_SECONDS,
+            tag_keys=("stage",),
+        )
+        self._errors = Counter(
+            "memserve_embed_errors", "Embedding requests that failed, by class of error.", tag_keys=("kind",)
+        )
 
     def batch(self, stats: BatchStats) -> None:
-        """One forward."""
+        """Record one run of the model."""
         self._batch_texts.observe(stats.texts)
         self._batch_tokens.observe(stats.tokens)
         self._padding.observe(1.0 - stats.tokens / stats.padded_tokens)
         self._seconds.observe(stats.seconds, {"stage": "forward"})
 
     def state(self, stats: EngineStats, busy: float) -> None:
-        """Once a second."""
+        """Record the queue and the load, once a second."""
         self._queued.set(stats.queued_tokens)
         self._drain_rate.set(stats.drain_rate)
         self._busy.set(busy)
 
     def call(self, reply: list[EmbedResult | Exception]) -> None:
-        """One call."""
+        """Record one call."""
         done = [answer.timings for answer in reply if isinstance(answer, EmbedResult)]
         if done:
             self._seconds.observe(max(timings.queue_s for timings in done), {"stage": "queue"})
@@ -57,24 +70,26 @@ class EmbedderMetrics:
 
 
 class GatewayMetrics:
-    """What a gateway replica reports; requests, latencies and status codes by route are Serve's own metrics."""
+    """The metrics of one gateway. Requests, latencies and status codes by route are Serve's own metrics."""
 
     def __init__(self, cache: VectorCache) -> None:
         self._cache = cache
         self._seen = (0, 0)
         self._queued = Gauge(
-            "memserve_gateway_queued_tokens", "Tokens (estimated) that wait to be sent to the embedder."
+            "memserve_gateway_queued_tokens", "Tokens, as estimated, that wait to be sent to an embedder."
         )
-        self._hits = Counter("memserve_cache_hits", "Inputs whose vector was in the cache or already being computed.")
+        self._hits = Counter(
+            "memserve_cache_hits", "Inputs whose vector was in the cache or was being computed already."
+        )
         self._misses = Counter("memserve_cache_misses", "Inputs that had to be embedded.")
-        self._bytes = Gauge("memserve_cache_bytes", "Bytes that the cache holds.")
+        self._bytes = Gauge("memserve_cache_bytes", "Bytes of vectors in the cache.")
 
     def queue(self, queued_tokens: int) -> None:
-        """What waits, once a second and after an embed."""
+        """Record the tokens that wait, once a second and after each embedding."""
         self._queued.set(queued_tokens)
 
     def embed(self, queued_tokens: int) -> None:
-        """After an embed: the queue and the cache."""
+        """Record the queue and the cache after an embedding."""
         self.queue(queued_tokens)
         hits, misses = self._cache.hits, self._cache.misses
         if hits > self._seen[0]:
@@ -86,10 +101,10 @@ class GatewayMetrics:
 
 
 def count_error(error: Exception) -> None:
-    """One failed HTTP request, by the kind of its error."""
+    """Record one HTTP request that failed, by the class of its error."""
     _http_errors().inc(tags={"kind": type(error).__name__})
 
 
 @cache
 def _http_errors() -> Counter:
-    return Counter("memserve_errors", "HTTP requests that failed, by kind.", tag_keys=("kind",))
+    return Counter("memserve_errors", "HTTP requests that failed, by class of error.", tag_keys=("kind",))

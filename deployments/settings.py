@@ -1,8 +1,11 @@
-"""The Settings of one memserve: nested, frozen, checked once in the builder; an unknown key is refused by its name.
+"""The settings of a memserve: nested, frozen, and checked once, when the application is built.
 
-`args:` of serve_config.yaml win; an environment variable fills what they leave out (`MEMSERVE_MODEL__NAME`, two
-underscores for one level); the defaults below fill the rest. Some can be changed while it runs, by `user_config:` of a
-deployment (LIVE). Pure code never sees this module: it takes plain arguments.
+A setting takes its value from `args:` in serve_config.yaml; from an environment variable (`MEMSERVE_MODEL__NAME`, two
+underscores for each level) if `args:` leaves it out; and from the defaults below if both do. An unknown setting is
+refused by its name. `user_config:` of a deployment may change some settings while the server runs (RELOADABLE).
+Only deployments and the code that starts them read settings; everything else takes plain arguments.
+
+docs/settings.md is generated from the descriptions below.
 """
 
 import os
@@ -15,8 +18,31 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "MEMSERVE_"
 
-# What `user_config:` may set, by deployment.
-LIVE = {
+EVERYDAY = (
+    "model.name",
+    "model.provider",
+    "model.device",
+    "model.dtype",
+    "model.max_tokens",
+    "model.base_url",
+    "model.api_key_env",
+    "model.allow_download",
+    "store.url",
+    "store.index_budget_bytes",
+    "store.snapshot_dir",
+    "embedder.min_replicas",
+    "embedder.max_replicas",
+    "embedder.num_gpus",
+    "store.max_replicas",
+    "gateway.max_replicas",
+    "gateway.max_body_bytes",
+    "cache.max_bytes",
+    "queue.max_queued_tokens",
+    "log_level",
+)
+"""The settings that most users need, in the order in which the documentation lists them."""
+
+RELOADABLE = {
     "Embedder": {
         "log_level",
         "queue.max_batch_size",
@@ -37,6 +63,7 @@ LIVE = {
     },
     "Store": {"log_level", "store.index_budget_bytes"},
 }
+"""Deployment -> the settings that its `user_config:` may change while the server runs."""
 
 
 class _Section(BaseModel):
@@ -44,27 +71,53 @@ class _Section(BaseModel):
 
 
 class ModelSettings(_Section):
-    """Which model embeds, and where."""
+    """The embedding model, and where it runs."""
 
     provider: Literal["local", "openai", "fake"] = Field(
-        "local", description="`local` (sentence-transformers), `openai` (any OpenAI-compatible URL), `fake` (for tests)"
+        "local",
+        description="Where vectors come from. `local` runs the model here, with PyTorch; `openai` calls any server "
+        "with an OpenAI-compatible API; `fake` makes deterministic vectors for tests.",
     )
     name: str = Field(
         "all-MiniLM-L6-v2",
         min_length=1,
-        description="the embedded model, a sentence-transformers directory, a hub name, or the remote model's name",
+        description="The model. `local` takes the name of a model that is installed with memserve, the path of a "
+        "sentence-transformers folder, or a name on the Hugging Face hub; `openai` takes the remote server's name.",
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="The device of a `local` model: `cpu`, `cuda` or `cuda:N`. `auto` uses a GPU if there is one.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="`auto`: bfloat16 where the device multiplies it in hardware, else float32"
+        "auto",
+        description="The number format of a `local` model's weights and arithmetic. `auto` chooses bfloat16 if the "
+        "device multiplies it in hardware, and float32 otherwise.",
     )
-    max_tokens: int | None = Field(None, ge=4, description="longest input in tokens; default: the model's own")
-    base_url: str | None = Field(None, description="`openai`: the server's URL, ending in /v1")
-    api_key_env: str = Field("OPENAI_API_KEY", description="`openai`: environment variable that holds the key")
-    dim: int | None = Field(None, ge=1, le=16_384, description="`openai`, `fake`: dimension of the vectors")
-    allow_download: bool = Field(True, description="`local`: fetch a hub model that is not on disk")
-    timeout_s: float = Field(60.0, gt=0.0, description="`openai`: seconds that one call may take")
-    max_retries: int = Field(3, ge=0, description="`openai`: attempts after the first")
+    max_tokens: int | None = Field(
+        None,
+        ge=4,
+        description="The longest input, in tokens; what exceeds it is cut off or refused, as the request's `truncate` "
+        "says. By default the model's own limit; 8,192 for `openai`, 256 for `fake`.",
+    )
+    base_url: str | None = Field(
+        None, description="`openai` only, and required there: the URL of the remote server, ending in `/v1`."
+    )
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", description="`openai` only: the environment variable that holds the API key."
+    )
+    dim: int | None = Field(
+        None,
+        ge=1,
+        le=16_384,
+        description="`openai` and `fake` only: the dimension of the vectors. By default `openai` asks the remote "
+        "server, and `fake` makes 32.",
+    )
+    allow_download: bool = Field(
+        True, description="`local` only: whether a model from the hub that is not on disk may be downloaded."
+    )
+    timeout_s: float = Field(60.0, gt=0.0, description="`openai` only: the longest time for one call, in seconds.")
+    max_retries: int = Field(3, ge=0, description="`openai` only: how often a failed call is repeated.")
 
     @model_validator(mode="after")
     def _remote_needs_a_url(self) -> "ModelSettings":
@@ -74,33 +127,65 @@ class ModelSettings(_Section):
 
 
 class QueueSettings(_Section):
-    """How texts become device batches."""
+    """How an embedder makes batches of the texts that wait."""
 
-    enabled: bool = Field(True, description="false: each request is a forward of its own (a baseline to compare with)")
-    max_batch_size: int = Field(64, ge=1, description="calls that the @serve.batch intake takes at once")
-    batch_wait_s: float = Field(0.0, ge=0.0, le=10.0, description="seconds that the intake waits for more calls")
-    max_batch_tokens: int | None = Field(
-        None, ge=8, description="padded tokens of one forward; default: what the sweep found for the device"
+    enabled: bool = Field(
+        True,
+        description="Whether requests are batched. `false` runs the model once for each request; it is a baseline to "
+        "compare with.",
     )
-    forwards_in_flight: int | None = Field(None, ge=1, le=16, description="default: 1 on CPU, 2 on CUDA")
-    max_queued_tokens: int = Field(65_536, ge=1, description="tokens that may wait in one replica; past it 429")
+    max_batch_size: int = Field(
+        64, ge=1, description="The most calls that an embedder's `@serve.batch` intake takes at once."
+    )
+    batch_wait_s: float = Field(
+        0.0,
+        ge=0.0,
+        le=10.0,
+        description="How long the intake waits for more calls, in seconds. With 0 a call that arrives at an idle "
+        "embedder is served at once; under load batches fill without waiting.",
+    )
+    max_batch_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="The most tokens in one run of the model, padding included. By default the value that was measured "
+        "to be fastest on the device.",
+    )
+    forwards_in_flight: int | None = Field(
+        None, ge=1, le=16, description="Runs of the model in progress at once. By default 1 on a CPU and 2 on a GPU."
+    )
+    max_queued_tokens: int = Field(
+        65_536,
+        ge=1,
+        description="The most tokens that may wait in one embedder. A request beyond it is answered with status 429.",
+    )
 
 
 class CacheSettings(_Section):
-    """Vectors of texts seen before, in front of the queue."""
+    """Vectors of recent texts, kept in each gateway."""
 
-    max_bytes: int = Field(64 * 1024 * 1024, ge=0, description="bytes of vectors a gateway keeps; 0 switches it off")
+    max_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=0,
+        description="The size of a gateway's cache of vectors, in bytes. 0 switches the cache off.",
+    )
 
 
 class Replicas(_Section):
-    """How many replicas of a deployment, and what each is given. What is None, serving/sizing.py fills in."""
+    """How many replicas a deployment has, and what each is given. deployments/serving/sizing.py fills in each None."""
 
-    min_replicas: int = Field(1, ge=0, description="replicas that are always there")
+    min_replicas: int = Field(1, ge=0, description="The number of replicas that always run.")
     max_replicas: int | None = Field(
-        None, ge=1, description="replicas that autoscaling may start; default: what the CPUs and GPUs have room for"
+        None,
+        ge=1,
+        description="The most replicas that autoscaling may start. By default as many as the CPUs and GPUs of the "
+        "cluster have room for.",
     )
-    upscale_delay_s: float = Field(3.0, ge=0.0, description="seconds of excess load before a replica is added")
-    downscale_delay_s: float = Field(60.0, ge=0.0, description="seconds of slack before one is taken away")
+    upscale_delay_s: float = Field(
+        3.0, ge=0.0, description="How long the load must ask for more replicas before one is added, in seconds."
+    )
+    downscale_delay_s: float = Field(
+        60.0, ge=0.0, description="How long the load must ask for fewer replicas before one is removed, in seconds."
+    )
 
     @model_validator(mode="after")
     def _min_is_at_most_max(self) -> "Replicas":
@@ -112,60 +197,137 @@ class Replicas(_Section):
 class EmbedderSettings(Replicas):
     """The deployment that runs the model."""
 
-    min_replicas: int = Field(1, ge=0, description="replicas that are always there; 0: the first request waits for one")
-    target_drain_s: float = Field(1.0, gt=0.0, description="seconds in which the tokens that wait should be done")
-    target_busy: float = Field(0.8, gt=0.0, le=1.0, description="share of the time in which one should be at work")
+    min_replicas: int = Field(
+        1,
+        ge=0,
+        description="The number of embedders that always run. With 0 none runs while there are no requests, and the "
+        "first request waits until one has started.",
+    )
+    target_drain_s: float = Field(
+        1.0,
+        gt=0.0,
+        description="The time in which the waiting tokens should be embedded, in seconds. A larger backlog starts more "
+        "embedders.",
+    )
+    target_busy: float = Field(
+        0.8,
+        gt=0.0,
+        le=1.0,
+        description="The share of the time, from 0 to 1, in which an embedder should be busy. A larger share starts "
+        "more embedders.",
+    )
     num_cpus: float | None = Field(
         None,
         gt=0.0,
-        description="CPUs that Ray reserves for one; intra-op threads follow it, at least one; default: up to 1",
+        description="The CPUs that Ray reserves for one embedder. It computes with as many threads, rounded, and at "
+        "least one. By default a share that lets all replicas fit, up to 1.",
     )
     num_gpus: float | None = Field(
-        None, ge=0.0, description="share of a GPU that Ray reserves for one; default: 0.33 where there are GPUs"
+        None,
+        ge=0.0,
+        description="The share of a GPU that Ray reserves for one embedder. By default 0.33 if there are GPUs, so that "
+        "one embedder computes while the answers of another travel.",
     )
-    num_threads: int | None = Field(None, ge=1, description="intra-op threads of one replica; default: from num_cpus")
+    num_threads: int | None = Field(
+        None,
+        ge=1,
+        description="The threads that one embedder computes with on a CPU. By default taken from `num_cpus`.",
+    )
 
 
 class StoreSettings(Replicas):
-    """The deployment that keeps the memories, and the log behind it."""
+    """The deployment that keeps the memories, and the log on disk behind it."""
 
-    min_replicas: int = Field(1, ge=1, description="replicas that are always there")
-    target_busy: float = Field(0.8, gt=0.0, le=1.0, description="share of the time in which one should be at work")
-    num_cpus: float = Field(0.1, gt=0.0, description="CPUs that Ray reserves for one replica; not a limit")
+    min_replicas: int = Field(1, ge=1, description="The number of store replicas that always run.")
+    target_busy: float = Field(
+        0.8,
+        gt=0.0,
+        le=1.0,
+        description="The share of the time, from 0 to 1, in which a store replica should be busy. A larger share "
+        "starts more replicas.",
+    )
+    num_cpus: float = Field(
+        0.1, gt=0.0, description="The CPUs that Ray reserves for one store replica. It may use more."
+    )
     url: str = Field(
         "sqlite:///data/memserve.db",
-        description="`sqlite:///path`, `postgresql+psycopg://...`, or `memory://` (thrown away at the end)",
+        description="The database that holds the memories: `sqlite:///PATH` for one machine, "
+        "`postgresql+psycopg://USER:PASSWORD@HOST/NAME` for a cluster, or `memory://`, which is lost at the end. A "
+        "relative path starts at the folder in which the server is started.",
     )
     synchronous: Literal["FULL", "NORMAL"] = Field(
-        "FULL", description="SQLite: FULL survives a power cut, NORMAL only the process"
+        "FULL",
+        description="SQLite only. With `FULL` an acknowledged write survives a power cut; with `NORMAL` it survives "
+        "the end of the process, and is faster.",
     )
-    index_budget_bytes: int = Field(1024**3, ge=1024**2, description="bytes of indexes that one replica keeps resident")
-    exact_below: int = Field(2_000, ge=0, description="memories up to which a user's index is an exact matrix")
-    m: int = Field(16, ge=2, le=128, description="HNSW: links of a node")
-    ef_construction: int = Field(200, ge=8, description="HNSW: breadth of the search while building")
-    ef: int = Field(128, ge=8, description="HNSW: breadth of a search")
-    snapshot_dir: str | None = Field(None, description="local directory for snapshots of large indexes; default: none")
-    partitions: int = Field(16, ge=1, le=4096, description="buckets of users that routing keeps on one warm replica")
+    index_budget_bytes: int = Field(
+        1024**3,
+        ge=1024**2,
+        description="The memory for users' indexes in one store replica, in bytes. Beyond it the indexes that were not "
+        "used for longest are dropped, and read again when they are needed.",
+    )
+    exact_below: int = Field(
+        2_000,
+        ge=0,
+        description="Up to this many memories a user is searched exactly; beyond it, with an HNSW graph.",
+    )
+    m: int = Field(16, ge=2, le=128, description="HNSW: the links of each node.")
+    ef_construction: int = Field(200, ge=8, description="HNSW: how many candidates are kept while a graph is built.")
+    ef: int = Field(
+        128, ge=8, description="HNSW: how many candidates are kept in a search. More find more, and take longer."
+    )
+    snapshot_dir: str | None = Field(
+        None,
+        description="A local folder for snapshots of large indexes, which make a restart faster. By default no "
+        "snapshots are written.",
+    )
+    partitions: int = Field(
+        16,
+        ge=1,
+        le=4096,
+        description="The number of groups into which users are divided. Requests of one group go to the same store "
+        "replica, which keeps the indexes of its users in memory.",
+    )
 
 
 class GatewaySettings(Replicas):
-    """The HTTP ingress and the handle."""
+    """The deployment that answers HTTP requests and handle calls."""
 
-    min_replicas: int = Field(1, ge=1, description="replicas that are always there")
-    target_ongoing_requests: float = Field(64.0, gt=0.0, description="requests in progress that one replica serves")
-    num_cpus: float = Field(0.1, gt=0.0, description="CPUs that Ray reserves for one replica; not a limit")
-    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest request body; past it 413")
-    embed_calls_in_flight: int | None = Field(
-        None, ge=1, description="calls to the embedder at once; default: for each replica it may have 1, on a GPU 2"
+    min_replicas: int = Field(1, ge=1, description="The number of gateways that always run.")
+    target_ongoing_requests: float = Field(
+        64.0,
+        gt=0.0,
+        description="The number of requests in progress that one gateway should have. More start another gateway.",
     )
-    embed_call_tokens: int = Field(2_048, ge=1, description="estimated tokens in one call to the embedder")
-    append_calls_in_flight: int = Field(2, ge=1, description="write calls to the store at once")
-    append_call_memories: int = Field(1024, ge=1, description="memories in one write call to the store")
-    max_queued_tokens: int = Field(65_536, ge=1, description="tokens (estimated) that may wait here; past it 429")
+    num_cpus: float = Field(0.1, gt=0.0, description="The CPUs that Ray reserves for one gateway. It may use more.")
+    max_body_bytes: int = Field(
+        16 * 1024 * 1024,
+        ge=1024,
+        description="The largest body of a request, in bytes. A larger one is answered with status 413.",
+    )
+    embed_calls_in_flight: int | None = Field(
+        None,
+        ge=1,
+        description="The most calls to embedders that one gateway makes at once. By default one for each embedder that "
+        "may run, and two for each on a GPU.",
+    )
+    embed_call_tokens: int = Field(
+        2_048, ge=1, description="The most tokens, as estimated, that one call to an embedder carries."
+    )
+    append_calls_in_flight: int = Field(
+        2, ge=1, description="The most calls to the store that one gateway makes at once to write."
+    )
+    append_call_memories: int = Field(1024, ge=1, description="The most memories that one such call carries.")
+    max_queued_tokens: int = Field(
+        65_536,
+        ge=1,
+        description="The most tokens, as estimated, that may wait in one gateway. A request beyond it is answered with "
+        "status 429.",
+    )
 
 
 class Settings(BaseSettings):
-    """Everything that can be set."""
+    """All settings."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -177,7 +339,9 @@ class Settings(BaseSettings):
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] | None = Field(
-        None, description="of the deployments' logs; default: that of `logging_config`"
+        None,
+        description="The least severe messages of memserve that replicas log. By default the level of Serve's "
+        "`logging_config`.",
     )
     model: ModelSettings = ModelSettings()
     queue: QueueSettings = QueueSettings()
@@ -189,7 +353,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_variables(cls, values: Any) -> Any:
-        """pydantic-settings ignores an unknown top-level variable; a typo there must not pass in silence."""
+        """Refuse an environment variable with a mistyped section, which pydantic-settings would ignore."""
         for variable in os.environ:
             if variable.startswith(ENV_PREFIX):
                 section = variable.removeprefix(ENV_PREFIX).split("__")[0].lower()
@@ -198,8 +362,8 @@ class Settings(BaseSettings):
         return values
 
 
-def explain(error: ValidationError) -> str:
-    """One line that names the first wrong setting by its path (`model.nmae: unknown setting`)."""
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, in one line that begins with its path: `model.nmae: unknown setting`."""
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -213,19 +377,22 @@ def load(args: Mapping[str, Any]) -> Settings:
     return Settings.model_validate({str(name): value for name, value in args.items()})
 
 
-def live(settings: Settings, deployment: str, user_config: Mapping[str, Any] | None) -> Settings:
-    """Settings with what a deployment's `user_config:` changes, written as in `args:`.
+def with_user_config(settings: Settings, deployment: str, user_config: Mapping[str, Any] | None) -> Settings:
+    """Settings changed by the `user_config:` of a deployment, which is written like `args:`.
 
     Raises:
-        ValueError: one line that names the first wrong one by its path.
+        KeyError: there is no such deployment.
+        ValueError: in one line, the first setting that is wrong or cannot change while the server runs.
     """
     if not isinstance(user_config, Mapping | None):
         raise ValueError(f"user_config of {deployment}: must be a mapping")
     values = settings.model_dump()
-    allowed = LIVE[deployment]
+    allowed = RELOADABLE[deployment]
     for path, value in _paths(user_config or {}):
         if path not in allowed:
-            raise ValueError(f"user_config of {deployment}: {path}: not a setting that it can change while it runs")
+            raise ValueError(
+                f"user_config of {deployment}: {path}: not a setting that can change while the server runs"
+            )
         *sections, name = path.split(".")
         section = values
         for step in sections:
@@ -234,7 +401,7 @@ def live(settings: Settings, deployment: str, user_config: Mapping[str, Any] | N
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"user_config of {deployment}: {explain(error)}") from error
+        raise ValueError(f"user_config of {deployment}: {first_problem(error)}") from error
 
 
 def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -246,7 +413,7 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def absolute_log_url(url: str, base: Path) -> str:
-    """A relative SQLite path made absolute against `base`, so that every replica opens the same file."""
+    """The URL with a relative SQLite path made absolute against `base`, so that every replica opens the same file."""
     prefix = "sqlite:///"
     if not url.startswith(prefix) or url.startswith("sqlite:////"):
         return url

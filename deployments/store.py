@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.serving import logs
 from deployments.serving.autoscaling import BUSY, BusyTime
 from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
@@ -24,7 +25,7 @@ from store import IndexOptions, Search, SearchResult, Store, StoreError
 Answer = TypeVar("Answer")
 Arguments = ParamSpec("Arguments")
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger("memserve.store")
 
 _IDLE_S = 0.1  # between two looks for background work where there was none
 _BUSY_S = 0.005  # until the next look where calls wait
@@ -37,6 +38,7 @@ class StoreReplica:
 
     # Serve awaits an async constructor; type checkers want it synchronous.
     async def __init__(self, settings: Settings, embedder: DeploymentHandle) -> None:  # type: ignore[misc]
+        logs.attach(settings.log_level)
         collect_old_seldom()
         info = await embedder.info.remote()
         options = settings.store

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from deployments.settings import Settings, absolute_log_url, explain, load
+from deployments.settings import EVERYDAY, Settings, absolute_log_url, first_problem, load
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def refusal(args: dict[str, Any]) -> str:
     with pytest.raises(ValidationError) as refused:
         load(args)
-    return explain(refused.value)
+    return first_problem(refused.value)
 
 
 def test_args_win_and_the_environment_fills_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +78,15 @@ def test_a_relative_sqlite_path_becomes_absolute() -> None:
     assert absolute_log_url("sqlite:////var/m.db", base) == "sqlite:////var/m.db"
     assert absolute_log_url("postgresql+psycopg://h/m", base) == "postgresql+psycopg://h/m"
     assert absolute_log_url("memory://", base) == "memory://"
+
+
+def test_the_everyday_settings_are_twenty_of_all() -> None:
+    paths = {path for path, _ in sections(Settings)}
+    assert len(EVERYDAY) == len(set(EVERYDAY)) == 20
+    assert set(EVERYDAY) <= paths
+
+
+def test_every_description_is_a_sentence() -> None:
+    for path, field in sections(Settings):
+        assert field.description[0].isupper() or field.description[0] == "`", path
+        assert field.description.endswith("."), path

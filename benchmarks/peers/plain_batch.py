@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from benchmarks.peers.arguments import parser
 from benchmarks.peers.model import Encoder
 from benchmarks.peers.wire import answer, inputs
-from deployments.__main__ import supervise
+from deployments.serving.processes import supervise
 
 
 def serve_it(model: str, dtype: str, port: int, replicas: int, threads: int) -> int:

@@ -22,8 +22,8 @@ from benchmarks.peers.measure import Rounds, contenders
 from benchmarks.peers.scenarios import SCENARIOS
 from benchmarks.peers.table import BFLOAT16, FLOAT32, PEERS, hold_to_two_cores
 from benchmarks.report import number, table
-from deployments.__main__ import supervise
 from deployments.embedding.load import DEFAULT_MODEL, resolve
+from deployments.serving.processes import supervise
 
 # The scenarios in which the settings of a peer are compared.
 TUNED_FOR = ("64 x 1", "8 x 32", "add", "search")

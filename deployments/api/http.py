@@ -28,7 +28,7 @@ from deployments.requests.fields import HeldId, Id
 from deployments.requests.origin import Origin
 from store import StoreError
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger("memserve.api")
 
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
 _ID = TypeAdapter(Id)

@@ -1,19 +1,19 @@
 """How many embedders and stores the work needs: the arithmetic, and Serve's policies around it.
 
-Calls between the deployments are coalesced, so that their number says little; what is counted is tokens, and the time
-that a replica is at work. Each time that Serve asks (some three times a second, of means over the last seconds):
+Calls between deployments carry many requests each, so their number says little. The policies count tokens, and the time
+in which a replica is busy. Serve asks them some three times a second, with means over the last seconds:
 
-    by backlog   tokens that wait, in gateways and embedders / (tokens/s that a busy embedder drains * target_drain_s)
-    by use       sum over the embedders of the share of the time in which one had a call in hand / target_busy
+    by backlog   waiting tokens, of gateways and embedders / (tokens/s of one busy embedder * target_drain_s)
+    by use       sum over the embedders of the share of the time in which a call was in progress / target_busy
     embedders    the larger of the two, rounded up
-    stores       by use, alike: a store works on one call at a time
+    stores       by use alone; a store works on one call at a time
 
-The backlog answers a step in the load; use answers a load that fills the embedders without a queue, as clients do that
-wait for their answers, or are refused, and is what says that one embedder can go. It goes when the others would be
-`SLACK` below target_busy without it, so that a load between the two changes nothing. Serve then applies min, max and
-the delays.
+The backlog answers a step in the load. Use answers a load that keeps the embedders busy without a queue, such as
+clients that wait for their answers or are refused, and decides when an embedder may stop. One stops only if the others
+would then be `SLACK` below target_busy, so that a load in between changes nothing. Serve applies min, max and delays
+afterwards.
 
-Serve carries this module to its controller by value: it imports nothing but the standard library.
+Serve pickles this module by value into its controller, so it may import nothing but the standard library.
 """
 
 import math
@@ -29,7 +29,7 @@ SLACK = 0.2
 
 
 class EmbedderLoad(NamedTuple):
-    """What one embedder has reported: tokens a second while busy (0 before its first forward), share of time busy."""
+    """The report of one embedder: tokens/s while busy (0 before its first run), and its busy share, from 0 to 1."""
 
     drain_rate: float
     busy: float
@@ -49,36 +49,37 @@ def embedders_needed(
     Args:
         waiting_tokens: in gateways and embedders together.
         loads: of the embedders that have reported.
-        running: embedders that run, reported or not.
-        target: embedders that were decided on last.
-        target_drain_s: seconds in which what waits should be done.
-        target_busy: share of the time in which an embedder should be at work.
+        running: the number of embedders that run, whether they have reported or not.
+        target: the number that was decided last.
+        target_drain_s: seconds in which the waiting tokens should be embedded.
+        target_busy: share of the time, from 0 to 1, in which an embedder should be busy.
     """
     if running == 0:
         return 1 if waiting_tokens > 0 else 0
     rates = [load.drain_rate for load in loads if load.drain_rate > 0]
     if rates:
         by_backlog = waiting_tokens / (sum(rates) / len(rates) * target_drain_s)
-    else:  # nothing is known of their speed yet: what runs stays
+    else:  # their speed is not known yet: keep the replicas that run
         by_backlog = running if waiting_tokens > 0 else 0
     by_use = needed_by_use([load.busy for load in loads], target, target_busy=target_busy)
     return max(math.ceil(by_backlog), by_use)
 
 
 def needed_by_use(busy: Iterable[float], target: int, *, target_busy: float) -> int:
-    """How many replicas would each be at work for at most `target_busy` of the time; of `target`, one too many stays
-    until the others would have `SLACK` to spare.
+    """How many replicas are needed for each to be busy at most `target_busy` of the time.
+
+    A replica beyond that is kept until the others would have `SLACK` to spare without it.
 
     Args:
-        busy: shares of the time in which each replica was at work.
-        target: replicas that were decided on last.
+        busy: the share of the time, from 0 to 1, in which each replica was busy.
+        target: the number that was decided last.
     """
     used = sum(busy) / target_busy
     return max(math.ceil(used), min(target, math.ceil(used / (1 - SLACK))))
 
 
 class EmbedderPolicy:
-    """Serve's policy of the Embedder deployment alone: by what its replicas report. See `application_policy`."""
+    """Serve's policy for the Embedder deployment alone, by the reports of its replicas. See `application_policy`."""
 
     def __init__(self, target_drain_s: float, target_busy: float) -> None:
         self._targets = {"target_drain_s": target_drain_s, "target_busy": target_busy}
@@ -88,7 +89,7 @@ class EmbedderPolicy:
 
 
 class StorePolicy:
-    """Serve's policy of the Store deployment: by the share of the time in which its replicas are at work."""
+    """Serve's policy for the Store deployment, by the share of the time in which its replicas are busy."""
 
     def __init__(self, target_busy: float) -> None:
         self._target_busy = target_busy
@@ -98,11 +99,11 @@ class StorePolicy:
 
 
 def application_policy(contexts: Mapping[Any, Any]) -> tuple[dict[Any, float], dict[Any, dict[str, Any]]]:
-    """Serve's policy of the whole application (`autoscaling_policy` in serve_config.yaml).
+    """Serve's policy for the whole application (`autoscaling_policy` in serve_config.yaml).
 
-    It sees the queues of the gateways, which EmbedderPolicy does not, and where most of a backlog waits: each gateway
-    says what waits in it, and one that dies takes its queue and its figure along. Gateways scale by their requests, and
-    so does whatever has an `autoscaling_config` without our policy in the config file.
+    It sees the queues of the gateways, in which most of a backlog waits; EmbedderPolicy does not. Each gateway reports
+    its own queue, so that the figure of one that dies goes with it. Gateways scale by their requests in progress. So
+    does a deployment whose `autoscaling_config` in the config file does not name a policy of this module.
     """
     waiting = sum(
         sum(_reported(ctx, WAITING_TOKENS).values()) for ctx in contexts.values() if ctx.deployment_name == "Gateway"
@@ -138,13 +139,13 @@ def _stores(ctx: Any, targets: Mapping[str, float]) -> int:
 
 
 def _reported(ctx: Any, name: str) -> dict[Any, float]:
-    """A figure of the replicas that run and have reported it, as means over Serve's look-back period."""
+    """A figure of each replica that runs and has reported it: the mean over Serve's look-back period."""
     metrics: dict[str, dict[Any, float]] = ctx.aggregated_metrics or {}
     return metrics.get(name, {})
 
 
 class BusyTime:
-    """The share of the time in which there was at least one call in hand, from one look to the next."""
+    """Measures the share of the time in which at least one call was in progress."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -154,7 +155,7 @@ class BusyTime:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """While one call is in hand."""
+        """Count one call as in progress within this context."""
         self._count()
         self._in_hand += 1
         try:
@@ -171,7 +172,7 @@ class BusyTime:
         return now
 
     def share(self) -> float:
-        """Since the last look."""
+        """The busy share, from 0 to 1, since the last time this was called."""
         now = self._count()
         elapsed, busy_s = now - self._looked_at, self._busy_s
         self._looked_at, self._busy_s = now, 0.0

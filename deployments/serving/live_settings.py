@@ -1,40 +1,40 @@
-"""What all deployments do with `user_config`: take what is right, refuse what is wrong and go on as before.
+"""Settings that change while a replica runs: what every deployment does with its `user_config`.
 
-Serve stops a replica whose `reconfigure` raises, and the next one would fail as it starts: a wrong key would take the
-deployment down. Serve's controller refuses it before (deployments/serving/controller.py); where it did not, a wrong
-`user_config` changes nothing here, and the log says why.
+A wrong `user_config` changes nothing: the replica keeps its settings and logs why. Raising an error would be worse:
+Serve stops a replica whose `reconfigure` raises, and the next one would fail as it starts, so that one mistyped name
+would take the deployment down. `memserve check` and `memserve serve` refuse a wrong `user_config` before anything is
+deployed.
 """
 
 import logging
 from collections.abc import Mapping
 from typing import Any
 
-from deployments.settings import Settings, live
+from deployments.serving import logs
+from deployments.settings import Settings, with_user_config
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger("memserve.settings")
 
 
 class LiveSettings:
-    """The settings of one replica, as they are now."""
+    """The settings of one replica as they are now.
+
+    Attributes:
+        settings: those of `args:`, changed by the last `user_config` that was right.
+    """
 
     def __init__(self, settings: Settings, deployment: str) -> None:
         self._base = settings
         self._deployment = deployment
-        self._level: int | None = None  # that `logging_config` set, while `log_level` overrides it
         self.settings = settings
 
     def take(self, user_config: Mapping[str, Any] | None) -> bool:
-        """Change `settings` and the log level; False where `user_config` is wrong, and then nothing has changed."""
+        """Change `settings` and the log level. Returns False, and changes nothing, if `user_config` is wrong."""
         try:
-            self.settings = live(self._base, self._deployment, user_config)
+            self.settings = with_user_config(self._base, self._deployment, user_config)
         except ValueError as error:
-            logger.error("refused, the settings stay as they are: %s", error)
+            logger.error("user_config refused, the settings stay as they are: %s", error)
             return False
-        if self.settings.log_level is not None:
-            self._level = logger.level if self._level is None else self._level
-            logger.setLevel(self.settings.log_level)
-        elif self._level is not None:
-            logger.setLevel(self._level)
-            self._level = None
-        logger.info("user_config taken: %s", user_config)
+        logs.set_level(self.settings.log_level)
+        logger.info("user_config applied: %s", user_config)
         return True

@@ -1,49 +1,50 @@
-"""The HTTP protocol of a gateway's server: where it differs from uvicorn's, and why.
+"""The HTTP protocol of a gateway: where it differs from uvicorn's, and why.
 
-An answer leaves in one write. uvicorn writes the headers and the body one after the other, and a gateway that is
-killed in between has answered half: HAProxy then can neither send the request to another gateway nor answer it. What is
-written at once arrives, or nothing does, and then the request is sent again (deployments/serving/environment.py).
+An answer is sent in one write. uvicorn writes the headers and the body one after the other. A gateway that is killed
+between the two has sent half an answer, and HAProxy can then neither resend the request to another gateway nor answer
+it. An answer of one write arrives completely or not at all, and in the second case the request is resent
+(deployments/serving/ray_internals.py).
 
-An import is not read ahead. Serve reads a body into memory, without a bound, so as to see at once that its client has
-gone away. An import may be larger than the memory, and is made a piece at a time: Serve is told not to look for its
-client's leaving. The import reads for itself, and learns of it there.
+The body of an import is not read ahead. Serve reads a body into memory, without a bound, to notice at once that its
+client has disconnected. An import may be larger than memory and is processed piece by piece, so Serve is told not to
+watch for the disconnect; the import reads the body itself and notices it there.
 
-A header that is not UTF-8 is Latin-1: Serve decodes some headers, and answered 500 where it could not.
+A header that is not UTF-8 is taken for Latin-1. Serve decodes some headers, and would answer 500 if it could not.
 """
 
 import asyncio
 import re
 from typing import Any
 
-import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from deployments.serving.ray_internals import DO_NOT_READ_AHEAD, use_http_protocol
+
 _IMPORT = re.compile(rb"/v1/users/[^/?]+/import(\?|$)")
-_NOT_READ_AHEAD = (b"x-request-disconnect-disabled", b"?1")  # of Serve; the last one counts
 
 
 class CorkedTransport:
-    """A transport that holds what is written to it, until `flush` or the end of the event loop's iteration."""
+    """A transport that collects writes until `flush`, or until the end of the event loop's iteration."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._held: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        """Hold `data`, behind what is held already."""
+        """Append `data` to the writes that are held."""
         if not self._held:
-            # What is streamed is not complete for a while, and leaves meanwhile.
+            # A streamed answer is not complete for a while; its parts must not wait for the end.
             asyncio.get_running_loop().call_soon(self.flush)
         self._held.append(data)
 
     def flush(self) -> None:
-        """Write what is held, at once."""
+        """Send everything that is held, in one write."""
         held, self._held = self._held, []
         if held and not self._transport.is_closing():
             self._transport.write(b"".join(held))
 
     def close(self) -> None:
-        """Write what is held and close."""
+        """Send everything that is held, then close."""
         self.flush()
         self._transport.close()
 
@@ -55,11 +56,11 @@ class GatewayProtocol(HttpToolsProtocol):
     """One connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        """Begin on a connection."""
-        super().connection_made(CorkedTransport(transport))  # type: ignore[arg-type]  # a transport to all who use it
+        """Put the collecting transport in front of the connection's own."""
+        super().connection_made(CorkedTransport(transport))  # type: ignore[arg-type]  # used as a transport
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take what is not UTF-8 for Latin-1."""
+        """Decode a value that is not UTF-8 as Latin-1."""
         try:
             value.decode()
         except UnicodeDecodeError:
@@ -67,17 +68,17 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Leave the body of an import where it is until it is asked for."""
+        """Tell Serve not to read the body of an import ahead."""
         if _IMPORT.match(self.url):
-            self.headers.append(_NOT_READ_AHEAD)
+            self.headers.append(DO_NOT_READ_AHEAD)
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
-        """Send an answer as soon as it is whole."""
+        """Send an answer as soon as it is complete."""
         self.transport.flush()  # type: ignore[attr-defined]  # ours, from connection_made
         super().on_response_complete()
 
 
 def install() -> None:
-    """Have every uvicorn server that this process starts from now on, Serve's too, speak it."""
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{GatewayProtocol.__name__}"
+    """Make every uvicorn server that this process starts from now on, Serve's too, use GatewayProtocol."""
+    use_http_protocol(f"{__name__}:{GatewayProtocol.__name__}")

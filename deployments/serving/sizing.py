@@ -1,27 +1,28 @@
-"""What the defaults of replicas and CPUs become on the machine or cluster that there is.
+"""How many replicas may run and what each reserves, on a machine or cluster of a given size.
 
-All replicas that may ever run fit into the CPUs together, with room for one more of each: a new version starts beside
-the old one. A share of a CPU is what Ray reserves, not what a replica may use; an embedder computes with as many
-threads as it has whole CPUs, at least one. On a CPU embedders of one thread do more than fewer of several.
+All replicas that may run fit into the CPUs together, with room for one more of each deployment, because a new version
+starts beside the old one. A share of a CPU is what Ray reserves, not a limit. An embedder computes with as many threads
+as it has whole CPUs, and at least one. On a CPU several embedders of one thread embed more than one of several threads.
 """
 
 import math
 
 from deployments.settings import EmbedderSettings, Settings
 
-# Of a request of one short text an embedder takes about 1.9 ms of CPU time, a gateway 0.65, a store less.
+# A request of one short text takes about 1.9 ms of an embedder's CPU time, 0.65 ms of a gateway's, less of a store's.
 CORES_PER_GATEWAY = 4
 CORES_PER_STORE = 4
-CORES_PER_OTHER = 8  # one of so many is left by the embedders to gateways, stores, HAProxy and Ray
-GPU_SHARE = 0.33  # of an embedder: while the answers of one travel another computes, and a new version fits beside two
+CORES_PER_OTHER = 8  # embedders leave one core of this many to gateways, stores, HAProxy and Ray
+# Two embedders on a GPU, so that one computes while the answers of the other travel, and room for one of a new version.
+GPU_SHARE = 0.33
 
 
-def fit(settings: Settings, cpus: int, gpus: int) -> Settings:
-    """Fill in what the settings leave open: replicas, and an embedder's CPUs and GPU.
+def fill_in(settings: Settings, cpus: int, gpus: int) -> Settings:
+    """Settings with a value for every None among the replicas, and for an embedder's CPUs and GPU.
 
     Args:
-        cpus: of the whole cluster.
-        gpus: of the whole cluster.
+        cpus: the number in the whole cluster.
+        gpus: the number in the whole cluster.
     """
     gateway, store, embedder = settings.gateway, settings.store, settings.embedder
     gateways = gateway.max_replicas or max(gateway.min_replicas, 2, cpus // CORES_PER_GATEWAY)
@@ -31,7 +32,7 @@ def fit(settings: Settings, cpus: int, gpus: int) -> Settings:
         update={
             "gateway": gateway.model_copy(update={"max_replicas": gateways}),
             "store": store.model_copy(update={"max_replicas": stores}),
-            "embedder": _fit_embedder(embedder, cpus, room, gpus if _wants_gpu(settings) else 0),
+            "embedder": _fill_in_embedder(embedder, cpus, room, gpus if _wants_gpu(settings) else 0),
         }
     )
 
@@ -40,7 +41,7 @@ def _wants_gpu(settings: Settings) -> bool:
     return settings.model.provider == "local" and settings.model.device != "cpu"
 
 
-def _fit_embedder(embedder: EmbedderSettings, cpus: int, room: float, gpus: int) -> EmbedderSettings:
+def _fill_in_embedder(embedder: EmbedderSettings, cpus: int, room: float, gpus: int) -> EmbedderSettings:
     num_gpus = embedder.num_gpus if embedder.num_gpus is not None else (GPU_SHARE if gpus else 0.0)
     replicas = embedder.max_replicas
     if replicas is None:

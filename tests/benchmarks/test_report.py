@@ -21,7 +21,7 @@ from benchmarks.machine import _gap, missing, provenance, slug, stem
 from benchmarks.reference import BY_NAME, SERVERS, chosen
 from benchmarks.server import end, merged, parse_args, profile
 from benchmarks.suite import FULL, QUICK, most
-from deployments.serving.sizing import fit
+from deployments.serving.sizing import fill_in
 from deployments.settings import load
 
 MACHINE = {
@@ -226,7 +226,7 @@ def test_every_server_of_the_reference_has_settings_that_load(name: str) -> None
 
 @pytest.mark.parametrize(("cores", "gpus"), [(2, 0), (4, 0), (8, 0), (16, 0), (4, 1), (8, 1), (16, 1), (64, 8)])
 def test_a_profile_fits_its_machine(cores: int, gpus: int) -> None:
-    settings = fit(load(profile(cores, gpus)), cores, gpus)
+    settings = fill_in(load(profile(cores, gpus)), cores, gpus)
     for part in (settings.embedder, settings.gateway, settings.store):
         assert part.min_replicas == part.max_replicas
     needed = sum(part.max_replicas * part.num_cpus for part in (settings.embedder, settings.gateway, settings.store))

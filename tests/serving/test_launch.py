@@ -1,25 +1,27 @@
-"""What `python -m deployments` finds on a machine that others use too; tests/cluster/test_launch.py starts it."""
+"""What a start checks beforehand, on a machine that others use too; tests/cluster/test_launch.py starts servers."""
 
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from deployments import __main__ as start
+from deployments.serving import launch, plan, ray_internals
+from deployments.serving.ray_internals import HAPROXY_PORTS
 
 
 @pytest.fixture
 def ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> range:
-    """The runs of ports, none of which anybody claims or listens on."""
+    """The runs of ports, all of them free and unclaimed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(start, "_are_free", lambda _: True)
-    return start.GATEWAY_PORTS
+    monkeypatch.setattr(plan, "_are_free", lambda _: True)
+    return plan.GATEWAY_PORTS
 
 
 def test_a_run_of_ports_is_claimed_once(ports: range) -> None:
-    assert [start._claim_gateway_ports() for _ in range(3)] == list(ports[:3])
+    assert [plan._claim_gateway_ports() for _ in range(3)] == list(ports[:3])
 
 
 def test_a_claim_of_another_user_is_passed_over(ports: range, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,21 +34,21 @@ def test_a_claim_of_another_user_is_passed_over(ports: range, monkeypatch: pytes
         return open_(path, *options)
 
     monkeypatch.setattr(os, "open", refuse)
-    assert start._claim_gateway_ports() == ports[2]
+    assert plan._claim_gateway_ports() == ports[2]
     theirs |= {f"{tempfile.gettempdir()}/memserve-ports-{first}.lock" for first in ports}
-    with pytest.raises(start.CannotStart):
-        start._claim_gateway_ports()
+    with pytest.raises(plan.CannotStart):
+        plan._claim_gateway_ports()
 
 
 def test_haproxys_ports_move_into_the_claimed_run(ports: range, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not to any that are free at the moment: Ray takes some of those before HAProxy starts."""
-    names = list(start.HAPROXY_PORTS)
+    """Not to ports that are free at the moment: Ray may take those before HAProxy starts."""
+    names = list(HAPROXY_PORTS)
     for name in names:
         monkeypatch.delenv(name, raising=False)
-    first = start._environment()
+    first = plan._environment()
     assert [first[name] for name in names] == ["8404", "9101"]
-    monkeypatch.setattr(start, "_are_free", lambda asked: not {8404, 9101} & set(asked))
-    second = start._environment()
+    monkeypatch.setattr(plan, "_are_free", lambda asked: not {8404, 9101} & set(asked))
+    second = plan._environment()
     assert [second[name] for name in names] == [str(ports[1] + 98), str(ports[1] + 97)]
 
 
@@ -59,7 +61,10 @@ def test_haproxys_ports_move_into_the_claimed_run(ports: range, monkeypatch: pyt
             b"applications: [{args: {model: {provider: fake}}, deployments: [{name: Store, user_config: 5}]}]",
             "user_config of Store: must be a mapping",
         ),
-        (b"{applications: [{args: {model: {provider: fake}}}], http_options: {host: 5}}", "http_options.host: 5 is no"),
+        (
+            b"{applications: [{args: {model: {provider: fake}}}], http_options: {host: 5}}",
+            "http_options.host: 5 is not an address",
+        ),
     ],
 )
 def test_a_config_of_a_wrong_kind_is_one_line(
@@ -67,6 +72,52 @@ def test_a_config_of_a_wrong_kind_is_one_line(
 ) -> None:
     config = tmp_path / "config.yaml"
     config.write_bytes(text)
-    assert start.main([str(config)]) == 1
+    assert launch.serve(config) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"memserve: {config}: {message}")
+
+
+TRACEBACK = "Traceback (most recent call last):\n"
+FRAMES = '  File "a.py", line 1, in f\n    raise Error(\n    ^^^^^^^^^^^^\n'
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        # An error of build_app, as Serve shows it.
+        ("Deploying app 'memserve' failed with exception:\nqueue.size: unknown setting", "queue.size: unknown setting"),
+        # An error of a constructor: its traceback is the message of another error, and Serve's text surrounds both.
+        (
+            f"The deployment failed to start 3 times. Error:\n{TRACEBACK}{FRAMES}RuntimeError: {TRACEBACK}{FRAMES}"
+            "deployments.errors.ModelUnavailable: There is no model at 'a: b'.\n",
+            "There is no model at 'a: b'.",
+        ),
+        # A cause, and the error that came of it.
+        (f"{TRACEBACK}{FRAMES}KeyError: 1\n\nThe above ...:\n\n{TRACEBACK}{FRAMES}ValueError: wrong", "wrong"),
+        # A message of several lines: the first.
+        (f"{TRACEBACK}{FRAMES}torch.OutOfMemoryError: no memory\nTry this.\n  Or that.\n", "no memory"),
+        (f"{TRACEBACK}{FRAMES}AssertionError\n", "AssertionError"),
+        (f"{TRACEBACK}", "no reason given"),
+        ("", "no reason given"),
+    ],
+)
+def test_the_reason_of_a_failed_deployment_is_one_line(message: str, error: str) -> None:
+    assert launch.last_error(message) == error
+
+
+def test_the_reason_is_that_of_the_deployment_that_has_one() -> None:
+    failed = SimpleNamespace(message=f"Error:\n{TRACEBACK}{FRAMES}ValueError: wrong")
+    waiting = SimpleNamespace(message="waits for replicas")
+    application = SimpleNamespace(message="Failed to update", deployments={"Embedder": failed, "Store": waiting})
+    assert launch._reason(application) == "wrong"
+    application.deployments = {"Store": waiting}
+    assert launch._reason(application) == "Failed to update"
+
+
+def test_another_ray_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_internals, "CHECKED_WITH", "2.59.3")
+    assert launch.serve(Path("serve_config.yaml")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("memserve: memserve needs Ray 2.59.3, and Ray 2.60.0 is installed: run pip install")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from deployments.serving.sizing import fit
+from deployments.serving.sizing import fill_in
 from deployments.settings import load
 
 CPU: dict[str, Any] = {"model": {"device": "cpu"}}
@@ -26,7 +26,7 @@ CPU: dict[str, Any] = {"model": {"device": "cpu"}}
 def test_defaults_follow_the_machine(
     cpus: int, gpus: int, embedder: tuple[int, float, float], stores: int, gateways: int
 ) -> None:
-    fitted = fit(load({}), cpus, gpus)
+    fitted = fill_in(load({}), cpus, gpus)
     one = fitted.embedder
     assert (one.max_replicas, one.num_cpus, one.num_gpus) == embedder
     assert (fitted.store.max_replicas, fitted.gateway.max_replicas) == (stores, gateways)
@@ -35,7 +35,7 @@ def test_defaults_follow_the_machine(
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 6, 8, 12, 16, 32, 96, 192])
 @pytest.mark.parametrize("gpus", [0, 1, 8])
 def test_all_replicas_and_one_more_of_each_fit(cpus: int, gpus: int) -> None:
-    fitted = fit(load({}), cpus, gpus)
+    fitted = fill_in(load({}), cpus, gpus)
     reserved, embedder = 0.0, fitted.embedder
     for replicas in (embedder, fitted.store, fitted.gateway):
         assert replicas.max_replicas is not None and replicas.num_cpus is not None
@@ -46,17 +46,17 @@ def test_all_replicas_and_one_more_of_each_fit(cpus: int, gpus: int) -> None:
 
 
 def test_a_gpu_is_left_alone_where_the_model_does_not_want_it() -> None:
-    assert fit(load(CPU), 16, 8).embedder.num_gpus == 0.0
-    assert fit(load({"model": {"provider": "fake"}}), 16, 8).embedder.num_gpus == 0.0
+    assert fill_in(load(CPU), 16, 8).embedder.num_gpus == 0.0
+    assert fill_in(load({"model": {"provider": "fake"}}), 16, 8).embedder.num_gpus == 0.0
 
 
 def test_what_is_set_stays() -> None:
-    fitted = fit(load({"embedder": {"num_cpus": 4.0}, "store": {"max_replicas": 1}}), 16, 0)
+    fitted = fill_in(load({"embedder": {"num_cpus": 4.0}, "store": {"max_replicas": 1}}), 16, 0)
     assert (fitted.embedder.num_cpus, fitted.embedder.max_replicas) == (4.0, 2)
     assert fitted.store.max_replicas == 1
-    fitted = fit(load({"embedder": {"max_replicas": 5, "num_gpus": 1.0}, "gateway": {"min_replicas": 6}}), 16, 8)
+    fitted = fill_in(load({"embedder": {"max_replicas": 5, "num_gpus": 1.0}, "gateway": {"min_replicas": 6}}), 16, 8)
     assert (fitted.embedder.num_cpus, fitted.embedder.max_replicas, fitted.embedder.num_gpus) == (1.0, 5, 1.0)
     assert fitted.gateway.max_replicas == 6
-    assert fit(load({"embedder": {"num_gpus": 1.0}}), 16, 8).embedder.max_replicas == 7
-    assert fit(load({"embedder": {"num_gpus": 2.0, "min_replicas": 4}}), 16, 8).embedder.max_replicas == 4
-    assert fit(load({"embedder": {"num_cpus": 0.6}}), 2, 0).embedder.max_replicas == 1
+    assert fill_in(load({"embedder": {"num_gpus": 1.0}}), 16, 8).embedder.max_replicas == 7
+    assert fill_in(load({"embedder": {"num_gpus": 2.0, "min_replicas": 4}}), 16, 8).embedder.max_replicas == 4
+    assert fill_in(load({"embedder": {"num_cpus": 0.6}}), 2, 0).embedder.max_replicas == 1

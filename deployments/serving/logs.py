@@ -1,0 +1,43 @@
+"""The logger `memserve`: what the code of this project logs reaches the log files of Serve's replicas.
+
+In a replica only the logger `ray.serve` has handlers. `attach` sends the records of `memserve`, and of the loggers
+below it, to the same handlers. Code that must not know Ray needs `logging.getLogger("memserve.embedding")` alone.
+Outside a replica, for instance in tests, these are ordinary loggers.
+"""
+
+import logging
+
+_SERVE = logging.getLogger("ray.serve")
+_MEMSERVE = logging.getLogger("memserve")
+
+
+class _ToServe(logging.Handler):
+    """Hands each record to the handlers that `ray.serve` has at that moment: Serve replaces them when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.obeys_serve = True  # whether the level of `ray.serve` decides, which Serve's logging_config sets
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.obeys_serve or _SERVE.isEnabledFor(record.levelno):
+            _SERVE.handle(record)
+
+
+_handler = _ToServe()
+
+
+def attach(level: str | None) -> None:
+    """Send the records of `memserve` to Serve's log files. Each replica calls this first; a second call adds nothing.
+
+    Args:
+        level: of the setting `log_level`, see `set_level`.
+    """
+    if _handler not in _MEMSERVE.handlers:
+        _MEMSERVE.addHandler(_handler)
+    set_level(level)
+
+
+def set_level(level: str | None) -> None:
+    """Log records of this level and above; None follows the level of Serve's `logging_config`, also when it changes."""
+    _handler.obeys_serve = level is None
+    _MEMSERVE.setLevel(level or logging.DEBUG)

@@ -1,0 +1,186 @@
+"""Everything in Ray Serve that memserve depends on although Ray does not promise it.
+
+Each entry says what it is, why memserve needs it, and what breaks without it. All entries were checked with Ray 2.60.0.
+tests/serving/test_ray_internals.py checks each of them against the installed Ray within milliseconds. A start with a
+Ray of another series is refused (`wrong_ray`). To move to another Ray, run that test and tests/cluster with it, then
+change `CHECKED_WITH`.
+
+Importing this module imports neither Ray nor uvicorn: `memserve env` must answer at once.
+"""
+
+import importlib.metadata
+import os
+from typing import TYPE_CHECKING
+
+from deployments.requests.origin import HEADER
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
+
+CHECKED_WITH = "2.60.0"
+
+
+def wrong_ray() -> str | None:
+    """The reason, in one line, why the installed Ray cannot be used; None if it can be.
+
+    Patch releases of the series that was checked are accepted.
+    """
+    try:
+        installed = importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
+        installed = "none"
+    if installed.split(".")[:2] == CHECKED_WITH.split(".")[:2]:
+        return None
+    return (
+        f"memserve needs Ray {CHECKED_WITH}, and Ray {installed} is installed: "
+        f'run pip install "ray[serve]~={CHECKED_WITH}" in this environment'
+    )
+
+
+# --- Lines of haproxy.cfg -------------------------------------------------------------------------------------------
+#
+# What: Ray renders haproxy.cfg from a template of its own and copies the value of RAY_SERVE_HAPROXY_RETRY_ON into the
+#   section `defaults` unchanged. A value of several lines therefore adds directives. The first line is the value of
+#   `retry-on`, the others are ours.
+# Why: a request that a gateway had in hand when it died is sent to another gateway, or kept until there is one. HAProxy
+#   cannot know whether the request took effect. The id that HAProxy adds to each request lets the log recognise a write
+#   that arrives twice (deployments/requests/origin.py).
+# Without it: requests fail whenever a gateway dies. If only the id is missing, resent writes are stored twice;
+#   /health/ready then answers 503 (`request_id_is_missing` in deployments/requests/origin.py).
+_RETRY_ON = "\n    ".join(
+    (
+        "conn-failure empty-response",
+        # A request can be resent only if HAProxy holds all of it before the first attempt.
+        "option http-buffer-request",
+        # Choose another gateway at every second attempt, with a pause of a second before the attempts between. HAProxy
+        # does not know at once that a gateway has died; without the pause all attempts would be over by then.
+        "option redispatch 2",
+        # Ray makes HAProxy log each request to syslog, which hardly any machine here has. Log failed requests only.
+        "option dontlog-normal",
+        "unique-id-format %[date(0,us)]-%[uuid]",
+        f"unique-id-header {HEADER}",
+    )
+)
+
+# --- RAY_SERVE_* variables ------------------------------------------------------------------------------------------
+#
+# What: Serve reads these variables when it is imported, in every process. They must be set wherever Ray is started;
+#   `memserve serve` sets them itself, and `memserve env` prints them for other shells.
+# Why and without it: see each.
+_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+
+ENVIRONMENT = {
+    # HAProxy in front of the gateways instead of Serve's proxy, which is written in Python: 3,500 requests/s of a
+    # trivial route instead of 370, on two cores.
+    _HAPROXY: "1",
+    # User code runs on the replica's event loop, and calls between replicas go over gRPC: 1,085 requests/s of a route
+    # with one handle call instead of 144. Code that blocks must therefore run in an executor.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # A gateway that leaves waits this long for HAProxy to notice. HAProxy notices within 0.1 s and retries what the
+    # gateway refuses; Serve would wait for 30 s.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    # A call between deployments may be as large as a request. The default, 4 MiB, is too small for a page of long
+    # texts.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
+    # By default Serve's controller wakes up ten times a second, which takes a twelfth of a core.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
+    # The gateways count requests by route and status. HAProxy would write a second line for each request, and an actor
+    # of Serve would parse it.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_SERVE_HAPROXY_RETRY_ON": _RETRY_ON,
+    "RAY_SERVE_HAPROXY_RETRIES": "6",
+    # Bytes, headers included, of the largest request that can be resent. The default is 16,384.
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+}
+"""Variable -> value: what every process of a cluster that serves memserve must have in its environment."""
+
+# HAProxy's own ports, which it opens on all interfaces: variable -> Ray's default.
+HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+_GRPC_OFFSET = 10_000
+
+
+def gateway_port_variables(first: int, last: int) -> dict[str, str]:
+    """Variables that keep Serve's ports within `first`..`last`, and those for gRPC 10,000 above.
+
+    Gateways take ports from the beginning of the range; Serve's own proxy, HAProxy's fallback, gets the last one.
+    Without these variables two servers on one machine share ports silently (SO_REUSEPORT), and one answers for the
+    other.
+    """
+    variables = {}
+    for protocol, offset in (("HTTP", 0), ("GRPC", _GRPC_OFFSET)):
+        variables[f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT"] = str(first + offset)
+        variables[f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT"] = str(last + offset)
+        variables[f"RAY_SERVE_FALLBACK_PROXY_{protocol}_PORT"] = str(last + offset)
+    return variables
+
+
+def haproxy_is_in_front() -> bool:
+    """Whether Serve was told, in this process's environment, to put HAProxy in front of the gateways."""
+    return os.environ.get(_HAPROXY) == "1"
+
+
+# --- Deploying a config file ----------------------------------------------------------------------------------------
+#
+# What: `deploy_apps` of Serve's private client takes a whole config file, as `serve deploy` does.
+# Why: the public twins do not fit. `serve.run` takes an application but none of the options that a config file may set
+#   for its deployments; the REST interface needs Ray's dashboard, which `memserve serve` does not start.
+# Without it: `memserve serve` cannot start. `serve.start` before it is public.
+def deploy(config: "ServeDeploySchema") -> None:
+    """Hand a config file to the Serve that runs; returns before the application does. Raises Ray's own errors."""
+    from ray.serve.context import _get_global_client
+
+    _get_global_client().deploy_apps(config, _blocking=False)
+
+
+# --- The HTTP protocol of a gateway ---------------------------------------------------------------------------------
+#
+# What: Serve starts uvicorn with `http="auto"`, and uvicorn looks that name up in a table of class paths.
+# Why: deployments/serving/protocol.py says where the protocol of a gateway differs from uvicorn's.
+# Without it: an answer that a dying gateway had begun is neither completed nor resent.
+def use_http_protocol(path: str) -> None:
+    """Make every uvicorn server that this process starts from now on use the class at `path` ("module:Class")."""
+    import uvicorn.config
+
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = path
+
+
+# What: Serve reads a request's body ahead, into memory and without a bound, to notice at once that its client has
+#   disconnected. This header switches that off for one request; its last occurrence counts.
+# Why: an import may be larger than memory.
+# Without it: a large import ends its gateway by exhausting memory.
+DO_NOT_READ_AHEAD = (b"x-request-disconnect-disabled", b"?1")
+
+# --- Routing by user ------------------------------------------------------------------------------------------------
+#
+# What: an experimental router, and the option `session_id` of a handle that it hashes. It ignores keyword arguments
+#   that it does not know.
+# Why: it keeps the searches of a user on the replica that holds the user's index in memory.
+# Without it: answers stay correct, and each replica reads the indexes of all users.
+CONSISTENT_HASH_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+CONSISTENT_HASH_OPTIONS = {"num_virtual_nodes": 100, "num_fallback_replicas": 2}
+
+# --- Autoscaling of the whole application ---------------------------------------------------------------------------
+#
+# What: `autoscaling_policy` of an application in the config file, which Ray describes as under development, and the
+#   attributes of the contexts that the policy is given.
+# Why: most of a backlog waits in the gateways; a policy of the Embedder alone does not see it.
+# Without it: embedders are added only when their own queues are full.
+AUTOSCALING_CONTEXT = (
+    "aggregated_metrics",
+    "config",
+    "current_num_replicas",
+    "deployment_name",
+    "target_num_replicas",
+    "total_num_requests",
+)
+
+# --- Methods that Serve calls by name -------------------------------------------------------------------------------
+#
+# What: Serve looks for these methods on a deployment's class and calls those that it finds.
+# Why: see each; without them nothing fails at first, and the effect is missing.
+HOOKS = {
+    "record_autoscaling_stats": "each second: figures for the autoscaling policies; without it nothing scales by work",
+    "check_health": "each second: an error replaces the replica; without it a lost CUDA context stays in service",
+    "reconfigure": "on each change of user_config; without it settings cannot change while the server runs",
+    "__serve_build_asgi_app__": "once, after the constructor: the gateway's routes; without it there is no HTTP",
+}

@@ -1,0 +1,172 @@
+"""The installed Ray still is as deployments/serving/ray_internals.py says. Starts nothing; takes milliseconds."""
+
+import importlib
+import importlib.metadata
+import inspect
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn.config
+from ray import serve
+from ray.serve._private import client, constants, constants_utils, haproxy, http_util, replica
+from ray.serve.config import AutoscalingContext
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from deployments.app import build_app
+from deployments.embedder import Embedder
+from deployments.gateway import Gateway
+from deployments.requests.origin import HEADER
+from deployments.serving import launch, ray_internals
+from deployments.serving.ray_internals import ENVIRONMENT, HAPROXY_PORTS, HOOKS, gateway_port_variables, wrong_ray
+from deployments.store import StoreReplica
+
+
+@pytest.mark.parametrize(
+    ("installed", "accepted"),
+    [("2.60.0", True), ("2.60.7", True), ("2.61.0", False), ("2.6.0", False), ("3.60.0", False)],
+)
+def test_only_the_series_that_was_checked_is_accepted(
+    installed: str, accepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: installed)
+    assert (wrong_ray() is None) == accepted
+
+
+def test_build_app_refuses_another_ray_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wrong_ray() is None
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.61.0")
+    with pytest.raises(RayServeException) as refused:
+        build_app({})
+    assert str(refused.value) == (
+        "memserve needs Ray 2.60.0, and Ray 2.61.0 is installed: "
+        'run pip install "ray[serve]~=2.60.0" in this environment'
+    )
+
+
+def test_ray_knows_every_variable() -> None:
+    named = {*ENVIRONMENT, *HAPROXY_PORTS, *gateway_port_variables(30_000, 30_099)}
+    source = inspect.getsource(constants)
+    assert [name for name in sorted(named) if f'"{name}"' not in source] == []
+    for name, port in HAPROXY_PORTS.items():
+        assert getattr(constants, name) == port
+    assert not named & set(constants_utils._fully_deprecated_env_vars)
+
+
+def haproxy_cfg(folder: Path, **options: Any) -> list[str]:
+    """The lines that Ray's own template makes for one gateway."""
+    config = haproxy.HAProxyConfig(socket_path=str(folder / "admin.sock"), **options)
+    gateway = haproxy.ServerConfig(name="gateway", host="127.0.0.1", port=30_000)
+    backend = haproxy.BackendConfig(name="memserve", path_prefix="/", app_name="memserve", servers=[gateway])
+    api = haproxy.HAProxyApi(config, {"memserve": backend}, config_file_path=str(folder / "haproxy.cfg"))
+    api._generate_config_file_internal()
+    return [line.strip() for line in (folder / "haproxy.cfg").read_text().splitlines()]
+
+
+def test_haproxy_cfg_holds_each_of_our_lines_once(tmp_path: Path) -> None:
+    lines = haproxy_cfg(
+        tmp_path,
+        retry_on=ENVIRONMENT["RAY_SERVE_HAPROXY_RETRY_ON"],
+        retries=int(ENVIRONMENT["RAY_SERVE_HAPROXY_RETRIES"]),
+        bufsize=int(ENVIRONMENT["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]),
+    )
+    defaults = lines[lines.index("defaults") : lines.index("frontend prometheus")]
+    ours = (
+        "retry-on conn-failure empty-response",
+        "option http-buffer-request",
+        "option redispatch 2",
+        "option dontlog-normal",
+        "unique-id-format %[date(0,us)]-%[uuid]",
+        f"unique-id-header {HEADER}",
+        "retries 6",
+    )
+    for line in ours:
+        assert (defaults.count(line), lines.count(line)) == (1, 1), line
+    # The last of two wins: Ray's own comes before ours.
+    assert defaults.index("option redispatch 1") < defaults.index("option redispatch 2")
+    assert lines.count("tune.bufsize 65536") == 1
+    assert [line for line in lines if line.startswith("unique-id")] == list(ours[4:6])
+
+
+def test_haproxy_takes_these_values_from_the_variables() -> None:
+    fields = {
+        "retry_on": constants.RAY_SERVE_HAPROXY_RETRY_ON,
+        "retries": constants.RAY_SERVE_HAPROXY_RETRIES,
+        "bufsize": constants.RAY_SERVE_HAPROXY_TUNE_BUFSIZE,
+    }
+    assert {name: getattr(haproxy.HAProxyConfig(), name) for name in fields} == fields
+
+
+def test_a_config_file_can_be_deployed_to_the_serve_that_runs() -> None:
+    assert {"proxy_location", "http_options", "logging_config"} <= set(inspect.signature(serve.start).parameters)
+    assert callable(_get_global_client)
+    assert list(inspect.signature(client.ServeControllerClient.deploy_apps).parameters) == [
+        "self",
+        "config",
+        "_blocking",
+    ]
+    assert {"proxy_location", "http_options", "logging_config", "applications"} <= set(ServeDeploySchema.model_fields)
+
+
+def test_serve_starts_uvicorn_with_the_protocol_of_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
+    ray_internals.use_http_protocol("uvicorn.protocols.http.httptools_impl:HttpToolsProtocol")
+    config = uvicorn.Config(lambda: None, log_config=None)
+    config.load()
+    assert config.http_protocol_class is HttpToolsProtocol
+    assert "http=" not in inspect.getsource(http_util.start_asgi_http_server)  # else Serve would choose another
+
+
+def test_serve_obeys_the_last_disconnect_header() -> None:
+    name, value = ray_internals.DO_NOT_READ_AHEAD
+    assert name.decode() == constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER
+    assert http_util.parse_disconnect_disabled_header(dict([(name, b"?0"), (name, value)]))
+    assert not http_util.parse_disconnect_disabled_header({})
+
+
+def test_the_router_takes_our_options() -> None:
+    module, _, name = ray_internals.CONSISTENT_HASH_ROUTER.rpartition(".")
+    router = getattr(importlib.import_module(module), name)
+    for option in ray_internals.CONSISTENT_HASH_OPTIONS:
+        made = object.__new__(router)
+        with pytest.raises(ValueError, match=option):  # it ignores options that it does not know
+            made.initialize_state(**{option: "wrong"})
+    assert "session_id" in inspect.signature(DeploymentHandle.options).parameters
+
+
+def test_an_application_may_have_a_policy_and_its_contexts_what_ours_read() -> None:
+    assert "autoscaling_policy" in ServeApplicationSchema.model_fields
+    given = set(inspect.signature(AutoscalingContext).parameters)
+    assert set(ray_internals.AUTOSCALING_CONTEXT) <= given
+
+
+def test_serve_calls_the_hooks_by_these_names() -> None:
+    assert constants.RECONFIGURE_METHOD in HOOKS
+    assert constants.HEALTH_CHECK_METHOD in HOOKS
+    assert replica.SERVE_BUILD_ASGI_APP_METHOD in HOOKS
+    assert 'self._callable, "record_autoscaling_stats"' in inspect.getsource(replica)
+    defined = {name for name in HOOKS for cls in (Gateway, Embedder, StoreReplica) if name in vars(cls)}
+    assert defined == set(HOOKS)
+
+
+def test_haproxy_is_in_front_if_serve_was_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    assert not ray_internals.haproxy_is_in_front()
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    assert ray_internals.haproxy_is_in_front()
+
+
+def test_a_shell_takes_the_environment_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.print_environment() == 0
+    printed = capsys.readouterr().out
+    for name, value in ENVIRONMENT.items():
+        script = f'{printed}printf %s "${name}"'
+        assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == value
+    assert shlex.split(printed.splitlines()[0])[0] == "export"
