@@ -6,6 +6,7 @@ are batched into its next run. A replica keeps no state: when it dies, its calls
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ EmbedCall = Sequence[EmbedRequest]
 EmbedReply = list[EmbedResult | Exception]
 
 
+logger = logging.getLogger("memserve.embedder")
+
+
 class Embedder:
     """One replica: one model on one device."""
 
@@ -49,6 +53,8 @@ class Embedder:
             on_batch=self._metrics.batch,
         )
         await self._engine.warm_up()
+        info = self._engine.info
+        logger.info("%s runs on %s (%s)", info.name, info.device, info.dtype)
         self._live = LiveSettings(settings, "Embedder")
 
     # Must be async: Serve runs other methods in a thread, and the queues belong to the event loop.

@@ -1,8 +1,9 @@
 """The logger `memserve`: what the code of this project logs reaches the log files of Serve's replicas.
 
 In a replica only the logger `ray.serve` has handlers. `attach` sends the records of `memserve`, and of the loggers
-below it, to the same handlers. Code that must not know Ray needs `logging.getLogger("memserve.embedding")` alone.
-Outside a replica, for instance in tests, these are ordinary loggers.
+below it, to the same handlers, and flushes them: in throughput-optimized mode Serve buffers up to 1,000 records, so that
+a warning would reach the file hours later, or never if the replica is killed. Code that must not know Ray needs
+`logging.getLogger("memserve.embedding")` alone. Outside a replica, for instance in tests, these are ordinary loggers.
 """
 
 import logging
@@ -21,6 +22,8 @@ class _ToServe(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not self.obeys_serve or _SERVE.isEnabledFor(record.levelno):
             _SERVE.handle(record)
+            for handler in _SERVE.handlers:
+                handler.flush()
 
 
 _handler = _ToServe()

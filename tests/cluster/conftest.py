@@ -14,6 +14,7 @@ from tests.cluster.server import Server
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 LIVE_ARGS = {
+    "log_level": "INFO",
     "model": {"dtype": "float32"},
     "embedder": {"num_cpus": 0.6},
     "store": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.2},

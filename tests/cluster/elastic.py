@@ -13,9 +13,9 @@ import httpx
 import ray
 import yaml
 from ray import serve
-from ray.serve._private.api import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from deployments.serving import ray_internals
 from tests.cluster.server import Server
 
 DEPLOYMENTS = ("Embedder", "Gateway", "Store")
@@ -44,7 +44,7 @@ def _connect(address: str) -> None:
 
 
 def _deploy(config: dict[str, Any]) -> None:
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+    ray_internals.deploy(ServeDeploySchema.model_validate(config))
 
 
 def _status() -> Status:

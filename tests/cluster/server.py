@@ -127,12 +127,21 @@ class Server:
         return found
 
     def ray_address(self) -> str:
-        """Where a driver connects: read from the command line of this server's own raylet."""
+        """The address to which a driver connects."""
+        return self._flag_of_raylet("gcs-address")
+
+    def log_of(self, deployment: str) -> str:
+        """The log files that Serve keeps for the replicas of a deployment, of all that there have been."""
+        folder = Path(self._flag_of_raylet("session_dir")) / "logs" / "serve"
+        return "".join(path.read_text() for path in sorted(folder.glob(f"replica_memserve_{deployment}_*.log")))
+
+    def _flag_of_raylet(self, flag: str) -> str:
+        """A flag on the command line of this server's own raylet."""
         for name, command in self.programs():
             flags = dict(part.lstrip("-").split("=", 1) for part in command if "=" in part)
-            if name == "raylet" and "gcs-address" in flags:
-                return flags["gcs-address"]
-        raise AssertionError("no raylet below the server")
+            if name == "raylet" and flag in flags:
+                return flags[flag]
+        raise AssertionError(f"no raylet below the server with the flag {flag}")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it by a signal. Returns its exit status; every process it had started is gone."""

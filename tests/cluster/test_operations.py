@@ -1,4 +1,4 @@
-"""Health, documentation, and the one shape of every error."""
+"""Health, documentation, logs, and the one shape of every error."""
 
 from collections.abc import Iterator
 
@@ -25,6 +25,13 @@ def test_docs_describe_the_routes_and_their_bodies(http: httpx.Client) -> None:
     body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/EmbeddingsBody"}
     assert "input" in document["components"]["schemas"]["EmbeddingsBody"]["properties"]
+
+
+def test_the_log_file_of_each_replica_holds_our_records(server: Server) -> None:
+    """From the constructor on, and at once: Serve would keep up to 1,000 records in memory."""
+    assert "all-MiniLM-L6-v2 runs on cpu (float32)" in server.log_of("Embedder")
+    for deployment in ("Embedder", "Gateway", "Store"):
+        assert "user_config applied: {}" in server.log_of(deployment)
 
 
 @pytest.mark.parametrize(

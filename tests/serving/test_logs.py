@@ -1,6 +1,7 @@
 """Records of `memserve` reach the handlers of Serve's logger, at the level that was asked for."""
 
 import logging
+import logging.handlers
 from collections.abc import Iterator
 
 import pytest
@@ -65,3 +66,10 @@ def test_handlers_that_serve_replaces_are_replaced_here(serve_file: Kept) -> Non
     SERVE.handlers = [other := Kept()]
     logging.getLogger("memserve").info("said")
     assert (serve_file.messages, other.messages) == ([], ["memserve INFO said"])
+
+
+def test_a_record_is_not_left_in_serves_buffer(serve_file: Kept) -> None:
+    SERVE.handlers = [logging.handlers.MemoryHandler(1000, target=serve_file)]
+    logs.attach("INFO")
+    logging.getLogger("memserve").info("said")
+    assert serve_file.messages == ["memserve INFO said"]
