@@ -24,8 +24,8 @@ from benchmarks import machine, report
 from benchmarks.peers.measure import Rounds, contenders, parts
 from benchmarks.peers.scenarios import OURS, OURS_DTYPE, SCENARIOS
 from benchmarks.peers.table import BASELINE, PEERS, Peer, baseline, hold_to_two_cores
-from deployments.__main__ import supervise
 from deployments.embedding.load import DEFAULT_MODEL, resolve
+from deployments.serving.processes import supervise
 
 
 def chosen(text: str, noun: str, known: list[str], mark: str) -> set[str]:

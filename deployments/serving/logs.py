@@ -1,8 +1,8 @@
 """The logger `memserve`: what the code of this project logs reaches the log files of Serve's replicas.
 
 In a replica only the logger `ray.serve` has handlers. `attach` sends the records of `memserve`, and of the loggers
-below it, to the same handlers, and flushes them: in throughput-optimized mode Serve buffers up to 1,000 records, so that
-a warning would reach the file hours later, or never if the replica is killed. Code that must not know Ray needs
+below it, to the same handlers, and flushes them. In throughput-optimized mode Serve buffers up to 1,000 records, so
+that a warning would reach the file late, or never if the replica is killed. Code that must not know Ray needs
 `logging.getLogger("memserve.embedding")` alone. Outside a replica, for instance in tests, these are ordinary loggers.
 """
 
