@@ -48,7 +48,8 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class _Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    # A field's docstring is its description in the OpenAPI document.
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 def _refuse_unknown_field(name: str) -> str:
@@ -156,29 +157,43 @@ class EmbeddingsBody(RequestBody):
     """`POST /v1/embeddings`: OpenAI's fields, with Cohere's `input_type`, `truncate` and output types."""
 
     input: Annotated[Inputs, PlainValidator(check_inputs, json_schema_input_type=Inputs)]
+    """A text, a list of token ids, or a list of either with at most 2,048 items; none of them empty."""
     model: str | None = None
+    """Must be the served model, if it is given."""
     encoding_format: Literal["float", "base64"] = "float"
+    """`base64` is of the little-endian bytes of a vector."""
     dimensions: int | None = Field(None, ge=1)
+    """Keep so many dimensions and scale to length one again. At most the dimensions of the model."""
     user: str | None = None
+    """Accepted for OpenAI's clients, and ignored."""
     input_type: Literal["query", "document"] | None = None
+    """Chooses the prompt and the longest input of models that distinguish the two."""
     truncate: Literal["none", "end", "start"] = "end"
+    """The end at which an input is cut that is longer than the model reads; `none` refuses it."""
     output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] = "float"
+    """The type of a dimension. `binary` and `ubinary` have one bit for each, eight to a byte."""
 
 
 class NewMemoryBody(RequestBody):
     """One memory to add. The server makes an id if none is given."""
 
     text: Text
+    """Must not be blank."""
     id: Id | None = None
+    """Your own id makes a retry safe: the same content under it is `unchanged`. Default: the server makes a UUID."""
     metadata: Metadata = Field(default_factory=dict)
+    """Any JSON object, up to 32 levels deep, with integers of at most 64 bits. Default: empty."""
     expires_at: Time | None = None
+    """A time in the future, with its time zone, at which the memory is forgotten. Default: never."""
     vector: Vector | None = None
+    """Your own embedding of the text, with the dimensions of the model. Default: the model's."""
 
 
 class UserMemoryBody(NewMemoryBody):
     """One memory to add, with its user, for a call that carries memories of many users."""
 
     user_id: Id
+    """The user who is to remember it. It need not exist yet."""
 
 
 class AddBody(NewMemoryBody):
@@ -187,11 +202,15 @@ class AddBody(NewMemoryBody):
     model_config = _body_config(oneOf=[_required("text", "string"), _required("memories", "array")])
 
     text: Text | None = None  # type: ignore[assignment]
+    """Must not be blank. For a single memory."""
     memories: list[Annotated[NewMemoryBody, Within()]] | None = Field(
         None, min_length=1, max_length=MAX_INPUTS, fail_fast=True
     )
+    """Several memories, which are all written or none."""
     on_duplicate: Literal["add", "skip"] = "add"
+    """`skip` adds no memory whose text and metadata the user already has, and answers with the id of that one."""
     upsert: bool = False
+    """Whether other content under an id replaces what it holds. If not, that is a 409."""
 
     @model_validator(mode="after")
     def _check_one_form(self) -> "AddBody":
@@ -219,8 +238,11 @@ class AddManyBody(RequestBody):
     """`POST /v1/memories`: memories of many users in one call."""
 
     memories: list[Annotated[UserMemoryBody, Within()]] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
+    """All of them are written or none."""
     on_duplicate: Literal["add", "skip"] = "add"
+    """`skip` adds no memory whose text and metadata its user already has, and answers with the id of that one."""
     upsert: bool = False
+    """Whether other content under an id replaces what it holds. If not, that is a 409."""
 
 
 class SearchBody(RequestBody):
@@ -229,11 +251,17 @@ class SearchBody(RequestBody):
     model_config = _body_config(oneOf=[_required("query", "string"), _required("vector", "array")])
 
     query: Text | None = None
+    """The text to search for."""
     vector: Vector | None = None
+    """Your own embedding to search for, with the dimensions of the model."""
     top_k: int = Field(10, ge=1, le=MAX_TOP_K)
+    """How many memories are wanted."""
     filter: Filter | None = None
+    """Only memories that match this filter."""
     min_score: float | None = Field(None, ge=-1.0, le=1.0)
+    """Only memories with at least this score."""
     include_vectors: bool = False
+    """Whether the memories are answered with their vectors."""
 
     @model_validator(mode="after")
     def _check_query_or_vector(self) -> "SearchBody":
@@ -251,9 +279,13 @@ class UpdateBody(RequestBody):
     model_config = _body_config(anyOf=[{"required": [name]} for name in ("text", "metadata", "expires_at")])
 
     text: Text = Field(default=cast(str, None))
+    """The new text, which is embedded. Must not be blank."""
     metadata: Metadata = Field(default=cast(dict[str, Any], None))
+    """The new metadata, as a whole."""
     expires_at: Time | None = None
+    """A time in the future, with its time zone; `null` keeps the memory for ever."""
     if_version: int = Field(default=cast(int, None), ge=1)
+    """Change only this version of the memory. If it has another one, that is a 409."""
 
     @model_validator(mode="after")
     def _check_any_change(self) -> "UpdateBody":
@@ -266,6 +298,7 @@ class DeleteBody(RequestBody):
     """`DELETE /v1/users/{user_id}/memories`: delete the memories that match."""
 
     filter: Filter
+    """The memories to delete, by a filter."""
 
 
 class NoQuery(_Wire):
@@ -276,29 +309,38 @@ class GetQuery(_Wire):
     """`GET /v1/users/{user_id}/memories/{memory_id}`"""
 
     include_vectors: bool = False
+    """Whether the memory is answered with its vector."""
 
 
 class ListQuery(_Wire):
     """`GET /v1/users/{user_id}/memories`"""
 
     limit: Limit = 100
+    """How many memories a page has at most."""
     cursor: Cursor | None = None
+    """The `next_cursor` of the page before. Default: the first page."""
     filter: FilterInQuery | None = None
+    """Only memories that match this filter."""
     order: Order = "-created_at"
+    """The time by which memories are sorted; with `-` the newest come first."""
 
 
 class DeleteQuery(_Wire):
     """`DELETE /v1/users/{user_id}/memories`, for clients that cannot send a body with DELETE."""
 
     filter: FilterInQuery | None = None
+    """The memories to delete, by a filter."""
 
 
 class UsersQuery(_Wire):
     """`GET /v1/users`"""
 
     limit: Limit = 100
+    """How many users a page has at most."""
     cursor: Cursor | None = None
+    """The `next_cursor` of the page before. Default: the first page."""
     prefix: Prefix = ""
+    """Only users whose id begins like this."""
 
 
 class NewUserPath(_Wire):

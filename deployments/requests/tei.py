@@ -13,8 +13,11 @@ class PromptBody(RequestBody):
     """How inputs are prepared. Without `prompt_name` the model's default prompt is used."""
 
     truncate: bool | None = None
+    """Whether an input that is longer than the model reads is cut. If not, it is refused."""
     truncation_direction: Literal["right", "Right", "left", "Left"] = "right"
+    """The end at which it is cut."""
     prompt_name: str | None = None
+    """One of the prompts that `GET /info` names. Default: the model's default prompt."""
 
     def truncated_end(self) -> Literal["none", "end", "start"]:
         """The end at which an input that is too long is cut."""
@@ -45,32 +48,42 @@ class EmbedBody(PromptBody):
     """`POST /embed`: embed texts or token ids."""
 
     inputs: Annotated[Inputs, PlainValidator(_check_inputs, json_schema_input_type=Inputs)]
+    """A text, a list of token ids, or a list of either with at most 2,048 items; none of them empty."""
     normalize: bool = True
+    """Whether vectors are scaled to length one."""
     dimensions: int | None = Field(None, ge=1)
+    """Keep so many dimensions. At most the dimensions of the model."""
 
 
 class SentencesBody(RequestBody):
     """A text, and the texts that it is compared with."""
 
     source_sentence: Text
+    """The text that the others are compared with."""
     sentences: list[Text] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
+    """The others."""
 
 
 class SimilarityBody(RequestBody):
     """`POST /similarity`: compare one text with others."""
 
     inputs: Annotated[SentencesBody, Within()]
+    """The texts."""
     parameters: Annotated[PromptBody, Within()] | None = None
+    """How they are prepared."""
 
 
 class TokenizeBody(RequestBody):
     """`POST /tokenize`: split texts into tokens."""
 
     inputs: Annotated[str | list[str], PlainValidator(_check_texts, json_schema_input_type=str | list[str])]
+    """A text or a list of at most 2,048, with 1,048,576 characters at most together."""
     add_special_tokens: bool = True
+    """Whether special tokens such as `[CLS]` are included."""
 
 
 class DecodeBody(RequestBody):
     """`POST /decode`: join token ids into texts."""
 
     ids: Annotated[Ids, PlainValidator(_check_ids, json_schema_input_type=Ids)]
+    """A list of token ids, or a list of at most 2,048 such lists, with 1,048,576 ids at most together."""
