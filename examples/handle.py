@@ -2,10 +2,9 @@
 
 The handle has the methods of the routes by the same names. Errors arrive as exceptions.
 
-Start memserve with `make serve`, then run this in another terminal (Ray asks every program for the cluster's token,
-which `RAY_AUTH_MODE=token` reads from ~/.ray/auth_token):
+Start memserve with `make serve`, then run this in another terminal:
 
-    RAY_AUTH_MODE=token .venv/bin/python examples/handle.py
+    .venv/bin/python examples/handle.py
 
 It prints:
 
@@ -24,7 +23,9 @@ from ray import serve
 
 from store import NotFound
 
-ADDRESS = sys.argv[1] if len(sys.argv) > 1 else "auto"  # auto: the Ray that runs on this machine
+# "auto" finds the Ray that runs on this machine. Another cluster is named by host:port; the program then needs
+# RAY_AUTH_MODE=token in its environment and that cluster's ~/.ray/auth_token.
+ADDRESS = sys.argv[1] if len(sys.argv) > 1 else "auto"
 
 ray.init(address=ADDRESS, namespace="serve", log_to_driver=False, logging_level="ERROR")
 memserve = serve.get_app_handle("memserve")
