@@ -19,34 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this tree, whatever is installed
 
 from deployments.api.build import build_api  # noqa: E402
-from deployments.settings import ENV_PREFIX, LIVE, Settings  # noqa: E402
+from deployments.settings import ENV_PREFIX, EVERYDAY, RELOADABLE, Settings  # noqa: E402
 
 Schema = dict[str, Any]
 
 MARK = "<!-- Written by docs/generate.py from the code. Do not edit. -->"
-
-EVERYDAY = (
-    "model.name",
-    "model.provider",
-    "model.device",
-    "model.dtype",
-    "model.max_tokens",
-    "model.base_url",
-    "model.api_key_env",
-    "store.url",
-    "store.synchronous",
-    "store.snapshot_dir",
-    "embedder.min_replicas",
-    "embedder.max_replicas",
-    "embedder.num_cpus",
-    "embedder.num_gpus",
-    "store.max_replicas",
-    "gateway.max_replicas",
-    "gateway.max_body_bytes",
-    "gateway.max_queued_tokens",
-    "cache.max_bytes",
-    "log_level",
-)
 
 TAGS = {
     "embeddings": ("Embeddings", "The guide is [Embeddings](embeddings.md)."),
@@ -113,7 +90,7 @@ in the file and `{ENV_PREFIX}MODEL__NAME` in the environment, with two underscor
 refused by its name. The address and port of the server are not settings of memserve but of Ray Serve: `http_options:`
 in the same file.
 
-A setting marked *live* can be changed while the server runs: see [Changing settings](deploy.md#changing-settings).
+A setting marked *Live* can be changed while the server runs: see [Changing settings](deploy.md#changing-settings).
 """
 
 
@@ -302,9 +279,9 @@ def _settings_head() -> tuple[str, str]:
 
 
 def _setting(name: str, of: Schema) -> str:
-    live = any(name in names for names in LIVE.values())
+    live = any(name in names for names in RELOADABLE.values())
     variable = ENV_PREFIX + name.replace(".", "__").upper()
-    meaning = of["description"] + ("; *live*" if live else "")
+    meaning = of["description"] + (" *Live.*" if live else "")
     return _row(f"`{name}`", type_of(of, in_request=True), _default(of), meaning, f"`{variable}`")
 
 

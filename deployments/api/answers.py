@@ -1,18 +1,19 @@
-"""What the routes answer, as the OpenAPI document has it. Tests hold every answer against it."""
+"""The answers of the routes, as the OpenAPI document describes them. Tests check every answer against it."""
 
 from datetime import datetime
-from typing import Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
+from pydantic import Field
 from typing_extensions import TypedDict  # which pydantic asks for before Python 3.12
 
 
 class ErrorDetailAnswer(TypedDict):
-    """`param` is the path of the field that is wrong (`memories.3.text`)."""
+    """What went wrong."""
 
-    message: str
-    type: str
-    param: str | None
-    code: str | None
+    message: Annotated[str, Field(description="One sentence for a reader.")]
+    type: Annotated[str, Field(description="The kind of the error; it follows from the status.")]
+    param: Annotated[str | None, Field(description="The path of the wrong field (`memories.3.text`).")]
+    code: Annotated[str | None, Field(description="A stable name of the reason, for programs.")]
 
 
 class ErrorAnswer(TypedDict):
@@ -22,26 +23,26 @@ class ErrorAnswer(TypedDict):
 
 
 class EmbeddingAnswer(TypedDict):
-    """A vector as numbers, or as base64 of them."""
+    """One vector."""
 
     object: Literal["embedding"]
-    index: int
-    embedding: list[float] | str
+    index: Annotated[int, Field(description="The position of its input, counted from 0.")]
+    embedding: Annotated[list[float] | str, Field(description="Numbers, or base64 if the request asked for it.")]
 
 
 class UsageAnswer(TypedDict):
-    """Tokens that the model read."""
+    """The tokens that the model read, special tokens included."""
 
-    prompt_tokens: int
-    total_tokens: int
-    truncated_inputs: int
+    prompt_tokens: Annotated[int, Field(description="Of all inputs.")]
+    total_tokens: Annotated[int, Field(description="The same.")]
+    truncated_inputs: Annotated[int, Field(description="Inputs that were cut because they were too long.")]
 
 
 class EmbeddingsAnswer(TypedDict):
-    """Of all inputs, in their order."""
+    """The vectors of all inputs, in their order."""
 
     object: Literal["list"]
-    model: str
+    model: Annotated[str, Field(description="The model that is served.")]
     data: list[EmbeddingAnswer]
     usage: UsageAnswer
 
@@ -49,163 +50,169 @@ class EmbeddingsAnswer(TypedDict):
 class ModelAnswer(TypedDict):
     """The model that is served."""
 
-    id: str
+    id: Annotated[str, Field(description="Its name.")]
     object: Literal["model"]
-    created: int
+    created: Annotated[int, Field(description="When the replica that answers was started, in seconds since 1970.")]
     owned_by: str
-    dimensions: int
-    max_tokens: int
+    dimensions: Annotated[int, Field(description="Dimensions of a vector.")]
+    max_tokens: Annotated[int, Field(description="Tokens of the longest input that the model reads.")]
 
 
 class ModelsAnswer(TypedDict):
-    """A list of one."""
+    """A list of one model."""
 
     object: Literal["list"]
     data: list[ModelAnswer]
 
 
 class TextTokenAnswer(TypedDict):
-    """`start` and `stop` in characters; null for a token that is not in the text."""
+    """One token of a text."""
 
     id: int
     text: str
-    special: bool
-    start: int | None
-    stop: int | None
+    special: Annotated[bool, Field(description="Whether it is a special token such as `[CLS]`.")]
+    start: Annotated[int | None, Field(description="Where it begins, in characters; null if it is not in the text.")]
+    stop: Annotated[int | None, Field(description="Where it ends, in characters; null if it is not in the text.")]
 
 
 class InfoAnswer(TypedDict):
-    """The model, and what a request may hold."""
+    """The model, and the limits of a request."""
 
-    model_id: str
-    model_sha: str
-    model_dtype: str
-    model_type: dict[str, dict[str, int]]
-    max_input_length: int
-    max_client_batch_size: int
-    auto_truncate: bool
-    prompts: dict[str, str]
-    version: str
+    model_id: Annotated[str, Field(description="The name of the model.")]
+    model_sha: Annotated[str, Field(description="Changes if the vectors may.")]
+    model_dtype: Annotated[str, Field(description="The type of its weights.")]
+    model_type: Annotated[dict[str, dict[str, int]], Field(description="The dimensions of a vector.")]
+    max_input_length: Annotated[int, Field(description="Tokens of the longest input that the model reads.")]
+    max_client_batch_size: Annotated[int, Field(description="Inputs that one request may hold.")]
+    auto_truncate: Annotated[bool, Field(description="Whether inputs that are too long are cut by default.")]
+    prompts: Annotated[dict[str, str], Field(description="The prompts of the model by their names.")]
+    version: Annotated[str, Field(description="Of memserve.")]
 
 
 class AddedAnswer(TypedDict):
-    """What became of one memory, and its version."""
+    """What became of one memory."""
 
     id: str
-    status: Literal["added", "unchanged", "updated"]
-    version: int
+    status: Annotated[
+        Literal["added", "unchanged", "updated"],
+        Field(description="`unchanged` if the memory was there already, `updated` if its content was replaced."),
+    ]
+    version: Annotated[int, Field(description="The version of the memory.")]
 
 
 class AddedMemoriesAnswer(TypedDict):
-    """Of one user; `version` is the user's after it."""
+    """What became of the memories of one user, in the order of the request."""
 
     memories: list[AddedAnswer]
-    version: int
+    version: Annotated[int, Field(description="The version of the user after the write.")]
 
 
 class AddedForUserAnswer(AddedAnswer):
-    """What became of one memory of a named user."""
+    """What became of one memory, and whose it is."""
 
     user_id: str
 
 
 class AddedForUsersAnswer(TypedDict):
-    """Of many users, in the order of the request."""
+    """What became of the memories of many users, in the order of the request."""
 
     memories: list[AddedForUserAnswer]
 
 
 class MemoryAnswer(TypedDict):
-    """One memory; `expires_at` where it has an end, `vector` where it was asked for."""
+    """One memory."""
 
     id: str
     user_id: str
     text: str
     metadata: dict[str, Any]
-    created_at: datetime
-    updated_at: datetime
-    version: int
-    expires_at: NotRequired[datetime]
-    vector: NotRequired[list[float]]
+    created_at: Annotated[datetime, Field(description="When it was added.")]
+    updated_at: Annotated[datetime, Field(description="When it was added or changed last.")]
+    version: Annotated[int, Field(description="The version of the user with which it was written.")]
+    expires_at: NotRequired[Annotated[datetime, Field(description="Present if the memory expires.")]]
+    vector: NotRequired[Annotated[list[float], Field(description="Present if the request asked for it.")]]
 
 
 class FoundMemoryAnswer(MemoryAnswer):
-    """`score` is the cosine similarity."""
+    """One memory that was found."""
 
-    score: float
+    score: Annotated[float, Field(description="The cosine similarity, -1 to 1.")]
 
 
 class FoundAnswer(TypedDict):
-    """Best first. `version` is the user's that was searched."""
+    """What was found."""
 
-    results: list[FoundMemoryAnswer]
-    index: Literal["exact", "hnsw"]
-    version: int
+    results: Annotated[list[FoundMemoryAnswer], Field(description="Best first; of equal scores the newest first.")]
+    index: Annotated[Literal["exact", "hnsw"], Field(description="The kind of index that was searched.")]
+    version: Annotated[int, Field(description="The version of the user that was searched.")]
 
 
 class MemoriesPageAnswer(TypedDict):
-    """`next_cursor` is null on the last page."""
+    """A page of memories."""
 
     memories: list[MemoryAnswer]
-    next_cursor: str | None
+    next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page; null on the last one.")]
 
 
 class DeletedAnswer(TypedDict):
-    """How many memories."""
+    """What was deleted."""
 
-    deleted: int
+    deleted: Annotated[int, Field(description="How many memories.")]
 
 
 class DeletedUserAnswer(DeletedAnswer):
-    """`version` is the user's after it."""
+    """What was deleted of a user."""
 
-    version: int
+    version: Annotated[int, Field(description="The version of the user after the deletion.")]
 
 
 class HistoryEventAnswer(TypedDict):
-    """A state of a memory; text and metadata where they were not erased."""
+    """One state of a memory."""
 
     event: Literal["added", "updated", "deleted"]
     at: datetime
-    version: int
-    text: NotRequired[str]
-    metadata: NotRequired[dict[str, Any]]
+    version: Annotated[int, Field(description="The version of the memory with this event.")]
+    text: NotRequired[Annotated[str, Field(description="Absent if it was erased.")]]
+    metadata: NotRequired[Annotated[dict[str, Any], Field(description="Absent if they were erased.")]]
 
 
 class HistoryAnswer(TypedDict):
-    """Oldest first."""
+    """The states of a memory."""
 
-    events: list[HistoryEventAnswer]
+    events: Annotated[list[HistoryEventAnswer], Field(description="Oldest first.")]
 
 
 class ListedUserAnswer(TypedDict):
     """What the log holds of a user."""
 
     user_id: str
-    memories: int
-    version: int
-    bytes: int
+    memories: Annotated[int, Field(description="How many there are.")]
+    version: Annotated[int, Field(description="Advances with every write.")]
+    bytes: Annotated[int, Field(description="Bytes of texts, metadata and vectors in the log.")]
 
 
 class UsersPageAnswer(TypedDict):
-    """`next_cursor` is null on the last page."""
+    """A page of users, by user id."""
 
     users: list[ListedUserAnswer]
-    next_cursor: str | None
+    next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page; null on the last one.")]
 
 
 class UserAnswer(ListedUserAnswer):
-    """`index`: null where it is not in memory on the replica that answered."""
+    """What is kept of a user."""
 
-    index: Literal["exact", "hnsw"] | None
-    resident: bool
+    index: Annotated[
+        Literal["exact", "hnsw"] | None,
+        Field(description="The kind of the user's index; null if the replica that answers has it not in memory."),
+    ]
+    resident: Annotated[bool, Field(description="Whether the replica that answers has the index in memory.")]
 
 
 class ImportedAnswer(TypedDict):
-    """Lines that were new, and lines whose memory was there already."""
+    """What became of the lines of an import."""
 
-    imported: int
-    unchanged: int
+    imported: Annotated[int, Field(description="Memories that were new.")]
+    unchanged: Annotated[int, Field(description="Memories that were there already.")]
 
 
 class LiveAnswer(TypedDict):
@@ -215,9 +222,9 @@ class LiveAnswer(TypedDict):
 
 
 class ReadyAnswer(TypedDict):
-    """A text can be embedded and the log be read."""
+    """A text can be embedded and the log can be read."""
 
     status: Literal["ready"]
     model: str
     device: str
-    dtype: str
+    dtype: Annotated[str, Field(description="The type of the model's weights.")]
