@@ -8,7 +8,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
-DOCS_INSTALLED := $(VENV)/.installed-docs
 
 .PHONY: serve unit test check docs bench bench-peers clean
 
@@ -32,9 +31,9 @@ check: $(INSTALLED)
 	$(BIN)/python docs/generate.py --check
 
 # The documentation as a site, in site/.
-docs: $(DOCS_INSTALLED)
+docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Throughput and latency on this machine, in about 10 minutes; `BENCH_ARGS=--quick` takes 2. See benchmarks/README.md.
 bench: $(BENCH_INSTALLED)
@@ -57,8 +56,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(BENCH_INSTALLED): $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,dev,bench]'
-	@touch $@
-
-$(DOCS_INSTALLED): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,dev,docs]'
 	@touch $@
