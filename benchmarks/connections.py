@@ -1,7 +1,7 @@
-"""POST over kept HTTP/1.1 connections, at the least that Python needs for it.
+"""POST requests over kept HTTP/1.1 connections, with as little work in Python as possible.
 
-The load generator takes its time from the cores of the server that it measures. aiohttp's client takes 0.2 ms of them
-for a request; this one takes a third of that.
+The load generator shares its cores with the server that it measures. aiohttp's client takes 0.2 ms of CPU time for a
+request; this one takes a third of that.
 """
 
 import asyncio
@@ -11,15 +11,15 @@ from urllib.parse import urlsplit
 
 import httptools
 
-TIMEOUT_S = 300.0  # for the whole of an answer
+TIMEOUT_S = 300.0  # until an answer is complete
 
 
 class Lost(ConnectionError):
-    """The connection ended, or its server spoke something else than HTTP, before the answer was whole."""
+    """The connection ended, or the server sent something other than HTTP, before the answer was complete."""
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, with one request at a time."""
+    """One connection, which carries one request at a time."""
 
     def __init__(self) -> None:
         self.kept = False
@@ -32,7 +32,7 @@ class _Connection(asyncio.Protocol):
         self.kept = True
 
     async def ask(self, request: bytes) -> int:
-        """Send a request. Returns the status when the answer, which is read and dropped, is whole."""
+        """Send a request and read the whole answer, whose body is dropped. Returns the status."""
         assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -50,7 +50,7 @@ class _Connection(asyncio.Protocol):
             self.close()
 
     def on_message_complete(self) -> None:
-        if self._answer is None or self._answer.done():  # nobody asked for it
+        if self._answer is None or self._answer.done():  # an answer without a request
             self.close()
             return
         self.kept = self._parser.should_keep_alive()
@@ -63,7 +63,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Connections:
-    """As many connections to one server as there are requests at a time; a context manager that closes them.
+    """As many connections to one server as there are concurrent requests. A context manager, which closes them.
 
     Args:
         url: `http://host:port`.
@@ -76,16 +76,17 @@ class Connections:
         self._idle: list[_Connection] = []
 
     async def post(self, path: str, body: bytes) -> int:
-        """Send JSON. Returns the status when the answer is whole.
+        """Send a JSON body. Returns the status when the answer is complete.
 
         Raises:
-            OSError: no connection; `Lost`: it ended early. TimeoutError: no answer within `TIMEOUT_S`.
+            OSError: there is no connection; its subclass `Lost`: the connection ended early.
+            TimeoutError: there is no complete answer within `TIMEOUT_S`.
         """
         async with asyncio.timeout(TIMEOUT_S):
             connection = self._take() or await self._connect()
             try:
                 status = await connection.ask(f"POST {path}{self._head}{len(body)}\r\n\r\n".encode() + body)
-            except BaseException:  # its answer, which may come yet, must not be another's
+            except BaseException:  # the answer may still come, and must not be read as that of the next request
                 connection.close()
                 raise
         if connection.kept:

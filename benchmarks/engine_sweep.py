@@ -1,11 +1,11 @@
 """Sweep the engine over token budgets, length mixes and threads, against `encode` on the same texts.
 
     python -m benchmarks.engine_sweep       # this machine's CPU, or its first GPU
-    benchmarks/gpu.sh                       # all that a GPU host is measured by
+    benchmarks/gpu.sh                       # all measurements of a GPU host
 
-Prints a table and writes JSON into benchmarks/results/. The reference and the engine take turns, and each figure is the
-best of the repeats: on a shared machine the best is what the code can do, the rest is what others left of the machine.
-The gain in CPU time is the one to trust where others use the machine as well; on CUDA it means nothing.
+Prints a table and writes JSON and a report to benchmarks/results/. The reference and the engine take turns. Each figure
+is the best of the repeats: on a shared machine, slower repeats show what other processes took. If other processes use
+the machine, trust the gain in CPU time; on CUDA it has no meaning.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLIENTS = 64
 
 
 def texts_of(mix: str, count: int, seed: int = 0) -> list[str]:
-    """Texts of the words that the tests use, in lengths of a mix."""
+    """Texts in the lengths of a mix, from the words that the tests use."""
     random = np.random.default_rng(seed)
     lengths = {
         "4-12 words": lambda: random.integers(4, 13, count),
@@ -49,19 +49,19 @@ MIXES = ("4-12 words", "32 words", "4-200 words, log-normal", "200 words")
 
 
 def matrix_flops(network: Any, tokens: list[int]) -> float:
-    """Floating-point operations of the matrix products of one pass over texts of so many tokens each."""
+    """Floating-point operations of the matrix products of one pass over texts with these numbers of tokens."""
     config = network[0].model.config
     weights = sum(
         module.in_features * module.out_features
         for name, module in network[0].model.named_modules()
-        if isinstance(module, torch.nn.Linear) and "pooler" not in name  # which sees one token of a text
+        if isinstance(module, torch.nn.Linear) and "pooler" not in name  # the pooler sees one token of a text
     )
     attention = 4 * config.hidden_size * config.num_hidden_layers
     return float(sum(2 * weights * length + attention * length * length for length in tokens))
 
 
 class Best:
-    """The shortest wall-clock and CPU seconds of several runs of one thing."""
+    """The shortest wall-clock and CPU times of several runs, in seconds."""
 
     def __init__(self) -> None:
         self.wall_s = self.cpu_s = float("inf")
@@ -76,7 +76,7 @@ class Best:
 
 
 async def run_engine(engine: Engine, texts: list[str], one_each: bool) -> None:
-    """One request of all texts, or `CLIENTS` clients that send one text at a time."""
+    """Send all texts in one request, or (`one_each`) one at a time from `CLIENTS` clients."""
     if not one_each:
         await engine.embed_one(EmbedRequest(texts))
     else:
@@ -89,8 +89,8 @@ async def run_engine(engine: Engine, texts: list[str], one_each: bool) -> None:
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
 
 
-async def lone(engine: Engine, model: LocalModel, repeats: int) -> dict[str, float]:
-    """Median milliseconds of one short text: the bare forward, and the whole engine."""
+async def alone(engine: Engine, model: LocalModel, repeats: int) -> dict[str, float]:
+    """Median milliseconds for one short text: the forward pass alone, and the whole engine."""
     texts = texts_of("4-12 words", repeats)
     tokens = [one for one in await model.tokenize(texts, "", "end") if isinstance(one, Tokens)]
     bare, whole = [], []
@@ -105,8 +105,8 @@ async def lone(engine: Engine, model: LocalModel, repeats: int) -> dict[str, flo
 
 
 async def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything that is printed and written."""
-    found: dict[str, Any] = {"kind": "engine", **machine.provenance(arguments.commit), "rows": [], "lone": []}
+    """Measure everything. Returns the result that is written."""
+    found: dict[str, Any] = {"kind": "engine", **machine.provenance(arguments.commit), "rows": [], "alone": []}
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         model = load_model(
@@ -120,7 +120,7 @@ async def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
         reference = reference.to(weights)
         warm = Engine(model)
         await warm.warm_up()
-        found["lone"].append({"threads": threads, **await lone(warm, model, 40)})
+        found["alone"].append({"threads": threads, **await alone(warm, model, 40)})
         for mix in arguments.mixes:
             texts = texts_of(mix, arguments.texts)
             lengths = [len(one) for one in await model.tokenize(texts, "", "end") if isinstance(one, Tokens)]
@@ -163,7 +163,7 @@ async def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
                     flush=True,
                 )
         await model.close()
-        print(f"{threads:2d} threads  lone text: {found['lone'][-1]}")
+        print(f"{threads:2d} threads  one text alone: {found['alone'][-1]}")
     return found
 
 
@@ -179,9 +179,9 @@ def main() -> None:
     )
     parser.add_argument("--mixes", type=lambda text: text.split(";"), default=list(MIXES))
     parser.add_argument("--texts", type=int, default=128, help="in each measurement")
-    parser.add_argument("--encode-batch", type=int, default=32, help="batch_size of the reference (its default)")
+    parser.add_argument("--encode-batch", type=int, default=32, help="batch_size of the reference; this is its default")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--commit", help="where there is no git")
+    parser.add_argument("--commit", help="the commit of a copy without git")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     arguments = parser.parse_args()
     found = asyncio.run(sweep(arguments))

@@ -1,8 +1,8 @@
-"""A GPU host in numbers: the engine against the card's own limit and against `encode`, and durable adds over HTTP.
+"""Measure a GPU host: the engine beside the card's matrix rate and beside `encode`, and durable adds over HTTP.
 
     python -m benchmarks.gpu engine                # matrix rate, texts/s, share of the rate, `encode` on the same card
-    python -m benchmarks.gpu serve                 # durable single adds and embeds over HTTP, all cores
-    python -m benchmarks.gpu table FILE...         # the figures that count, of results that lie there
+    python -m benchmarks.gpu serve                 # durable single adds and embeds over HTTP, on all cores
+    python -m benchmarks.gpu table FILE...         # the main figures of results
 
 `benchmarks/gpu.sh` runs these after the tests. `--device cpu` runs the same steps on a machine without a card.
 """
@@ -25,20 +25,20 @@ from benchmarks.workload import seed_of
 
 Found = dict[str, Any]
 
-# Name -> words of a text; the last is cut by the model at its 256 tokens.
+# Name -> words in a text. The model truncates the longest at 256 tokens.
 MIXES = {"8 words": 8, "32 words": 32, "256 tokens": 300}
-ADDS_PER_S = 10_000  # what is aimed at
+ADDS_PER_S = 10_000  # the target
 
 
 def matrix_rate(device: str, dtype: str, size: int, repeats: int = 20) -> float:
-    """Floating-point operations a second of a product of two square matrices: the best of the repeats."""
+    """Floating-point operations a second of a product of two square matrices, the best of the repeats."""
     import torch
 
     a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):
         began = time.perf_counter()
-        for _ in range(4):  # one alone would measure its launch
+        for _ in range(4):  # a single product would measure the launch of its kernel
             a @ b
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
@@ -47,7 +47,7 @@ def matrix_rate(device: str, dtype: str, size: int, repeats: int = 20) -> float:
 
 
 async def engine_rows(options: argparse.Namespace) -> Found:
-    """texts/s of the engine and of `encode`, in turns, for texts of each length."""
+    """texts/s of the engine and of `encode`, which take turns, for texts of each length."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -101,7 +101,7 @@ async def engine_rows(options: argparse.Namespace) -> Found:
 
 
 def serve_rows(options: argparse.Namespace) -> Found:
-    """Durable single adds, and embeds, of one short text over HTTP, by ever more clients."""
+    """Durable single adds and embeds of one short text over HTTP, with more and more clients."""
     settings = merged(profile(), {"model": {"device": options.device, "name": options.model}}, options.args)
     rows: list[Found] = []
     with memserve(settings) as server:
@@ -121,7 +121,7 @@ def serve_rows(options: argparse.Namespace) -> Found:
 
 
 def lines_of(results: Iterable[Found]) -> list[list[str]]:
-    """Rows of (figure, value, target, what it was measured on)."""
+    """Rows of (figure, value, target, hardware and model)."""
     lines = []
     for found in results:
         hardware = (found["gpus"] or ["a card"])[0] if found["device"].startswith("cuda") else found["cpu"]
@@ -150,31 +150,31 @@ def lines_of(results: Iterable[Found]) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["engine", "serve", "table"])
-    parser.add_argument("files", type=Path, nargs="*", help="of `table`")
+    parser.add_argument("files", type=Path, nargs="*", help="the results for `table`")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument(
-        "--texts", type=int, default=65_536, help="engine: short texts in one measurement; longer: fewer"
+        "--texts", type=int, default=65_536, help="engine: short texts in one measurement; fewer if they are longer"
     )
     parser.add_argument("--clients", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--processes", type=int, default=max(1, machine.cores() // 4), help="of the load generator")
+    parser.add_argument("--processes", type=int, default=max(1, machine.cores() // 4), help="load generator processes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measure-s", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--args", type=parse_args, default={}, help="settings over this machine's profile, as JSON")
-    parser.add_argument("--commit", help="of a copy without git")
+    parser.add_argument("--commit", help="the commit of a copy without git")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     options = parser.parse_args()
     if options.part == "table":
         results = [json.loads(path.read_text()) for path in options.files]
-        print(table(["figure", "measured", "to reach", "with"], lines_of(results)))
+        print(table(["figure", "measured", "target", "with"], lines_of(results)))
         return
     found: Found = {"kind": f"gpu-{options.part}", **machine.provenance(options.commit)}
     found |= asyncio.run(engine_rows(options)) if options.part == "engine" else serve_rows(options)
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"gpu-{options.part}-{machine.stem(found)}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(["figure", "measured", "to reach", "with"], lines_of([found])))
+    print(table(["figure", "measured", "target", "with"], lines_of([found])))
     print(path)
 
 

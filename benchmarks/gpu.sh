@@ -1,14 +1,14 @@
 #!/bin/sh
-# All that a GPU run needs, from a copy of the repository: build, check, measure; a short table comes last.
+# Build, check and measure on a GPU host, from a copy of the repository. Prints a short table at the end.
 #
 #   benchmarks/gpu.sh [--device cuda|cpu] [--quick] [--model FOLDER] [--results DIR] [--commit SHA] [STEP ...]
 #
-# Steps, by default all in this order: build test engine serve suite replicas table. A host that lends little time at
-# once runs them one by one with the same --results; `table` reads what lies there. Nothing is installed: what
-# pyproject.toml lists must be importable (PYTHONPATH, PYTHON). --model names a sentence-transformers folder where the
-# model's package is not installed, --commit the commit where git is not. `--device cpu` takes every step in small
-# numbers on a machine without a card. The plots need matplotlib; `python -m benchmarks.report FILE.json` draws them later.
-# A step that fails leaves the others their turn, but for `build`; the last line names it, and the exit status is 1.
+# Steps, by default all in this order: build test engine serve suite replicas table. If a host is available only for a
+# short time at once, run them one by one with the same --results; `table` reads the results there. Nothing is installed:
+# the requirements in pyproject.toml must be importable (PYTHONPATH, PYTHON). --model names a sentence-transformers folder
+# if the model's package is not installed, and --commit the commit if git is not. `--device cpu` runs every step in small
+# numbers on a machine without a card. The plots need matplotlib; `python -m benchmarks.report FILE.json` draws them
+# later. If a step fails, the others still run, except after `build`; the last line names it, and the exit status is 1.
 set -eu
 cd "$(dirname "$0")/.."
 device=cuda results=benchmarks/results commit='' model=all-MiniLM-L6-v2 quick='' steps=''
@@ -25,7 +25,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ "$device" = cuda ] || quick=1
-if [ -d "$model" ]; then model=$(cd "$model" && pwd); fi # the servers run in folders of their own
+if [ -d "$model" ]; then model=$(cd "$model" && pwd); fi # the servers run in other folders
 PYTHON=${PYTHON:-python}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
 mkdir -p "$results"
@@ -43,14 +43,14 @@ take() {
             "$PYTHON" -c "import ray.serve, hnswlib, torch; assert '$device' == 'cpu' or torch.cuda.is_available()"
             ;;
         test)
-            # A folder of the model's name in the working directory stands in for its package.
+            # A folder with the name of the model in the working directory replaces its package.
             if [ -d "$model" ] && [ ! -e all-MiniLM-L6-v2 ]; then
                 ln -s "$model" all-MiniLM-L6-v2
                 trap 'rm -f all-MiniLM-L6-v2' EXIT
             fi
-            # By its file: collecting all tests would take what only the other tests need.
-            tests=$([ "$device" = cpu ] && echo engine || echo cuda)
-            "$PYTHON" -m pytest -p no:cacheprovider -rs "tests/embedding/test_$tests.py"
+            # One file only: to collect all tests, the packages of the other tests would be needed.
+            tests=$([ "$device" = cpu ] && echo test_engine || echo local/test_cuda)
+            "$PYTHON" -m pytest -p no:cacheprovider -rs "tests/embedding/$tests.py"
             ;;
         engine)
             "$PYTHON" -m benchmarks.gpu engine --device "$device" --model "$model" ${quick:+--texts 512 --repeats 2} "$@"

@@ -1,12 +1,12 @@
-"""What work costs as there is more of it: users, memories of a user, words of a text, replicas; the exponent of each.
+"""How costs grow with users, memories of a user, words of a text and replicas, with the exponent of each.
 
-    python -m benchmarks.growth                    # all, about 5 minutes on two cores
-    python -m benchmarks.growth --full             # to 1,000,000 users, and 100,000 memories of one: minutes more
+    python -m benchmarks.growth                    # all, in about 5 minutes on two cores
+    python -m benchmarks.growth --full             # up to 1,000,000 users, and 100,000 memories of one: minutes more
     python -m benchmarks.growth --only replicas --replicas 1,2,4,8,16
 
-Users and memories are measured in the store itself, where a hop through HTTP would hide what grows; words and replicas
-through the server. Vectors of the store's parts are synthetic (benchmarks/store_bench.py says how).
-Writes benchmarks/results/growth-<machine>-<commit>.json, a report in Markdown beside it, and its plots.
+Users and memories are measured in the store itself, because the time of an HTTP request would hide the growth. Words
+and replicas are measured through the server. The vectors in the store are synthetic; store_bench.py describes them.
+Writes benchmarks/results/growth-<machine>-<commit>.json, a Markdown report beside it, and its plots.
 """
 
 import argparse
@@ -35,12 +35,12 @@ Row = dict[str, Any]
 USERS = (100, 1_000, 10_000, 100_000)
 MEMORIES = (100, 300, 1_000, 3_000, 10_000)
 WORDS = (4, 8, 16, 32, 64, 128, 200)
-CALLS = 200  # of each kind that is timed
+CALLS = 200  # timed calls of each kind
 USERS_A_TRANSACTION = 1_000
 
 
 def milliseconds(calls: Iterable[Callable[[], object]]) -> tuple[float, float]:
-    """p50 and p99 of some calls, made one after the other."""
+    """p50 and p99 in milliseconds of calls that are made one after the other."""
     ready = list(calls)
     gc.collect()
     took = []
@@ -65,7 +65,7 @@ def append(store: Store, user: str, memory: NewMemory) -> None:
 
 
 def users(counts: Sequence[int], folder: Path) -> Row:
-    """A log of ever more users with one memory each: open it, search and add for some of them."""
+    """Open a log of more and more users with one memory each; search and add for some of them."""
     vectors = draw(USERS_A_TRANSACTION)
     random = np.random.default_rng(1)
     rows: list[Row] = []
@@ -109,7 +109,7 @@ def users(counts: Sequence[int], folder: Path) -> Row:
 
 
 def memories(counts: Sequence[int], folder: Path) -> Row:
-    """One user of ever more memories: build its index, search and add."""
+    """Build the index of one user with more and more memories, search and add."""
     rows: list[Row] = []
     for count in tqdm(counts, desc="memories"):
         path = folder / f"memories{count}.db"
@@ -137,7 +137,7 @@ def memories(counts: Sequence[int], folder: Path) -> Row:
                 "search_p50_ms": warm[0],
                 "search_p99_ms": warm[1],
                 "durable_add_p50_ms": added[0],
-                "index_build_s": fold_s if count > 2_000 else None,  # below, the index is a matrix: nothing to build
+                "index_build_s": fold_s if count > 2_000 else None,  # a smaller index is a matrix: nothing to build
                 "index_mb": store.resident.bytes / 1e6,
             }
         )
@@ -153,7 +153,7 @@ def memories(counts: Sequence[int], folder: Path) -> Row:
 
 
 class Timing(NamedTuple):
-    """How a load is repeated."""
+    """The seed, repetitions and duration of a load."""
 
     seed: int
     rounds: int
@@ -161,7 +161,7 @@ class Timing(NamedTuple):
 
 
 def served(url: str, name: str, timing: Timing, *arguments: object) -> Row:
-    """Medians of a few runs of the load generator, of what was answered, and their errors."""
+    """Medians of a few runs of the load generator, and their errors."""
     runs = []
     for turn in range(timing.rounds):
         seed = seed_of(timing.seed, name, turn)
@@ -171,12 +171,12 @@ def served(url: str, name: str, timing: Timing, *arguments: object) -> Row:
 
 
 def failures(*loads: Row) -> str:
-    """The errors of several loads; empty where there was none."""
+    """The errors of several loads; empty if there was none."""
     return "; ".join(load["errors"] for load in loads if load["errors"])
 
 
 def words(counts: Sequence[int], settings: Args, timing: Timing) -> Row:
-    """Texts of ever more words: a lone one, and 32 a request of 4 clients, which is still admitted at the longest."""
+    """Texts of more and more words: one at a time, and 32 a request from 4 clients, which no length makes too many."""
     rows: list[Row] = []
     with memserve(settings) as server:
         for count in tqdm(counts, desc="words"):
@@ -186,18 +186,18 @@ def words(counts: Sequence[int], settings: Args, timing: Timing) -> Row:
             rows.append(
                 {
                     "words": count,
-                    "lone_p50_ms": alone["p50_ms"],
+                    "single_p50_ms": alone["p50_ms"],
                     "embed_32_texts_per_s": many["texts_per_s"],
                     "embed_32_words_per_s": many["texts_per_s"] * count,
                     "errors": failures(alone, many),
                 }
             )
-    figures = ["lone_p50_ms", "embed_32_texts_per_s", "embed_32_words_per_s"]
+    figures = ["single_p50_ms", "embed_32_texts_per_s", "embed_32_words_per_s"]
     return {"title": "Words of a text", "x": "words", "figures": figures, "rows": rows}
 
 
 def embedders(counts: Sequence[int], settings: Args, timing: Timing) -> Row:
-    """Ever more embedder replicas on this machine: one text a request, and 32."""
+    """More and more embedder replicas on this machine, with one text a request and with 32."""
     rows: list[Row] = []
     gpus = len(machine.gpus())
     for count in tqdm(counts, desc="replicas"):
@@ -207,7 +207,7 @@ def embedders(counts: Sequence[int], settings: Args, timing: Timing) -> Row:
                 one = served(server.url, f"one {count}", timing, "--clients", 64)
                 many = served(server.url, f"many {count}", timing, "--clients", 16, "--size", 32)
                 adds = served(server.url, f"adds {count}", timing, "--clients", 64, "--job", "add")
-        except Failed as error:  # so many may not fit; what fewer did is worth having
+        except Failed as error:  # so many may not fit; the results of fewer are kept
             rows.append({"replicas": count, "errors": str(error).strip().splitlines()[-1]})
             continue
         rows.append(
@@ -232,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ("users", "memories", "words", "replicas")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--full", action="store_true", help="the points that take minutes each")
+    parser.add_argument("--full", action="store_true", help="also the points that take minutes each")
     parser.add_argument("--users", type=integers, help="default: 100 to 100,000")
     parser.add_argument("--memories", type=integers, help="default: 100 to 10,000")
     parser.add_argument("--words", type=integers, default=list(WORDS))
@@ -240,9 +240,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure-s", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="where the logs are written; they are removed at the end")
+    parser.add_argument("--folder", type=Path, help="folder for the logs, which are removed at the end")
     parser.add_argument("--args", type=parse_args, default={}, help="settings over this machine's profile, as JSON")
-    parser.add_argument("--commit", help="of a copy without git")
+    parser.add_argument("--commit", help="the commit of a copy without git")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     options = parser.parse_args()
     found: dict[str, Any] = {"kind": "growth", **machine.provenance(options.commit)}

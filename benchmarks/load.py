@@ -1,11 +1,12 @@
-"""An HTTP load generator in processes of its own: seeded, closed-loop or open-loop, one line of JSON.
+"""An HTTP load generator, seeded, with a closed or an open loop. Prints one line of JSON.
 
-    python -m benchmarks.load --job add --clients 64            # closed: a client sends when it has its last answer
-    python -m benchmarks.load --job add --rate 300              # open: Poisson arrivals, 300 a second, wait for nobody
+    python -m benchmarks.load --job add --clients 64     # closed loop: each client waits for its answers
+    python -m benchmarks.load --job add --rate 300       # open loop: Poisson arrivals, 300 requests a second
 
 A closed loop slows down with its server, so its latencies are those of a queue that never grows (coordinated omission).
-In an open loop a request's latency counts from the moment it was due, whether or not it could be sent then, and what is
-still unanswered at the end counts with the time it has waited. Only requests answered with 2xx count as throughput.
+In an open loop the latency of a request counts from the moment it was due, whether or not it could be sent then. A
+request that is still unanswered at the end counts with the time it has waited. Only requests that are answered with 2xx
+count as throughput.
 """
 
 import argparse
@@ -32,7 +33,7 @@ START_WITHIN_S = 60.0
 
 @dataclass(frozen=True)
 class Load:
-    """One run. `rate` requests a second make it an open loop; None leaves `clients` that wait for their answers."""
+    """One run. If `rate` (requests a second) is given, it is an open loop, else a closed loop of `clients`."""
 
     url: str = "http://127.0.0.1:8000"
     job: str = "embed"
@@ -51,7 +52,7 @@ class Load:
 
 @dataclass
 class Samples:
-    """What one process saw within the measured window."""
+    """The samples of one process within the measured window."""
 
     latencies_s: list[float] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
@@ -71,11 +72,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class Result:
-    """One run: answered requests and texts a second, latencies in milliseconds, errors by status.
+    """The figures of one run: answered requests and texts a second, latencies in milliseconds, errors by status.
 
-    `refused` holds the percentiles of the requests that were answered 429 in an open loop.
-    `late_p99_ms` is how late the generator itself was in sending (open loop): where it is not small beside p50 the
-    generator is the limit, and the latencies are too high, never too low.
+    `refused` holds the latency percentiles of the requests that were answered with 429 in an open loop.
+    `late_p99_ms` is the delay of the generator itself in an open loop. If it is not small beside p50, the generator is
+    the limit, and the latencies are too high, never too low.
     """
 
     requests_per_s: float
@@ -91,7 +92,7 @@ class Result:
 
 
 def arrivals(rate: float, duration_s: float, seed: int) -> np.ndarray:
-    """Moments in [0, duration_s) of a Poisson process of `rate` a second, ascending."""
+    """Moments of a Poisson process of `rate` a second, in seconds: float64, ascending, in [0, duration_s)."""
     rng = np.random.default_rng(seed)
     count = int(rate * duration_s + 10 * (rate * duration_s) ** 0.5 + 10)  # ten sigma: never too few
     moments = np.cumsum(rng.exponential(1 / rate, count))
@@ -99,16 +100,16 @@ def arrivals(rate: float, duration_s: float, seed: int) -> np.ndarray:
 
 
 async def send(server: Connections, request: Request) -> str | None:
-    """Send one request. Returns None where it was answered with 2xx, else what went wrong."""
+    """Send one request. Returns None if it was answered with 2xx, else the status or the name of the error."""
     try:
         status = await server.post(request.path, request.body)
-    except OSError as error:  # and TimeoutError, which is one
+    except OSError as error:  # also TimeoutError, which is a subclass
         return type(error).__name__
     return None if 200 <= status < 300 else str(status)
 
 
 async def closed_loop(server: Connections, make: Callable[[], Request], load: Load) -> Samples:
-    """`clients` connections, each with one request at a time; what is answered in the window counts."""
+    """`clients` connections, each with one request at a time. Requests that are answered in the window count."""
     seen = Samples()
     begin = time.perf_counter() + load.warm_s
     end = begin + load.measure_s
@@ -132,14 +133,15 @@ async def closed_loop(server: Connections, make: Callable[[], Request], load: Lo
 
 
 async def open_loop(server: Connections, make: Callable[[], Request], load: Load) -> Samples:
-    """Requests at moments drawn beforehand.
+    """Requests at moments that are drawn beforehand.
 
-    The latencies are of those that were due in the window, from then on; the throughput is what was answered in it.
+    Latencies are those of the requests that were due in the window, counted from that moment. The throughput counts the
+    requests that were answered in the window.
     """
     assert load.rate is not None
     seen = Samples()
     moments = arrivals(load.rate, load.warm_s + load.measure_s, load.seed)
-    requests = [make() for _ in moments]  # made beforehand: making them must not make the sender late
+    requests = [make() for _ in moments]  # made beforehand, because making one would delay the sender
     started = time.perf_counter()
     begin, end = started + load.warm_s, started + load.warm_s + load.measure_s
 
@@ -150,7 +152,7 @@ async def open_loop(server: Connections, make: Callable[[], Request], load: Load
         try:
             error = await send(server, request) or ""
             answered = not error
-        finally:  # also where the drain was over and this was cancelled
+        finally:  # also if this was cancelled at the end of the drain
             done = time.perf_counter()
             if answered and begin <= done < end:
                 seen.requests += 1
@@ -181,7 +183,7 @@ async def open_loop(server: Connections, make: Callable[[], Request], load: Load
 
 
 async def run(load: Load) -> Samples:
-    """One process's share of a load."""
+    """Run the share of one process."""
     make = request_maker(
         load.job, load.size, load.length, random.Random(load.seed), users=load.users, distinct=load.distinct
     )
@@ -190,7 +192,7 @@ async def run(load: Load) -> Samples:
 
 
 def shares(load: Load) -> list[Load]:
-    """What each of `processes` has to do: clients or rate divided, seeds apart."""
+    """The load of each of `processes`: clients or rate are divided, and the seeds differ."""
     parts = []
     for n in range(load.processes):
         clients = load.clients // load.processes + (n < load.clients % load.processes)
@@ -204,12 +206,12 @@ def run_alone(load: Load) -> Samples:
 
 
 def begin_together(barrier: Barrier) -> None:
-    """In a process of its own, when it is ready: the windows of all processes are to be the same."""
+    """Wait until every process is ready, so that all have the same window."""
     barrier.wait(START_WITHIN_S)
 
 
 def result_of(load: Load, seen: Samples) -> Result:
-    """The figures of a run."""
+    """Compute the figures of a run."""
     return Result(
         requests_per_s=seen.requests / load.measure_s,
         texts_per_s=seen.texts / load.measure_s,
@@ -223,7 +225,7 @@ def result_of(load: Load, seen: Samples) -> Result:
 
 
 def measure(load: Load) -> Result:
-    """Run a load, in as many processes as it asks for."""
+    """Run a load in `load.processes` processes."""
     if load.processes == 1:
         return result_of(load, run_alone(load))
     seen = Samples()
@@ -240,16 +242,16 @@ def main() -> None:
     plain = Load()
     parser.add_argument("--url", default=plain.url)
     parser.add_argument("--job", choices=JOBS, default=plain.job)
-    parser.add_argument("--clients", type=int, default=plain.clients, help="closed loop: requests in progress")
-    parser.add_argument("--rate", type=float, help="requests a second: an open loop, and --clients means nothing")
-    parser.add_argument("--size", type=int, default=plain.size, help="texts of a request")
+    parser.add_argument("--clients", type=int, default=plain.clients, help="closed loop: concurrent requests")
+    parser.add_argument("--rate", type=float, help="open loop: requests a second; --clients is ignored")
+    parser.add_argument("--size", type=int, default=plain.size, help="texts in a request")
     parser.add_argument("--length", default=plain.length, help="short, medium, mixed, or a number of words")
     parser.add_argument("--users", type=int, default=plain.users)
-    parser.add_argument("--distinct", type=int, help="draw from so many texts again and again")
-    parser.add_argument("--processes", type=int, default=plain.processes, help="that share the load")
+    parser.add_argument("--distinct", type=int, help="draw repeatedly from so many texts")
+    parser.add_argument("--processes", type=int, default=plain.processes, help="processes that share the load")
     parser.add_argument("--warm-s", type=float, default=plain.warm_s)
     parser.add_argument("--measure-s", type=float, default=plain.measure_s)
-    parser.add_argument("--drain-s", type=float, default=plain.drain_s, help="open loop: wait for answers at the end")
+    parser.add_argument("--drain-s", type=float, default=plain.drain_s, help="open loop: time to wait for answers")
     parser.add_argument("--seed", type=int, default=plain.seed)
     print(json.dumps(asdict(measure(Load(**vars(parser.parse_args()))))))
 

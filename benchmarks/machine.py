@@ -1,6 +1,8 @@
-"""What a figure has to be read with: commit, processor, card, versions. Names no host.
+"""The circumstances of a measurement: commit, processor, card, versions. The host is not named.
 
-python -m benchmarks.machine    # prints it, and what is not installed, or too old
+    python -m benchmarks.machine
+
+prints them, and the requirements that are not installed or have another version.
 """
 
 import os
@@ -32,7 +34,7 @@ PACKAGES = (
 
 
 def cpu() -> str:
-    """The processor's name."""
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -43,12 +45,12 @@ def cpu() -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def gpus() -> list[str]:
-    """Names of the CUDA devices; torch is not imported, the driver is asked."""
+    """Names of the CUDA devices, as nvidia-smi gives them; torch is not imported."""
     try:
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")[:-1]
@@ -57,7 +59,7 @@ def gpus() -> list[str]:
 
 
 def slug(cpu: str, cores: int, gpus: list[str]) -> str:
-    """A file name for a kind of machine: its card or its processor, and its cores."""
+    """A file name for a kind of machine: its card or else its processor, and the number of its cores."""
     kind = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", (gpus[0] if gpus else cpu).lower())
     count = f"{len(gpus)}x-" if len(gpus) > 1 else ""
     return f"{count}{re.sub(r'[^a-z0-9]+', '-', kind).strip('-') or 'unknown'}-{cores}-cores"
@@ -78,10 +80,10 @@ def _version(package: str) -> str | None:
 
 
 def provenance(commit: str | None = None) -> dict[str, Any]:
-    """Commit, whether the tree differs from it (None: no git to ask), machine, versions, command line, load average.
+    """Commit, whether the tree differs from it (None: unknown), machine, versions, command line, load average.
 
     Args:
-        commit: for a copy without git.
+        commit: the commit of a copy that has no git folder.
     """
     changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
     return {
@@ -99,7 +101,7 @@ def provenance(commit: str | None = None) -> dict[str, Any]:
 
 
 def _program() -> str:
-    """What `python -m` was given."""
+    """The name of the module that `python -m` runs."""
     spec = sys.modules["__main__"].__spec__
     return (spec.name if spec else Path(sys.argv[0]).stem).removesuffix(".__main__")
 
@@ -119,12 +121,12 @@ def _gap(needed: Requirement) -> str | None:
 
 
 def stem(found: dict[str, Any]) -> str:
-    """`<machine>-<commit>`, and `-dirty` where the tree differed."""
+    """`<machine>-<commit>`, with `-dirty` if the tree differed from the commit."""
     name = f"{slug(found['cpu'], found['cores'], found['gpus'])}-{found['commit'][:8]}"
     return f"{name}-dirty" if found["dirty"] else name
 
 
 if __name__ == "__main__":
     gaps = missing() or "nothing that pyproject.toml lists"
-    for key, value in {**provenance(), "not installed, or too old": gaps}.items():
+    for key, value in {**provenance(), "not installed, or in another version": gaps}.items():
         print(f"{key}: {value}")

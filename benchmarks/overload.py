@@ -1,10 +1,11 @@
-"""What a server that is asked for too much answers, and how soon: one embedder, offered more than it can do.
+"""How soon requests are refused if more is asked for than one embedder can serve.
 
     python -m benchmarks.overload [--seconds 6] [--rounds 5]
 
-One and four texts a request, long and short. Few requests with long texts are an embedder's fill; the gateway has a
-core to refuse the others. With short texts the gateway, HAProxy and the client want as much as the embedder: where the
-cores are few, an answer waits for its turn on them. Prints a table; writes benchmarks/results/overload.json.
+Requests have one or four texts, long or short. A few requests with long texts fill an embedder, and the gateway has a
+core on which to refuse the others. With short texts the gateway, HAProxy and the client need as much CPU time as the
+embedder, so with few cores an answer waits for a core. Prints a table and writes benchmarks/results/overload.json and
+its report.
 """
 
 import argparse
@@ -17,17 +18,17 @@ from benchmarks import machine, report
 from benchmarks.figures import spread
 from benchmarks.server import load, memserve, profile, replicas
 
-TOO_MUCH = 1.5  # times what it answers in a closed loop
+TOO_MUCH = 1.5  # offered load, as a multiple of the closed loop's rate
 SIZES = (1, 4)
-CLIENTS = {"150": 8, "short": 48}  # by length: so many fill an embedder, and are not refused themselves
-QUEUED_TOKENS = 16_000  # estimated; full in a second or two, and more than the clients of the closed loop ask for
+CLIENTS = {"150": 8, "short": 48}  # by length: enough to fill an embedder, too few to be refused
+QUEUED_TOKENS = 16_000  # estimated tokens: full in a second or two, and more than the clients of the closed loop need
 ARGS = {"embedder": replicas(1), "gateway": replicas(1, max_queued_tokens=QUEUED_TOKENS)}
 
 
 def measure(url: str, seconds: float, rounds: int) -> list[dict[str, Any]]:
-    """A row for each load: medians of the rounds, which are interleaved."""
+    """One row for each load, with the runs of all rounds. The loads take turns in each round."""
     rows: list[dict[str, Any]] = []
-    seeds = count(1)  # a text that was asked for before would be answered from the cache
+    seeds = count(1)  # a repeated text would be answered from the cache
     for length, clients in CLIENTS.items():
         for size in SIZES:
             shape = ("--length", length, "--size", size, "--measure-s", seconds)
@@ -46,7 +47,7 @@ def ranged(values: Iterable[float]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
+    """The rows as a Markdown table."""
     head = ("words", "texts", "offered/s", "answered/s", "429", "others", "429 p50 ms", "p90", "p99", "late p99 ms")
     cells = []
     for row in rows:

@@ -1,13 +1,14 @@
-"""AgentMem's published comparison, scenario by scenario, on memserve: each is one command.
+"""The scenarios of AgentMem's published comparison on memserve. Each is one command.
 
-    python -m benchmarks.reference                 # all, interleaved, about 5 minutes; writes JSON and a Markdown table
-    python -m benchmarks.reference sequential      # one, with what its ratio is taken to
+    python -m benchmarks.reference                 # all, interleaved, in about 5 minutes; writes JSON and a report
+    python -m benchmarks.reference sequential      # one, and the scenario that its ratio is taken to
 
-Theirs: AgentMem's own tests (performance_comparison_test.rs, embedding_queue_test.rs; figures of 2025) call a library
-in their process, `memory://` storage, FastEmbed with bge-small-en-v1.5, texts of three words; their concurrent batches
-are one batch of the 100 texts that 20 callers would have sent. Ours: over HTTP, every add committed to disk before it
-is answered (SQLite, synchronous FULL), texts of 4 to 12 words, the client on the same cores. So the absolute figures
-compare two set-ups on two machines; the ratios are what each design gains by itself.
+AgentMem's figures come from its own tests (performance_comparison_test.rs, embedding_queue_test.rs; 2025). They call a
+library in the same process, with `memory://` storage, FastEmbed with bge-small-en-v1.5 and texts of three words; their
+concurrent batches are one batch of the 100 texts that 20 callers would have sent. memserve's figures are taken over
+HTTP, with every add committed to disk before it is answered (SQLite, `synchronous` FULL), texts of 4 to 12 words and
+the client on the same cores. The absolute figures therefore compare two set-ups on two machines. The ratios show what
+each design gains over its own baseline.
 """
 
 import argparse
@@ -23,11 +24,11 @@ from benchmarks import machine, report
 from benchmarks.server import Args, Server, load, memserve, merged, parse_args, profile, replicas
 from benchmarks.workload import seed_of
 
-# The servers stay up together and are loaded in turn; what idles costs next to nothing.
+# The servers run at the same time and are loaded in turn; an idle server costs next to nothing.
 ONE: Args = {"embedder": replicas(1)}
 SERVERS: dict[str, Args] = {
     "one": ONE,
-    # Every request is a handle call, a forward and a transaction of its own.
+    # Each request makes its own handle call, forward pass and transaction.
     "one, no queue": merged(
         ONE,
         {
@@ -46,7 +47,7 @@ SERVERS: dict[str, Args] = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """One row. `base` is the scenario that its ratio is taken to."""
+    """One row. `base` is the scenario that its ratio is taken to; `theirs` are AgentMem's figures."""
 
     name: str
     title: str
@@ -91,7 +92,7 @@ BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 
 def chosen(names: Iterable[str]) -> list[Scenario]:
-    """The scenarios of these names, in the table's order, with what their ratios are taken to; no name means all."""
+    """The named scenarios and the bases of their ratios, in the order of the table; all if no name is given."""
     wanted = set(names) or set(BY_NAME)
     wanted |= {base for name in wanted if (base := BY_NAME[name].base)}
     return [scenario for scenario in SCENARIOS if scenario.name in wanted]
@@ -103,9 +104,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure-s", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--model", help="another model than the embedded one")
+    parser.add_argument("--model", help="a model other than the default")
     parser.add_argument("--args", type=parse_args, default={}, help="settings over this machine's profile, as JSON")
-    parser.add_argument("--commit", help="of a copy without git")
+    parser.add_argument("--commit", help="the commit of a copy without git")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     options = parser.parse_args()
     scenarios = chosen(options.scenario)

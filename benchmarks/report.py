@@ -307,7 +307,7 @@ def engine_report(found: Found) -> list[str]:
         [row["threads"], row["mix"], f"{row['budget']:,}", *(number(row[key]) for key in keys), f"{row['padding']:.0%}"]
         for row in found["rows"]
     ]
-    alone = [[one["threads"], number(one["bare_ms"]), number(one["engine_ms"])] for one in found["lone"]]
+    alone = [[one["threads"], number(one["bare_ms"]), number(one["engine_ms"])] for one in found["alone"]]
     return [
         table(head, rows) + "\n",
         "## One short text alone\n",

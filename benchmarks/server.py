@@ -1,4 +1,4 @@
-"""A memserve to be measured: on a free port, its log in a folder that goes with it; its processes end with it."""
+"""Start a memserve to be measured, on a free port and with its log in a temporary folder, and end all its processes."""
 
 import copy
 import json
@@ -28,12 +28,12 @@ Args = dict[str, Any]
 
 
 class Failed(SystemExit):
-    """A server or a load that failed: ends the program with its message, unless it is to measure something else."""
+    """A server or a load generator failed. Ends the program with its message unless it is caught."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where it answers, and what it said of itself when it was ready (model, device, dtype)."""
+    """A running memserve: its URL, its answer to /health/ready (model, device, dtype) and its folder."""
 
     url: str
     ready: dict[str, str]
@@ -41,16 +41,16 @@ class Server:
 
 
 def replicas(count: int, **options: Any) -> Args:
-    """So many, always: what is measured must not grow or shrink meanwhile."""
+    """Settings for a fixed number of replicas, which must not change during a measurement."""
     return {"min_replicas": count, "max_replicas": count, **options}
 
 
 def profile(cores: int = cores(), gpus: int = len(gpus())) -> Args:
-    """Replicas that use a whole machine, the client included; their CPUs are memserve's own defaults.
+    """Numbers of replicas that use a whole machine, of which the client needs a part. CPUs are memserve's defaults.
 
-    On a CPU one embedder of one thread a core, less one core of eight for the rest. On GPUs two embedders a card, so
-    that one tokenizes and copies while the other computes, and half of the cores for gateways: JSON, not the card, is
-    the limit there. One store: SQLite has one writer.
+    On a CPU there is one embedder of one thread for each core, and from four cores on one core in eight is left for the
+    rest. On GPUs there are two embedders a card, so that one tokenizes and copies while the other computes, and one
+    gateway for every two cores, because JSON and not the card is the limit. There is one store: SQLite has one writer.
     """
     if gpus:
         return {"embedder": replicas(2 * gpus), "gateway": replicas(max(1, cores // 2)), "store": replicas(1)}
@@ -59,7 +59,7 @@ def profile(cores: int = cores(), gpus: int = len(gpus())) -> Args:
 
 
 def merged(*parts: Mapping[str, Any]) -> Args:
-    """Settings put over each other, section by section; the later wins."""
+    """Settings merged section by section; later ones override earlier ones."""
     whole: Args = {}
     for part in parts:
         for section, options in part.items():
@@ -68,7 +68,7 @@ def merged(*parts: Mapping[str, Any]) -> Args:
 
 
 def parse_args(text: str) -> Args:
-    """Settings from a command line: JSON, as `{"gateway": {"min_replicas": 4}}`."""
+    """Settings from a command line, in JSON such as `{"gateway": {"min_replicas": 4}}`."""
     given = json.loads(text)
     if not isinstance(given, dict) or not all(isinstance(options, dict) for options in given.values()):
         raise ValueError("must be an object of sections")
@@ -83,8 +83,8 @@ def free_port() -> int:
 
 @contextmanager
 def memserve(*args: Mapping[str, Any]) -> Iterator[Server]:
-    """Serve these settings. Writes are durable: SQLite on disk, synchronous FULL."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a benchmark that is told to end takes its servers along
+    """Serve with these settings. Writes are durable: SQLite on disk with `synchronous` FULL."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # SIGTERM must also end the servers
     with tempfile.TemporaryDirectory(prefix="memserve-bench-") as name:
         folder = Path(name)
         durable = {"store": {"url": f"sqlite:///{folder}/memserve.db", "synchronous": "FULL"}}
@@ -104,7 +104,7 @@ def memserve(*args: Mapping[str, Any]) -> Iterator[Server]:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and all that it started, directly or not."""
+    """A process and all its descendants."""
     try:
         first = psutil.Process(pid)
         return [first, *first.children(recursive=True)]
@@ -113,7 +113,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def end(process: "subprocess.Popen[bytes]", within_s: float) -> None:
-    """Ask it to end, wait, and end what it left: what was measured must not be lost over it."""
+    """Terminate a process, wait, and kill whatever is left of it: a server that hangs must not cost a result."""
     everyone = family(process.pid)
     process.terminate()
     try:
@@ -139,7 +139,7 @@ def _wait(process: "subprocess.Popen[bytes]", port: int, log: Path) -> dict[str,
 
 
 def load(url: str, *arguments: object) -> dict[str, Any]:
-    """Run the load generator in a process of its own, and return what it says."""
+    """Run the load generator in a separate process. Returns its result."""
     command = [sys.executable, "-m", "benchmarks.load", "--url", url, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment)

@@ -1,9 +1,9 @@
-"""What the store does on this machine, in-process: prints a table and writes benchmarks/results/store.json.
+"""Measure the store in this process. Prints a table and writes benchmarks/results/store.json and its report.
 
     python -m benchmarks.store_bench [--only NAME ...] [--large 100000] [--users 1000000] [--folder DIR]
 
-Vectors are synthetic: 384 dimensions, drawn near a 24-dimensional subspace around 200 topics, which is about as hard
-for HNSW as sentence embeddings are (independent noise in 384 dimensions would be far harder, and like no text).
+Vectors are synthetic: 384 dimensions, drawn near a 24-dimensional subspace around 200 topics. For HNSW they are about
+as hard as sentence embeddings. Independent noise in 384 dimensions would be far harder, and unlike any text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _topics = _rng.normal(size=(200, 24)) * 1.5
 
 
 def draw(count: int) -> Any:
-    """(count, DIM) float32, of length 1 as an embedding model makes them."""
+    """Draw vectors: (count, DIM) float32, L2-normalised as those of an embedding model."""
     latent = _topics[_rng.integers(0, len(_topics), count)] + _rng.normal(size=(count, 24))
     return normalised((latent @ _basis + 0.3 * _rng.normal(size=(count, DIM))).astype(np.float32))
 
@@ -58,7 +58,7 @@ def fill(store: Store, user: str, vectors: Any, batch: int = 500) -> None:
 
 
 def fold(store: Store) -> list[float]:
-    """Seconds that each step took."""
+    """Run background steps until none is left. Returns the seconds that each took."""
     steps = []
     more = True
     while more:
@@ -69,7 +69,7 @@ def fold(store: Store) -> list[float]:
 
 
 def timed(call: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Milliseconds."""
+    """Percentiles of the milliseconds that a call takes."""
     took = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -79,7 +79,7 @@ def timed(call: Callable[[], object], repeats: int) -> dict[str, float]:
 
 
 def recall(store: Store, user: str, truth: dict[str, Any], filter: Any = None, queries: int = 200) -> float:
-    """Share of the true ten nearest that are found."""
+    """The share of the ten nearest memories that a search finds."""
     ids = np.array(list(truth))
     matrix = np.array(list(truth.values()))
     hit = 0
@@ -97,7 +97,7 @@ def resident_bytes() -> int:
 
 
 def small(folder: Path, _: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """One user of 1,000 memories: warm, cold."""
+    """One user with 1,000 memories: searches with and without its index in memory."""
     store = open_store(folder / "small.db")
     vectors = draw(1000)
     fill(store, "ann", vectors)
@@ -117,7 +117,7 @@ def small(folder: Path, _: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 
 def large(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """One large user: build, search, recall through its life."""
+    """One large user: build its index, search, and measure the recall after each change."""
     n = options.large
     store = open_store(folder / "large.db", snapshot_dir=folder / "snapshots")
     vectors = draw(n)
@@ -152,7 +152,7 @@ def large(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]
 
 
 def updated(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """Every memory of a user updated."""
+    """Recall after every memory of a user was updated."""
     n = min(10_000, options.large)
     store = open_store(folder / "updated.db")
     fill(store, "ann", draw(n))
@@ -170,7 +170,7 @@ def updated(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, An
 
 
 def commits(folder: Path, _: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """Group commit against one transaction a row."""
+    """Group commit beside one transaction for each row."""
     store = open_store(folder / "commits.db")
     vectors = draw(256)
 
@@ -210,7 +210,7 @@ print(json.dumps({"open_ms": round((opened - imported) * 1000, 2), "start_ms": r
 
 
 def many_users(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """A log of many users, of which 1,000 are asked for, against a log of 1,000."""
+    """A log of many users, of which 1,000 are searched, beside a log of 1,000 users."""
     vectors = draw(1000)
     sizes = (1000, options.users)
     paths = {users: folder / f"users{users}.db" for users in sizes}
@@ -221,7 +221,7 @@ def many_users(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str,
             store.append(requests)
         store.close()
     runs: dict[int, list[dict[str, float]]] = {users: [] for users in sizes}
-    for _ in range(15):  # in turn, so that what the machine does meanwhile is the same for both
+    for _ in range(15):  # in turn, so that a change in the machine's speed affects both
         for users, path in paths.items():
             command = [sys.executable, "-c", _OPEN, str(path), str(Path(__file__).parents[1])]
             runs[users].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
@@ -236,7 +236,7 @@ def many_users(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str,
 
 
 def residents(folder: Path, _: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """Memory of a resident small user."""
+    """The memory that a small user takes while its index is resident."""
     store = open_store(folder / "residents.db", synchronous="NORMAL")
     vectors = draw(10)
     for first in range(0, 5000, 500):
@@ -257,7 +257,7 @@ def residents(folder: Path, _: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 
 def switch(_: Path, __: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """A query of the index alone, exact and HNSW: where they cross is the switch."""
+    """A query of the index alone, exact and HNSW. The switch is the size at which HNSW becomes faster."""
     for n in (500, 1000, 2000, 4000, 8000):
         vectors = draw(n)
         changes = Changes(np.arange(n), np.arange(n) + 1, np.ones(n, np.bool_), np.full(n, NEVER), vectors)
@@ -298,7 +298,10 @@ def main() -> None:
                 print(f"{figure:60} {value}", flush=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        found[name] = {"where": where, **figures}  # of each: parts may have been measured elsewhere, or before
+        found[name] = {
+            "where": where,
+            **figures,
+        }  # for each part: others may be from elsewhere or earlier
     print("\n".join(map(str, report.save({"kind": "store", "figures": found}, RESULTS))))
 
 

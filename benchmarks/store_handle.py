@@ -1,12 +1,11 @@
-"""Search through Serve handles, the vector supplied, one search at a time.
-
-Through the app's handle it is two hops (gateway, store) and the index; through the Store deployment's one, as a gateway
-calls it.
+"""Latency of searches by vector through Serve handles, one search at a time.
 
     python -m benchmarks.store_handle [--sizes 1000,100000] [--searches 1000]
 
-Fills a log in-process, serves it, waits until the background has folded the large index, and prints a table; writes
-benchmarks/results/store-handle.json. Run it from the environment that serves (the driver joins its Ray by address).
+A search through the app's handle takes two hops (gateway, store) and the index; one through the handle of the Store
+deployment takes one hop, as a gateway's call does. Fills a log in this process, serves it, and waits until background
+work has built the large index. Prints a table and writes benchmarks/results/store-handle.json and its report. Run it in
+the environment that serves: the driver joins the server's Ray by its address.
 """
 
 import argparse
@@ -62,7 +61,7 @@ Ask = Callable[[str, np.ndarray], Awaitable[object]]
 
 
 async def measure(ask: Ask, user: str, queries: np.ndarray) -> np.ndarray:
-    """(len(queries),) milliseconds."""
+    """Search one after the other. Returns milliseconds: (len(queries),) float64."""
     taken = []
     for query in queries:
         started = time.perf_counter()
@@ -72,7 +71,7 @@ async def measure(ask: Ask, user: str, queries: np.ndarray) -> np.ndarray:
 
 
 async def measure_all(app: Any, deployment: Any, sizes: list[int], searches: int) -> list[dict[str, Any]]:
-    """Rows for each user, once its index is folded."""
+    """Measure each user once its index is built. Returns the rows of the table."""
     from deployments.calls.store import StoreCalls
 
     calls = StoreCalls(deployment, partitions=PARTITIONS, append_in_flight=1, append_memories=1)
@@ -91,7 +90,7 @@ async def measure_all(app: Any, deployment: Any, sizes: list[int], searches: int
             await asyncio.sleep(1.0)
         settled_s = time.perf_counter() - started
         found: dict[str, list[np.ndarray]] = {way: [] for way in ways}
-        for _ in range(ROUNDS):  # in turn, so that what the machine does meanwhile is the same for both
+        for _ in range(ROUNDS):  # in turn, so that a change in the machine's speed affects both
             for way, ask in ways.items():
                 found[way].append(await measure(ask, user, draw(searches // ROUNDS)))
         for way, taken in found.items():
@@ -115,7 +114,7 @@ def main() -> None:
             fill(store, f"user-{size}", draw(size))
         store.close()
         serve(stack, folder, url)
-        # The driver's half of a hop, as the replicas have it; read when ray is imported.
+        # The driver must use the same transport as the replicas. Ray reads these variables when it is imported.
         os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
         import ray
         from ray import serve as ray_serve

@@ -1,14 +1,14 @@
-"""`make bench`: throughput and latency of one memserve on this machine, over HTTP, the client on the same cores.
+"""`make bench`: throughput and latency of one memserve over HTTP, with the client on the same cores.
 
     python -m benchmarks.suite             # about 9 minutes on two cores
     python -m benchmarks.suite --quick     # about 2
 
-Closed loop: embed, add, search and mixed, one short text a request, at 1, 4, 16, 64 and 256 clients; 32 texts a request
-at 1, 4, 16 and 64 (256 x 32 texts are more than one gateway admits); medium and mixed lengths where the short ones are
-busy. Open loop: embed, add, search and mixed at shares of what the closed loop reached at best. Each repeat goes
-through all cells in an order of its own, so that a change in what the machine gives touches all of them alike.
+Closed loop: embed, add, search and mixed with one short text a request and 1, 4, 16, 64 and 256 clients; 32 texts a
+request with 1, 4, 16 and 64 clients (one gateway does not admit 256 x 32 texts); medium and mixed lengths with enough
+clients to keep the server busy. Open loop: embed, add, search and mixed at shares of the closed loop's best rate. Each
+repeat goes through all cells in a different order, so that a change in the machine's speed affects all of them.
 
-Writes benchmarks/results/<machine>-<commit>.json, a report in Markdown beside it, and its plots.
+Writes benchmarks/results/<machine>-<commit>.json, a Markdown report beside it, and its plots.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from benchmarks.load import send
 from benchmarks.server import Args, load, memserve, merged, parse_args, profile
 from benchmarks.workload import filling, seed_of
 
-PROCESSES_START_S = 0.8  # of the load generator: for the progress bar alone
+PROCESSES_START_S = 0.8  # start of the load generator; an estimate for the progress bar
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Open:
-    """One open-loop measurement: a share of the most that the closed loop reached in this job."""
+    """One open-loop measurement, at a share of the closed loop's best rate for this job."""
 
     job: str
     share: float
@@ -51,7 +51,7 @@ class Open:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, how often and for how long."""
+    """The measurements, their number and their duration."""
 
     cells: tuple[Cell, ...]
     opens: tuple[Open, ...]
@@ -64,14 +64,14 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """About how long the measurements take."""
+        """The approximate duration of all measurements."""
         fixed = self.warm_s + PROCESSES_START_S
         closed = self.repeats * len(self.cells) * (fixed + self.measure_s)
         return closed + self.open_repeats * len(self.opens) * (fixed + self.open_measure_s)
 
 
 def cells(clients: Iterable[int], clients_of_32: Iterable[int], busy: int, busy_of_32: int) -> tuple[Cell, ...]:
-    """The cells of a plan: not the cross product."""
+    """The cells of a plan. They are not the full cross product."""
     single = [Cell(job, 1, "short", n) for job in ("embed", "add", "search", "mixed") for n in clients]
     many = [Cell(job, 32, "short", n) for job in ("embed", "add") for n in clients_of_32]
     long = [Cell(job, 1, length, busy) for job in ("embed", "add") for length in ("medium", "mixed")]
@@ -107,7 +107,7 @@ QUICK = Plan(
 
 
 async def fill(url: str, memories_a_user: int, seed: int) -> None:
-    """Give every user something to be searched."""
+    """Give every user memories to search."""
     waiting = iter(list(filling(memories_a_user, random.Random(seed))))
 
     async def client(server: Connections) -> None:
@@ -120,13 +120,13 @@ async def fill(url: str, memories_a_user: int, seed: int) -> None:
 
 
 def arguments_of(cell: Cell, plan: Plan, processes: int) -> list[object]:
-    """Of the load generator."""
+    """The load generator's arguments for a cell."""
     arguments = ["--job", cell.job, "--clients", cell.clients, "--size", cell.size, "--length", cell.length]
     return [*arguments, "--measure-s", plan.measure_s, "--processes", min(processes, cell.clients)]
 
 
 def most(closed: Iterable[dict[str, Any]], job: str) -> float:
-    """Requests a second that a job reached at best, one short text each: the median at the best number of clients."""
+    """The best rate of a job in requests of one short text: the median at the best number of clients."""
     return max(
         spread([run["requests_per_s"] for run in row["runs"]]).median
         for row in closed
@@ -135,7 +135,7 @@ def most(closed: Iterable[dict[str, Any]], job: str) -> float:
 
 
 def measure(url: str, plan: Plan, seed: int, processes: int) -> dict[str, Any]:
-    """Run a plan against a server. Returns `{closed: [...], open: [...]}`, each with its runs."""
+    """Run a plan against a server. Returns `{"closed": [...], "open": [...]}`, one item with its runs for each cell."""
     asyncio.run(fill(url, plan.memories_a_user, seed))
     closed = [{**asdict(cell), "runs": []} for cell in plan.cells]
     open_loop: list[dict[str, Any]] = [{**asdict(one), "runs": []} for one in plan.opens]
@@ -166,13 +166,13 @@ def measure(url: str, plan: Plan, seed: int, processes: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--repeats", type=int, help="of the closed loop; default: 3, quick 1")
-    parser.add_argument("--processes", type=int, default=max(1, machine.cores() // 4), help="of the load generator")
+    parser.add_argument("--repeats", type=int, help="repeats of the closed loop; default: 3, with --quick 1")
+    parser.add_argument("--processes", type=int, default=max(1, machine.cores() // 4), help="load generator processes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--args", type=parse_args, default={}, help="settings over this machine's profile, as JSON")
-    parser.add_argument("--model", help="another model than the embedded one")
+    parser.add_argument("--model", help="a model other than the default")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--commit", help="of a copy without git")
+    parser.add_argument("--commit", help="the commit of a copy without git")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL

@@ -1,7 +1,7 @@
-"""What a load is made of: seeded texts and the requests that carry them.
+"""Seeded texts, and the requests that carry them.
 
-The same seed makes the same requests. No two texts are alike unless `distinct` asks for it, so that nothing is answered
-from a cache by accident.
+The same seed makes the same requests. No two texts are equal unless `distinct` asks for it, so that the cache does not
+answer a request by accident.
 """
 
 import random
@@ -14,18 +14,18 @@ import orjson
 
 WORDS = (Path(__file__).resolve().parent.parent / "tests" / "embedding" / "words.txt").read_text().split()
 JOBS = ("embed", "add", "search", "mixed")
-# An agent's turn: it looks things up more often than it remembers, and now and then embeds for itself.
+# An agent searches more often than it adds, and embeds now and then.
 MIXED = {"search": 0.5, "add": 0.3, "embed": 0.2}
 USERS = 1000
 
 
 def seed_of(*parts: object) -> int:
-    """A seed of its own for each measurement: texts that come twice would be answered from a cache."""
+    """A separate seed for each measurement: texts that come twice would be answered from the cache."""
     return random.Random(repr(parts)).getrandbits(48)
 
 
 class Request(NamedTuple):
-    """One POST, and the number of texts that it brings."""
+    """One POST request, and the number of texts in it."""
 
     path: str
     body: bytes
@@ -45,7 +45,7 @@ def words_in_a_text(length: str, rng: random.Random) -> int:
 
 
 def texts(length: str, rng: random.Random, distinct: int | None = None) -> Iterator[str]:
-    """Endless texts, no two alike; or drawn again and again from `distinct` of them."""
+    """Endless texts, no two of them equal; or, if `distinct` is given, drawn repeatedly from so many texts."""
 
     def unlike() -> Iterator[str]:
         while True:
@@ -62,7 +62,7 @@ def texts(length: str, rng: random.Random, distinct: int | None = None) -> Itera
 def request_maker(
     job: str, size: int, length: str, rng: random.Random, *, users: int = USERS, distinct: int | None = None
 ) -> Callable[[], Request]:
-    """A function that makes the next request; a search always asks one question."""
+    """Returns a function that makes the next request. A search always has one query, whatever the size."""
     source = texts(length, rng, distinct)
 
     def embed() -> Request:
@@ -88,7 +88,7 @@ def request_maker(
 
 
 def filling(memories_a_user: int, rng: random.Random, *, users: int = USERS, batch: int = 100) -> Iterator[Request]:
-    """Requests that give each user so many memories: what there is to search before a measurement."""
+    """Requests that give each user some memories to search before a measurement begins."""
     source = texts("short", rng)
     memories = [{"user_id": f"user-{n}", "text": next(source)} for n in range(users) for _ in range(memories_a_user)]
     for first in range(0, len(memories), batch):

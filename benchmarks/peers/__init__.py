@@ -1,1 +1,1 @@
-"""memserve beside what people use today: `make bench-peers`."""
+"""memserve beside other servers: `make bench-peers`."""

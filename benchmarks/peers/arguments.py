@@ -1,4 +1,4 @@
-"""The command line that every peer has."""
+"""The options that every peer's program has."""
 
 import argparse
 from pathlib import Path
@@ -9,5 +9,5 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--model", required=True, help="folder of a sentence-transformers model")
     made.add_argument("--port", type=int, required=True)
     made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    made.add_argument("--corpus", type=Path, help="folder of the memories to begin with")
+    made.add_argument("--corpus", type=Path, help="folder of a corpus, whose memories are there at the start")
     return made

@@ -1,4 +1,4 @@
-"""What there is to search: texts with their vectors, and vectors to search by. Written once a run, read by every peer.
+"""The corpus that is searched: texts with their vectors, and query vectors. Written once in a run, read by every peer.
 
 Ten users have 1,000 memories each (`user-0` to `user-9`), one has 20,000 (`large-0`).
 """
@@ -38,11 +38,11 @@ class Corpus:
         return Corpus(self.texts[begin:end], self.vectors[begin:end], self.queries)
 
     def ids(self, owner: str) -> list[str]:
-        """A UUID for each text, the same in every run."""
+        """A UUID for each text, the same one in every run."""
         return [str(uuid.uuid5(uuid.NAMESPACE_OID, f"{owner} {n}")) for n in range(len(self.texts))]
 
 
 def collections(corpus: Corpus, large: bool = True) -> dict[str, Corpus]:
-    """The memories of each user."""
+    """The memories of each user, by user."""
     parts = {f"user-{n}": corpus.part(n * MEMORIES_A_USER, (n + 1) * MEMORIES_A_USER) for n in range(USERS)}
     return {**parts, "large-0": corpus.part(0, LARGE)} if large else parts

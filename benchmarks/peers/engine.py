@@ -1,6 +1,8 @@
-"""memserve's bare engine, without HTTP and Ray: what there is to lose. Two processes of one thread each.
+"""memserve's bare engine in two processes of one thread each: an upper bound for a server with HTTP and Ray around it.
 
-echo '["short", 4.0, 1]' | python -m benchmarks.peers.engine     # one of them: length, seconds, seed; prints texts/s
+    echo '["short", 4.0, 1]' | python -m benchmarks.peers.engine
+
+runs one process. It reads lines of length, seconds and seed, and prints texts/s for each.
 """
 
 import asyncio
@@ -22,7 +24,7 @@ PROCESSES = 2
 
 
 class Engines:
-    """The processes; they load the model once and sleep between measurements."""
+    """The processes. They load the model once, and are idle between measurements."""
 
     def __init__(self, log: Path) -> None:
         with log.open("wb") as out:
@@ -39,14 +41,14 @@ class Engines:
             ]
 
     def texts_per_s(self, length: str, measure_s: float, seed: int) -> float:
-        """Of all together."""
+        """The sum of the rates of all processes."""
         for n, process in enumerate(self._processes):
             print(json.dumps([length, measure_s, seed + n]), file=_open(process.stdin), flush=True)
         return sum(float(_open(process.stdout).readline()) for process in self._processes)
 
     def end(self) -> None:
         for process in self._processes:
-            process.communicate()  # no more input: it ends
+            process.communicate()  # ends at the end of its input
 
 
 def _open(stream: IO[str] | None) -> IO[str]:
@@ -55,7 +57,7 @@ def _open(stream: IO[str] | None) -> IO[str]:
 
 
 async def measured(engine: Engine, length: str, measure_s: float, seed: int) -> float:
-    """Two callers, each with 32 texts at a time."""
+    """texts/s with two callers, each of which sends 32 texts at a time."""
     source = texts(length, random.Random(seed))
     done, begun = 0, time.perf_counter()
 

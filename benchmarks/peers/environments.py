@@ -1,6 +1,6 @@
-"""An environment for each peer under .venv-peers/, made on the first run, again when its requirements change.
+"""An environment for each peer under .venv-peers/. It is made on the first run, and again if its requirements change.
 
-What cannot be installed keeps its last words, so that a report can say why a peer is not there.
+If an installation fails, the error has pip's last message, so that the report can say why a peer is missing.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ _VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.v
 
 
 class CannotInstall(Exception):
-    """The message is what pip said last."""
+    """An environment could not be installed. The message is pip's last one."""
 
 
 def python_of(environment: str | None) -> Path:
-    """Its interpreter; None is memserve's own environment."""
+    """The interpreter of an environment. None is memserve's own."""
     return ENVIRONMENTS / environment / "bin" / "python" if environment else Path(sys.executable)
 
 
 def prepare(environment: str | None) -> None:
-    """Install what its requirements pin, unless that is there already. Raises CannotInstall."""
+    """Install the pinned requirements of an environment, unless they are installed. Raises CannotInstall."""
     if environment is None:
         return
     requirements = REQUIREMENTS / f"{environment}.txt"

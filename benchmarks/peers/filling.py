@@ -1,4 +1,4 @@
-"""Makes the corpus through memserve, and puts it into the servers that search it over HTTP."""
+"""Makes the corpus through memserve, and fills the servers that search it over HTTP."""
 
 import base64
 import random
@@ -22,14 +22,14 @@ INDEXED_WITHIN_S = 120.0
 
 
 def batched(items: Iterable[Any], count: int) -> Iterator[list[Any]]:
-    """`count` at a time; itertools has it from Python 3.12 on."""
+    """Lists of `count` items. From Python 3.12 on, itertools has this function."""
     left = iter(items)
     while some := list(islice(left, count)):
         yield some
 
 
 def make_corpus(url: str) -> Corpus:
-    """Short texts, embedded by the memserve at `url`."""
+    """A corpus of short texts, embedded by the memserve at `url`."""
     given = list(islice(texts("short", random.Random(SEED)), LARGE + QUERIES))
 
     def embed(part: list[str]) -> list[np.ndarray]:
@@ -43,7 +43,7 @@ def make_corpus(url: str) -> Corpus:
 
 
 def fill_memserve(url: str, corpus: Corpus) -> None:
-    """Import every user, and wait until the graph of the large one is there."""
+    """Import every user, and wait until the graph of the large user is built."""
     with httpx.Client(base_url=url, timeout=300, trust_env=False) as client:
         for user, part in collections(corpus).items():
             lines = zip(part.ids(user), part.texts, part.vectors.tolist(), strict=True)
@@ -60,7 +60,7 @@ def fill_memserve(url: str, corpus: Corpus) -> None:
 
 
 def fill_chroma(url: str, corpus: Corpus) -> dict[str, str]:
-    """A collection a user, cosine as the others have it. Returns Chroma's id of each."""
+    """Make a collection for each user, with the cosine distance of the others. Returns Chroma's ids, by user."""
     ids = {}
     with httpx.Client(base_url=url, timeout=300, trust_env=False) as client:
         for user, part in collections(corpus).items():

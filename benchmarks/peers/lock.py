@@ -1,6 +1,8 @@
-"""One model behind a lock in FastAPI: what most people write first.
+"""One model behind a lock in FastAPI.
 
-python -m benchmarks.peers.lock --model FOLDER --port 8200
+    python -m benchmarks.peers.lock --model FOLDER --port 8200
+
+This is what most people write first.
 """
 
 import threading

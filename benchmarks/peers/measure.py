@@ -1,7 +1,7 @@
 """The rounds: the servers of a part are started, then each scenario loads them in turn, round after round.
 
-A change in what the machine gives touches all of them alike, and a ratio is taken within a round. A server that does
-not start, or stops answering, keeps its place in the result with its error.
+A change in the machine's speed affects all servers, because a ratio is taken within a round. A server that does not
+start, or stops answering, stays in the result with its error.
 """
 
 import json
@@ -43,14 +43,14 @@ PROBES: dict[str, tuple[str, dict[str, object]]] = {
 
 @dataclass
 class Contender:
-    """A peer in one dtype, with a server of its own."""
+    """A peer in one dtype, with its own server."""
 
     peer: Peer
     dtype: str
     jobs: frozenset[str]
     server: Server | None = None
     error: str | None = None
-    users: dict[str, str] = field(default_factory=dict)  # what it calls the users of the corpus, where not the same
+    users: dict[str, str] = field(default_factory=dict)  # its names for the users of the corpus, if they differ
 
     @property
     def name(self) -> str:
@@ -63,11 +63,11 @@ class Contender:
 
 
 def contenders(peers: Iterable[Peer], scenarios: Iterable[Scenario], dtypes: Iterable[str]) -> list[Contender]:
-    """Who takes part. Each of mem0's jobs gets a server of its own: what is added would slow down its searches."""
+    """The contenders. Each job of mem0 gets its own server, because added memories would slow down its searches."""
     wanted = {scenario.job for scenario in scenarios}
     found = []
     for peer in peers:
-        # Where vectors are brought along there is one dtype, and it says nothing.
+        # A peer that is given vectors has one dtype, which has no meaning.
         for dtype in [given for given in peer.best if given in dtypes] or peer.best:
             jobs = peer.jobs & wanted
             if peer.key in (OURS, BASELINE) and dtype != OURS_DTYPE:
@@ -78,9 +78,9 @@ def contenders(peers: Iterable[Peer], scenarios: Iterable[Scenario], dtypes: Ite
 
 
 def parts(everyone: Sequence[Contender]) -> list[list[Contender]]:
-    """Whose servers stand at once: who is held against whom.
+    """Divide the contenders into parts whose servers run at the same time. Only these are compared.
 
-    All of them together need more memory than 24 GiB, and Ray ends replicas of its servers past 95 % of a machine's.
+    All together need more than 24 GiB of memory, and Ray ends replicas if more than 95 % of the memory is used.
     """
     apart = [one for one in everyone if one.dtype != OURS_DTYPE and one.jobs == {"embed"}]
     together = [one for one in everyone if one not in apart]
@@ -88,7 +88,7 @@ def parts(everyone: Sequence[Contender]) -> list[list[Contender]]:
 
 
 class Rounds:
-    """What was measured, and the servers that stand: those that are started within a `with` end with it."""
+    """The results, and the running servers. A server that is started within a `with` ends with it."""
 
     def __init__(self, model: str, folder: Path, *, measure_s: float, seed: int, say: Callable[[str], None]) -> None:
         self._model, self._folder, self._measure_s, self._seed, self._say = model, folder, measure_s, seed, say
@@ -107,7 +107,7 @@ class Rounds:
         self._engines = None
 
     def start(self, contender: Contender) -> None:
-        """Start its server, give it what it is to search, and let it wait for its turn."""
+        """Start the server of a contender, fill it if it is to be searched, and pause it."""
         peer = contender.peer
         folder = self._folder / f"{contender.name} {'-'.join(sorted(contender.jobs))}".replace(" ", "-")
         folder.mkdir()
@@ -146,7 +146,7 @@ class Rounds:
             contender.users = fill_chroma(url, Corpus.read(self.corpus))
 
     def round(self, number: int, scenarios: Iterable[Scenario], everyone: list[Contender]) -> None:
-        """All scenarios once; each round begins with another server."""
+        """Measure all scenarios once. Each round begins with another server."""
         shift = number % len(everyone)
         for scenario in scenarios:
             for contender in everyone[shift:] + everyone[:shift]:
@@ -185,19 +185,19 @@ class Rounds:
                 self._keep(number, scenario, f"{contender.name} {DIRECT}", {"texts_per_s": rate})
 
     def _loaded(self, contender: Contender, server: Server, command: list[str]) -> Run:
-        """What the load generator says. It is asked again where Ray replaced replicas of a server that was paused."""
+        """The load generator's result. It runs again if Ray replaced replicas because the server had been paused."""
         for _ in range(TRIES):
             replicas = server.replicas()
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
             if replicas <= server.replicas():
                 break
-            self._say(f"{contender.name}: replicas were replaced meanwhile")
+            self._say(f"{contender.name}: replicas were replaced during the measurement")
             server.wait_until_whole(len(replicas))
         run: Run = json.loads(done.stdout)
         return run
 
     def _bare(self) -> Engines:
-        """memserve's engines, started for their first measurement."""
+        """memserve's engines, which are started for the first measurement."""
         if self._engines is None:
             self._engines = Engines(self._folder / "engines.log")
             self._stack.callback(self._engines.end)

@@ -1,10 +1,10 @@
-"""mem0, its memories added as they are (`infer=False`) and searched, embedded by its own huggingface embedder.
+"""mem0 with memories that are added unchanged (`infer=False`), embedded by its huggingface embedder, and searched.
 
     python -m benchmarks.peers.mem0 --model FOLDER --port 8400
 
-It has memserve's routes, and a lock: threads break the local stores (adds on its local Qdrant raise SystemError, and
-every later search IndexError). `POST /direct/add` and `/direct/search` say how many calls a second one caller gets in
-mem0's own process, without HTTP.
+The server has memserve's routes, and a lock, because threads break the local stores: adds on the local Qdrant raise
+SystemError, and every later search raises IndexError. `POST /direct/add` and `/direct/search` measure how many calls a
+second one caller makes in mem0's own process, without HTTP.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from benchmarks.workload import texts
 
 STORES = ("qdrant", "chroma", "faiss")
 TOP_K = 10
-ADDED_TO = 1_000  # users, as the load generator has it
+ADDED_TO = 1_000  # users, as in the load generator
 
 
 def memory(options: argparse.Namespace, folder: str) -> Any:
-    """A Memory that keeps everything under `folder`."""
-    # Read when mem0 is imported. It makes a client for an LLM at once; nothing here lets it call one.
+    """A mem0 Memory that keeps all its files in `folder`."""
+    # mem0 reads these variables when it is imported. It makes an LLM client at once, but nothing here calls one.
     os.environ |= {"MEM0_TELEMETRY": "False", "MEM0_DIR": folder, "OPENAI_API_KEY": "unused"}
     import torch
     from mem0 import Memory
@@ -61,7 +61,7 @@ def memory(options: argparse.Namespace, folder: str) -> Any:
 
 
 def fill(made: Any, corpus: Corpus) -> None:
-    """Put the memories of the small users in its vector store, as `add` would, but many at a time."""
+    """Put the memories of the small users into the vector store, as `add` would, but many at a time."""
     for user, part in collections(corpus, large=False).items():
         payloads = [{"user_id": user, "data": text, "text_lemmatized": text, "role": "user"} for text in part.texts]
         made.vector_store.insert(vectors=part.vectors.tolist(), ids=part.ids(user), payloads=payloads)
@@ -78,7 +78,7 @@ def search(made: Any, user: str, query: str) -> dict[str, Any]:
 
 
 def calls_per_s(made: Any, job: str, users: int, measure_s: float, seed: int) -> float:
-    """One caller, one call after the other."""
+    """Calls a second of one caller, who waits for each."""
     rng = random.Random(seed)
     source = texts("short", rng)
     call = {"add": add, "search": search}[job]

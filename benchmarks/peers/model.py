@@ -1,4 +1,4 @@
-"""The model of the peers that have no loader of their own: SentenceTransformer and its `encode`."""
+"""The model of the peers that do not load one themselves: SentenceTransformer and its `encode`."""
 
 from typing import Any
 
@@ -18,6 +18,6 @@ class Encoder:
         )
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        """(n, dim) float32, L2-normalised as the model's folder says."""
+        """Embed texts. Returns (n, dim) float32, L2-normalised if the model's folder says so."""
         vectors: np.ndarray = self._model.encode(texts, convert_to_tensor=True, show_progress_bar=False).float().numpy()
         return vectors

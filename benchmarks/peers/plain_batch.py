@@ -1,8 +1,8 @@
-"""Ray Serve with its own batching, as its documentation shows it: `@serve.batch(32, 10 ms)` around `encode`.
+"""Ray Serve with its own batching, as in its documentation: `@serve.batch(32, 10 ms)` around `encode`.
 
     python -m benchmarks.peers.plain_batch --model FOLDER --port 8100
 
-It has what memserve has: HAProxy in front, the throughput-optimized mode, replicas that fill the cores.
+As with memserve, HAProxy is in front, the mode is throughput-optimized, and the replicas use all cores.
 """
 
 import asyncio

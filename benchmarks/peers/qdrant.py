@@ -1,8 +1,8 @@
-"""Qdrant's local mode (no server; numpy), in memory, a collection a user, searched by vector.
+"""Qdrant's local mode (no server; numpy), in memory, with one collection for each user, searched by vector.
 
     python -m benchmarks.peers.qdrant --model FOLDER --corpus FOLDER --port 8500
 
-Its server is a binary of its own that PyPI does not carry. Local mode is not safe for threads: one lock.
+Qdrant's server is a separate binary that PyPI does not have. Local mode is not thread-safe, so there is one lock.
 """
 
 import threading

@@ -1,12 +1,12 @@
-"""`make bench-peers`: memserve beside what people use today, each at its best settings, on the same cores in one run.
+"""`make bench-peers`: memserve beside other servers, each with its best settings, on the same cores in one run.
 
     python -m benchmarks.peers                        # about 25 minutes on two cores, after the first installs
-    python -m benchmarks.peers --quick                # about 8: bfloat16 only, three short rounds
+    python -m benchmarks.peers --quick                # about 8 minutes: bfloat16 only, three short rounds
     python -m benchmarks.peers --only infinity,lock   # memserve and these
     python -m benchmarks.peers --only baseline --baseline ../older    # memserve and another checkout of it
 
-Each peer lives in an environment of its own under .venv-peers/, made on the first run. Writes
-benchmarks/results/peers-<commit>.json and the tables beside it in Markdown. Servers and their processes end with it.
+Each peer has its own environment under .venv-peers/, which is made on the first run. Writes
+benchmarks/results/peers-<commit>.json and a Markdown report beside it. All servers and their processes end with it.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from deployments.serving.processes import supervise
 
 
 def chosen(text: str, noun: str, known: list[str], mark: str) -> set[str]:
-    """The names in a list on the command line, each of which must be known."""
+    """The names in a list from the command line. Each must be known."""
     given = {part.strip() for part in text.split(mark)}
     if unknown := given - set(known):
         there = f"{mark} ".join(known)
-        raise argparse.ArgumentTypeError(f"no {noun} {f'{mark} '.join(sorted(unknown))}; there are {there}")
+        raise argparse.ArgumentTypeError(f"unknown {noun}: {f'{mark} '.join(sorted(unknown))}; known are {there}")
     return given
 
 
@@ -42,7 +42,7 @@ def keys(text: str) -> set[str]:
 
 
 def scenario_keys(text: str) -> set[str]:
-    return chosen(text, "scenario", [scenario.key for scenario in SCENARIOS], ";")  # their names hold commas
+    return chosen(text, "scenario", [scenario.key for scenario in SCENARIOS], ";")  # their names contain commas
 
 
 def checkout(text: str) -> Path:
@@ -54,11 +54,11 @@ def checkout(text: str) -> Path:
 
 
 class _Stopped(BaseException):
-    """A signal asked for the end."""
+    """SIGTERM arrived."""
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and write. What Ctrl-C became, SIGTERM, ends it in order: the servers, then the temporary folder."""
+    """Measure and write. SIGTERM, which Ctrl-C becomes, ends the servers and then removes the temporary folder."""
     signal.signal(signal.SIGTERM, _stop)
     try:
         return measured(options)
@@ -128,15 +128,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", type=keys, help="these peers beside memserve, with commas")
+    parser.add_argument("--only", type=keys, help="measure these peers beside memserve; separate them by commas")
     parser.add_argument("--baseline", type=checkout, help="another checkout of memserve, measured in the same rounds")
-    parser.add_argument("--scenarios", type=scenario_keys, help="these scenarios, with semicolons")
+    parser.add_argument("--scenarios", type=scenario_keys, help="measure these scenarios; separate them by semicolons")
     parser.add_argument("--quick", action="store_true", help="bfloat16 only, three rounds of 1.5 s")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--measure-s", type=float)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=machine.RESULTS)
-    parser.add_argument("--commit", help="of a copy without git")
+    parser.add_argument("--commit", help="the commit of a copy without git")
     options = parser.parse_args()
     if BASELINE in (options.only or ()) and not options.baseline:
         parser.error("--only baseline needs --baseline FOLDER")

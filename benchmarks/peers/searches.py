@@ -1,8 +1,8 @@
-"""A closed loop of searches by vector, in a process of its own; one line of JSON, as benchmarks.load prints it.
+"""A closed loop of searches by vector. Prints one line of JSON, as benchmarks.load does.
 
     python -m benchmarks.peers.searches --url URL --corpus FOLDER --shape memserve --users user-0 user-1
 
-`--users` takes Chroma's ids of collections where `--shape chroma`.
+With `--shape chroma`, `--users` are Chroma's ids of collections.
 """
 
 import argparse
@@ -24,7 +24,7 @@ CHROMA = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 
 
 def path_and_body(shape: str, user: str, vector: list[float]) -> tuple[str, bytes]:
-    """One search for the ten nearest memories with their texts."""
+    """Path and body of a search for the ten nearest memories with their texts."""
     if shape == "chroma":
         body = {"query_embeddings": [vector], "n_results": TOP_K, "include": ["documents", "distances"]}
         return f"{CHROMA}/{user}/query", orjson.dumps(body)
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     queries = Corpus.read(options.corpus).queries.tolist()
-    # Made beforehand: the generator shares the cores with the server.
+    # Made beforehand, because the generator shares its cores with the server.
     requests = [
         Request(*path_and_body(options.shape, options.users[n % len(options.users)], query), 1)
         for n, query in enumerate(queries)

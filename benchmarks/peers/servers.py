@@ -1,8 +1,8 @@
-"""Servers that stand up together and run one at a time.
+"""Servers that are all started, of which one at a time runs.
 
-A server that waits for its turn is paused (SIGSTOP) with all its processes, so that it takes no time from the one that
-is measured: an idle Ray takes a few percent of a core, an idle LitServe without a timeout a whole one. `running()` lets
-one go on, waits until it answers, and pauses it again.
+All processes of the other servers are paused (SIGSTOP), so that they take no CPU time from the one that is measured: an
+idle Ray takes a few percent of a core, and an idle LitServe without a timeout takes a whole core. `running()` resumes a
+server, waits until it answers, and pauses it again.
 """
 
 import os
@@ -22,12 +22,12 @@ from benchmarks.server import end, family
 START_WITHIN_S = 300.0
 ANSWER_WITHIN_S = 60.0
 END_WITHIN_S = 25.0
-REPLICA = "ray::ServeReplica"  # so begins the title of its process
+REPLICA = "ray::ServeReplica"  # the beginning of the process title of a replica
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONPATH": str(ROOT)}
 
 
 class DidNotStart(Exception):
-    """A server ended, or did not answer in time. The message is the last line it wrote."""
+    """A server ended, or did not answer in time. The message is the last line of its log or its last answer."""
 
 
 class Server:
@@ -42,7 +42,7 @@ class Server:
         variables: dict[str, str],
         log: Path,
     ) -> None:
-        """`probe`: path and body of a POST that succeeds once the server is ready."""
+        """Start the server. `probe`: path and body of a POST that succeeds once the server is ready."""
         self.url = url
         self._probe = probe
         self._log = log
@@ -57,7 +57,7 @@ class Server:
             )
 
     def wait_until_ready(self, within_s: float = START_WITHIN_S) -> None:
-        """Raises DidNotStart."""
+        """Wait until the probe succeeds. Raises DidNotStart."""
         path, body = self._probe
         deadline = time.monotonic() + within_s
         said = "nothing"
@@ -72,14 +72,14 @@ class Server:
                     if self._process.poll() is not None:
                         raise DidNotStart(last_line(self._log.read_text(errors="replace"))) from None
                 time.sleep(0.1)
-        raise DidNotStart(f"not ready within {within_s:g} s; it answered: {said}")
+        raise DidNotStart(f"not ready within {within_s:g} s; its last answer: {said}")
 
     def pause(self) -> None:
         self._signal_all(signal.SIGSTOP)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Go on, answer, and pause again."""
+        """Resume the server, wait until it answers, and pause it again at the end."""
         self._signal_all(signal.SIGCONT)
         try:
             self.wait_until_ready(ANSWER_WITHIN_S)
@@ -88,7 +88,7 @@ class Server:
             self.pause()
 
     def replicas(self) -> set[int]:
-        """The processes that are replicas of Ray Serve; none where a server is made otherwise."""
+        """Process ids of the server's Ray Serve replicas; none if it does not use Ray Serve."""
         found = set()
         for process in family(self._process.pid):
             with suppress(psutil.Error):
@@ -97,7 +97,7 @@ class Server:
         return found
 
     def wait_until_whole(self, replicas: int, within_s: float = ANSWER_WITHIN_S) -> None:
-        """Until it has so many replicas again, and answers. Raises DidNotStart."""
+        """Wait until the server has so many replicas again, and answers. Raises DidNotStart."""
         deadline = time.monotonic() + within_s
         while len(self.replicas()) < replicas:
             if time.monotonic() > deadline:
@@ -106,7 +106,7 @@ class Server:
         self.wait_until_ready(within_s)
 
     def end(self) -> None:
-        """Ask it to end, wait, and end what it left."""
+        """Terminate the server, wait, and kill whatever it left."""
         self._signal_all(signal.SIGCONT)
         end(self._process, END_WITHIN_S)
 
@@ -117,5 +117,5 @@ class Server:
 
 
 def last_line(text: str) -> str:
-    """What went wrong, as a rule: the last line that is not empty."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+    """The last line that is not empty, which as a rule names the error."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "its log is empty")

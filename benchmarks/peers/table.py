@@ -1,7 +1,7 @@
-"""The peers: what each is, where it is installed, how it is started at its best settings on two cores without a card.
+"""The peers: where each is installed, and how it is started with its best settings on two cores without a card.
 
-Settings are written as in a shell: variables first, then arguments. `best` are those that
-`python -m benchmarks.peers.tune` found fastest among `tried`.
+Settings are written as in a shell: first variables, then arguments. `python -m benchmarks.peers.tune` has found `best`
+to be the fastest of `tried`.
 """
 
 import json
@@ -25,7 +25,7 @@ BASELINE = "baseline"  # the key of another checkout of memserve
 
 @dataclass(frozen=True)
 class Launch:
-    """What a server is started with."""
+    """The values that a server is started with."""
 
     model: str
     dtype: str
@@ -36,7 +36,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Peer:
-    """`command` starts its server, the settings apart; the rest says what it is, and what it can do."""
+    """A server to compare with. `command` starts it, without its settings; `jobs` are those that it can do."""
 
     key: str
     title: str
@@ -56,7 +56,7 @@ def split(settings: str) -> tuple[dict[str, str], list[str]]:
 
 
 def hold_to_two_cores() -> None:
-    """This process and what it starts: on more, whoever takes all of them would be compared with who has two."""
+    """Limit this process and its descendants to two cores, because the settings of the peers are for two."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
 
 
@@ -95,7 +95,7 @@ def memserve_config(launch: Launch) -> Path:
 
 
 def module(name: str, environment: str | None) -> Callable[[Launch], list[str]]:
-    """Start benchmarks.peers.<name> in an environment."""
+    """A command that starts benchmarks.peers.<name> in an environment."""
 
     def command(launch: Launch) -> list[str]:
         python = [str(python_of(environment)), "-m", f"benchmarks.peers.{name}"]
@@ -107,7 +107,7 @@ def module(name: str, environment: str | None) -> Callable[[Launch], list[str]]:
 
 def infinity(launch: Launch) -> list[str]:
     program = str(python_of("infinity").with_name("infinity_emb"))
-    # Its BetterTransformer needs an optimum that is older than its transformers.
+    # Its BetterTransformer needs a version of optimum that is older than its transformers.
     engine = ["--device", "cpu", "--engine", "torch", "--no-bettertransformer", "--dtype", launch.dtype]
     where = ["--host", "127.0.0.1", "--port", str(launch.port), "--url-prefix", "/v1", "--log-level", "error"]
     return [program, "v2", "--model-id", launch.model, *engine, *where]
@@ -177,7 +177,7 @@ PEERS = (
             "OMP_NUM_THREADS=2 --batch-size 32",
         ),
     ),
-    # A search on its local Qdrant, its default, reads the payloads of all users: a fortieth of what FAISS does.
+    # On local Qdrant, the default, a search reads the payloads of all users, and has 1/40 of the rate that FAISS has.
     Peer(
         "mem0-qdrant",
         "mem0, `infer=False`, local Qdrant",

@@ -1,9 +1,9 @@
-"""Which settings of a peer are the fastest on this machine: all that the table has tried, side by side.
+"""Find the fastest settings of a peer on this machine: measure all settings that its entry in the table lists.
 
     python -m benchmarks.peers.tune litserve                       # in bfloat16
     python -m benchmarks.peers.tune mem0 --dtype float32
 
-Prints a line for each: medians of the rounds, in the scenarios that have a target. The table says which is taken.
+Prints a row for each: medians of the rounds, by scenario. The row of the settings in use is marked.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from deployments.serving.processes import supervise
 TUNED_FOR = ("64 x 1", "8 x 32", "add", "search")
 
 
-def unlike(dim: int = 384) -> Corpus:
-    """Random vectors: enough to compare one store with another."""
+def random_corpus(dim: int = 384) -> Corpus:
+    """A corpus of random vectors, which is good enough to compare one store with another."""
     rng = np.random.default_rng(1)
     vectors = rng.standard_normal((LARGE + QUERIES, dim)).astype("f4")
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
             resolve(DEFAULT_MODEL), Path(name), measure_s=options.measure_s, seed=options.seed, say=tqdm.write
         ) as rounds,
     ):
-        unlike().write(Path(name))
+        random_corpus().write(Path(name))
         rounds.corpus = Path(name)
         everyone = []
         for n, settings in enumerate(peer.tried):
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         for n, settings in enumerate(peer.tried):
             found = [rounds.runs[scenario.key].get(f"{peer.key}-{n} {options.dtype}", []) for scenario in scenarios]
             rates = [number(spread([run["texts_per_s"] for run in runs]).median) if runs else "-" for runs in found]
-            taken = "taken" if peer.best[options.dtype] == settings else ""
+            taken = "in use" if peer.best[options.dtype] == settings else ""
             rows.append([f"`{settings}`", *rates, taken])
         print(
             table([f"{peer.title}, {options.dtype}", *(scenario.key for scenario in scenarios), ""], rows), flush=True

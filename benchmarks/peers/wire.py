@@ -1,4 +1,4 @@
-"""What travels between the load generator and a peer: OpenAI's shape, as little work as it can be."""
+"""Bodies of requests and answers in OpenAI's shape, read and written with as little work as possible."""
 
 import base64
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ def inputs(body: bytes) -> list[str]:
 
 
 def answer(vectors: Iterable[np.ndarray]) -> bytes:
-    """The body that carries `vectors`, base64 of little-endian float32."""
+    """The body with `vectors`, in base64 of little-endian float32."""
     return orjson.dumps(
         {
             "object": "list",

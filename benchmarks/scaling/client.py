@@ -1,4 +1,4 @@
-"""The client: requests that are due when they are due, and every answer held against what was acknowledged before."""
+"""The client: sends requests when they are due, and checks every answer against the acknowledged memories."""
 
 import asyncio
 import math
@@ -21,15 +21,15 @@ from benchmarks.workload import seed_of, texts
 HEADERS = {"content-type": "application/json"}
 USERS = 200
 DIM = 384
-KINDS = ("embed", "add", "search")  # the requests that bring texts, in equal parts
+KINDS = ("embed", "add", "search")  # the requests with texts, in equal parts
 EMBED_TEXTS = 4
 ADD_TEXTS = 2
-CLIENTS = 16  # that measure what one embedder bears
-BEAR_S = 4.0
+CAPACITY_CLIENTS = 16  # in the closed loop that measures the capacity of one embedder
+CAPACITY_S = 4.0
 
 
 class Phase(NamedTuple):
-    """Constant load. `share`: of what one embedder bears; `by_vector`: searches a second that bring no text."""
+    """A constant load. `share`: of the capacity of one embedder; `by_vector`: searches a second without a text."""
 
     name: str
     seconds: float
@@ -39,7 +39,7 @@ class Phase(NamedTuple):
 
 @dataclass
 class Seen:
-    """One request. Times are of the monotonic clock, which the machine's processes share."""
+    """One request. Times are of the monotonic clock, which all processes of a machine share."""
 
     kind: str
     due: float
@@ -49,7 +49,7 @@ class Seen:
 
 @dataclass
 class Outcome:
-    """What the client saw. `missing`: acknowledged memories that a search or the last lists lacked, or had twice."""
+    """The client's results. `missing`: acknowledged memories that a search or a final list lacked or had twice."""
 
     requests: list[Seen] = field(default_factory=list)
     acknowledged: int = 0
@@ -57,7 +57,7 @@ class Outcome:
 
 
 class Client:
-    """Sends requests, and holds every answer against what was acknowledged before."""
+    """Sends requests, and checks every answer against the memories that were acknowledged before."""
 
     def __init__(self, session: aiohttp.ClientSession, name: str, seed: int) -> None:
         self._session = session
@@ -70,7 +70,7 @@ class Client:
         self.outcome = Outcome()
 
     async def send(self, kind: str, due: float) -> None:
-        """One request that was due at a moment."""
+        """Send one request, which was due at a moment of the monotonic clock."""
         user = f"{self._name}-{self._rng.randrange(USERS)}"
         seen = Seen(kind, due, math.inf)
         self.outcome.requests.append(seen)
@@ -108,7 +108,7 @@ class Client:
         return await self._find(user, {"vector": self._rng.choice(self._vectors)})
 
     async def _find(self, user: str, query: dict[str, Any]) -> str:
-        expected = set(self._acknowledged[user])  # those before this was sent
+        expected = set(self._acknowledged[user])  # acknowledged before this search is sent
         status, body = await self._post(f"/v1/users/{user}/memories/search", {**query, "top_k": 1000})
         if status != 200:
             return str(status)
@@ -120,7 +120,7 @@ class Client:
         self.outcome.missing += [f"{user} {id}" for id in [*expected.difference(found), *twice]]
 
     async def list_all(self) -> None:
-        """Hold what each user has now against what was acknowledged."""
+        """List the memories of each user and check them against the acknowledged ones."""
         for user, expected in self._acknowledged.items():
             async with self._session.get(f"/v1/users/{user}/memories?limit=1000") as answer:
                 found = [memory["id"] for memory in orjson.loads(await answer.read())["memories"]]
@@ -129,7 +129,7 @@ class Client:
 
 
 async def offer(url: str, phases: Sequence[Phase], per_s: float, started: float, seed: int) -> Outcome:
-    """Send the phases' requests when they are due, whatever has been answered. `per_s`: what one embedder bears."""
+    """Send the requests of all phases when they are due. `per_s`: the capacity of one embedder in requests a second."""
     due: list[tuple[float, str]] = []
     begin = 0.0
     for number, phase in enumerate(phases):
@@ -152,23 +152,23 @@ async def offer(url: str, phases: Sequence[Phase], per_s: float, started: float,
     return client.outcome
 
 
-async def bear(url: str, seed: int) -> float:
-    """Requests that bring texts, answered a second, where some clients wait for their answers."""
+async def capacity(url: str, seed: int) -> float:
+    """Answered requests with texts a second, in a closed loop of some clients."""
     async with aiohttp.ClientSession(url) as session:
         client = Client(session, "calibration", seed_of(seed, "calibration"))
-        end = time.monotonic() + BEAR_S
+        end = time.monotonic() + CAPACITY_S
 
         async def loop() -> None:
             kinds = random.Random(seed)
             while time.monotonic() < end:
                 await client.send(kinds.choice(KINDS), time.monotonic())
 
-        await asyncio.gather(*(loop() for _ in range(CLIENTS)))
-    return sum(not seen.error for seen in client.outcome.requests if seen.done <= end) / BEAR_S
+        await asyncio.gather(*(loop() for _ in range(CAPACITY_CLIENTS)))
+    return sum(not seen.error for seen in client.outcome.requests if seen.done <= end) / CAPACITY_S
 
 
-def run_bear(url: str, seed: int) -> float:
-    return uvloop.run(bear(url, seed))
+def run_capacity(url: str, seed: int) -> float:
+    return uvloop.run(capacity(url, seed))
 
 
 def run_client(url: str, phases: Sequence[Phase], per_s: float, started: float, seed: int) -> Outcome:

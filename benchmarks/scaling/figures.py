@@ -1,4 +1,4 @@
-"""What was seen as figures: a row a second, the time until the latency was back, a table and a plot."""
+"""Figures of a run: one row a second, the time until the latency has recovered, a table and a plot."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ STEADY_S = 5
 
 
 def by_second(requests: Sequence[Seen], started: float, seconds: int) -> list[dict[str, float]]:
-    """Of each second: requests due, answered well, failed; latencies of those due."""
+    """One row for each second: requests that were due, answered and failed, and latencies of those that were due."""
     due: list[list[Seen]] = [[] for _ in range(seconds)]
     good = Counter(int(seen.done - started) for seen in requests if not seen.error and math.isfinite(seen.done))
     for seen in requests:
@@ -37,9 +37,9 @@ def by_second(requests: Sequence[Seen], started: float, seconds: int) -> list[di
 
 
 def recovered_s(rows: Sequence[dict[str, float]], step: float, until: float, target_ms: float) -> float | None:
-    """Seconds from the step until p99 has come back under the target for `STEADY_S`; None where it does not.
+    """Seconds from the step until p99 is below the target for `STEADY_S` again.
 
-    0 where it is never above.
+    None if it does not recover; 0 if it is never above the target.
     """
     during = [row for row in rows if step <= row["second"] < until]
     late = [row["p99_ms"] > target_ms for row in during]
@@ -52,13 +52,13 @@ def recovered_s(rows: Sequence[dict[str, float]], step: float, until: float, tar
 
 
 def extent(samples: Sequence[dict[str, Any]], name: str) -> str:
-    """`1 -> 2 -> 1`: at first, at most, at last."""
+    """`1 -> 2 -> 1`: the first, the highest and the last number of replicas."""
     counts = [sample["replicas"][name] for sample in samples]
     return f"{counts[0]} -> {max(counts)} -> {counts[-1]}"
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """All on one time axis."""
+    """Draw load, latency, queue and replicas on one time axis."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -77,7 +77,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         latency.plot(at, [row[key] for row in rows], label=key.removesuffix("_ms"), linewidth=1)
     latency.axhline(found["target_ms"], color="grey", linestyle=":", label="target")
     latency.set(ylabel="ms", yscale="log")
-    queue.plot(sampled, [sample["waiting_tokens"] for sample in samples], label="tokens that wait", linewidth=1)
+    queue.plot(sampled, [sample["waiting_tokens"] for sample in samples], label="waiting tokens", linewidth=1)
     queue.set(ylabel="tokens")
     for name, style in zip(DEPLOYMENTS, ("-", "--", ":"), strict=True):
         counts = [sample["replicas"][name] for sample in samples]
@@ -98,7 +98,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    """What there is to say, in a few lines."""
+    """The main figures as a Markdown table."""
     recovery = "never" if found["recovered_s"] is None else f"{found['recovered_s']:.0f} s"
     samples = found["samples"]
     lines = [

@@ -1,4 +1,4 @@
-"""The server's side: a driver that asks Serve's controller how many replicas there are, and what they have to do."""
+"""The server's side: a driver that asks Serve's controller for replicas, waiting tokens and ongoing requests."""
 
 import math
 import os
@@ -20,18 +20,18 @@ CALM_S = 5.0
 
 
 def ray_address(folder: Path) -> str:
-    """Where the server's Ray listens: read from the command line of the raylet that works in its folder."""
+    """The address of the server's Ray, read from the command line of the raylet that runs in its folder."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.name() == "raylet" and process.cwd() == str(folder):
                 flags = dict(part.lstrip("-").split("=", 1) for part in process.cmdline() if "=" in part)
                 return str(flags["gcs-address"])
-    raise SystemExit("no raylet works in the server's folder")
+    raise SystemExit("no raylet runs in the server's folder")
 
 
 @dataclass
 class Sample:
-    """The server at one moment: replicas that run, and what the policies count (means of the last seconds)."""
+    """The server at one moment: running replicas, and the means of the last seconds that the policies use."""
 
     at: float
     replicas: dict[str, int]
@@ -67,7 +67,7 @@ class Observer:
         return Sample(time.monotonic(), replicas, waiting, ongoing)
 
     def wait_until_calm(self) -> None:
-        """Until one replica of each has been enough for some seconds."""
+        """Wait until each deployment has had one replica for some seconds."""
         deadline, calm_since = time.monotonic() + CALM_WITHIN_S, time.monotonic()
         while time.monotonic() < deadline:
             if set(self.look().replicas.values()) != {1}:
@@ -82,12 +82,12 @@ class Observer:
 
 
 def _newest(of_replicas: Sequence[Any]) -> float:
-    """The sum of the replicas' last values."""
+    """The sum of the newest values of all replicas."""
     return float(sum(series[-1].value for series in of_replicas if len(series)))
 
 
 def watch(observer: Observer, client: "Future[Outcome]") -> list[Sample]:
-    """A sample a second, as long as the client works, and then until one replica of each is left."""
+    """Take a sample each second until the client is done, and then until each deployment has one replica."""
     samples: list[Sample] = []
     deadline = math.inf
     while time.monotonic() < deadline:

@@ -1,15 +1,16 @@
-"""Replicas that follow an open-loop load up and down: one plot with a common time axis, and how long a step hurts.
+"""How replicas follow an open-loop load up and down, and how long a step up raises the latency.
 
     python -m benchmarks.scaling               # about 4 minutes on two cores
 
-The default serve_config.yaml, with shorter delays and with targets that two cores can exceed. First one embedder's
-capacity is measured; then the load stands at a share of it, steps above it, and steps down again. Requests embed four
-texts, add two memories or search by one text, in equal parts, and others search by a vector; texts have 24 to 40 words,
-so that the embedder is the limit and not the client on the same cores. Latency counts from when a request was due.
+Serves the default serve_config.yaml with shorter delays, and with targets that two cores can exceed. First the capacity
+of one embedder is measured. Then the load stays at a share of it, steps above it, and steps down again. Requests embed
+four texts, add two memories or search by one text, in equal parts; other requests search by a vector. Texts have 24 to
+40 words, so that the embedder and not the client on the same cores is the limit. Latency counts from the moment a
+request was due.
 
-Every search asks for all memories of its user, and must hold each that was acknowledged before it was sent; at the end
-every user is listed, and must have each acknowledged memory once. The figure is the time from the step up until the
-99th percentile of a second is back under the target, for five seconds in a row.
+Every search asks for all memories of its user. The answer must have each memory that was acknowledged before the search
+was sent. At the end every user is listed, and must have each acknowledged memory once. The main figure is the time from
+the step up until the 99th percentile of a second is below the target for five seconds in a row.
 
 Writes benchmarks/results/scaling-<machine>-<commit>.json, a Markdown report beside it, and its plot.
 """
@@ -23,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import machine, report
-from benchmarks.scaling.client import Phase, run_bear, run_client
+from benchmarks.scaling.client import Phase, run_capacity, run_client
 from benchmarks.scaling.figures import by_second, recovered_s, table
 from benchmarks.scaling.observer import Observer, ray_address, watch
 from benchmarks.server import memserve, merged, parse_args
@@ -40,13 +41,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--per-s", type=float, help="requests a second that one embedder bears; default: measured")
-    parser.add_argument("--target-ms", type=float, default=500.0, help="of the 99th percentile")
+    parser.add_argument("--per-s", type=float, help="capacity of one embedder in requests a second; default: measured")
+    parser.add_argument("--target-ms", type=float, default=500.0, help="target of the 99th percentile")
     parser.add_argument("--high", type=float, default=PHASES[1].share, help="the load after the step, in embedders")
-    parser.add_argument("--stretch", type=float, default=1.0, help="of all phases")
+    parser.add_argument("--stretch", type=float, default=1.0, help="factor for the duration of all phases")
     parser.add_argument("--args", type=parse_args, default={}, help="settings over those of the scenario, as JSON")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--commit", help="of a copy without git")
+    parser.add_argument("--commit", help="the commit of a copy without git")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     options = parser.parse_args()
     phases = [
@@ -63,7 +64,7 @@ def main() -> None:
         observer = Observer(ray_address(server.folder))
         per_s = options.per_s
         if per_s is None:
-            per_s = pool.submit(run_bear, server.url, options.seed).result()
+            per_s = pool.submit(run_capacity, server.url, options.seed).result()
         observer.wait_until_calm()
         started = time.monotonic() + 2.0  # the client's process starts
         client = pool.submit(run_client, server.url, phases, per_s, started, options.seed)

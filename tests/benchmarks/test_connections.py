@@ -1,4 +1,4 @@
-"""The load generator's connections: kept where the server keeps them, and no answer is ever another request's."""
+"""The load generator's connections: they are kept if the server keeps them, and no answer goes to another request."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -14,7 +14,7 @@ Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def serving(answer: Answer) -> AsyncIterator[tuple[str, list[int]]]:
-    """A server that gives each request's body to `answer`. Yields its URL and how many requests each connection had."""
+    """A server that passes each body to `answer`. Yields its URL and the number of requests on each connection."""
     requests: list[int] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,7 +38,7 @@ async def serving(answer: Answer) -> AsyncIterator[tuple[str, list[int]]]:
 
 
 async def echo_status(body: bytes, writer: asyncio.StreamWriter) -> None:
-    """Answers with the status that the body names."""
+    """Answer with the status that is in the body."""
     writer.write(b"HTTP/1.1 %s x\r\ncontent-length: 5\r\n\r\nhello" % body)
 
 
@@ -52,7 +52,7 @@ def test_a_connection_is_kept_for_the_next_request(run: Callable[[Coroutine[None
     run(three())
 
 
-async def test_requests_at_the_same_time_have_connections_of_their_own() -> None:
+async def test_concurrent_requests_use_separate_connections() -> None:
     async def slow(body: bytes, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.05 if body == b"200" else 0.0)
         await echo_status(body, writer)
@@ -89,12 +89,12 @@ async def test_a_connection_that_the_server_closes_is_not_used_again() -> None:
         async with serving(answer) as (url, requests), Connections(url) as server:
             for _ in range(2):
                 assert await server.post("/v1/embeddings", b"200") == 200
-                await asyncio.sleep(0.05)  # the end of the connection arrives
+                await asyncio.sleep(0.05)  # until the end of the connection has arrived
             assert requests == [1, 1]
 
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 x\r\ncontent-length: 9\r\n\r\nhalf", b"SMTP ready\r\n"])
-async def test_half_an_answer_is_lost(sent: bytes) -> None:
+async def test_an_incomplete_answer_raises_lost(sent: bytes) -> None:
     async def half(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(sent)
         if not sent.startswith(b"SMTP"):
@@ -105,7 +105,7 @@ async def test_half_an_answer_is_lost(sent: bytes) -> None:
             await asyncio.wait_for(server.post("/v1/embeddings", b"200"), 5)
 
 
-async def test_the_answer_of_a_request_that_was_given_up_is_not_the_next_ones() -> None:
+async def test_the_late_answer_of_an_abandoned_request_is_not_read_as_the_next_one() -> None:
     async def late(body: bytes, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.2 if body == b"500" else 0.0)
         await echo_status(body, writer)

@@ -1,4 +1,4 @@
-"""The parts of the growth benchmark that need no server, in small; and the table of a GPU run."""
+"""The parts of the growth benchmark that need no server, at a small size, and the table of a GPU run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,13 @@ from benchmarks.growth import memories, milliseconds, users
 from benchmarks.server import Failed
 
 
-def test_users_are_counted_and_every_figure_is_measured(tmp_path: Path) -> None:
+@pytest.fixture
+def few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time a few calls of each kind: each add is a commit to disk."""
+    monkeypatch.setattr(growth, "CALLS", 20)
+
+
+def test_users_are_counted_and_every_figure_is_measured(tmp_path: Path, few_calls: None) -> None:
     part = users([3, 8], tmp_path)
     assert [row["users"] for row in part["rows"]] == [3, 8]
     for row in part["rows"]:
@@ -23,7 +29,7 @@ def test_users_are_counted_and_every_figure_is_measured(tmp_path: Path) -> None:
         assert all(row[figure] > 0 for figure in part["figures"])
 
 
-def test_memories_are_searched_below_and_above_the_switch(tmp_path: Path) -> None:
+def test_memories_are_searched_below_and_above_the_switch(tmp_path: Path, few_calls: None) -> None:
     part = memories([50, 2_500], tmp_path)
     small, large = part["rows"]
     assert (small["memories"], large["memories"]) == (50, 2_500)
@@ -39,7 +45,7 @@ def test_calls_are_made_once_each_in_order() -> None:
     assert 0 < p50 <= p99
 
 
-def test_the_gpu_table_says_what_is_to_be_reached() -> None:
+def test_the_gpu_table_has_the_targets() -> None:
     machine = {"gpus": ["NVIDIA H100"], "cpu": "a cpu", "commit": "0123456789"}
     where: dict[str, Any] = {**machine, "model": "m", "device": "cuda:0", "dtype": "bfloat16"}
     runs = [
@@ -67,7 +73,7 @@ def test_the_gpu_table_says_what_is_to_be_reached() -> None:
     assert lines["durable single adds over HTTP"] == ["400/s at 256 clients, p99 7.00 ms", "10,000/s", on]
 
 
-def test_replicas_that_do_not_start_leave_the_others_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figures_of_other_counts_stay_if_some_replicas_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def memserve(args: dict[str, Any]) -> Iterator[Any]:
         if args["embedder"]["min_replicas"] > 2:
@@ -81,13 +87,13 @@ def test_replicas_that_do_not_start_leave_the_others_their_figures(monkeypatch: 
     assert rows[2] == {"replicas": 4, "errors": "OutOfMemoryError: no room"}
 
 
-def test_a_card_that_the_driver_does_not_name_has_its_row_too() -> None:
+def test_a_card_without_a_name_has_a_row_too() -> None:
     found = {"gpus": [], "cpu": "a cpu", "commit": "0123456789", "model": "m", "device": "cuda:0", "dtype": "bfloat16"}
     lines = gpu.lines_of([{"kind": "gpu-engine", "matrix_flops_per_s": 4e12, "rows": [], **found}])
     assert lines == [["matrix products", "4.00 TFLOP/s", "", "a card, m, bfloat16, 01234567"]]
 
 
-def test_the_operations_of_a_model_are_those_that_every_token_takes() -> None:
+def test_the_operations_of_a_model_are_those_for_every_token() -> None:
     shape = {"vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2}
     bert = BertModel(BertConfig(**shape, intermediate_size=32, max_position_embeddings=16))
     assert bert.pooler is not None

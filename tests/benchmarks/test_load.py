@@ -1,4 +1,4 @@
-"""The load generator: its arrivals, what it counts, and that a stalled server cannot flatter itself."""
+"""The load generator: its arrivals, its counts, and the latencies of a server that stalls."""
 
 import asyncio
 import random
@@ -21,7 +21,7 @@ Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 @asynccontextmanager
 async def serving(handler: Handler) -> AsyncIterator[str]:
-    """A server of one handler on a free port."""
+    """A server with one handler on a free port."""
     app = web.Application()
     app.router.add_post("/{path:.*}", handler)
     runner = web.AppRunner(app)
@@ -44,14 +44,14 @@ def test_arrivals_are_seeded_ascending_and_within_the_window() -> None:
 
 def test_arrivals_are_poisson() -> None:
     counts = np.array([len(arrivals(50.0, 2.0, seed)) for seed in range(400)])
-    # Mean and variance are both 100; five standard errors of each.
+    # Mean and variance are both 100. The tolerance is five standard errors of each.
     assert abs(counts.mean() - 100) < 5 * 10 / 20
     assert abs(counts.var() - 100) < 5 * 100 * (2 / 400) ** 0.5
     gaps = np.diff(arrivals(1000.0, 20.0, seed=1))
     assert abs(np.mean(gaps > 0.001) - np.exp(-1)) < 0.02
 
 
-async def test_closed_loop_counts_what_is_answered_in_the_window() -> None:
+async def test_a_closed_loop_counts_the_answers_in_the_window() -> None:
     async def answer(_: web.Request) -> web.Response:
         await asyncio.sleep(0.02)
         return web.Response(text="{}")
@@ -67,7 +67,7 @@ async def test_closed_loop_counts_what_is_answered_in_the_window() -> None:
     assert result.offered_per_s is None
 
 
-async def test_errors_are_named_and_are_no_throughput() -> None:
+async def test_errors_are_counted_by_status_and_not_as_throughput() -> None:
     async def refuse(_: web.Request) -> web.Response:
         await asyncio.sleep(0.01)
         return web.Response(status=429)
@@ -85,8 +85,8 @@ async def test_errors_are_named_and_are_no_throughput() -> None:
     assert result_of(Load(rate=100.0), Samples()).refused is None
 
 
-async def test_a_stall_counts_for_everyone_who_was_due_in_it() -> None:
-    """A server that stops for half a second: a closed loop of one client sees one slow request, an open loop all."""
+async def test_a_stall_counts_for_every_request_that_was_due_in_it() -> None:
+    """If a server stops for half a second, a closed loop of one client has one slow request, an open loop many."""
     stalled_until = 0.0
 
     async def stall(_: web.Request) -> web.Response:
@@ -103,12 +103,12 @@ async def test_a_stall_counts_for_everyone_who_was_due_in_it() -> None:
         closed = await run(Load(url, clients=1, warm_s=0.0, measure_s=1.0))
     moments = arrivals(100.0, 1.0, seed=2)
     due_in_the_stall = np.sum(moments < moments[0] + 0.35)
-    assert 1 <= sum(latency > 0.1 for latency in closed.latencies_s) <= 5  # one, and what a busy machine adds
+    assert 1 <= sum(latency > 0.1 for latency in closed.latencies_s) <= 5  # one, and a few more on a busy machine
     assert sum(latency > 0.1 for latency in opened.latencies_s) >= due_in_the_stall > 20
     assert len(opened.latencies_s) == len(moments)
 
 
-async def test_latency_counts_from_the_moment_a_request_was_due_even_where_the_generator_is_late() -> None:
+async def test_latency_counts_from_the_due_moment_even_if_the_generator_is_late() -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(text="{}")
 
@@ -116,14 +116,14 @@ async def test_latency_counts_from_the_moment_a_request_was_due_even_where_the_g
         load = asyncio.create_task(run(Load(url, rate=50.0, warm_s=0.0, measure_s=0.6, seed=5)))
         await asyncio.sleep(0.2)
         started = asyncio.get_running_loop().time()
-        while asyncio.get_running_loop().time() < started + 0.2:  # holds the event loop of server and sender
+        while asyncio.get_running_loop().time() < started + 0.2:  # blocks the event loop of server and sender
             pass
         seen = await load
     assert max(seen.late_s) > 0.1
     assert max(seen.latencies_s) >= max(seen.late_s)
 
 
-async def test_what_is_never_answered_counts_with_the_time_it_waited() -> None:
+async def test_an_unanswered_request_counts_with_the_time_it_waited() -> None:
     measured = asyncio.Event()
 
     async def hang(_: web.Request) -> web.Response:
@@ -155,7 +155,7 @@ async def test_arrivals_of_the_warm_up_do_not_count() -> None:
     assert len(seen.latencies_s) == np.sum(moments >= 0.3)
 
 
-async def test_what_is_answered_in_the_window_is_throughput_whenever_it_was_due() -> None:
+async def test_every_answer_in_the_window_counts_as_throughput_whenever_it_was_due() -> None:
     async def answer(_: web.Request) -> web.Response:
         await asyncio.sleep(0.3)
         return web.Response(text="{}")
@@ -165,7 +165,7 @@ async def test_what_is_answered_in_the_window_is_throughput_whenever_it_was_due(
     moments = arrivals(200.0, 1.0, seed=3)
     assert len(seen.latencies_s) == np.sum(moments >= 0.4)
     answered = moments + 0.3  # or a little later
-    assert abs(seen.requests - np.sum((answered >= 0.4) & (answered < 1.0))) < 40  # of about 120, where 60 were due
+    assert abs(seen.requests - np.sum((answered >= 0.4) & (answered < 1.0))) < 40  # about 120 are in it
 
 
 def test_processes_begin_when_all_are_ready() -> None:
@@ -187,7 +187,7 @@ def test_processes_begin_when_all_are_ready() -> None:
     assert (result.requests, list(result.errors)) == (0, ["ConnectionRefusedError"])
 
 
-def test_shares_divide_the_load_and_part_the_seeds() -> None:
+def test_shares_divide_the_load_and_have_different_seeds() -> None:
     parts = shares(Load(clients=10, rate=90.0, processes=3))
     assert [part.clients for part in parts] == [4, 3, 3]
     assert [part.rate for part in parts] == [30.0, 30.0, 30.0]
@@ -206,25 +206,25 @@ def test_samples_of_several_processes_add_up() -> None:
 
 
 @pytest.mark.parametrize(("length", "fewest", "most"), [("short", 4, 12), ("medium", 24, 40), ("mixed", 4, 200)])
-def test_texts_have_the_lengths_that_their_name_says(length: str, fewest: int, most: int) -> None:
+def test_a_named_length_has_its_range_of_words(length: str, fewest: int, most: int) -> None:
     made = list(islice(texts(length, random.Random(1)), 2000))
     counts = [len(text.split()) for text in made]
     assert (min(counts), max(counts)) == (fewest, most)
     assert len(set(made)) == len(made)
 
 
-def test_texts_of_a_number_of_words_and_mixed_texts_with_their_median() -> None:
+def test_a_length_may_be_a_number_and_mixed_texts_have_a_median_of_30() -> None:
     assert {len(text.split()) for text in islice(texts("7", random.Random(1)), 50)} == {7}
     counts = [len(text.split()) for text in islice(texts("mixed", random.Random(1)), 4000)]
     assert 28 <= np.median(counts) <= 32
 
 
-def test_texts_repeat_only_where_they_are_asked_to() -> None:
+def test_texts_repeat_only_if_distinct_is_given() -> None:
     assert len(set(islice(texts("short", random.Random(1), distinct=10), 500))) == 10
-    assert set(" ".join(islice(texts("short", random.Random(1)), 50)).split()) - set(WORDS)  # a number in each
+    assert set(" ".join(islice(texts("short", random.Random(1)), 50)).split()) - set(WORDS)  # each text has a number
 
 
-def test_requests_are_the_seeds() -> None:
+def test_the_same_seed_makes_the_same_requests() -> None:
     def made(seed: int) -> list[tuple[str, bytes, int]]:
         make = request_maker("mixed", 1, "short", random.Random(seed))
         return [make() for _ in range(300)]
@@ -244,7 +244,7 @@ def test_requests_carry_their_texts() -> None:
     assert (path, count, list(orjson.loads(body))) == ("/v1/users/user-0/memories/search", 1, ["query"])
 
 
-def test_filling_gives_each_user_as_many() -> None:
+def test_filling_gives_each_user_the_same_number_of_memories() -> None:
     users: list[str] = []
     for path, body, count in filling(3, random.Random(1), users=50, batch=40):
         memories = orjson.loads(body)["memories"]
@@ -253,6 +253,6 @@ def test_filling_gives_each_user_as_many() -> None:
     assert {user: users.count(user) for user in users} == {f"user-{n}": 3 for n in range(50)}
 
 
-def test_a_measurement_has_a_seed_of_its_own() -> None:
+def test_each_measurement_has_a_different_seed() -> None:
     assert seed_of(1, 2, "add") == seed_of(1, 2, "add")
     assert len({seed_of(1, turn, job) for turn in range(50) for job in ("add", "embed")}) == 100

@@ -1,4 +1,4 @@
-"""The table of what is refused."""
+"""The table of refused requests."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from benchmarks.overload import table
 
 def a_run(answered: float, errors: dict[str, int], refused_ms: tuple[float, float, float] | None) -> dict[str, Any]:
     refused = dict(zip(("p50_ms", "p90_ms", "p99_ms"), refused_ms, strict=True)) if refused_ms else None
-    latency = {"p50_ms": 111.0, "p90_ms": 222.0, "p99_ms": 333.0}  # of what was answered: in no column
+    latency = {
+        "p50_ms": 111.0,
+        "p90_ms": 222.0,
+        "p99_ms": 333.0,
+    }  # of answered requests: in no column
     rates = {"offered_per_s": 150.0, "requests_per_s": answered, "texts_per_s": 4 * answered}
     return {**rates, **latency, "errors": errors, "refused": refused, "late_p99_ms": 9.0}
 
 
-def test_a_row_is_the_rounds_of_one_load() -> None:
+def test_a_row_has_the_medians_of_one_load_over_its_rounds() -> None:
     runs = [
         a_run(90.0, {"429": 40, "503": 1}, (2.0, 4.0, 6.0)),
-        a_run(100.0, {}, None),  # which refused nothing, and so says nothing of how soon
+        a_run(100.0, {}, None),  # refused nothing, and so has no latency of refusals
         a_run(95.0, {"429": 50, "503": 2, "TimeoutError": 3}, (3.0, 5.0, 8.0)),
     ]
     rows = [{"length": "150", "texts": 4, "closed_per_s": 100.0, "runs": runs}]
@@ -36,7 +40,7 @@ def test_a_row_is_the_rounds_of_one_load() -> None:
     }
 
 
-def test_a_load_that_refused_nothing_has_no_time_of_refusal() -> None:
+def test_a_load_that_refused_nothing_has_no_latency_of_refusals() -> None:
     rows = [{"length": "short", "texts": 1, "closed_per_s": 100.0, "runs": [a_run(150.0, {}, None)] * 2}]
     row = [cell.strip() for cell in table(rows).splitlines()[2].strip("|").split("|")]
     assert row == ["4 to 12", "1", "150", "150", "0", "0", "-", "-", "-", "9.00"]

@@ -1,4 +1,4 @@
-"""The comparison with others: what is pure of it, and that its servers are paused and ended with their processes."""
+"""The comparison with other servers: its pure functions, and that servers are paused and ended with their processes."""
 
 import argparse
 import base64
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BOTH = ("float32", "bfloat16")
 
 
-def test_every_environment_pins_all_of_its_packages_and_the_same_torch() -> None:
+def test_every_environment_pins_the_packages_of_its_peers_and_the_same_torch() -> None:
     environments = {peer.environment for peer in PEERS if peer.environment}
     assert environments == {path.stem for path in REQUIREMENTS.glob("*.txt")}
     for peer in PEERS:
@@ -46,7 +46,7 @@ def test_every_environment_pins_all_of_its_packages_and_the_same_torch() -> None
         assert normal >= set(peer.packages)
 
 
-def test_memserve_comes_first_and_each_job_of_mem0_has_a_server_of_its_own() -> None:
+def test_memserve_comes_first_and_each_job_of_mem0_has_its_own_server() -> None:
     everyone = contenders(PEERS, SCENARIOS, BOTH)
     assert everyone[0].name == "memserve bfloat16"
     assert everyone[0].jobs == {"embed", "add", "search", "vectors"}
@@ -92,7 +92,7 @@ def test_the_report_compares_memserve_with_its_baseline_scenario_by_scenario() -
     assert summary(found) == summary(FOUND)
 
 
-def test_who_is_held_against_whom_stands_at_once() -> None:
+def test_servers_that_are_compared_run_at_the_same_time() -> None:
     everyone = contenders(PEERS, SCENARIOS, BOTH)
     together, apart = parts(everyone)
     assert sorted(map(id, together + apart)) == sorted(map(id, everyone))
@@ -103,20 +103,20 @@ def test_who_is_held_against_whom_stands_at_once() -> None:
     assert len(parts(contenders(PEERS, SCENARIOS, ("bfloat16",)))) == 1
 
 
-def test_one_dtype_leaves_the_peers_that_have_no_model() -> None:
+def test_the_choice_of_a_dtype_keeps_the_peers_without_a_model() -> None:
     names = [one.name for one in contenders(PEERS, SCENARIOS, ("bfloat16",))]
     assert not any(name.endswith("float32") for name in names if name.split()[0] not in ("chroma", "qdrant"))
     assert "chroma float32" in names
 
 
-def test_every_contender_has_a_request_that_shows_that_it_is_ready() -> None:
+def test_every_contender_has_a_probe() -> None:
     probes = {one.name: one.probe[0] for one in contenders(PEERS, SCENARIOS, BOTH)}
     assert probes["memserve bfloat16"] == "/v1/embeddings"
     assert probes["qdrant float32"] == "/v1/users/user-0/memories/search"
     assert probes["chroma float32"].endswith("/collections")
 
 
-def test_all_have_the_same_two_cores_and_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_servers_have_the_same_two_cores_and_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held: set[int] = set()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: held or set(range(3, 19)))
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: held.update(cores))
@@ -180,7 +180,7 @@ def runs(*rates: float, **more: object) -> list[dict[str, object]]:
 
 
 def test_a_ratio_is_taken_within_a_round() -> None:
-    # The machine gave half as much in the second round: the rates differ, the ratio does not.
+    # The machine was half as fast in the second round: the rates differ, the ratio does not.
     assert ratios(runs(100.0, 50.0, 120.0), runs(10.0, 5.0)) == (10.0, 10.0, 10.0)
     assert ratios(runs(100.0), []) is None
     assert ratios(runs(100.0), runs(0.0)) is None
@@ -209,12 +209,12 @@ FOUND: dict[str, Any] = {
 
 
 def test_the_summary_names_the_fastest_of_the_other_servers() -> None:
-    assert summary(FOUND).splitlines()[2:] == [  # not the slower one, not the bare engine, and no scenario without both
+    assert summary(FOUND).splitlines()[2:] == [  # no slower server, no bare engine, no scenario without another server
         "| 64 clients, one short text a request | 600 | one model behind a lock 1.2, bfloat16 | 100 | 6.00 |",
     ]
 
 
-def test_what_did_not_run_is_named_with_its_error() -> None:
+def test_a_contender_that_did_not_run_is_listed_with_its_error() -> None:
     lines = "\n".join(tables(FOUND)).splitlines()
     assert "| Infinity, float32 | did not run |  |  |  | CannotInstall: no such version |" in lines
     assert "| one model behind a lock 1.2, bfloat16 | 100 | 6.00 | 600 | 700 | 500: 3 |" in lines
@@ -251,13 +251,13 @@ def serve(folder: Path, code: str) -> Server:
 
 
 def wait_until_stopped(family: list[psutil.Process]) -> None:
-    """A signal may take a moment on a busy machine."""
+    """Wait for a condition: a signal may take a moment on a busy machine."""
     deadline = time.monotonic() + 10
     while {process.status() for process in family} != {psutil.STATUS_STOPPED}:
         assert time.monotonic() < deadline
 
 
-def test_a_server_runs_only_in_its_turn_and_leaves_no_process(tmp_path: Path) -> None:
+def test_a_server_runs_only_while_it_is_measured_and_leaves_no_process(tmp_path: Path) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     server = serve(tmp_path, PARENT)
     try:
@@ -274,7 +274,7 @@ def test_a_server_runs_only_in_its_turn_and_leaves_no_process(tmp_path: Path) ->
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
 
 
-def test_replicas_that_were_replaced_are_told_from_those_that_stay(tmp_path: Path) -> None:
+def test_replaced_replicas_are_told_from_those_that_stay(tmp_path: Path) -> None:
     child = "subprocess.Popen(['ray::ServeReplica:app:Embedder', '600'], executable='/bin/sleep')\n"
     server = serve(tmp_path, f"import subprocess\n{child}{PARENT}")
     try:
@@ -292,13 +292,13 @@ def test_replicas_that_were_replaced_are_told_from_those_that_stay(tmp_path: Pat
         server.end()
 
 
-def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
+def test_the_error_of_a_server_that_ends_has_its_last_line(tmp_path: Path) -> None:
     server = serve(tmp_path, "raise SystemExit('no model there')")
     with pytest.raises(DidNotStart, match="no model there"):
         server.wait_until_ready()
     server.end()
 
 
-def test_the_last_line_is_the_last_that_says_something() -> None:
+def test_the_last_line_is_the_last_that_is_not_empty() -> None:
     assert last_line("Traceback\n  ...\nValueError: no\n\n") == "ValueError: no"
-    assert last_line("") == "it said nothing"
+    assert last_line("") == "its log is empty"

@@ -1,4 +1,4 @@
-"""What the reports compute and how they say it."""
+"""The reports: their arithmetic, their tables and their plots."""
 
 import argparse
 import json
@@ -42,19 +42,19 @@ def a_run(rate: float, **more: Any) -> dict[str, Any]:
     return {"requests_per_s": rate, "texts_per_s": rate, "errors": {}, **latency, **more}
 
 
-def test_percentiles_are_milliseconds_and_nan_where_there_are_none() -> None:
+def test_percentiles_are_milliseconds_or_nan_if_there_are_none() -> None:
     found = percentiles_ms([n / 1000 for n in range(1, 102)])
     assert found == pytest.approx({"p50_ms": 51.0, "p90_ms": 91.0, "p99_ms": 100.0})
     assert all(math.isnan(value) for value in percentiles_ms([]).values())
 
 
-def test_spread_is_of_the_runs_that_have_a_value() -> None:
+def test_a_spread_ignores_runs_without_a_value() -> None:
     assert spread([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
     assert spread([math.nan, 5.0]) == Spread(5.0, 5.0, 5.0)
     assert math.isnan(spread([math.nan]).median)
 
 
-def test_a_power_law_is_found_exactly_and_through_noise() -> None:
+def test_a_power_law_is_fitted_exactly_and_through_noise() -> None:
     x = [1e2, 1e3, 1e4, 1e5]
     assert power_law(x, [3 * value**0.5 for value in x]) == pytest.approx(Growth(0.5, 3.0, 1.0))
     assert power_law(x, [7.0] * 4) == pytest.approx(Growth(0.0, 7.0, 1.0), abs=1e-9)
@@ -68,11 +68,11 @@ def test_a_power_law_is_found_exactly_and_through_noise() -> None:
     ("value", "said"),
     [(0, "0"), (0.01234, "0.0123"), (1.5, "1.50"), (45.67, "45.7"), (1234.5, "1,234"), (math.nan, "-"), (None, "-")],
 )
-def test_numbers_have_three_digits(value: float | None, said: str) -> None:
+def test_numbers_have_three_significant_digits(value: float | None, said: str) -> None:
     assert report.number(value) == said
 
 
-def test_a_range_is_said_only_where_there_is_one() -> None:
+def test_a_range_is_written_only_if_there_is_one() -> None:
     assert report.ranged(Spread(2.0, 1.0, 3.0)) == "2.00 (1.00 to 3.00)"
     assert report.ranged(Spread(2.0, 2.0, 2.0)) == "2.00"
 
@@ -98,7 +98,7 @@ def test_a_file_is_named_after_the_kind_of_machine(cpu: str, cores: int, gpus: l
     assert slug(cpu, cores, gpus) == expected
 
 
-def test_provenance_names_what_ran_and_no_host() -> None:
+def test_provenance_has_the_versions_but_no_host() -> None:
     import socket
 
     found = provenance("abc")
@@ -142,7 +142,7 @@ def suite_result() -> dict[str, Any]:
     return {"kind": "suite", **MACHINE, "plan": plan, "closed": closed, "open": opened}
 
 
-def test_the_suites_report_has_tables_plots_and_what_was_measured(tmp_path: Path) -> None:
+def test_the_report_of_the_suite_has_tables_plots_and_provenance(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "machine-0123.json"
     path.write_text(json.dumps(suite_result()))
@@ -160,7 +160,7 @@ def test_the_suites_report_has_tables_plots_and_what_was_measured(tmp_path: Path
     drawn = written[1].read_text()
     assert "Throughput" in drawn and "Latency, p99" in drawn
     report.write(path)
-    assert written[1].read_text() == drawn  # the same result draws the same file
+    assert written[1].read_text() == drawn  # the same result makes the same file
 
 
 def test_without_matplotlib_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_growth_is_fitted_and_drawn(tmp_path: Path) -> None:
     assert "file_mb: +1.00" in drawn
 
 
-def test_a_figure_that_has_no_value_is_not_fitted_and_failures_are_named(tmp_path: Path) -> None:
+def test_a_missing_figure_is_not_fitted_and_errors_are_listed(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = [{"replicas": n, "p99_ms": 2.0 * n, "errors": ""} for n in (1, 2, 4)]
     rows.append({"replicas": 8, "p99_ms": float("nan"), "errors": "503: 7"})
@@ -200,7 +200,7 @@ def test_a_figure_that_has_no_value_is_not_fitted_and_failures_are_named(tmp_pat
     assert "| p99_ms | +1.00 | 1.00 |" in said
 
 
-def test_the_reference_table_puts_ratios_first(tmp_path: Path) -> None:
+def test_the_table_of_the_reference_has_both_ratios(tmp_path: Path) -> None:
     batch = BY_NAME["batch"]
     scenario = {**vars(batch), "runs": [a_run(300.0), a_run(400.0)], "ratios": [15.0, 17.0]}
     path = tmp_path / "reference.json"
@@ -210,14 +210,14 @@ def test_the_reference_table_puts_ratios_first(tmp_path: Path) -> None:
     assert f"{ratio} 251 to 430 | 350 (300 to 400) | 1.00, 3.00 |" in written.read_text()
 
 
-def test_a_scenario_brings_what_its_ratio_is_taken_to() -> None:
+def test_a_chosen_scenario_brings_the_base_of_its_ratio() -> None:
     assert [scenario.name for scenario in chosen(["queued"])] == ["unqueued", "queued"]
     assert [scenario.name for scenario in chosen([])] == list(BY_NAME)
     assert {scenario.server for scenario in BY_NAME.values()} == set(SERVERS)
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_every_server_of_the_reference_has_settings_that_load(name: str) -> None:
+def test_every_server_of_the_reference_has_valid_settings(name: str) -> None:
     settings = load(merged(profile(2, 0), SERVERS[name]))
     assert settings.store.synchronous == "FULL"
     assert settings.embedder.max_replicas == (2 if name == "several" else 1)
@@ -261,7 +261,7 @@ time.sleep(600)
 """
 
 
-def test_a_server_that_does_not_end_is_ended_with_what_it_started() -> None:
+def test_a_server_that_ignores_sigterm_is_killed_with_its_children() -> None:
     process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
     assert process.stdout is not None
     child = psutil.Process(int(process.stdout.readline()))
@@ -270,7 +270,7 @@ def test_a_server_that_does_not_end_is_ended_with_what_it_started() -> None:
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_settings_merge_by_section_and_come_from_json() -> None:
+def test_settings_are_merged_by_section_and_parsed_from_json() -> None:
     one = {"gateway": {"min_replicas": 1, "num_cpus": 0.2}}
     assert merged(one, {"gateway": {"num_cpus": 0.5}, "store": {}}) == {
         "gateway": {"min_replicas": 1, "num_cpus": 0.5},
@@ -282,7 +282,7 @@ def test_settings_merge_by_section_and_come_from_json() -> None:
         parse_args('{"cache": 1}')
 
 
-def test_plans_are_minutes_and_every_open_loop_has_its_closed_loop() -> None:
+def test_plans_take_minutes_and_every_open_loop_has_a_closed_loop() -> None:
     assert FULL.seconds < 10 * 60
     assert QUICK.seconds < 2 * 60
     for plan in (FULL, QUICK):

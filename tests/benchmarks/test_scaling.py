@@ -1,4 +1,4 @@
-"""The figures of the load that goes up and down."""
+"""The figures of a load that goes up and down."""
 
 import math
 
@@ -8,7 +8,7 @@ from benchmarks.scaling.client import Seen
 from benchmarks.scaling.figures import STEADY_S, by_second, extent, recovered_s
 
 
-def test_a_second_counts_what_was_due_in_it_and_what_was_answered_in_it() -> None:
+def test_a_second_counts_the_requests_that_were_due_and_those_that_were_answered() -> None:
     requests = [
         Seen("embed", 100.1, 100.2),
         Seen("embed", 100.9, 102.9),
@@ -29,15 +29,15 @@ def test_a_second_counts_what_was_due_in_it_and_what_was_answered_in_it() -> Non
         ([], 0.0),
         ([2, 3, 4], 5.0),
         ([0], 1.0),
-        ([0, 3, 12], 4.0),  # between 0 and 3 it is not back for long enough, and 12 is another matter
+        ([0, 3, 12], 4.0),  # too short a recovery between 0 and 3; by 12 it has recovered
         ([0, 4, 8, 12, 16], None),
     ],
 )
-def test_the_latency_is_back_when_it_stays_under_the_target(late: list[int], expected: float | None) -> None:
+def test_the_latency_has_recovered_when_it_stays_below_the_target(late: list[int], expected: float | None) -> None:
     assert STEADY_S == 5
     rows = [{"second": float(n), "p99_ms": 900.0 if n - 10 in late or n < 5 else 100.0} for n in range(40)]
     assert recovered_s(rows, step=10.0, until=30.0 if expected is not None else 28.0, target_ms=500.0) == expected
 
 
-def test_an_extent_is_the_first_the_most_and_the_last() -> None:
+def test_an_extent_has_the_first_the_highest_and_the_last_number() -> None:
     assert extent([{"replicas": {"Store": n}} for n in (1, 2, 3, 1)], "Store") == "1 -> 3 -> 1"
