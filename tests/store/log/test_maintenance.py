@@ -1,20 +1,14 @@
-"""verify, compact and reembed, on SQLite and PostgreSQL, and the command line around them."""
+"""verify, compact and reembed, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import httpx
 import numpy as np
-import psycopg
 import pytest
 from sqlalchemy import update
 
-import store.__main__ as command_line
 from store import (
     Append,
     Imported,
@@ -246,21 +240,6 @@ def test_users_who_come_while_a_log_is_verified_are_no_problem(store: Store, log
     assert count(log).users == 2
 
 
-@pytest.mark.parametrize("command", ["stats", "verify", "compact", "export --user a", "reembed --model a --url b"])
-def test_a_log_that_is_not_there_is_not_made(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    name, *more = command.split()
-    assert command_line.main([name, "--log", f"sqlite:///{tmp_path}/typo.db", *more]) == 2
-    assert f"There is no log at {tmp_path}/typo.db" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_database_without_a_log_is_left_as_it_is(postgres_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command_line.main(["verify", "--log", postgres_url]) == 2
-    assert "holds no log" in capsys.readouterr().err
-    with psycopg.connect(postgres_url) as connection:
-        assert connection.execute("SELECT count(*) FROM pg_tables WHERE tablename = 'meta'").fetchone() == (0,)
-
-
 @pytest.mark.parametrize("wrong", [[[1.0]], [[0.0] * 4] * 20, [[float("nan")] * 4] * 20, [[1.0, 2.0]] * 19])
 def test_vectors_that_cannot_be_kept_stop_the_move(store: Store, log: Log, wrong: Any) -> None:
     fill(store)
@@ -276,109 +255,3 @@ def test_a_log_without_memories_takes_any_model(store: Store, open_store: Callab
     open_store(model="new", dim=NEW_DIM)
     with pytest.raises(ModelMismatch):
         store.append([Append(T, "ann", (NewMemory("x", "x", EYE[0]),), issued_at=store._now())])
-
-
-def test_the_command_line(
-    store: Store, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(store)
-    out = tmp_path / "ann.ndjson"
-    assert command_line.main(["export", "--log", url, "--user", "ann", str(out)]) == 0
-    assert len(out.read_bytes().splitlines()) == 20
-    assert command_line.main(["import", "--log", url, "--user", "bob", str(out)]) == 0
-    assert json.loads(capsys.readouterr().out) == {"imported": 20, "unchanged": 0}
-    assert command_line.main(["stats", "--log", url]) == 0
-    assert json.loads(capsys.readouterr().out)["memories"] == 40
-    assert command_line.main(["verify", "--log", url]) == 0
-    assert "sound" in capsys.readouterr().out
-
-    busy = iter([True])
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if next(busy, False):
-            return httpx.Response(503, headers={"Retry-After": "0"})
-        asked = json.loads(request.content)
-        assert asked["model"] == "new"  # a server that runs another one refuses it
-        texts = asked["input"]
-        from base64 import b64encode
-
-        data = [
-            {"index": n, "embedding": b64encode(np.array(vector, "<f4").tobytes()).decode()}
-            for n, vector in enumerate(new_vectors(texts))
-        ]
-        return httpx.Response(200, json={"data": data[::-1]})
-
-    real = httpx.Client
-    monkeypatch.setattr(httpx, "Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
-    arguments = ["reembed", "--log", url, "--model", "new", "--url", "http://127.0.0.1:1/"]
-    assert command_line.main(arguments) == 0
-    assert "40 memories embedded" in capsys.readouterr().out
-    assert command_line.main(arguments) == 2
-    assert "nothing to do" in capsys.readouterr().err
-    assert command_line.main(["compact", "--log", url]) == 0
-    assert command_line.main(["verify", "--log", url]) == 0
-    assert command_line.main(["export", "--log", "sqlite:////dev/null/x", "--user", "a"]) == 2
-
-
-def test_an_import_reads_its_file_as_it_writes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = io.BytesIO(b"a line\n" * 1000)
-    read: list[int] = []
-
-    class Taking:
-        def import_lines(self, tenant: str, user_id: str, lines: Iterator[bytes]) -> Imported:
-            for _ in lines:
-                read.append(file.tell() // len(b"a line\n"))
-            return Imported(len(read), 0)
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(command_line, "_file", lambda path, mode: file)
-    monkeypatch.setattr(command_line, "_store", lambda url, line: Taking())
-    assert command_line.main(["import", "--log", "sqlite:///x", "--user", "ann"]) == 0
-    assert read == list(range(1, 1001))
-    assert json.loads(capsys.readouterr().out) == {"imported": 1000, "unchanged": 0}
-
-
-def test_a_url_that_cannot_be_read_is_one_line(store: Store, url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    fill(store)
-    assert command_line.main(["reembed", "--log", url, "--model", "new", "--url", "http://HOST:PORT"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line == "python -m store reembed: Invalid port: 'PORT'"
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {"content": b"<html>"},
-        {"content": b"\xff"},
-        {"json": []},
-        {"json": {}},
-        {"json": {"data": [{"index": 0}]}},
-        {"json": {"data": [{"index": 0, "embedding": "AAA"}]}},
-        {"json": {"data": []}},
-    ],
-)
-def test_an_answer_that_holds_no_embeddings_names_its_server(answer: dict[str, Any]) -> None:
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, **answer))
-    with httpx.Client(transport=transport, base_url="http://peer:1") as client:
-        embed = command_line._embedder(client, "new", None)
-        with pytest.raises(LogUnavailable, match="http://peer:1/v1/embeddings"):
-            embed(["tea"])
-
-
-@pytest.mark.parametrize(
-    ("header", "pause_s"), [("7", 7.0), ("600", 30.0), ("Fri, 31 Dec 2027 23:59:59 GMT", 1.0), ("-1", 1.0), (None, 1.0)]
-)
-def test_a_busy_server_is_asked_again(header: str | None, pause_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(command_line.time, "sleep", pauses.append)
-    answers = iter([httpx.Response(503, headers={"Retry-After": header} if header else {}), httpx.Response(404)])
-    transport = httpx.MockTransport(lambda request: next(answers))
-    with httpx.Client(transport=transport, base_url="http://peer:1") as client:
-        embed = command_line._embedder(client, "new", None)
-        with pytest.raises(LogUnavailable, match="answers 404"):
-            embed(["tea"])
-    assert pauses == [pause_s]

@@ -1,0 +1,252 @@
+"""The command line `memserve`: serve, check, env, and log.
+
+Every error is one line on standard error. What a subcommand needs is imported when it runs, so that `memserve --help`
+answers at once, and works without the server installed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from memserve import __version__
+
+DEFAULT_TENANT = "default"
+
+CONFIG = click.argument("config", default="serve_config.yaml", type=click.Path(path_type=Path))
+LOG = click.option(
+    "--log", "url", required=True, metavar="URL", help="The log: sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME."
+)
+TENANT = click.option("--tenant", default=DEFAULT_TENANT, show_default=True, help="The tenant of the user.")
+USER = click.option("--user", required=True, help="The user's id.")
+FILE = click.argument("file", default="-", type=click.Path(dir_okay=False, allow_dash=True))
+
+
+class Failed(click.ClickException):
+    """An error that is reported in one line, after the name of the command."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self._command = click.get_current_context().command_path
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the line to standard error."""
+        click.echo(f"{self._command}: {self.message}", file=file, err=file is None)
+
+
+class LogFailed(Failed):
+    """An error of `memserve log`, where 1 says that `verify` has found a problem."""
+
+    exit_code = 2
+
+
+@contextmanager
+def _needs_server(failed: type[Failed] = Failed) -> Iterator[None]:
+    """Around the imports of a subcommand: say how to install the server if it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise failed(
+            f'{error.name} is not installed; this command needs the server: pip install "memserve[server]"'
+        ) from error
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Around the work of `memserve log`: report an error of the log, a file or a server in one line."""
+    import httpx
+
+    from store import StoreError
+
+    try:
+        yield
+    except (StoreError, OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+        raise LogFailed(str(error)) from error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="memserve")
+def memserve() -> None:
+    """An embedding server with a memory for each user.
+
+    \b
+    Examples:
+      memserve serve                    serve ./serve_config.yaml on this machine
+      memserve check my_config.yaml     check a config file and start nothing
+      memserve log stats --log sqlite:///data/memserve.db
+    """
+
+
+@memserve.command()
+@CONFIG
+def serve(config: Path) -> None:
+    """Serve CONFIG on this machine until Ctrl-C.
+
+    CONFIG is a Serve config file, ./serve_config.yaml by default. Prints one line when the server answers. When the
+    server ends, every process that it started has ended too.
+
+    \b
+    Exit status: 0 after Ctrl-C or SIGTERM, 1 if it cannot start.
+
+    \b
+    Examples:
+      memserve serve
+      MEMSERVE_MODEL__NAME=BAAI/bge-small-en-v1.5 memserve serve my_config.yaml
+    """
+    with _needs_server():
+        from deployments.serving import launch
+    click.get_current_context().exit(launch.serve(config))
+
+
+@memserve.command()
+@CONFIG
+def check(config: Path) -> None:
+    """Check CONFIG, the model and the installed Ray, and start nothing.
+
+    CONFIG is a Serve config file, ./serve_config.yaml by default. Checks `args:` and each `user_config:`.
+
+    \b
+    Exit status: 0 if CONFIG is right, 1 if not.
+
+    \b
+    Example:
+      memserve check my_config.yaml && serve deploy my_config.yaml
+    """
+    with _needs_server():
+        from deployments.serving import launch
+    click.get_current_context().exit(launch.check(config))
+
+
+@memserve.command()
+def env() -> None:
+    """Print the variables that a shell that starts Ray needs.
+
+    `memserve serve` sets them itself. A cluster that is started by other means needs them on every node.
+
+    \b
+    Example:
+      eval "$(memserve env)" && ray start --head
+    """
+    with _needs_server():
+        from deployments.serving import launch
+    click.get_current_context().exit(launch.print_environment())
+
+
+@memserve.group(context_settings={"help_option_names": ["-h", "--help"]})
+def log() -> None:
+    """Inspect, move and maintain a log: the database that holds the memories.
+
+    A server may use the log meanwhile, except for `compact`.
+
+    \b
+    Exit status: 0 done; 1 `verify` found a problem; 2 it could not be done.
+    """
+
+
+@log.command()
+@LOG
+def stats(url: str) -> None:
+    """Print the contents of a log in numbers, as JSON.
+
+    \b
+    Example:
+      memserve log stats --log sqlite:///data/memserve.db
+    """
+    with _needs_server(LogFailed):
+        from store import commands
+    with _reported():
+        commands.stats(url)
+
+
+@log.command()
+@LOG
+def verify(url: str) -> None:
+    """Check every memory: hashes, vectors and counts; and the structure of a SQLite file.
+
+    Prints one line for each problem. Exit status 1 if there is any.
+
+    \b
+    Example:
+      memserve log verify --log sqlite:///data/memserve.db
+    """
+    with _needs_server(LogFailed):
+        from store import commands
+    with _reported():
+        problems = commands.verify(url)
+    click.get_current_context().exit(1 if problems else 0)
+
+
+@log.command()
+@LOG
+@TENANT
+@USER
+@FILE
+def export(url: str, tenant: str, user: str, file: str) -> None:
+    """Write a user's memories to FILE as NDJSON, by default to standard output.
+
+    \b
+    Example:
+      memserve log export --log sqlite:///data/memserve.db --user anna anna.ndjson
+    """
+    with _needs_server(LogFailed):
+        from store import commands
+    with _reported():
+        commands.export(url, tenant, user, lambda: click.open_file(file, "wb"))
+
+
+@log.command(name="import")
+@LOG
+@TENANT
+@USER
+@FILE
+def import_(url: str, tenant: str, user: str, file: str) -> None:
+    """Add the memories in FILE, NDJSON as `export` writes it, to a user; by default from standard input.
+
+    A log that is not there is made. Memories that the user has already are left as they are.
+
+    \b
+    Example:
+      memserve log import --log sqlite:///data/memserve.db --user anna anna.ndjson
+    """
+    with _needs_server(LogFailed):
+        from store import commands
+    with _reported():
+        commands.import_(url, tenant, user, lambda: click.open_file(file, "rb"))
+
+
+@log.command()
+@LOG
+def compact(url: str) -> None:
+    """Give the space of erased memories back. No other process may write meanwhile.
+
+    \b
+    Example:
+      memserve log compact --log sqlite:///data/memserve.db
+    """
+    with _needs_server(LogFailed):
+        from store import commands
+    with _reported():
+        commands.compact(url)
+
+
+@log.command()
+@LOG
+@click.option("--model", required=True, help="The new model's name, as its server is set to.")
+@click.option("--url", "server", required=True, metavar="URL", help="A memserve that runs the new model.")
+@click.option("--api-key", default=None, help="The API key of that server.")
+@click.option("--batch", default=64, show_default=True, type=click.IntRange(min=1), help="Texts in one request.")
+def reembed(url: str, model: str, server: str, api_key: str | None, batch: int) -> None:
+    """Move a log to another model. Its servers may run meanwhile, and are restarted with the new model afterwards.
+
+    \b
+    Example:
+      memserve log reembed --log sqlite:///data/memserve.db --model BAAI/bge-small-en-v1.5 --url http://127.0.0.1:8100
+    """
+    with _needs_server(LogFailed):
+        from store import commands
+    with _reported():
+        commands.reembed(url, model, server, api_key=api_key, batch=batch)
