@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments import embedding
 from deployments.embedding.load import load_model, resolve
 from deployments.errors import ModelUnavailable
 
@@ -31,18 +32,29 @@ def test_a_hub_model_that_is_not_here_is_not_fetched() -> None:
     with pytest.raises(ModelUnavailable) as unavailable:
         load_model("local", "no-such-owner/no-such-model")
     assert str(unavailable.value) == (
-        "The model 'no-such-owner/no-such-model' is no folder and not in the hub cache, and allow_download is off."
+        "The model 'no-such-owner/no-such-model' is neither a folder nor in the hub cache, and allow_download is off."
     )
 
 
-def test_resolving_imports_nothing_heavy() -> None:
-    script = (
-        "import sys; from deployments.embedding.load import load_model, resolve; resolve('all-MiniLM-L6-v2'); "
-        "load_model('fake'); "
-        "print(sorted({'torch', 'transformers', 'sentence_transformers', 'openai'} & set(sys.modules)))"
-    )
+def imported_by(script: str, *packages: str) -> list[str]:
+    """Run a script in a new process. Returns those of the packages that it has imported."""
+    script += f"; import sys; print(*sorted(set({packages}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.split()
+
+
+def test_resolving_a_name_imports_nothing_heavy() -> None:
+    script = (
+        "from deployments.embedding.load import load_model, resolve; resolve('all-MiniLM-L6-v2'); load_model('fake')"
+    )
+    assert imported_by(script, "torch", "transformers", "sentence_transformers", "openai", "ray") == []
+
+
+def test_only_the_local_models_import_torch() -> None:
+    modules = [f"deployments.embedding.{file.stem}" for file in Path(embedding.__path__[0]).glob("[!_]*.py")]
+    assert {f"deployments.embedding.{name}" for name in ("engine", "load", "model", "remote")} < set(modules)
+    script = f"import deployments.batcher, {', '.join(modules)}"
+    assert imported_by(script, "torch", "transformers", "sentence_transformers", "ray") == []
 
 
 def test_the_fake_model_takes_its_size_from_the_settings() -> None:

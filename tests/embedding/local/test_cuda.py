@@ -59,8 +59,8 @@ async def test_large_and_small_batches_keep_encodes_direction(
     texts, expected = reference
     engine = Engine(model)
     await engine.warm_up()
-    assert model._gpu is not None
-    graphs = [len(worker.graphs) for worker in model._gpu._idle]
+    assert model._forward._gpu is not None
+    graphs = [len(worker.graphs) for worker in model._forward._gpu._idle]
     assert graphs == [len(GRAPH_TOKENS)] * model.forwards_in_flight
     whole = await engine.embed_one(EmbedRequest(texts))
     assert worst_cosine(whole.vectors, expected) >= SAME
@@ -97,8 +97,8 @@ async def test_what_makes_the_host_wait_runs_without_graphs(
     (folder / "1_Pooling" / "config.json").write_text('{"embedding_dimension": 384, "pooling_mode": "weightedmean"}')
     weighted = LocalModel(str(folder), device="cuda")
     await weighted.warm_up(1024, 2)
-    assert weighted._gpu is not None
-    assert [len(worker.graphs) for worker in weighted._gpu._idle] == [0, 0]
+    assert weighted._forward._gpu is not None
+    assert [len(worker.graphs) for worker in weighted._forward._gpu._idle] == [0, 0]
     texts = sentences(64, 4)
     tokens = [one for one in await weighted.tokenize(texts, "", "end") if isinstance(one, Tokens)]
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts)

@@ -17,7 +17,8 @@ from sentence_transformers import SentenceTransformer
 
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import load_model
-from deployments.embedding.local.model import LocalModel, choose_dtype
+from deployments.embedding.local.model import LocalModel
+from deployments.embedding.local.spec import choose_dtype
 from deployments.embedding.model import Tokens
 from deployments.errors import InvalidRequest, ModelUnavailable
 
@@ -136,7 +137,7 @@ async def test_queries_and_documents_have_the_lengths_that_encode_gives_them(
     assert np.abs(query.vectors - reference.encode_query(texts)).max() <= 1e-5
     assert np.abs(document.vectors - reference.encode_document(texts)).max() <= 1e-5
     assert tuple(int(one.tokens.max()) for one in (plain, query, document)) == limits
-    whole = len(model._whole.encode("a " * 90))
+    whole = len(model._tokenizers.whole.encode("a " * 90))
     for input_type, limit in zip((None, "query", "document"), limits, strict=True):
         for way in ("end", "start"):
             (cut,) = await model.tokenize([[7] * 90], "", way, input_type)  # type: ignore[arg-type]
@@ -240,7 +241,7 @@ async def test_a_full_batch_in_a_bounded_shape_gives_the_same_vectors(
     for pooling in ("mean", "cls", "max"):
         model = LocalModel(str(tiny("roberta", pooling)), device="cpu", dtype="float32")
         tokens = [one for one in await model.tokenize(sentences(9, seed=3), "", "end") if isinstance(one, Tokens)]
-        flat = unpadded.flatten(tokens, model._first_position)
+        flat = unpadded.flatten(tokens, model._forward._spec.first_position)
         exact = await model.forward(tokens)
         used = len(flat.ids)
         for size, texts, longest in ((used, 9, 64), (used + 1, 12, 64), (used + 200, 40, 64)):
@@ -249,9 +250,8 @@ async def test_a_full_batch_in_a_bounded_shape_gives_the_same_vectors(
             assert bounded.ids.shape == bounded.positions.shape == bounded.text_of.shape == (size,)
             assert bounded.bounds.shape == (texts + 1,) and np.diff(bounded.bounds).max() <= longest
             with torch.inference_mode():
-                filled = model._vectors(unpadded.features(bounded, torch.device("cpu"), torch.float32)).numpy()[
-                    bounded.place
-                ]
+                features = unpadded.features(bounded, torch.device("cpu"), torch.float32)
+                filled = model._forward._vectors(features).numpy()[bounded.place]
             assert np.abs(filled - exact).max() <= 2e-6
         assert not unpadded.room(flat, used - 1, 40, 64)
         assert not unpadded.room(flat, used + 200, 9, 64)
@@ -279,7 +279,7 @@ async def test_a_forward_that_ran_out_of_memory_holds_none_while_its_halves_are_
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(made[0]() is None))
-    monkeypatch.setattr(model, "_vectors", forward)
+    monkeypatch.setattr(model._forward, "_vectors", forward)
     with pytest.raises(torch.OutOfMemoryError):
         await model.forward([Tokens([1, 2, 3])])
     assert freed == [True]
@@ -298,7 +298,7 @@ async def test_a_driver_without_memory_is_no_lost_device(
         error.error_code = code  # type: ignore[attr-defined]
         raise error
 
-    monkeypatch.setattr(model, "_vectors", forward)
+    monkeypatch.setattr(model._forward, "_vectors", forward)
     with pytest.raises(torch.AcceleratorError):
         await model.forward([Tokens([1, 2, 3])])
     assert model.lost == lost
@@ -363,9 +363,9 @@ async def test_rotary_frequencies_are_not_rounded(tiny: Callable[..., Path], kin
     model = LocalModel(str(folder), device="cpu", dtype="bfloat16")
     loaded = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32}).named_buffers()
     frequencies = {name: buffer for name, buffer in loaded if "inv_freq" in name}
-    ours = dict(model._network.named_buffers())
+    ours = dict(model._forward._network.named_buffers())
     assert frequencies and all(torch.equal(ours[name], buffer) for name, buffer in frequencies.items())
-    assert {weights.dtype for weights in model._network.parameters()} == {torch.bfloat16}
+    assert {weights.dtype for weights in model._forward._network.parameters()} == {torch.bfloat16}
     await model.close()
 
 
@@ -391,7 +391,7 @@ async def test_truncation_keeps_the_special_tokens_and_the_asked_for_end(minilm:
     assert isinstance(full, int) and full > 256
     end, start = [(await minilm.tokenize([" ".join(words)], "", way))[0] for way in ("end", "start")]
     assert isinstance(end, Tokens) and isinstance(start, Tokens)
-    everything = minilm._whole.encode(" ".join(words)).ids
+    everything = minilm._tokenizers.whole.encode(" ".join(words)).ids
     assert end == Tokens([*everything[:255], everything[-1]], 0, True)
     assert start == Tokens([everything[0], *everything[-255:]], 0, True)
     exact = (await minilm.tokenize(["a " * 254], "", "end"))[0]
@@ -408,7 +408,7 @@ async def test_a_prompt_that_was_cut_away_is_not_cut_out_of_the_pooling(tiny: Ca
 
 
 async def test_token_ids_are_used_verbatim(minilm: LocalModel) -> None:
-    ids = list(minilm._whole.encode("a cat sat").ids)
+    ids = list(minilm._tokenizers.whole.encode("a cat sat").ids)
     engine = Engine(minilm)
     as_text, as_ids, bare = await engine.embed(
         [EmbedRequest(["a cat sat"]), EmbedRequest([ids], prompt="ignored "), EmbedRequest([ids[1:-1]])]

@@ -55,14 +55,14 @@ async def test_a_recording_is_the_model_bit_for_bit(
     tiny: Callable[..., Path], kind: str, pooling: str, dtype: str
 ) -> None:
     model = LocalModel(str(tiny(kind, pooling, "dense", "normalize")), device="cpu", dtype=dtype)
-    recorded = model._recorded
+    recorded = model._forward._recorded
     assert recorded is not None
     random = np.random.default_rng(3)
     for texts in [1, 1, 2, 3, 5, 8, 13, 40]:
         batch = [Tokens(random.integers(1000, 30_000, random.integers(1, 65)).tolist()) for _ in range(texts)]
-        model._recorded = recorded
+        model._forward._recorded = recorded
         ours = await model.forward(batch)
-        model._recorded = None
+        model._forward._recorded = None
         assert np.array_equal(ours, await model.forward(batch))
     await model.close()
 
@@ -153,7 +153,7 @@ def test_no_warning_is_lost_while_other_threads_run() -> None:
 
 async def test_an_operator_that_fails_says_why_in_one_line(tiny: Callable[..., Path]) -> None:
     model = LocalModel(str(tiny("bert")), device="cpu", dtype="float32")
-    assert model._recorded is not None
+    assert model._forward._recorded is not None
     with pytest.raises(RuntimeError, match=r"^index out of range in self$"):
         await model.forward([Tokens([40_000])])
     await model.close()
@@ -191,10 +191,10 @@ async def test_a_model_that_cannot_be_recorded_is_run_as_it_is(
     def refuse(*_: Any) -> None:
         raise NotRecordable("it looks at a size")
 
-    monkeypatch.setattr("deployments.embedding.local.model.Recorded", refuse)
+    monkeypatch.setattr("deployments.embedding.local.forward.Recorded", refuse)
     caplog.set_level("INFO", "memserve.embedding")
     model = LocalModel(folder, device="cpu", dtype="float32", name="a-model")
-    assert model._recorded is None
-    assert "a-model is run without a recording: it looks at a size" in caplog.text
+    assert model._forward._recorded is None
+    assert "a-model runs without a recording: it looks at a size" in caplog.text
     assert np.array_equal(await model.forward(batch), expected)
     await model.close()

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-from deployments.embedding.threads import Threads
+from deployments.embedding.local.threads import Threads
 
 
 async def test_one_job_after_the_other_runs_in_one_thread() -> None:

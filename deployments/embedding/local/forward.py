@@ -1,0 +1,210 @@
+"""Runs the modules of a local model, in the fastest of several ways that gives the vectors of `encode`.
+
+Batches run without padding if the model allows it (unpadded.py). On CPU, half-precision weights are laid out once
+(packed.py) and the forward is recorded (recorded.py). On CUDA, transfers overlap compute and small batches replay CUDA
+graphs (cuda.py).
+
+Whether a model allows a faster way is measured when it is loaded: a few texts run both ways and the vectors are
+compared. A model whose vectors differ from those of `encode` is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sentence_transformers.sentence_transformer.modules import Normalize
+
+from deployments.embedding.local import packed, tiling, unpadded
+from deployments.embedding.local.recorded import NotRecordable, Recorded
+from deployments.embedding.local.spec import Spec
+from deployments.embedding.model import Tokens
+from deployments.errors import ModelUnavailable
+
+if TYPE_CHECKING:
+    from deployments.embedding.local.cuda import Gpu
+
+logger = logging.getLogger("memserve.embedding")
+
+# The most that the vectors of two ways to run a batch may differ, as 1 - cosine. Rounding stays far below this; a wrong
+# position is far above it.
+_SAME = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+# Vectors may differ from those of `encode` by this many times more: packed layers round once less. That is still far
+# below the distance to another text's vector.
+_TOLERANCE = 10
+
+
+class Forward:
+    """See the module. Several threads may call `run` at once.
+
+    Args:
+        network: a SentenceTransformer, for inference only. Its layers are changed in place.
+        spec: what it asks for.
+        samples: a few texts, ready for the forward.
+        expected: (samples, dim) float32, their vectors as `encode` gives them.
+
+    Attributes:
+        pads: whether a batch is padded to its longest text.
+
+    Raises:
+        ModelUnavailable: the vectors of the samples differ from the expected ones.
+    """
+
+    def __init__(self, network: Any, spec: Spec, samples: Sequence[Tokens], expected: np.ndarray) -> None:
+        self._network = network
+        self._spec = spec
+        self._recorded: Recorded | None = None
+        self._gpu: Gpu | None = None
+        on_gpu = spec.device.type == "cuda"
+        # Flash attention on CUDA has no float32.
+        attends = spec.dtype != torch.float32 or not on_gpu
+        self.pads = not (attends and unpadded.install(network[0].model) and self._agrees_without_padding())
+        linears = packed.pack_linears(network) if not on_gpu and packed.available(spec.dtype) else []
+        self._rounds_up = bool(linears)
+        if not on_gpu and not self.pads:
+            self._recorded = self._record(linears)
+        self._refuse_other_vectors(samples, expected)
+        if on_gpu and not self.pads:
+            from deployments.embedding.local.cuda import Gpu
+
+            self._gpu = Gpu(self._vectors, spec.device)
+
+    def _agrees_without_padding(self) -> bool:
+        """Run a few texts with and without padding, and compare the vectors."""
+        probe = self._probe(3, 17, 9, 17, 300)  # 300 is longer than most attention windows
+        try:
+            with torch.inference_mode():
+                flat = unpadded.flatten(probe, self._spec.first_position)
+                ours = self._vectors(unpadded.features(flat, self._spec.device, self._spec.dtype))
+                ours = _to_host(ours)[flat.place]
+                theirs = _to_host(self._vectors(self._padded(probe)))
+        except Exception as error:  # noqa: BLE001 - a foreign model may raise anything; with padding it can still run
+            logger.info("%s runs with padding: %s", self._spec.info.name, error)
+            return False
+        apart = _largest_distance(ours, theirs)
+        if not apart <= _SAME[self._spec.dtype]:
+            logger.info("%s runs with padding: without it, its vectors differ by %g", self._spec.info.name, apart)
+            return False
+        return True
+
+    def _probe(self, *lengths: int) -> list[Tokens]:
+        """Texts of random words with these numbers of tokens, none longer than the model reads."""
+        info = self._spec.info
+        random = np.random.default_rng(0)
+        words = np.setdiff1d(np.arange(info.vocab_size), list(self._spec.special_ids))
+        return [Tokens(random.choice(words, min(length, info.max_tokens)).tolist()) for length in lengths]
+
+    def _record(self, linears: list[packed.PackedLinear]) -> Recorded | None:
+        """Record the forward without padding; None if the model cannot be recorded."""
+        self._network.requires_grad_(False)
+        probes = (self._probe(3, 40, 9, 17), self._probe(1), self._probe(16), self._probe(*range(5, 15), 300, 33))
+        try:
+            with torch.inference_mode():
+                batches = [unpadded.flatten(probe, self._spec.first_position) for probe in probes]
+                samples = [unpadded.features(flat, self._spec.device, self._spec.dtype) for flat in batches]
+                return Recorded(self._run_modules, linears, samples)
+        except NotRecordable as error:
+            logger.info("%s runs without a recording: %s", self._spec.info.name, error)
+            return None
+
+    def _refuse_other_vectors(self, samples: Sequence[Tokens], expected: np.ndarray) -> None:
+        """Refuse a model to which `encode` gives more than token ids, such as the segments of tokens."""
+        apart = _largest_distance(np.concatenate([self._run([one]) for one in samples]), expected)
+        if not apart <= _TOLERANCE * _SAME[self._spec.dtype]:
+            raise ModelUnavailable(
+                f"The model {self._spec.info.name!r} gives other vectors here than by encode"
+                f" (1 - cosine is {apart:.2g}); it is not served."
+            )
+
+    def capture_graphs(self, forwards: int, max_batch_tokens: int) -> None:
+        """On CUDA, capture the graphs of small batches for this many forwards in flight. Nothing else may run."""
+        if self._gpu is not None:
+            self._gpu.capture(forwards, self._spec.info.longest, self._spec.first_position, max_batch_tokens)
+
+    def run(self, batch: Sequence[Tokens]) -> np.ndarray:
+        """Run one batch. Returns (batch, dim) float32, C-contiguous, in the order of `batch`.
+
+        Raises:
+            torch.AcceleratorError: of the device; `is_out_of_memory` says whether it can go on.
+            RuntimeError: an operator failed, or there is no memory.
+        """
+        try:
+            return self._run(batch)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                # The traceback's frames hold the forward's activations, which would stay while halves of the batch run.
+                traceback.clear_frames(error.__traceback__)
+                torch.cuda.empty_cache()
+            raise
+
+    def _run(self, batch: Sequence[Tokens]) -> np.ndarray:
+        if self._spec.pools_without_prompt and len({tokens.prompt_tokens for tokens in batch}) > 1:
+            # Pooling takes one prompt length for a whole batch.
+            vectors = np.empty((len(batch), self._spec.info.dim), np.float32)
+            for length in {tokens.prompt_tokens for tokens in batch}:
+                rows = [row for row, tokens in enumerate(batch) if tokens.prompt_tokens == length]
+                vectors[rows] = self._run([batch[row] for row in rows])
+            return vectors
+        prompt_tokens = batch[0].prompt_tokens if self._spec.pools_without_prompt else 0
+        with torch.inference_mode():
+            if self.pads:
+                return _to_host(self._vectors(self._padded(batch), prompt_tokens))
+            flat = unpadded.flatten(batch, self._spec.first_position)
+            if self._gpu is not None and not prompt_tokens:
+                return self._gpu.run(flat)
+            if self._rounds_up:
+                flat = unpadded.round_up(flat)
+            features = unpadded.features(flat, self._spec.device, self._spec.dtype)
+            vectors = _to_host(self._vectors(features, prompt_tokens))[flat.place]
+        if len(batch) > 1:  # a text that overflows spoils the texts in its row (tiling.py), so each of them runs alone
+            for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
+                if len(batch[row]) <= tiling.SHARED:
+                    vectors[row] = self._run([batch[row]])[0]
+        return vectors
+
+    def _vectors(self, features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
+        """Run the model. Returns (texts, dim) on the device, in float32 if normalised, else in the weights' dtype."""
+        if self._recorded is not None and not prompt_tokens:
+            return self._recorded(features)
+        return self._run_modules(features, prompt_tokens)
+
+    def _run_modules(self, features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
+        if prompt_tokens:
+            features["prompt_length"] = prompt_tokens
+        for module in self._network:
+            if module is self._network[-1] and isinstance(module, Normalize):
+                # In half precision, lengths would be 1 to three digits only, and dot products depend on them.
+                features["sentence_embedding"] = features["sentence_embedding"].float()
+            features = module(features)
+        return features["sentence_embedding"]
+
+    def _padded(self, batch: Sequence[Tokens]) -> dict[str, Any]:
+        longest = max(len(tokens) for tokens in batch)
+        ids = np.full((len(batch), longest), self._spec.pad_id, np.int64)  # (batch, seq)
+        mask = np.zeros((len(batch), longest), np.int64)  # (batch, seq)
+        for row, tokens in enumerate(batch):
+            ids[row, : len(tokens)] = tokens.ids
+            mask[row, : len(tokens)] = 1
+        return {
+            "input_ids": torch.from_numpy(ids).to(self._spec.device),
+            "attention_mask": torch.from_numpy(mask).to(self._spec.device),
+        }
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch's allocator has no room, or the driver has none for code or pinned memory (cudaError 2)."""
+    return isinstance(error, torch.OutOfMemoryError) or getattr(error, "error_code", None) == 2
+
+
+def _to_host(vectors: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(vectors.float().cpu().numpy())
+
+
+def _largest_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """1 - the smallest cosine between a row of each; NaN if any value is NaN."""
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return float(np.max(1 - np.sum(ours * theirs, axis=1) / np.maximum(norms, 1e-12)))
