@@ -1,17 +1,18 @@
 """The Store deployment: a thin shell around the package store/.
 
-One worker thread owns the log's connection and the indexes; every call is one job for it. Nothing is answered before
-the log has committed it. The thread folds, rebuilds, snapshots and cleans up after erasures while no call waits, and
-now and then under load.
+One worker thread owns the log's connection and the indexes; every call is one job for it. A write is answered only
+after the log has committed it. The thread does background work (indexes, snapshots, what erasures leave to do) while no
+call waits, and once a second under load.
 """
 
 import asyncio
+import functools
 import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
@@ -23,18 +24,36 @@ from deployments.settings import Settings
 from store import IndexOptions, Search, SearchResult, Store, StoreError
 
 Answer = TypeVar("Answer")
-Arguments = ParamSpec("Arguments")
 
 logger = logging.getLogger("memserve.store")
 
-_IDLE_S = 0.1  # between two looks for background work where there was none
-_BUSY_S = 0.005  # until the next look where calls wait
+METHODS = frozenset(
+    {
+        "append_together",
+        "delete",
+        "delete_where",
+        "erase_user",
+        "export_page",
+        "get",
+        "history",
+        "import_lines",
+        "list",
+        "ping",
+        "update",
+        "user",
+        "users",
+    }
+)
+"""The methods of the store that `StoreReplica.run` calls."""
+
+_IDLE_S = 0.1  # pause after a look for background work that found none
+_BUSY_S = 0.005  # pause before the next look while calls wait
 _OVERDUE_S = 1.0  # the longest time without a step of background work
-_FAILED_S = 5.0  # until the next try of a step that failed
+_FAILED_S = 5.0  # pause after a step that failed
 
 
 class StoreReplica:
-    """One replica: any user, any write; warm for the users that routing keeps on it."""
+    """One replica. It answers for any user, and has the indexes of the users that are routed to it in memory."""
 
     # Serve awaits an async constructor; type checkers want it synchronous.
     async def __init__(self, settings: Settings, embedder: DeploymentHandle) -> None:  # type: ignore[misc]
@@ -44,10 +63,10 @@ class StoreReplica:
         options = settings.store
         self._live = LiveSettings(settings, "Store")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
-        self._name = uuid.uuid4().hex  # by which callers tell replicas apart
+        self._name = uuid.uuid4().hex  # tells callers which replica answered
         self._busy = BusyTime()
-        self._waiting = 0
-        self._memories = await self._run(
+        self._waiting_jobs = 0
+        self._store = await self._in_worker(
             lambda: Store.open(
                 options.url,
                 dim=info.dim,
@@ -60,66 +79,70 @@ class StoreReplica:
                 snapshot_dir=options.snapshot_dir,
             )
         )
-        self._tending = asyncio.create_task(self._tend())
+        self._background = asyncio.create_task(self._work_in_background())
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Serve calls this after the constructor and whenever `user_config` has changed."""
+        """Apply `user_config`. Serve calls this after the constructor and whenever `user_config` has changed."""
         if self._live.take(user_config):
-            resident = self._memories.resident
+            resident = self._store.resident
             resident.budget_bytes = self._live.settings.store.index_budget_bytes
-            await self._run(resident.trim)
+            await self._in_worker(resident.trim)
 
-    async def _run(self, job: Callable[[], Answer]) -> Answer:
-        self._waiting += 1
+    async def _in_worker(self, job: Callable[[], Answer]) -> Answer:
+        self._waiting_jobs += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._worker, job)
         finally:
-            self._waiting -= 1
+            self._waiting_jobs -= 1
 
-    async def run(
-        self,
-        method: Callable[Concatenate[Store, Arguments], Answer],
-        *args: Arguments.args,
-        **options: Arguments.kwargs,
-    ) -> Answer | StoreError:
-        """Call a method of the store (`store.Store.search`) with these arguments.
+    async def run(self, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method of the store by its name.
 
-        Its error comes as a value: what a caller did wrong is no failure of this replica.
+        Returns:
+            its answer, or its StoreError as a value: a wrong request is not a failure of this replica.
+
+        Raises:
+            ValueError: the name is not one of METHODS.
         """
+        if method not in METHODS:
+            raise ValueError(f"The store has no method {method!r} for callers.")
+        return await self._answer(functools.partial(getattr(self._store, method), *args, **options))
+
+    async def _answer(self, job: Callable[[], Answer]) -> Answer | StoreError:
         with self._busy.call():
             try:
-                return await self._run(lambda: method(self._memories, *args, **options))
+                return await self._in_worker(job)
             except StoreError as error:
                 return error
 
     async def search(self, requests: Sequence[Search]) -> tuple[str, list[SearchResult | StoreError]] | StoreError:
-        """Search many users: the name of this replica, and an answer for each request, in order."""
-        found = await self.run(Store.search, requests)
+        """Search many users. Returns the name of this replica and an answer for each request, in order."""
+        found = await self._answer(lambda: self._store.search(requests))
         return found if isinstance(found, StoreError) else (self._name, found)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve asks for each second, for deployments/serving/autoscaling.py."""
+        """The share of time in which calls were in hand. Serve reads it each second, for autoscaling."""
         return {BUSY: self._busy.share()}
 
-    async def _tend(self) -> None:
-        """Steps of background work, as long as this replica lives."""
+    async def _work_in_background(self) -> None:
+        """Take steps of background work until this replica ends."""
         stepped_at = 0.0
         while True:
             pause_s = _BUSY_S
-            if self._waiting == 0 or time.monotonic() - stepped_at > _OVERDUE_S:
+            if self._waiting_jobs == 0 or time.monotonic() - stepped_at > _OVERDUE_S:
                 try:
-                    more = await self._run(self._memories.background_step)
+                    more = await self._in_worker(self._store.background_step)
                     pause_s = 0.0 if more else _IDLE_S
-                except Exception as error:  # what is erased later needs the steps that follow
+                except Exception as error:  # later erasures need later steps, so the loop must go on
                     expected = isinstance(error, StoreError)
-                    logger.warning("background work of the store: %s", error, exc_info=not expected)
+                    logger.warning("Background work of the store failed: %s", error, exc_info=not expected)
                     pause_s = _FAILED_S
                 stepped_at = time.monotonic()
             await asyncio.sleep(pause_s)
 
     def __del__(self) -> None:
-        tending = self.__dict__.pop("_tending", None)
-        if tending is not None:  # the first time: Serve calls this, and Python again
-            tending.cancel()
-            self._worker.submit(self._memories.close)
+        background = self.__dict__.pop("_background", None)
+        if background is not None:  # the first call is Serve's, the second Python's
+            background.cancel()
+            self._worker.submit(self._store.close)
         self._worker.shutdown(wait=True)

@@ -93,9 +93,9 @@ class OverHandle:
             case Erase():
                 return Removed(*await calls.write(Store.erase_user, TENANT, user, write_id=origin.write_id))
             case Get(id):
-                return One(workload.seen(await calls.run_warm(Store.get, TENANT, user, id)))
+                return One(workload.seen(await calls.read_user(Store.get, TENANT, user, id)))
             case List(where):
-                page = await calls.run_warm(
+                page = await calls.read_user(
                     Store.list, TENANT, user, limit=workload.ALL, filter=as_filter(where), order="updated_at"
                 )
                 return Found(tuple(map(workload.seen, page.memories)))

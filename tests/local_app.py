@@ -26,7 +26,7 @@ DIM = 32
 
 
 class LocalEmbedder:
-    """The Embedder deployment without its metrics. `gate` holds calls back; `texts` are those it was asked for."""
+    """The Embedder deployment without its metrics. Calls wait for `gate`. `texts` is every input so far."""
 
     def __init__(self) -> None:
         self.model = FakeModel(DIM)
@@ -48,13 +48,12 @@ class LocalEmbedder:
 
 
 class Replica:
-    """A handle to one deployment here.
-
-    `die_after`, `die_before`: names of calls whose replica dies, once each. `after`: what happens when such a call was
-    made, and not answered yet.
+    """A handle to a deployment in this process. A call of the store's `run` has the name of the store's method.
 
     Attributes:
         calls: (name, session) of every call.
+        die_before, die_after: names of calls whose replica dies before or after the call, once for each entry.
+        after: by the name of a call, a coroutine to run after the call and before its answer.
     """
 
     def __init__(self, deployment: Any) -> None:
@@ -84,7 +83,7 @@ class _Method:
     async def remote(self, *args: Any, **options: Any) -> Any:
         replica = self._replica
         args, options = pickle.loads(pickle.dumps((args, options)))
-        name = args[0].__name__ if self._method == "run" else self._method
+        name = args[0] if self._method == "run" else self._method
         replica.calls.append((name, replica.session))
         self._die(replica.die_before, name)
         answer = await getattr(replica.deployment, self._method)(*args, **options)
@@ -100,15 +99,17 @@ class _Method:
             raise WorkerCrashedError
 
 
-_documents: list[Document] = []  # of one application: all have the same, and it takes a while to make
+_documents: list[Document] = []  # at most one, which all applications share: it takes a while to make
 
 
 class LocalApp:
     """One gateway, one embedder, one store.
 
     Attributes:
-        http: a client of the routes, which holds every answer against the OpenAPI document.
-        embedder, store: the handles. model: the embedder itself. errors: what the routes were told of.
+        http: a client of the routes, which checks every answer against the OpenAPI document.
+        embedder, store: the handles.
+        model: the embedder itself.
+        errors: the errors that the routes reported to `on_error`.
     """
 
     @classmethod

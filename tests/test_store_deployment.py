@@ -1,13 +1,16 @@
 """The Store deployment's own work: one thread, and background work when nobody waits."""
 
 import asyncio
+import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pickletools import genops
 
 import pytest
 
 import deployments.store
+from deployments.store import METHODS
 from store import LogUnavailable, Store
 from tests.local_app import LocalApp
 
@@ -42,10 +45,11 @@ async def test_background_work_waits_while_calls_do_but_not_for_ever(
     done: list[str] = []
     monkeypatch.setattr(deployments.store, "_OVERDUE_S", 0.1)
     monkeypatch.setattr(Store, "background_step", lambda self: bool(done.append("fold")))
+    monkeypatch.setattr(Store, "ping", lambda self: (time.sleep(0.01), done.append("call")))
 
     async def caller() -> None:
         for _ in range(25):  # a second of work in all
-            await app.store.deployment.run(lambda _: (time.sleep(0.01), done.append("call")))
+            await app.store.deployment.run("ping")
 
     await until(lambda: "fold" in done)
     done.clear()
@@ -57,8 +61,28 @@ async def test_background_work_waits_while_calls_do_but_not_for_ever(
 
 
 async def test_a_callers_mistake_is_answered_as_a_value(app: LocalApp) -> None:
-    answer = await app.store.run.remote(Store.get, "default", "nobody", "none")
+    answer = await app.store.run.remote("get", "default", "nobody", "none")
     assert (type(answer).__name__, answer.param) == ("NotFound", "user_id")
+
+
+@pytest.mark.parametrize("name", ["close", "_reading", "resident", "__init__", "append", "no_such_method"])
+async def test_a_method_that_callers_have_no_use_for_is_refused(app: LocalApp, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        await app.store.run.remote(name)
+
+
+async def test_every_method_that_may_be_called_is_there() -> None:
+    assert {name for name in METHODS if callable(getattr(Store, name, None))} == METHODS
+
+
+async def test_a_method_travels_as_its_name(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a gateway and a store of two versions understand each other if a class or a module was renamed."""
+    sent: list[bytes] = []
+    dumps = pickle.dumps
+    monkeypatch.setattr(pickle, "dumps", lambda value: sent.append(dumps(value)) or dumps(value))
+    await app.gateway.user("ann")
+    globals_named = [argument for data in sent[:1] for op, argument, _ in genops(data) if "GLOBAL" in op.name]
+    assert (pickle.loads(sent[0]), globals_named) == ((("user", "default", "ann"), {}), [])
 
 
 async def test_a_replica_that_is_ended_twice_ends_once(tmp_path: Path) -> None:

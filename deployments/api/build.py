@@ -1,41 +1,35 @@
-"""The HTTP routes, each noun in a module of its own: parse, one call into the gateway, shape the answer. No Ray."""
-
-from __future__ import annotations
+"""The HTTP application: the routes of all modules over one service. No Ray."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 from deployments.api import answers, embeddings, memories, tei, users
-from deployments.api.http import api_skeleton, call_directly, json_response
-from deployments.api.openapi import complete
+from deployments.api.http import Routes, api_without_routes, json_response
+from deployments.api.openapi import document_routes
+from deployments.service import Memserve
 
-if TYPE_CHECKING:
-    from deployments.gateway import Gateway
+operations = Routes("operations")
 
 
-def build_api(gateway: Gateway, on_error: Callable[[Exception], None]) -> FastAPI:
-    """The ASGI application of one gateway replica; `on_error` is told of every request that fails."""
-    api = api_skeleton(on_error)
-    embeddings.add_embeddings(api, gateway)
-    tei.add_tei(api, gateway)
-    memories.add_memories(api, gateway)
-    users.add_users(api, gateway)
-    _add_operations(api, gateway)
-    call_directly(api)
-    complete(api, [*embeddings.BODIES, *tei.BODIES, *memories.BODIES])
+@operations.add("GET", "/health/live", response_model=answers.LiveAnswer)
+async def get_live(_: Memserve, __: Request) -> Response:
+    """200 while the process runs."""
+    return json_response({"status": "live"})
+
+
+@operations.add("GET", "/health", response_model=answers.ReadyAnswer)
+@operations.add("GET", "/health/ready", response_model=answers.ReadyAnswer)
+async def get_ready(memserve: Memserve, _: Request) -> Response:
+    """200 if a text can be embedded and the log can be read, else 503; the message names what is missing."""
+    return json_response({"status": "ready", **await memserve.check_ready()})
+
+
+def build_api(memserve: Memserve, on_error: Callable[[Exception], None]) -> FastAPI:
+    """The ASGI application of one gateway replica. It calls `on_error` with the error of every request that fails."""
+    api = api_without_routes(on_error)
+    groups = (embeddings.routes, tei.routes, memories.routes, users.routes, operations)
+    api.router.routes.extend(route for group in groups for route in group.served(memserve))
+    declared = [route for group in groups for route in group.documented()]
+    document_routes(api, declared, [*embeddings.BODIES, *tei.BODIES, *memories.BODIES])
     return api
-
-
-def _add_operations(api: FastAPI, gateway: Gateway) -> None:
-    @api.get("/health/live", response_model=answers.LiveAnswer, tags=["operations"])
-    async def get_live() -> Response:
-        """200 while the process runs."""
-        return json_response({"status": "live"})
-
-    @api.get("/health/ready", response_model=answers.ReadyAnswer, tags=["operations"])
-    @api.get("/health", response_model=answers.ReadyAnswer, tags=["operations"])
-    async def get_ready() -> Response:
-        """200 when a text can be embedded and the log be read, else 503 with what is missing."""
-        return json_response({"status": "ready", **await gateway.check_ready()})

@@ -1,13 +1,15 @@
-"""How HTTP is read and answered, for every route alike.
+"""HTTP for all routes: declaring them, reading requests, writing answers.
 
-Bodies are bounded before they are parsed, ids in a path may hold any percent-encoded character, a slash included, and
-every 4xx and 5xx answers in the OpenAI shape, whoever raised it.
+Guarantees:
+- The size of a body is bounded before it is parsed.
+- An id in a path may hold any percent-encoded character, a slash included.
+- Every 4xx and 5xx has the OpenAI error shape.
 """
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from inspect import signature
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -22,11 +24,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api.openapi import ERRORS
 from deployments.embedding.outputs import Timings
-from deployments.errors import HttpError, InvalidRequest, MemserveError, TooLarge, to_http
+from deployments.errors import HttpError, InvalidRequest, LocatedError, TooLarge, to_http
 from deployments.requests import bodies
 from deployments.requests.fields import HeldId, Id
 from deployments.requests.origin import Origin
-from store import StoreError
+from deployments.service import Memserve
 
 logger = logging.getLogger("memserve.api")
 
@@ -36,10 +38,54 @@ _HELD_ID = TypeAdapter(HeldId)
 _MAX_PARAMETERS = 32
 
 Query = TypeVar("Query", bound=BaseModel)
+Handler = Callable[[Memserve, Request], Awaitable[Response]]
+
+
+class Routes:
+    """Routes of one tag: Starlette serves them, FastAPI makes the OpenAPI document of them.
+
+    The handlers read, check and shape for themselves. If FastAPI called them, it would spend 70 us of each request, of
+    170, on doing the same.
+    """
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+        self._declared: list[tuple[str, str, Handler, dict[str, Any]]] = []
+
+    def add(self, method: str, path: str, **described: Any) -> Callable[[Handler], Handler]:
+        """Declare the decorated handler as a route. `described` are FastAPI's arguments that describe its answers."""
+
+        def declare(handler: Handler) -> Handler:
+            self._declared.append((method, path, handler, described))
+            return handler
+
+        return declare
+
+    def served(self, memserve: Memserve) -> Iterator[Route]:
+        """The routes, calling one service."""
+        for method, path, handler, _ in self._declared:
+            yield Route(path, partial(handler, memserve), methods=[method])
+
+    def documented(self) -> Iterator[APIRoute]:
+        """The routes as FastAPI documents them. They are not served."""
+        for method, path, handler, described in self._declared:
+            yield APIRoute(
+                path,
+                _no_parameters,
+                methods=[method],
+                name=handler.__name__,
+                description=handler.__doc__,
+                tags=[self._tag],
+                **{**described, "responses": ERRORS | described.get("responses", {})},
+            )
+
+
+def _no_parameters() -> None:
+    """Stands for every handler: FastAPI looks for parameters, which `takes` describes."""
 
 
 class RawPath:
-    """ASGI middleware that routes on the path as it was sent, so that `%2F` inside an id does not split it."""
+    """ASGI middleware that routes by the path as it was sent, so that `%2F` inside an id does not split the path."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -52,7 +98,16 @@ class RawPath:
 
 
 def decode_id(segment: str, name: str, *, new: bool = False) -> str:
-    """A path segment as it was meant. Raises InvalidRequest naming `name` unless it is an id; `new` may make one."""
+    """A percent-decoded id from a path.
+
+    Args:
+        segment: as it was sent.
+        name: of the path parameter, for errors.
+        new: the id may be of a new user, to which stricter rules apply.
+
+    Raises:
+        InvalidRequest: the segment is not an id.
+    """
     try:
         return (_ID if new else _HELD_ID).validate_python(unquote_to_bytes(segment).decode())
     except UnicodeDecodeError as error:
@@ -64,12 +119,14 @@ def decode_id(segment: str, name: str, *, new: bool = False) -> str:
 
 
 def read_query(request: Request, model: type[Query]) -> Query:
-    """The parameters of the query. Raises InvalidRequest naming the one that is unknown, wrong or given twice."""
+    """The parameters of the query. Raises InvalidRequest if one is unknown, wrong or given twice."""
     try:
         raw = request.scope["query_string"].decode("ascii")
         given = parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS)
     except ValueError as error:
-        raise InvalidRequest("The query must be percent-encoded UTF-8, of a few parameters.") from error
+        raise InvalidRequest(
+            f"The query must be percent-encoded UTF-8, with at most {_MAX_PARAMETERS} parameters."
+        ) from error
     values: dict[str, str] = {}
     for name, value in given:
         if name in values:
@@ -95,9 +152,9 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def origin_of(request: Request, body: bytes = b"") -> Origin:
-    """Where a write comes from. Raises InvalidRequest naming a header that is wrong."""
+    """The origin of a write. Raises InvalidRequest if a header is wrong."""
     scope = request.scope
-    target = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"  # `path` is the raw one: RawPath
+    target = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"  # RawPath made `path` the raw one
     return Origin.of_request(request.headers, request.method, target, body)
 
 
@@ -107,7 +164,7 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 
 
 def timing_headers(timings: Timings, started: float) -> dict[str, str]:
-    """Milliseconds, under the names that text-embeddings-inference uses; `started` by time.perf_counter."""
+    """Headers with milliseconds, named as text-embeddings-inference names them; `started` is a time.perf_counter."""
     return {
         "x-queue-time": f"{timings.queue_s * 1e3:.3f}",
         "x-tokenization-time": f"{timings.tokenize_s * 1e3:.3f}",
@@ -117,7 +174,7 @@ def timing_headers(timings: Timings, started: float) -> dict[str, str]:
 
 
 def error_response(error: HttpError) -> Response:
-    """The OpenAI error shape, with Retry-After where waiting helps."""
+    """The OpenAI error shape, with Retry-After if a later request may succeed."""
     headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
     return json_response(error.body(), error.status, headers)
 
@@ -125,18 +182,16 @@ def error_response(error: HttpError) -> Response:
 _HTTP_TYPES = {404: "not_found_error", 405: "invalid_request_error", 401: "authentication_error"}
 
 
-def api_skeleton(on_error: Callable[[Exception], None]) -> FastAPI:
-    """The FastAPI application without its routes; `on_error` is told of every request that fails."""
+def api_without_routes(on_error: Callable[[Exception], None]) -> FastAPI:
+    """The application without its routes. It calls `on_error` with the error of every request that fails."""
     api = FastAPI(
         title="memserve",
         description="Embeddings with dynamic batching, and a durable memory store with one vector index per user.",
         version="0.1.0",
-        responses=ERRORS,
     )
     api.add_middleware(RawPath)
 
-    @api.exception_handler(MemserveError)
-    @api.exception_handler(StoreError)
+    @api.exception_handler(LocatedError)
     async def _known(_: Request, error: Exception) -> Response:
         on_error(error)
         return error_response(to_http(error))
@@ -152,7 +207,7 @@ def api_skeleton(on_error: Callable[[Exception], None]) -> FastAPI:
 
     @api.exception_handler(ClientDisconnect)
     async def _gone(_: Request, __: Exception) -> Response:
-        return Response(status_code=499)  # which nobody reads; Serve's metrics count it under this status
+        return Response(status_code=499)  # nobody reads it; Serve's metrics count it under this status
 
     @api.exception_handler(Exception)
     async def _unknown(request: Request, error: Exception) -> Response:
@@ -164,28 +219,6 @@ def api_skeleton(on_error: Callable[[Exception], None]) -> FastAPI:
 
 
 def _methods_of(api: FastAPI, scope: Scope) -> set[str]:
-    """What the path of a request can be asked with: each method is a route of its own."""
-    there = (route for route in api.routes if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE)
-    return {method for route in there for method in route.methods or ()}
-
-
-def call_directly(api: FastAPI) -> None:
-    """Have Starlette call the handlers, which take a request and the path's segments, and FastAPI only document them.
-
-    They read, check and shape for themselves. FastAPI would spend 70 us of each request, of 170, on doing the same.
-    """
-
-    def direct(handler: Callable[..., Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        takes_request = "request" in signature(handler).parameters
-
-        async def call(request: Request) -> Response:
-            given = {**request.path_params, "request": request} if takes_request else request.path_params
-            return await handler(**given)
-
-        return call
-
-    api.router.routes[:0] = [
-        Route(route.path, direct(route.endpoint), methods=list(route.methods or ()), include_in_schema=False)
-        for route in api.routes
-        if isinstance(route, APIRoute)
-    ]
+    """The methods of a request's path. Each method is a route of its own."""
+    matching = (route for route in api.routes if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE)
+    return {method for route in matching for method in route.methods or ()}

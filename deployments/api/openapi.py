@@ -1,12 +1,16 @@
 """The OpenAPI document: what a route takes, what it answers (deployments/api/answers.py), and how it fails.
 
-The routes read, check and shape for themselves (deployments/api/http.py): FastAPI sees none of it, and is told here.
+The handlers read and shape for themselves (deployments/api/http.py), so that FastAPI can derive none of this from them.
+The document is made from the declarations of the routes.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
@@ -17,36 +21,38 @@ from deployments.requests.origin import MAX_KEY_LENGTH
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {
         "model": answers.ErrorAnswer,
-        "description": "400 wrong input, 404 not there, 405 no such method, 409 conflict, 413 too large a body, "
-        "429 too much work is queued (with Retry-After)",
+        "description": "400 the request is wrong, 404 not found, 405 wrong method, 409 conflict, 413 the body is too "
+        "large, 429 too much work is queued (with Retry-After)",
     },
     "5XX": {
         "model": answers.ErrorAnswer,
-        "description": "500 failed, 502 and 504 a remote model failed, 503 a part is not there (with Retry-After)",
+        "description": "500 the server failed, 502 and 504 a remote model failed, 503 a part of the server is away "
+        "(with Retry-After)",
     },
 }
-"""How every route fails."""
+"""The errors of every route."""
 
 TIMES: dict[str, Any] = {
     "headers": {
         name: {"description": f"milliseconds {spent}", "schema": {"type": "number"}}
         for name, spent in (
             ("x-queue-time", "in the queue of the device"),
-            ("x-tokenization-time", "until tokenized"),
-            ("x-inference-time", "of the forward"),
+            ("x-tokenization-time", "until the inputs were tokenized"),
+            ("x-inference-time", "in the model"),
             ("x-total-time", "in the gateway"),
         )
     }
 }
-"""What an answer with vectors says of the time that it took."""
+"""The headers of an answer with vectors, which say how long each stage took."""
 
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "Under it the write is made once, and for an hour answered as the first time.",
+    "description": "A write with this key is made once. Sent again within an hour, it gets the first answer.",
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
 }
+_PATH_PARAMETER = re.compile(r"{(\w+)(?::path)?}")
 
 
 def takes(
@@ -56,12 +62,18 @@ def takes(
     query: type[BaseModel] | None = None,
     idempotency_key: bool = False,
 ) -> dict[str, Any]:
-    """`openapi_extra` of a route: its JSON body, its query, and whether it is a write that a client may name."""
+    """`openapi_extra` of a route.
+
+    Args:
+        body: its JSON body.
+        query: its query.
+        idempotency_key: the route takes an Idempotency-Key.
+    """
     extra: dict[str, Any] = {}
     if body is not None:
         schema = {"$ref": f"#/components/schemas/{body.__name__}"}
         extra["requestBody"] = {"required": not optional_body, "content": {"application/json": {"schema": schema}}}
-    parameters = [] if query is None else _parameters(query)
+    parameters = [] if query is None else _query_parameters(query)
     if idempotency_key:
         parameters.append(_IDEMPOTENCY_KEY)
     if parameters:
@@ -69,32 +81,44 @@ def takes(
     return extra
 
 
-def _parameters(query: type[BaseModel]) -> list[dict[str, Any]]:
-    """A parameter that is an object is JSON in the query."""
-    made = []
+def _query_parameters(query: type[BaseModel]) -> list[dict[str, Any]]:
+    """The parameters of a query. A parameter that is an object is JSON in the query."""
+    parameters = []
     for name, schema in query.model_json_schema()["properties"].items():
         is_json = any(branch.get("type") == "object" for branch in schema.get("anyOf", [schema]))
-        how = {"content": {"application/json": {"schema": schema}}} if is_json else {"schema": schema}
-        made.append({"name": name, "in": "query", "required": False, **how})
-    return made
+        form = {"content": {"application/json": {"schema": schema}}} if is_json else {"schema": schema}
+        parameters.append({"name": name, "in": "query", "required": False, **form})
+    return parameters
 
 
-def complete(api: FastAPI, bodies: Iterable[type[BaseModel]]) -> None:
-    """Add to the document the schemas that `takes` refers to, and what ids in a path look like."""
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    schemas = {"user_id": TypeAdapter(HeldId).json_schema(), "memory_id": TypeAdapter(HeldId).json_schema()}
+    return [
+        {"name": name, "in": "path", "required": True, "schema": schemas.get(name, {"type": "string"})}
+        for name in _PATH_PARAMETER.findall(path)
+    ]
+
+
+def document_routes(api: FastAPI, routes: Iterable[APIRoute], bodies: Iterable[type[BaseModel]]) -> None:
+    """Have the application document these routes, and the schemas of the bodies that `takes` refers to."""
+    declared = list(routes)
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            api.openapi_schema = _document(api, declared, bodies)
+        return api.openapi_schema
+
+    api.openapi = openapi  # type: ignore[method-assign]
+
+
+def _document(api: FastAPI, routes: list[APIRoute], bodies: Iterable[type[BaseModel]]) -> dict[str, Any]:
+    document = get_openapi(title=api.title, version=api.version, description=api.description, routes=routes)
     _, definitions = models_json_schema(
         [(model, "validation") for model in bodies], ref_template="#/components/schemas/{model}"
     )
-    identifier = TypeAdapter(HeldId).json_schema()
-    generate = api.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-        for operations in document["paths"].values():
-            for operation in operations.values():
-                for parameter in operation.get("parameters", []):
-                    if parameter["in"] == "path" and parameter["name"] in ("user_id", "memory_id"):
-                        parameter["schema"] = identifier
-        return document
-
-    api.openapi = openapi  # type: ignore[method-assign]
+    document["components"]["schemas"].update(definitions["$defs"])
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if parameters := _path_parameters(path) + operation.get("parameters", []):
+                operation["parameters"] = parameters
+    return document

@@ -1,24 +1,19 @@
-"""The routes of text-embeddings-inference (TEI), for its clients; errors are what they are everywhere here."""
-
-from __future__ import annotations
+"""The routes of text-embeddings-inference (TEI), for its clients. Errors have the shape of all other routes."""
 
 import time
-from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 
 from deployments.api import answers
-from deployments.api.http import json_response, read_body, timing_headers
+from deployments.api.http import Routes, json_response, read_body, timing_headers
 from deployments.api.openapi import TIMES, takes
 from deployments.embedding import outputs
-from deployments.errors import InvalidRequest, TooLarge
+from deployments.errors import LocatedError, TooLarge, located
 from deployments.requests import bodies, tei
-
-if TYPE_CHECKING:
-    from deployments.gateway import Gateway
+from deployments.service import Memserve
 
 BODIES = (
     tei.EmbedBody,
@@ -26,101 +21,108 @@ BODIES = (
     tei.TokenizeBody,
     tei.DecodeBody,
 )
-MAX_UNITS = 1 << 20  # characters to be split, or token ids to be joined, in one request: each costs a hundred bytes
+MAX_UNITS = 1 << 20  # characters to tokenize, or token ids to decode, in one request: each costs about 100 bytes
+
+routes = Routes("TEI")
 
 
-def add_tei(api: FastAPI, gateway: Gateway) -> None:
-    """Add the routes that TEI has beside OpenAI's."""
-
-    @api.post(
-        "/embed",
-        response_model=list[list[float]],
-        responses={200: TIMES},
-        openapi_extra=takes(body=tei.EmbedBody),
-        tags=["TEI"],
-    )
-    async def post_embed(request: Request) -> Response:
-        """Embed texts or token ids."""
-        started = time.perf_counter()
-        body = bodies.parse(tei.EmbedBody, await read_body(request, gateway.max_body_bytes))
-        inputs, path_of = bodies.as_list(body.inputs), _paths("inputs", body.inputs)
-        result = await gateway.vectors.of_prompted(inputs, body, path_of, body.dimensions)
-        vectors = result.vectors[:, : body.dimensions]
-        if body.normalize:
-            vectors = outputs.at_length_one(vectors)
-        content = np.ascontiguousarray(vectors, np.float32)
-        return json_response(content, headers=timing_headers(result.timings, started))
-
-    @api.post(
-        "/similarity",
-        response_model=list[float],
-        responses={200: TIMES},
-        openapi_extra=takes(body=tei.SimilarityBody),
-        tags=["TEI"],
-    )
-    async def post_similarity(request: Request) -> Response:
-        """The cosine similarity of one text to others."""
-        started = time.perf_counter()
-        body = bodies.parse(tei.SimilarityBody, await read_body(request, gateway.max_body_bytes))
-        texts = [body.inputs.source_sentence, *body.inputs.sentences]
-        try:
-            result = await gateway.vectors.of_prompted(texts, body.parameters or tei.PromptBody(), _sentence)
-        except InvalidRequest as error:
-            if error.param != "prompt_name":
-                raise
-            raise InvalidRequest(error.message, "parameters.prompt_name", error.code) from error
-        source, *others = outputs.at_length_one(result.vectors)
-        return json_response(np.stack(others) @ source, headers=timing_headers(result.timings, started))
-
-    @api.post(
-        "/tokenize",
-        response_model=list[list[answers.TextTokenAnswer]],
-        openapi_extra=takes(body=tei.TokenizeBody),
-        tags=["TEI"],
-    )
-    async def post_tokenize(request: Request) -> Response:
-        """The tokens of each text, with their places in it in characters; nothing is cut."""
-        body = bodies.parse(tei.TokenizeBody, await read_body(request, gateway.max_body_bytes))
-        texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-        _check_size(sum(map(len, texts)), "characters", "inputs")
-        return json_response(await gateway.split(texts, body.add_special_tokens, _paths("inputs", body.inputs)))
-
-    @api.post("/decode", response_model=list[str], openapi_extra=takes(body=tei.DecodeBody), tags=["TEI"])
-    async def post_decode(request: Request) -> Response:
-        """The text of token ids, special tokens left out."""
-        body = bodies.parse(tei.DecodeBody, await read_body(request, gateway.max_body_bytes))
-        lists = cast(list[list[int]], bodies.as_list(body.ids))
-        _check_size(sum(map(len, lists)), "token ids", "ids")
-        return json_response(await gateway.decode(lists, _paths("ids", body.ids)))
-
-    @api.get("/info", response_model=answers.InfoAnswer, tags=["TEI"])
-    async def get_info() -> Response:
-        """What is served."""
-        info = await gateway.model_info()
-        content: dict[str, Any] = {
-            "model_id": info.name,
-            "model_sha": info.revision,
-            "model_dtype": info.dtype,
-            "model_type": {"embedding": {"dimensions": info.dim}},
-            "max_input_length": info.max_tokens,
-            "max_client_batch_size": bodies.MAX_INPUTS,
-            "auto_truncate": False,
-            "prompts": info.prompts,
-            "version": version("memserve"),
-        }
-        return json_response(content)
+@routes.add(
+    "POST",
+    "/embed",
+    response_model=list[list[float]],
+    responses={200: TIMES},
+    openapi_extra=takes(body=tei.EmbedBody),
+)
+async def post_embed(memserve: Memserve, request: Request) -> Response:
+    """Embed texts or token ids."""
+    started = time.perf_counter()
+    body = bodies.parse(tei.EmbedBody, await read_body(request, memserve.max_body_bytes))
+    with located("inputs", in_list=not bodies.is_single(body.inputs)):
+        result = await memserve.embed_prompted(
+            bodies.as_list(body.inputs),
+            prompt_name=body.prompt_name,
+            truncate=body.truncated_end(),
+            dimensions=body.dimensions,
+        )
+    vectors = result.vectors[:, : body.dimensions]
+    if body.normalize:
+        vectors = outputs.at_length_one(vectors)
+    content = np.ascontiguousarray(vectors, np.float32)
+    return json_response(content, headers=timing_headers(result.timings, started))
 
 
-def _sentence(number: int) -> str:
-    return f"inputs.sentences.{number - 1}" if number else "inputs.source_sentence"
+@routes.add(
+    "POST",
+    "/similarity",
+    response_model=list[float],
+    responses={200: TIMES},
+    openapi_extra=takes(body=tei.SimilarityBody),
+)
+async def post_similarity(memserve: Memserve, request: Request) -> Response:
+    """Compare one text with others: the cosine similarity to each."""
+    started = time.perf_counter()
+    body = bodies.parse(tei.SimilarityBody, await read_body(request, memserve.max_body_bytes))
+    options = body.parameters or tei.PromptBody()
+    try:
+        result = await memserve.embed_prompted(
+            [body.inputs.source_sentence, *body.inputs.sentences],
+            prompt_name=options.prompt_name,
+            truncate=options.truncated_end(),
+        )
+    except LocatedError as error:
+        if error.position is not None:
+            sentence = f"sentences.{error.position - 1}" if error.position else "source_sentence"
+            raise error.at(f"inputs.{sentence}") from error
+        if error.field == "prompt_name":
+            raise error.at("parameters.prompt_name") from error
+        raise
+    source, *others = outputs.at_length_one(result.vectors)
+    return json_response(np.stack(others) @ source, headers=timing_headers(result.timings, started))
 
 
-def _check_size(size: int, unit: str, param: str) -> None:
+@routes.add(
+    "POST",
+    "/tokenize",
+    response_model=list[list[answers.TextTokenAnswer]],
+    openapi_extra=takes(body=tei.TokenizeBody),
+)
+async def post_tokenize(memserve: Memserve, request: Request) -> Response:
+    """Split texts into tokens, with the place of each in characters. Long texts are not cut."""
+    body = bodies.parse(tei.TokenizeBody, await read_body(request, memserve.max_body_bytes))
+    texts = cast(list[str], bodies.as_list(body.inputs))
+    _check_size(sum(map(len, texts)), "characters", "inputs")
+    with located("inputs", in_list=not bodies.is_single(body.inputs)):
+        return json_response(await memserve.tokenize(texts, body.add_special_tokens))
+
+
+@routes.add("POST", "/decode", response_model=list[str], openapi_extra=takes(body=tei.DecodeBody))
+async def post_decode(memserve: Memserve, request: Request) -> Response:
+    """Join token ids into texts, without special tokens."""
+    body = bodies.parse(tei.DecodeBody, await read_body(request, memserve.max_body_bytes))
+    lists = cast(list[list[int]], bodies.as_list(body.ids))
+    _check_size(sum(map(len, lists)), "token ids", "ids")
+    with located("ids", in_list=not bodies.is_single(body.ids)):
+        return json_response(await memserve.decode(lists))
+
+
+@routes.add("GET", "/info", response_model=answers.InfoAnswer)
+async def get_info(memserve: Memserve, _: Request) -> Response:
+    """Describe the model that is served."""
+    info = await memserve.model_info()
+    content: dict[str, Any] = {
+        "model_id": info.name,
+        "model_sha": info.revision,
+        "model_dtype": info.dtype,
+        "model_type": {"embedding": {"dimensions": info.dim}},
+        "max_input_length": info.max_tokens,
+        "max_client_batch_size": bodies.MAX_INPUTS,
+        "auto_truncate": False,
+        "prompts": info.prompts,
+        "version": version("memserve"),
+    }
+    return json_response(content)
+
+
+def _check_size(size: int, unit: str, name: str) -> None:
     if size > MAX_UNITS:
-        raise TooLarge(f"{param} has {size} {unit}; at most {MAX_UNITS} are taken.", param, "too_many_inputs")
-
-
-def _paths(name: str, given: bodies.Inputs) -> Callable[[int], str]:
-    """The paths of what is given, alone or in a list."""
-    single = bodies.is_single(given)
-    return lambda n: name if single else f"{name}.{n}"
+        raise TooLarge(f"must hold at most {MAX_UNITS} {unit}, not {size}", name, "too_many_inputs")

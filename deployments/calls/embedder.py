@@ -1,7 +1,7 @@
-"""The gateway's calls to the embedder: coalesced, with the vectors of texts seen before in front of them.
+"""The gateway's calls to the embedder: batched, behind a cache of vectors.
 
-Hundreds of small HTTP requests become a few handle calls: while a call is on its way, everything that arrives waits,
-and rides the next one.
+Requests that arrive while a call is on its way are batched into the next one, so that hundreds of small HTTP requests
+become a few handle calls.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,22 +11,22 @@ import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from deployments.batcher import Batcher
-from deployments.calls.resilient import LoneCalls, quick, resilient
+from deployments.calls.resilient import UnbatchedCalls, resilient, with_plain_pickle
 from deployments.embedding.cache import CachedVector, VectorCache, cache_key
 from deployments.embedding.engine import EmbedRequest
 from deployments.embedding.model import InputType, ModelInfo, TextToken, Truncate
 from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import runs
-from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, ShuttingDown
+from deployments.errors import MemserveError, ShuttingDown, renumbered
 
 Answer = TypeVar("Answer")
 Inputs = list[str] | list[list[int]]
 
-CHARACTERS_PER_TOKEN = 4  # English text; what waits is admitted by this estimate, the embedder counts exactly
+CHARACTERS_PER_TOKEN = 4  # of English text. Requests are admitted by this estimate; the embedder counts exactly
 
 
 def estimated_tokens(given: object) -> int:
-    """Tokens of one input before anything is tokenized: token ids exactly, a text by its length."""
+    """The tokens of one input that is not tokenized yet: exact for token ids, by length for a text."""
     if isinstance(given, str):
         return len(given) // CHARACTERS_PER_TOKEN + 2
     return len(cast(list[int], given))
@@ -37,22 +37,22 @@ def _request_tokens(request: EmbedRequest) -> int:
 
 
 class EmbedderCalls:
-    """Coalesced calls to the embedder, with the vectors of texts seen before in front of them.
+    """Calls to the Embedder deployment. Belongs to one event loop.
 
     Args:
         handle: the Embedder deployment.
-        in_flight: calls at once; as many more while a good part of a call waits.
+        in_flight: calls at a time; twice as many while at least a quarter of a call waits.
         call_tokens: estimated tokens in one call.
-        max_queued_tokens: estimated tokens that may wait; past it `Overloaded`.
-        cache_bytes: bytes of vectors to keep; 0 asks for every text anew.
+        max_queued_tokens: estimated tokens that may wait; more are refused with `Overloaded`.
+        cache_bytes: bytes of vectors to keep; with 0 every text is embedded anew.
     """
 
     def __init__(
         self, handle: DeploymentHandle, *, in_flight: int, call_tokens: int, max_queued_tokens: int, cache_bytes: int
     ) -> None:
-        self._handle = quick(handle)
+        self._handle = with_plain_pickle(handle)
         self._call_tokens = call_tokens
-        self._lone_calls = LoneCalls("embedder")
+        self._unbatched = UnbatchedCalls("embedder")
         self._info: ModelInfo | None = None
         self.cache = VectorCache(cache_bytes)
         self.batcher: Batcher[EmbedRequest, EmbedResult] = Batcher(
@@ -60,16 +60,16 @@ class EmbedderCalls:
         )
 
     def reconfigure(self, *, in_flight: int, call_tokens: int, max_queued_tokens: int, cache_bytes: int) -> None:
-        """Change what the constructor was given, while calls wait and travel."""
+        """Change these arguments of the constructor. Calls that wait or run are kept."""
         self._call_tokens = call_tokens
         self.batcher.reconfigure(**_limits(in_flight, call_tokens, max_queued_tokens))
         self.cache.resize(cache_bytes)
 
     async def _call(self, requests: list[EmbedRequest]) -> Sequence[EmbedResult | Exception]:
         reply = await self._send(requests)
-        handed_back = [n for n, answer in enumerate(reply) if isinstance(answer, ShuttingDown)]
-        if handed_back:  # by a replica that ends before their turn came
-            for n, answer in zip(handed_back, await self._send([requests[n] for n in handed_back]), strict=True):
+        not_begun = [n for n, answer in enumerate(reply) if isinstance(answer, ShuttingDown)]
+        if not_begun:  # by a replica that is being stopped
+            for n, answer in zip(not_begun, await self._send([requests[n] for n in not_begun]), strict=True):
                 reply[n] = answer
         return reply
 
@@ -78,19 +78,19 @@ class EmbedderCalls:
         return reply
 
     @property
-    def known(self) -> ModelInfo | None:
-        """What the model is, if an embedder has said so already."""
+    def known_info(self) -> ModelInfo | None:
+        """The model's info if an embedder has answered before, else None."""
         return self._info
 
     async def info(self) -> ModelInfo:
-        """What the model is; asked once."""
+        """The model's info. An embedder is asked for it once."""
         if self._info is None:
             await self.ping()
         assert self._info is not None
         return self._info
 
     async def ping(self) -> None:
-        """Ask an embedder whether it is there, and what the model is, past its queue. Raises what is wrong."""
+        """Ask an embedder for its model's info, past every queue. Raises Unavailable if none answers."""
         self._info = await resilient(self._handle.info.remote, "embedder")
 
     async def embed(
@@ -98,7 +98,6 @@ class EmbedderCalls:
         inputs: Inputs,
         prompt: str,
         truncate: Truncate,
-        path_of: Callable[[int], str],
         *,
         input_type: InputType | None = None,
         cached: bool = True,
@@ -108,16 +107,15 @@ class EmbedderCalls:
         Args:
             inputs: texts, or lists of token ids.
             prompt: put in front of each text.
-            truncate: which end of a too long input is cut.
-            path_of: the path of the n-th input in the caller's request, for errors.
-            input_type: what the inputs are, where the model reads more of one than of the other.
-            cached: False leaves the cache alone: nothing of these inputs stays behind.
+            truncate: the end at which an input that is too long is cut.
+            input_type: the kind of inputs, since some models read more tokens of one kind than of another.
+            cached: False bypasses the cache: nothing of these inputs is kept.
 
         Raises:
-            MemserveError: the error of the first input that failed.
+            MemserveError: the error of the first input that failed; `position` is its index in `inputs`.
         """
         if self.cache.max_bytes == 0 or not cached:
-            return await self._embed(inputs, prompt, truncate, input_type, path_of)
+            return await self._embed(inputs, prompt, truncate, input_type)
         info = await self.info()
         revision = f"{info.revision}-{info.limit(input_type)}"
         timings = Timings(0.0, 0.0, 0.0)
@@ -125,10 +123,11 @@ class EmbedderCalls:
         async def compute(missing: list[int]) -> list[CachedVector]:
             nonlocal timings
             picked = cast(Inputs, [inputs[position] for position in missing])
-            result = await self._embed(picked, prompt, truncate, input_type, lambda n: path_of(missing[n]))
+            with renumbered(missing):
+                result = await self._embed(picked, prompt, truncate, input_type)
             timings = result.timings
             rows = zip(result.vectors, result.tokens.tolist(), result.truncated.tolist(), strict=True)
-            # A copy of its own: a row of the reply would keep the whole reply in memory.
+            # Rows are copied, since a view of a row would keep the whole reply in memory.
             return [CachedVector(row.copy(), tokens, truncated) for row, tokens, truncated in rows]
 
         keys = [cache_key(revision, prompt, truncate, item) for item in inputs]
@@ -140,43 +139,34 @@ class EmbedderCalls:
             timings=timings,
         )
 
-    async def split(
-        self, texts: Sequence[str], add_special_tokens: bool, path_of: Callable[[int], str]
-    ) -> list[list[TextToken]]:
-        """The tokens of each text with their places in it. Raises InvalidRequest, Overloaded."""
-        return await self._lone(lambda: self._handle.split.remote(texts, add_special_tokens), path_of)
+    async def split(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[TextToken]]:
+        """The tokens of each text, with their places in it. Raises InvalidRequest, Overloaded."""
+        return await self._call_unbatched(lambda: self._handle.split.remote(texts, add_special_tokens))
 
-    async def decode(self, ids: Sequence[Sequence[int]], path_of: Callable[[int], str]) -> list[str]:
+    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The text of each list of token ids. Raises InvalidRequest, Overloaded."""
-        return await self._lone(lambda: self._handle.decode.remote(ids), path_of)
+        return await self._call_unbatched(lambda: self._handle.decode.remote(ids))
 
-    async def _lone(
-        self, call: Callable[[], Awaitable[Answer | MemserveError]], path_of: Callable[[int], str]
-    ) -> Answer:
-        with self._lone_calls.one():
+    async def _call_unbatched(self, call: Callable[[], Awaitable[Answer | MemserveError]]) -> Answer:
+        with self._unbatched.admit():
             answer = await resilient(call, "embedder")
         if isinstance(answer, MemserveError):
-            raise _renamed(answer, 0, path_of)
+            raise answer
         return answer
 
     async def _embed(
-        self,
-        inputs: Inputs,
-        prompt: str,
-        truncate: Truncate,
-        input_type: InputType | None,
-        path_of: Callable[[int], str],
+        self, inputs: Inputs, prompt: str, truncate: Truncate, input_type: InputType | None
     ) -> EmbedResult:
-        """Cut inputs into requests that replicas can share, and put the answers together again in order."""
+        """Cut inputs into requests of at most `call_tokens`, and join the answers in order."""
         pieces = list(runs(map(estimated_tokens, inputs), self._call_tokens))
         requests = [EmbedRequest(inputs[start:end], prompt, truncate, input_type) for start, end in pieces]
         results: list[EmbedResult] = []
-        for (start, _), answer in zip(pieces, await self.batcher.submit_all(requests), strict=True):
-            if isinstance(answer, MemserveError):
-                raise _renamed(answer, start, path_of) from answer
+        for (start, end), answer in zip(pieces, await self.batcher.submit_all(requests), strict=True):
             if isinstance(answer, Exception):
-                raise answer
-            results.append(answer)
+                with renumbered(range(start, end)):
+                    raise answer
+            else:
+                results.append(answer)
         return results[0] if len(results) == 1 else _joined(results)
 
 
@@ -189,7 +179,7 @@ class _Limits(TypedDict):
 
 
 def _limits(in_flight: int, call_tokens: int, max_queued_tokens: int) -> _Limits:
-    """Of the batcher: what fills a good part of a call need not wait for one to come back."""
+    """Limits of the batcher. A quarter of a call is worth sending before another call has come back."""
     return {
         "in_flight": in_flight,
         "budget": call_tokens,
@@ -210,11 +200,3 @@ def _joined(results: Sequence[EmbedResult]) -> EmbedResult:
             forward_s=max(result.timings.forward_s for result in results),
         ),
     )
-
-
-def _renamed(error: MemserveError, start: int, path_of: Callable[[int], str]) -> MemserveError:
-    """The engine's error with the path of the input in the caller's request."""
-    if error.position is None or not isinstance(error, InvalidRequest | EmbeddingFailed):
-        return error
-    path = path_of(start + error.position)
-    return error.at(path)

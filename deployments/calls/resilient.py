@@ -1,7 +1,7 @@
-"""Calls between deployments: sent again where that is safe, with the errors of Ray mapped to ours.
+"""Calls between deployments: resent if their replica dies, with Ray's errors mapped to ours.
 
-A call that dies with its replica is sent again: reads change nothing, and a write carries an id under which the log
-remembers it, so that it is made once however often it arrives.
+A call may be resent because a read changes nothing, and a write carries an id under which the log records it: a write
+is made once, however often it arrives.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,7 +18,7 @@ from store.errors import OUTCOME_UNKNOWN
 Answer = TypeVar("Answer")
 
 ATTEMPTS = 3
-LONE_CALLS = 1024  # for one request each, that may be on their way to a deployment; past it `Overloaded`
+MAX_UNBATCHED_CALLS = 1024  # to one deployment at a time, each for one request; more are refused with `Overloaded`
 
 _REPLICA_LOST = (
     ray.exceptions.RayActorError,
@@ -28,15 +28,16 @@ _REPLICA_LOST = (
 )
 
 
-async def resilient(call: Callable[[], Awaitable[Answer]], what: str, *, writes: bool = False) -> Answer:
-    """Await `call()`, again if its replica died.
+async def resilient(call: Callable[[], Awaitable[Answer]], deployment: str, *, writes: bool = False) -> Answer:
+    """Await `call()`, and call it again if its replica died.
 
     Args:
-        writes: once it was lost it may have been made, so that no failure after that may deny it.
+        deployment: its name, for errors.
+        writes: the call writes. If its replica was lost, the write may have been made, and no later error may deny it.
 
     Raises:
         Overloaded: the deployment refuses more work.
-        Unavailable: no replica could answer in `ATTEMPTS` attempts; `OUTCOME_UNKNOWN` for a write that was lost.
+        Unavailable: no replica answered in `ATTEMPTS` attempts; `OUTCOME_UNKNOWN` for a write whose replica was lost.
     """
     lost = False
     for attempt in range(1, ATTEMPTS + 1):
@@ -47,37 +48,39 @@ async def resilient(call: Callable[[], Awaitable[Answer]], what: str, *, writes:
             if isinstance(error, _REPLICA_LOST) and attempt < ATTEMPTS:
                 continue
             if writes and lost:
-                message = f"The {what} was lost while it worked, and whether this was written is not known."
+                message = f"The {deployment} was lost during this write. It is not known whether the write was made."
                 raise Unavailable(message, None, OUTCOME_UNKNOWN) from error
             if isinstance(error, BackPressureError):
-                raise Overloaded(f"The {what} has more work than it admits.") from error
-            raise Unavailable(f"The {what} is not available; try again.", None, f"{what}_unavailable") from error
+                raise Overloaded(f"The {deployment} has more work than it admits.") from error
+            message = f"The {deployment} is not available; try again."
+            raise Unavailable(message, None, f"{deployment}_unavailable") from error
     raise AssertionError("unreachable")
 
 
-def quick(handle: DeploymentHandle, **options: Any) -> DeploymentHandle:
-    """The handle with plain pickle: what travels is made of importable classes, and cloudpickle takes twice as long."""
+def with_plain_pickle(handle: DeploymentHandle, **options: Any) -> DeploymentHandle:
+    """The handle with plain pickle. Arguments and answers consist of importable classes, and cloudpickle takes twice
+    as long."""
     return handle.options(request_serialization="pickle", response_serialization="pickle", **options)
 
 
-class LoneCalls:
-    """Counts the calls to a deployment that are made for one request each.
+class UnbatchedCalls:
+    """Bounds the calls to a deployment that are made for one request each.
 
     Args:
-        what: the deployment, for errors.
+        deployment: its name, for errors.
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._on_their_way = 0
+    def __init__(self, deployment: str) -> None:
+        self._deployment = deployment
+        self._running = 0
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Around a call. Raises Overloaded where `LONE_CALLS` are on their way."""
-        if self._on_their_way >= LONE_CALLS:
-            raise Overloaded(f"The {self._what} has more work than it admits; try again later.")
-        self._on_their_way += 1
+    def admit(self) -> Iterator[None]:
+        """Around a call. Raises Overloaded if `MAX_UNBATCHED_CALLS` are running."""
+        if self._running >= MAX_UNBATCHED_CALLS:
+            raise Overloaded(f"The {self._deployment} has more work than it admits; try again later.")
+        self._running += 1
         try:
             yield
         finally:
-            self._on_their_way -= 1
+            self._running -= 1

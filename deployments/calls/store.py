@@ -1,4 +1,8 @@
-"""The gateway's calls to the store: writes to any replica, reads to the one that is warm for the user's partition."""
+"""The gateway's calls to the store: writes go to any replica, reads to the one that is warm for the user's partition.
+
+A method of the store is named on the way (`"get"`), so that gateways and stores of two versions understand each other
+even if a class or a module was renamed between them. Callers pass the method itself (`Store.get`), for its types.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -7,7 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from ray.serve.handle import DeploymentHandle
 
 from deployments.batcher import Batcher
-from deployments.calls.resilient import LoneCalls, quick, resilient
+from deployments.calls.resilient import UnbatchedCalls, resilient, with_plain_pickle
 from deployments.calls.searches import QUEUED_CALLS, Answers, CoalescedSearches
 from store import Append, AppendResult, Search, SearchResult, Store, StoreError
 
@@ -16,36 +20,39 @@ Arguments = ParamSpec("Arguments")
 
 
 def partition_of(tenant: str, user_id: str, partitions: int) -> int:
-    """The user's partition in [0, partitions): keeps a user on one warm replica, never a matter of correctness."""
+    """The user's partition in [0, partitions). It keeps the user on a warm replica; answers do not depend on it."""
     digest = hashlib.blake2b(f"{len(tenant)}:{tenant}{user_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % partitions
 
 
-def _checked(answer: Answer | StoreError) -> Answer:
-    """A store's answer; an error that came as a value is raised here."""
+def _result(answer: Answer | StoreError) -> Answer:
+    """The store's answer. The store returns its errors as values; they are raised here."""
     if isinstance(answer, StoreError):
         raise answer
     return answer
 
 
 class StoreCalls:
-    """Calls to the store: writes to any replica, reads to the one that is warm for the user's partition.
+    """Calls to the Store deployment.
 
-    Appends and searches are coalesced. Of each so much may wait as fills `QUEUED_CALLS` calls; past it `Overloaded`.
-    So is what asks for anything else, erasures too, past `LONE_CALLS`: it was not done, and what waits is not delayed.
+    Appends and searches are batched. `QUEUED_CALLS` full calls of each may wait; more are refused with `Overloaded`.
+    Other calls are made one for each request, `MAX_UNBATCHED_CALLS` at a time; more are refused with `Overloaded`,
+    erasures too. A refused call was not made.
 
     Args:
         handle: the Store deployment.
-        partitions: number of buckets that users hash to.
-        append_in_flight: write calls at once.
+        partitions: number of partitions that users hash to.
+        append_in_flight: write calls at a time.
         append_memories: memories in one write call.
     """
 
     def __init__(
         self, handle: DeploymentHandle, *, partitions: int, append_in_flight: int, append_memories: int
     ) -> None:
-        self._handle = quick(handle)
-        self._by_partition = [quick(handle, session_id=f"partition-{number}") for number in range(partitions)]
+        self._handle = with_plain_pickle(handle)
+        self._by_partition = [
+            with_plain_pickle(handle, session_id=f"partition-{number}") for number in range(partitions)
+        ]
         self._appends: Batcher[Sequence[Append], list[AppendResult]] = Batcher(
             self._append,
             in_flight=append_in_flight,
@@ -58,10 +65,10 @@ class StoreCalls:
             partition_of=lambda request: self._partition(request.tenant, request.user_id),
             partitions=partitions,
         )
-        self._lone_calls = LoneCalls("store")
+        self._unbatched = UnbatchedCalls("store")
 
     def reconfigure(self, *, append_in_flight: int, append_memories: int) -> None:
-        """Change what the constructor was given, while calls wait and travel."""
+        """Change these arguments of the constructor. Calls that wait or run are kept."""
         self._appends.reconfigure(
             in_flight=append_in_flight, budget=append_memories, max_queued=QUEUED_CALLS * append_memories
         )
@@ -71,24 +78,25 @@ class StoreCalls:
 
     async def _search(self, partition: int, requests: list[Search]) -> tuple[str, Answers]:
         warm = self._by_partition[partition]
-        return _checked(await resilient(lambda: warm.search.remote(requests), "store"))
+        return _result(await resilient(lambda: warm.search.remote(requests), "store"))
 
     def _partition(self, tenant: str, user_id: str) -> int:
         return partition_of(tenant, user_id, len(self._by_partition))
 
     async def append(self, call: Sequence[Append]) -> list[AppendResult]:
-        """Commit one call, all of it or nothing, in a transaction with whatever else waits.
+        """Commit one call, all of it or nothing, in one transaction with the other calls that wait.
 
         Raises:
-            Overloaded: at once, where too much waits. Else its own error.
+            StoreError: the call cannot be made.
+            Overloaded: at once, if too many memories wait.
         """
         return await self._appends.submit(call)
 
     async def search(self, request: Search) -> SearchResult:
-        """Search one user. Raises its own error, or Overloaded."""
+        """Search one user. Raises StoreError, or Overloaded at once if too many searches wait."""
         return await self._searches.search(request)
 
-    async def run_warm(
+    async def read_user(
         self,
         method: Callable[Concatenate[Store, str, str, Arguments], Answer],
         tenant: str,
@@ -96,22 +104,21 @@ class StoreCalls:
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """Call a method of the store that reads one user (`Store.get`), on the replica that is warm for it."""
-        warm = self._by_partition[self._partition(tenant, user_id)]
-        with self._lone_calls.one():
-            return _checked(
-                await resilient(lambda: warm.run.remote(method, tenant, user_id, *args, **options), "store")
-            )
+        """Call a method that reads one user (`Store.get`), on the replica that is warm for the user."""
+        warm, name = self._by_partition[self._partition(tenant, user_id)], method.__name__
+        with self._unbatched.admit():
+            return _result(await resilient(lambda: warm.run.remote(name, tenant, user_id, *args, **options), "store"))
 
-    async def run(
+    async def read(
         self,
         method: Callable[Concatenate[Store, Arguments], Answer],
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """Call a method of the store that reads, on any replica."""
-        with self._lone_calls.one():
-            return _checked(await resilient(lambda: self._handle.run.remote(method, *args, **options), "store"))
+        """Call a method that reads, on any replica."""
+        name = method.__name__
+        with self._unbatched.admit():
+            return _result(await resilient(lambda: self._handle.run.remote(name, *args, **options), "store"))
 
     async def write(
         self,
@@ -119,12 +126,12 @@ class StoreCalls:
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """Call a method of the store that writes, on any replica.
+        """Call a method that writes, on any replica.
 
         Raises:
-            Unavailable: `OUTCOME_UNKNOWN` where whether it was done cannot be told.
+            Unavailable: `OUTCOME_UNKNOWN` if it is not known whether the write was made.
         """
-        with self._lone_calls.one():
+        with self._unbatched.admit():
             return await self._write(method, *args, **options)
 
     async def _write(
@@ -133,10 +140,9 @@ class StoreCalls:
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        return _checked(
-            await resilient(lambda: self._handle.run.remote(method, *args, **options), "store", writes=True)
-        )
+        name = method.__name__
+        return _result(await resilient(lambda: self._handle.run.remote(name, *args, **options), "store", writes=True))
 
     async def ping(self) -> None:
         """Read the log, past every queue."""
-        _checked(await resilient(lambda: self._handle.run.remote(Store.ping), "store"))
+        _result(await resilient(lambda: self._handle.run.remote(Store.ping.__name__), "store"))

@@ -16,15 +16,14 @@ import numpy as np
 import orjson
 from pydantic_core import from_json
 
-from deployments.errors import InvalidRequest, TooLarge
+from deployments.errors import InvalidRequest, TooLarge, renumbered
 from store import ExportCursor, ExportPage, Imported, Sent
 
 PIECE_LINES = 200
 PIECE_BYTES = 1024 * 1024
 
-PathOf = Callable[[int], str]
 PageAfter = Callable[[ExportCursor | None], Awaitable[ExportPage]]
-Embed = Callable[[list[str], PathOf], Awaitable[np.ndarray]]
+Embed = Callable[[list[str]], Awaitable[np.ndarray]]
 
 
 class Piece(NamedTuple):
@@ -56,7 +55,7 @@ async def import_pieces(chunks: AsyncIterable[bytes], *, max_line_bytes: int, em
 
     Args:
         chunks: NDJSON, cut anywhere.
-        embed: (n, dim) vectors of n texts, and the path of the n-th of them in an error.
+        embed: (n, dim) vectors of n texts.
         write: imports a piece whose lines all bring a vector.
 
     Raises:
@@ -117,7 +116,8 @@ async def _with_vectors(piece: Piece, embed: Embed) -> list[bytes]:
     if bare:
         places = list(bare)
         texts = [line["text"] for line in bare.values()]
-        vectors = await embed(texts, lambda n: f"lines.{piece.first + places[n]}.text")
+        with renumbered([piece.first + place for place in places], "text"):
+            vectors = await embed(texts)
         for (n, line), vector in zip(bare.items(), vectors, strict=True):
             try:  # not by orjson, which writes no integers beyond 64 bits: the log names them
                 said = json.dumps(line, ensure_ascii=False, allow_nan=False)

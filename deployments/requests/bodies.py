@@ -39,7 +39,7 @@ from deployments.requests.fields import (
     Vector,
     encodable,
 )
-from store import Appended, HistoryEvent, Memory, Order, UserStats
+from store import Order
 
 MAX_INPUTS = 2_048
 MAX_TOP_K = 1_000
@@ -398,39 +398,3 @@ def _first_violation(error: ValidationError) -> InvalidRequest:
         return InvalidRequest("is required", path, "missing_field")
     message = str(first["ctx"]["error"]) if kind == "value_error" else first["msg"]
     return InvalidRequest(message, path or None)
-
-
-def appended(entry: Appended) -> dict[str, Any]:
-    """What an added memory is answered with."""
-    return {"id": entry.id, "status": entry.status, "version": entry.version}
-
-
-def history_event(event: HistoryEvent) -> dict[str, Any]:
-    """A state of a memory; without what it said where that was erased."""
-    content: dict[str, Any] = {"event": event.event, "at": event.at, "version": event.version}
-    if event.text is not None:
-        content |= {"text": event.text, "metadata": event.metadata}
-    return content
-
-
-def user_in_log(stats: UserStats) -> dict[str, Any]:
-    """What the log holds of a user."""
-    return {"user_id": stats.user_id, "memories": stats.memories, "version": stats.version, "bytes": stats.bytes}
-
-
-def memory(found: Memory) -> dict[str, Any]:
-    """A memory as it travels; optional fields only where they are set."""
-    content: dict[str, Any] = {
-        "id": found.id,
-        "user_id": found.user_id,
-        "text": found.text,
-        "metadata": found.metadata,
-        "created_at": found.created_at,
-        "updated_at": found.updated_at,
-        "version": found.version,
-    }
-    for name in ("expires_at", "score", "vector"):
-        value = getattr(found, name)
-        if value is not None:
-            content[name] = value
-    return content

@@ -13,8 +13,8 @@ from jsonschema import ValidationError
 
 from deployments.api.build import build_api
 from deployments.errors import InvalidRequest
-from deployments.gateway import TENANT
-from store import Append, InvalidInput, NewMemory, Store
+from deployments.service import TENANT
+from store import Append, InvalidInput, NewMemory
 from tests.documented import Document
 from tests.local_app import DIM, LocalApp
 
@@ -70,7 +70,7 @@ async def test_ids_from_before_they_were_refused_are_read_and_deleted(
         before.setattr("store.log.appending.check_new_id", lambda *_: None)
         before.setattr("store.log.rows.check_new_id", lambda *_: None)
         new = NewMemory(id="..", text="tea", vector=np.ones(DIM, np.float32))
-        await app.store.deployment.run(Store.append, [Append(TENANT, "..", (new,))])
+        await app.store.deployment.run("append_together", [[Append(TENANT, "..", (new,))]])
     found = (await api.get(f"{user}/memories/%2E%2E")).json()
     assert (found["user_id"], found["id"], found["text"]) == ("..", "..", "tea")
     assert (await api.get(f"{user}/memories")).json()["memories"] == [found]
@@ -226,6 +226,19 @@ async def test_an_unforeseen_error_tells_nothing_inner(app: LocalApp, monkeypatc
     answer = await app.http.get("/v1/users")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "secret" not in answer.text
+
+
+async def test_each_route_is_registered_once_and_documented(app: LocalApp) -> None:
+    api = build_api(app.gateway, on_error=app.errors.append)
+    served = [(route.path, method) for route in api.routes for method in route.methods]  # type: ignore[attr-defined]
+    assert len(served) == len(set(served))
+    documented = {
+        (path, method.upper()) for path, operations in api.openapi()["paths"].items() for method in operations
+    }
+    of_fastapi = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+    assert documented == {
+        (path.replace(":path", ""), method) for path, method in served if method != "HEAD" and path not in of_fastapi
+    }
 
 
 async def test_the_document_describes_bodies_and_queries(api: httpx.AsyncClient) -> None:

@@ -225,7 +225,7 @@ async def test_an_end_under_a_key_is_answered_again_when_it_is_over(
     then = datetime(2019, 1, 1, tzinfo=UTC)
     end, headers = {"expires_at": "2020-01-01T00:00:00Z"}, {"Idempotency-Key": "k"}
     with monkeypatch.context() as patched:
-        patched.setattr(app.store.deployment._memories, "_now", lambda: then)
+        patched.setattr(app.store.deployment._store, "_now", lambda: then)
         await add(api, {"id": "1", "text": "tea"})
         sent = {"x-memserve-request": f"{int(then.timestamp() * 1e6) + 1}-a"}
         first = await api.patch(f"{ANN}/1", json=end, headers=headers | sent)
@@ -358,7 +358,7 @@ async def test_texts_of_memories_leave_no_vector_behind(app: LocalApp, api: http
     await add(api, {"id": "1", "text": "tea"})
     await api.patch(f"{ANN}/1", json={"text": "milk"})
     await api.post("/v1/users/ann/import", content=b'{"id": "2", "text": "rain"}\n')
-    cache = app.gateway.vectors._embedder.cache
+    cache = app.gateway._embedder.cache
     assert len(cache) == 0
     await api.post("/v1/embeddings", json={"input": "tea"})
     assert len(cache) == 1

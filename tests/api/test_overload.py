@@ -31,7 +31,7 @@ async def test_past_the_limit_one_text_and_many_are_refused_and_what_waits_is_an
     await turns()
     waiting = [asyncio.create_task(api.post("/v1/embeddings", json={"input": f"text {n}"})) for n in range(33)]
     await turns()
-    assert small.gateway.vectors.queued_tokens == 99
+    assert small.gateway._vectors.queued_tokens == 99
     for path, body in (
         ("/v1/embeddings", {"input": "one more"}),
         ("/v1/embeddings", {"input": [f"text {n}" for n in range(2000)]}),
@@ -99,7 +99,7 @@ async def test_what_a_store_cannot_take_is_refused_and_what_waits_is_answered(
 async def test_what_asks_for_one_thing_is_refused_when_too_much_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resilient, "LONE_CALLS", 4)
+    monkeypatch.setattr(resilient, "MAX_UNBATCHED_CALLS", 4)
     app = await LocalApp.start(tmp_path)
     memories, ann = "/v1/users/ann/memories", "/v1/users/ann"
     await app.http.post(memories, json={"id": "1", "text": "tea"})

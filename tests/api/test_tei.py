@@ -153,7 +153,7 @@ async def test_what_would_be_answered_with_too_much_is_refused(
 
 
 async def test_what_piles_up_is_refused(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resilient, "LONE_CALLS", 0)
+    monkeypatch.setattr(resilient, "MAX_UNBATCHED_CALLS", 0)
     for path, body in (("/tokenize", {"inputs": "tea"}), ("/decode", {"ids": [1]})):
         answer = await app.http.post(path, json=body)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")

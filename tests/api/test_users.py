@@ -182,7 +182,7 @@ async def test_an_import_of_which_the_end_is_missing_keeps_no_half_line(app: Loc
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        await app.gateway.take_in("ann", broken(), Origin.fresh())
+        await app.gateway.import_stream("ann", broken(), Origin.fresh())
     assert (await app.gateway.user("ann"))["memories"] == 0
 
 

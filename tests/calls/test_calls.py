@@ -66,10 +66,6 @@ def calls_over(handle: Any, **options: Any) -> EmbedderCalls:
     return EmbedderCalls(handle, **limits)
 
 
-def path_of(n: int) -> str:
-    return f"memories.{n}.text"
-
-
 async def turns(count: int = 20) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
@@ -79,25 +75,25 @@ async def test_what_arrives_meanwhile_rides_the_next_call() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle)
     handle.gate.clear()
-    first = asyncio.create_task(calls.embed(["first"], "", "end", path_of))
+    first = asyncio.create_task(calls.embed(["first"], "", "end"))
     await turns()
-    rest = [asyncio.create_task(calls.embed([f"text {n}"], "", "end", path_of)) for n in range(10)]
+    rest = [asyncio.create_task(calls.embed([f"text {n}"], "", "end")) for n in range(10)]
     await turns()
     handle.gate.set()
     results = await asyncio.gather(first, *rest)
     assert handle.calls == [[1], [1] * 10]
-    alone = await calls_over(EmbedderHandle()).embed(["text 3"], "", "end", path_of)
+    alone = await calls_over(EmbedderHandle()).embed(["text 3"], "", "end")
     assert np.array_equal(results[4].vectors, alone.vectors)
 
 
 async def test_a_large_request_is_cut_and_put_together_in_order() -> None:
     handle = EmbedderHandle()
     texts = [f"text {n}" for n in range(100)]
-    whole = await calls_over(handle, call_tokens=30, in_flight=3).embed(texts, "", "end", path_of)
+    whole = await calls_over(handle, call_tokens=30, in_flight=3).embed(texts, "", "end")
     assert sum(sum(call) for call in handle.calls) == 100
     assert all(sum(call) <= 10 for call in handle.calls)
     for n in (0, 37, 99):
-        alone = await calls_over(EmbedderHandle()).embed([texts[n]], "", "end", path_of)
+        alone = await calls_over(EmbedderHandle()).embed([texts[n]], "", "end")
         assert np.array_equal(whole.vectors[n], alone.vectors[0])
     assert whole.tokens.tolist() == [2] * 100
 
@@ -107,25 +103,25 @@ async def test_an_error_names_the_input_as_its_caller_knows_it() -> None:
     texts = [f"text {n}" for n in range(40)]
     texts[33] = "a poison text"
     with pytest.raises(EmbeddingFailed) as failed:
-        await calls.embed(texts, "", "end", path_of)
-    assert failed.value.param == "memories.33.text"
+        await calls.embed(texts, "", "end")
+    assert failed.value.position == 33
     texts[33] = "word " * 17
     with pytest.raises(InvalidRequest) as refused:
-        await calls.embed(texts, "", "none", path_of)
-    assert refused.value.param == "memories.33.text"
-    assert str(refused.value) == "memories.33.text: has 17 tokens; the model reads at most 16"
+        await calls.embed(texts, "", "none")
+    assert refused.value.position == 33
+    assert str(refused.value) == "33: has 17 tokens; the model reads at most 16"
 
 
 async def test_past_the_limit_one_text_and_many_are_refused_at_once() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, max_queued_tokens=60)
     handle.gate.clear()
-    waiting = [asyncio.create_task(calls.embed(["on its way"], "", "end", path_of))]
+    waiting = [asyncio.create_task(calls.embed(["on its way"], "", "end"))]
     await turns()
-    waiting += [asyncio.create_task(calls.embed([f"text {n}"], "", "end", path_of)) for n in range(20)]
+    waiting += [asyncio.create_task(calls.embed([f"text {n}"], "", "end")) for n in range(20)]
     await turns()
     for texts in (["one text"], [f"text {n}" for n in range(2000)]):
-        refused = asyncio.create_task(calls.embed(texts, "", "end", path_of))
+        refused = asyncio.create_task(calls.embed(texts, "", "end"))
         await turns(2)
         assert refused.done()  # nothing was waited for, and nothing was sent
         error = refused.exception()
@@ -134,18 +130,18 @@ async def test_past_the_limit_one_text_and_many_are_refused_at_once() -> None:
         assert len(handle.calls) == 1
     handle.gate.set()
     await asyncio.gather(*waiting)
-    await calls.embed(["one text"], "", "end", path_of)
+    await calls.embed(["one text"], "", "end")
 
 
 async def test_a_text_seen_before_costs_no_call_and_is_the_same_bits() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, cache_bytes=1 << 20)
-    miss = await calls.embed(["a text", "another"], "", "end", path_of)
-    hit = await calls.embed(["another", "a text"], "", "end", path_of)
+    miss = await calls.embed(["a text", "another"], "", "end")
+    hit = await calls.embed(["another", "a text"], "", "end")
     assert handle.calls == [[2]]
     assert miss.vectors[::-1].tobytes() == hit.vectors.tobytes()
     assert hit.tokens.tolist() == [1, 2]
-    await calls.embed(["a text"], "query: ", "end", path_of)
+    await calls.embed(["a text"], "query: ", "end")
     assert len(handle.calls) == 2
     assert (calls.cache.hits, calls.cache.misses) == (2, 3)
 
@@ -154,10 +150,10 @@ async def test_a_text_that_is_cut_otherwise_is_not_answered_from_the_cache() -> 
     handle = EmbedderHandle()
     handle.engine.model.info = replace(handle.engine.info, max_tokens_of={"query": 2})
     calls = calls_over(handle, cache_bytes=1 << 20)
-    whole = await calls.embed(["one two three"], "", "end", path_of)
-    query = await calls.embed(["one two three"], "", "end", path_of, input_type="query")
-    document = await calls.embed(["one two three"], "", "end", path_of, input_type="document")
-    two = await calls.embed(["one two"], "", "end", path_of)
+    whole = await calls.embed(["one two three"], "", "end")
+    query = await calls.embed(["one two three"], "", "end", input_type="query")
+    document = await calls.embed(["one two three"], "", "end", input_type="document")
+    two = await calls.embed(["one two"], "", "end")
     assert [one.tokens.tolist() for one in (whole, query, document)] == [[3], [2], [3]]
     assert np.array_equal(query.vectors, two.vectors) and not np.array_equal(query.vectors, whole.vectors)
     assert handle.calls == [[1], [1], [1]]  # a document is cut as any text is
@@ -166,7 +162,7 @@ async def test_a_text_that_is_cut_otherwise_is_not_answered_from_the_cache() -> 
 async def test_the_same_text_at_once_is_computed_once() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, cache_bytes=1 << 20)
-    results = await asyncio.gather(*(calls.embed(["same"], "", "end", path_of) for _ in range(50)))
+    results = await asyncio.gather(*(calls.embed(["same"], "", "end") for _ in range(50)))
     assert handle.engine.stats().texts == 1
     assert len({result.vectors.tobytes() for result in results}) == 1
 
@@ -175,8 +171,8 @@ async def test_what_an_embedder_that_ends_did_not_start_is_asked_of_the_next() -
     handle = EmbedderHandle()
     ends = handle.engine = Engine(Slow(dim=8), max_batch_tokens=1)
     calls = calls_over(handle)
-    asking = asyncio.create_task(calls.embed(["one", "two", "three"], "", "end", path_of))
-    both = asyncio.create_task(calls.embed(["four"], "", "end", path_of))
+    asking = asyncio.create_task(calls.embed(["one", "two", "three"], "", "end"))
+    both = asyncio.create_task(calls.embed(["four"], "", "end"))
     await turns()
     assert ends.stats().running_forwards == 1
     closing = asyncio.create_task(ends.close())
@@ -194,7 +190,7 @@ async def test_one_that_ends_as_well_is_the_last_that_is_asked() -> None:
     handle = EmbedderHandle()
     await handle.engine.close()
     with pytest.raises(ShuttingDown):
-        await calls_over(handle).embed(["one"], "", "end", path_of)
+        await calls_over(handle).embed(["one"], "", "end")
     assert handle.calls == [[1], [1]]
 
 

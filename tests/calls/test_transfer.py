@@ -1,6 +1,6 @@
 """NDJSON in pieces: lines out of chunks that are cut anywhere, and vectors for lines that bring none."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 
 import numpy as np
 import orjson
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.calls.transfer import PIECE_BYTES, PIECE_LINES, Piece, import_pieces, split_lines
-from deployments.errors import InvalidRequest, TooLarge
+from deployments.errors import InvalidRequest, TooLarge, located
 from store import Imported
 
 VECTOR = [1.0, 2.0]
@@ -31,11 +31,11 @@ class Target:
         self.pieces: list[Piece] = []
         self.embedded: list[list[str]] = []
 
-    async def embed(self, texts: list[str], path_of: Callable[[int], str]) -> np.ndarray:
+    async def embed(self, texts: list[str]) -> np.ndarray:
         self.embedded.append(texts)
         for n, text in enumerate(texts):
             if text == "poison":
-                raise InvalidRequest("no", path_of(n))
+                raise InvalidRequest("no", None, None, n)
         return np.full((len(texts), 2), 0.5, np.float32)
 
     async def write(self, piece: Piece) -> Imported:
@@ -43,7 +43,10 @@ class Target:
         return Imported(len([each for each in piece.lines if each]), 0)
 
     async def take(self, data: bytes, max_line_bytes: int = 1 << 20) -> Imported:
-        return await import_pieces(stream([data]), max_line_bytes=max_line_bytes, embed=self.embed, write=self.write)
+        with located("lines"):  # as the service does
+            return await import_pieces(
+                stream([data]), max_line_bytes=max_line_bytes, embed=self.embed, write=self.write
+            )
 
 
 @given(st.lists(st.binary(max_size=12).filter(lambda each: b"\n" not in each), max_size=8), st.data())

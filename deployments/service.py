@@ -1,0 +1,499 @@
+"""memserve without HTTP and without Serve: the calls that HTTP routes and handles have in common.
+
+Guarantees:
+- Input that is wrong is refused here, before it shares a batch with the input of other callers.
+- A write is acknowledged only after the log has committed it.
+- Both doors validate alike and give the same errors. An error names its field by the path in the caller's request.
+
+Nothing here is durable: a call that waits is lost with the process. HAProxy or the client may send it again.
+"""
+
+import asyncio
+import itertools
+from collections import defaultdict
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from deployments.calls.embedder import EmbedderCalls, Inputs
+from deployments.calls.store import StoreCalls
+from deployments.calls.transfer import Piece, export_pieces, import_pieces, one_line
+from deployments.calls.vectors import Vectors
+from deployments.embedding import outputs
+from deployments.embedding.model import ModelInfo, TextToken, Truncate
+from deployments.errors import InvalidRequest, MemserveError, Unavailable, located, renumbered
+from deployments.requests import bodies
+from deployments.requests.origin import Origin
+from store import (
+    Append,
+    Appended,
+    AppendResult,
+    Conflict,
+    ExportCursor,
+    ExportPage,
+    HistoryEvent,
+    Imported,
+    Memory,
+    NewMemory,
+    NotFound,
+    Search,
+    Store,
+    StoreError,
+    UserStats,
+)
+
+TENANT = "default"
+READY_TIMEOUT_S = 1.5  # a probe is answered within two seconds
+
+Fields = dict[str, Any]
+Rows = list[Fields]  # the class has a method `list`
+Positions = list[int]
+
+
+class Memserve:
+    """Embedding, and the memories of users. Belongs to one event loop.
+
+    A write that gets an `Origin.of_key` may be sent again: it is made once. The methods whose names end in `_body`
+    take a body that was validated before.
+
+    Args:
+        embedder, vectors, store: the calls to the other deployments.
+        model_name: as configured, for `check_ready` while no embedder runs.
+        probe_embedder: False if there may be no embedder: a request starts one, a probe must not.
+        max_body_bytes: the largest request body, or line of an import.
+    """
+
+    def __init__(
+        self,
+        embedder: EmbedderCalls,
+        vectors: Vectors,
+        store: StoreCalls,
+        *,
+        model_name: str,
+        probe_embedder: bool,
+        max_body_bytes: int,
+    ) -> None:
+        self._embedder = embedder
+        self._vectors = vectors
+        self._store = store
+        self._model_name = model_name
+        self._probe_embedder = probe_embedder
+        self.max_body_bytes = max_body_bytes
+
+    # Embedding.
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        input_type: Literal["query", "document"] | None = None,
+        truncate: Truncate = "end",
+        dimensions: int | None = None,
+    ) -> np.ndarray:
+        """Embed texts.
+
+        Returns:
+            (n, dim) float32, or (n, dimensions), in the order of `texts`.
+
+        Raises:
+            InvalidRequest: `texts` is not a list, a text is empty, there are too many texts, or an option is unknown.
+        """
+        body = bodies.check(
+            bodies.EmbeddingsBody,
+            {
+                "input": _items(texts, "input"),
+                "input_type": input_type,
+                "truncate": truncate,
+                "dimensions": dimensions,
+            },
+        )
+        return outputs.cut((await self.embed_body(body)).vectors, body.dimensions)
+
+    async def embed_body(self, body: bodies.EmbeddingsBody) -> outputs.EmbedResult:
+        """Full vectors of the inputs, in order."""
+        with located("input", in_list=not bodies.is_single(body.input)):
+            return await self._vectors.of_inputs(
+                bodies.as_list(body.input),
+                input_type=body.input_type,
+                truncate=body.truncate,
+                dimensions=body.dimensions,
+            )
+
+    async def embed_prompted(
+        self, inputs: Inputs, *, prompt_name: str | None, truncate: Truncate, dimensions: int | None = None
+    ) -> outputs.EmbedResult:
+        """Full vectors of the inputs, in order, with a prompt of the model. An error has the input's position."""
+        return await self._vectors.of_prompted(
+            inputs, prompt_name=prompt_name, truncate=truncate, dimensions=dimensions
+        )
+
+    async def tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Sequence[TextToken]]:
+        """The tokens of each text, with their places in it. An error has the text's position."""
+        return await self._embedder.split(texts, add_special_tokens)
+
+    async def decode(self, ids: Sequence[Sequence[int]]) -> Sequence[str]:
+        """The text of each list of token ids. An error has the list's position."""
+        return await self._embedder.decode(ids)
+
+    async def model_info(self) -> ModelInfo:
+        """The model that is served."""
+        return await self._embedder.info()
+
+    # Memories.
+
+    async def add(
+        self,
+        user_id: str,
+        memories: Sequence[str | Mapping[str, Any]],
+        *,
+        on_duplicate: Literal["add", "skip"] = "add",
+        upsert: bool = False,
+        origin: Origin | None = None,
+    ) -> Rows:
+        """Add memories (texts, or mappings with text, id, metadata, expires_at, vector) to one user.
+
+        Returns:
+            `{id, status, version}` of each, in order, once they are committed.
+
+        Raises:
+            InvalidRequest: `param` is the path of the field.
+            store.Conflict: an id is in use for other content.
+        """
+        items = [{"text": item} if isinstance(item, str) else item for item in _items(memories, "memories")]
+        body = bodies.check(bodies.AddBody, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
+        added: Rows = (await self.add_body(_new_user(user_id), body, origin or Origin.fresh()))["memories"]
+        return added
+
+    async def add_body(self, user_id: str, body: bodies.AddBody, origin: Origin) -> Fields:
+        """Add memories to one user. `{memories: [{id, status, version}], version}`."""
+        in_list = body.memories is not None
+        with located("memories" if in_list else "", in_list=in_list, beside=("user_id",)):
+            (result,) = await self._append([(user_id, body.items())], body, origin)
+        return {"memories": [_added(entry) for entry in result.memories], "version": result.version}
+
+    async def add_many(
+        self, memories: Sequence[Mapping[str, Any]], *, origin: Origin | None = None, **options: Any
+    ) -> Rows:
+        """Add memories of many users (mappings as in `add`, each with its user_id), all of them or none.
+
+        Returns:
+            `{user_id, id, status, version}` of each, in order, once they are committed.
+
+        Raises:
+            InvalidRequest, store.Conflict: as in `add`.
+        """
+        body = bodies.check(bodies.AddManyBody, {"memories": _items(memories, "memories"), **options})
+        return await self.add_many_body(body, origin or Origin.fresh())
+
+    async def add_many_body(self, body: bodies.AddManyBody, origin: Origin) -> Rows:
+        """Add memories of many users: they are written user by user, and answered in the order of the request."""
+        of_user: defaultdict[str, Positions] = defaultdict(Positions)
+        for position, item in enumerate(body.memories):
+            of_user[item.user_id].append(position)
+        groups = [(user_id, [body.memories[n] for n in positions]) for user_id, positions in of_user.items()]
+        order = [position for positions in of_user.values() for position in positions]
+        with located("memories"), renumbered(order):
+            results = await self._append(groups, body, origin)
+        entries = [entry for result in results for entry in result.memories]
+        entry_of = dict(zip(order, entries, strict=True))
+        return [{"user_id": item.user_id, **_added(entry_of[n])} for n, item in enumerate(body.memories)]
+
+    async def _append(
+        self,
+        groups: Sequence[tuple[str, Sequence[bodies.NewMemoryBody]]],
+        options: bodies.AddBody | bodies.AddManyBody,
+        origin: Origin,
+    ) -> Sequence[AppendResult]:
+        """Embed the memories that have no vector, then commit all groups or none.
+
+        An error has the memory's position in all groups together.
+        """
+        items = [item for _, group in groups for item in group]
+        vectors = iter(await self._vectors.of_memories([item.text for item in items], [item.vector for item in items]))
+        numbers = itertools.count()
+        # A write that only adds, under ids made for it, needs no record of its result: its rows in the log show that it
+        # was made, and its time shows if its user was erased since. A client's key comes with another time.
+        only_adds = not origin.has_key and options.on_duplicate == "add" and not any(item.id for item in items)
+        appends = [
+            Append(
+                tenant=TENANT,
+                user_id=user_id,
+                memories=tuple(
+                    NewMemory(
+                        id=item.id or origin.memory_id(number),
+                        generated_id=item.id is None,
+                        text=item.text,
+                        vector=next(vectors),
+                        metadata=item.metadata,
+                        expires_at=item.expires_at,
+                    )
+                    for item, number in zip(group, numbers, strict=False)
+                ),
+                on_duplicate=options.on_duplicate,
+                upsert=options.upsert,
+                issued_at=origin.issued_at,
+                write_id=None if only_adds else origin.write_id,
+            )
+            for user_id, group in groups
+        ]
+        return await self._store.append(appends)
+
+    async def search(self, user_id: str, query: str | None = None, **options: Any) -> Rows:
+        """Search one user's memories by text, or by `vector=`; the other options are those of SearchBody.
+
+        Returns:
+            memories with their score (cosine similarity), best first.
+        """
+        body = bodies.check(bodies.SearchBody, {"query": query, **options})
+        found: Rows = (await self.search_body(_user(user_id), body))["results"]
+        return found
+
+    async def search_body(self, user_id: str, body: bodies.SearchBody) -> Fields:
+        """The nearest memories of one user. `{results, index, version}`."""
+        if body.vector is not None:
+            vector = await self._vectors.checked(body.vector)
+        else:
+            assert body.query is not None
+            with located("query", in_list=False):
+                vector = await self._vectors.of_query(body.query)
+        found = await self._store.search(
+            Search(
+                tenant=TENANT,
+                user_id=user_id,
+                vector=vector,
+                top_k=body.top_k,
+                filter=body.filter,
+                min_score=body.min_score,
+                include_vectors=body.include_vectors,
+            )
+        )
+        results = [_memory_fields(memory) for memory in found.results]
+        return {"results": results, "index": found.index, "version": found.version}
+
+    async def get(self, user_id: str, memory_id: str, **options: Any) -> Fields:
+        """One memory, with its vector if `include_vectors`. Raises store.NotFound."""
+        ids, query = _memory(user_id, memory_id), bodies.check(bodies.GetQuery, options)
+        return _memory_fields(
+            await self._store.read_user(Store.get, TENANT, *ids, include_vector=query.include_vectors)
+        )
+
+    async def list(self, user_id: str, **options: Any) -> Fields:
+        """`{memories, next_cursor}`: a page of one user's memories; the options are those of ListQuery."""
+        query = bodies.check(bodies.ListQuery, options)
+        page = await self._store.read_user(Store.list, TENANT, _user(user_id), **query.model_dump())
+        return {"memories": [_memory_fields(memory) for memory in page.memories], "next_cursor": page.next_cursor}
+
+    async def update(self, user_id: str, memory_id: str, *, origin: Origin | None = None, **changes: Any) -> Fields:
+        """Change the text, metadata or expires_at of a memory, those that are given.
+
+        A new text is embedded. If the text is the same as before, the memory keeps its vector. With `if_version` the
+        memory is changed only if it has that version.
+
+        Raises:
+            store.NotFound: there is no such memory.
+            store.Conflict: the memory has another version than `if_version`.
+        """
+        origin = origin or Origin.fresh()
+        ids = _memory(user_id, memory_id)
+        given = bodies.check(bodies.UpdateBody, changes).model_dump(exclude_unset=True)
+        while True:
+            try:
+                changed = await self._store.write(
+                    Store.update,
+                    TENANT,
+                    *ids,
+                    issued_at=origin.issued_at,
+                    write_id=origin.write_id,
+                    **await self._stored_changes(ids, given),
+                )
+            except Conflict as error:
+                # If the caller gave no version, `_stored_changes` did, and another write came in between.
+                if error.code != "version_mismatch" or "if_version" in given:
+                    raise
+            else:
+                return _memory_fields(changed)
+
+    async def _stored_changes(self, ids: tuple[str, str], given: Fields) -> Fields:
+        """The arguments of `Store.update`: a new text with its vector, an unchanged text as the version that has it."""
+        if "text" not in given:
+            return given
+        try:
+            found = await self._store.read_user(Store.get, TENANT, *ids)
+        except NotFound:  # the write may be a resent one, of a memory that was deleted since: the log decides
+            found = None
+        if found is not None and given["text"] == found.text:
+            return {"if_version": found.version, **{name: given[name] for name in given if name != "text"}}
+        with located("text", in_list=False):
+            (vector,) = await self._vectors.of_texts([given["text"]])
+        return {**given, "vector": vector}
+
+    async def delete(self, user_id: str, memory_id: str, *, origin: Origin | None = None) -> None:
+        """Delete one memory of one user. Raises store.NotFound."""
+        write_id = (origin or Origin.fresh()).write_id
+        await self._store.write(Store.delete, TENANT, *_memory(user_id, memory_id), write_id=write_id)
+
+    async def delete_where(self, user_id: str, filter: Mapping[str, Any], *, origin: Origin | None = None) -> int:
+        """Delete the memories of one user that match a filter. Returns how many."""
+        body = bodies.check(bodies.DeleteBody, {"filter": filter})
+        write_id = (origin or Origin.fresh()).write_id
+        return await self._store.write(Store.delete_where, TENANT, _user(user_id), body.filter, write_id=write_id)
+
+    async def history(self, user_id: str, memory_id: str) -> Rows:
+        """The states of one memory, oldest first: `{event, at, version, text, metadata}`. Raises store.NotFound."""
+        events = await self._store.read_user(Store.history, TENANT, *_memory(user_id, memory_id))
+        return [_event_fields(event) for event in events]
+
+    # Users.
+
+    async def user(self, user_id: str) -> Fields:
+        """`{user_id, memories, version, bytes, index, resident}`; zeros if the user has never had a memory."""
+        stats = await self._store.read_user(Store.user, TENANT, _user(user_id))
+        return {**_user_fields(stats), "index": stats.index, "resident": stats.resident}
+
+    async def users(self, **options: Any) -> Fields:
+        """`{users, next_cursor}`: a page of the users that have memories; the options are those of UsersQuery."""
+        query = bodies.check(bodies.UsersQuery, options)
+        page = await self._store.read(Store.users, TENANT, **query.model_dump())
+        return {"users": [_user_fields(stats) for stats in page.users], "next_cursor": page.next_cursor}
+
+    async def delete_user(self, user_id: str, *, origin: Origin | None = None) -> Fields:
+        """Delete everything of one user. `{deleted, version}`."""
+        write_id = (origin or Origin.fresh()).write_id
+        deleted, version = await self._store.write(Store.erase_user, TENANT, _user(user_id), write_id=write_id)
+        return {"deleted": deleted, "version": version}
+
+    async def export(self, user_id: str) -> AsyncIterator[bytes]:
+        """NDJSON of one user's memories, several lines at a time. Over a handle, use `options(stream=True)`."""
+        user = _user(user_id)
+
+        async def page_after(cursor: ExportCursor | None) -> ExportPage:
+            return await self._store.read_user(Store.export_page, TENANT, user, cursor)
+
+        async for piece in export_pieces(page_after):
+            yield piece
+
+    async def import_lines(
+        self, user_id: str, lines: Sequence[str | bytes | Mapping[str, Any]], *, origin: Origin | None = None
+    ) -> Fields:
+        """Import lines of NDJSON, or mappings in their place. `{imported, unchanged}`; see calls/transfer.py."""
+        items = _items(lines, "lines")
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for number, line in enumerate(items):
+                yield one_line(line, f"lines.{number}")
+
+        return await self.import_stream(_new_user(user_id), chunks(), origin or Origin.fresh())
+
+    async def import_stream(self, user_id: str, chunks: AsyncIterable[bytes], origin: Origin) -> Fields:
+        """Import NDJSON as it arrives, in chunks that may end anywhere. `{imported, unchanged}`."""
+        begin = True
+
+        async def write(piece: Piece) -> Imported:
+            nonlocal begin
+            done = await self._store.write(
+                Store.import_lines,
+                TENANT,
+                user_id,
+                piece.lines,
+                first=piece.first,
+                begin=begin,
+                issued_at=origin.issued_at,
+            )
+            begin = False
+            return done
+
+        with located("lines"):
+            done = await import_pieces(
+                chunks, max_line_bytes=self.max_body_bytes, embed=self._vectors.of_texts, write=write
+            )
+        return {"imported": done.imported, "unchanged": done.unchanged}
+
+    # Operations.
+
+    async def check_ready(self) -> Fields:
+        """Ask an embedder and a store whether they answer. `{model, device, dtype}`.
+
+        Raises:
+            Unavailable: the message names each that does not.
+        """
+        checks: dict[str, Callable[[], Awaitable[None]]] = {"store": self._store.ping}
+        if self._probe_embedder:
+            checks["embedder"] = self._embedder.ping
+
+        async def reason(name: str, check: Callable[[], Awaitable[None]]) -> str | None:
+            try:
+                await asyncio.wait_for(check(), READY_TIMEOUT_S)
+            except TimeoutError:
+                return f"{name}: no answer within {READY_TIMEOUT_S:g} s"
+            except (MemserveError, StoreError) as error:
+                return f"{name}: {error}"
+            return None
+
+        found = await asyncio.gather(*(reason(*check) for check in sorted(checks.items())))
+        if reasons := [each for each in found if each]:
+            raise Unavailable(f"Not ready. {'; '.join(reasons)}", None, "not_ready")
+        info = self._embedder.known_info
+        if info is None:
+            return {"model": self._model_name, "device": "none yet", "dtype": "none yet"}
+        return {"model": info.name, "device": info.device, "dtype": info.dtype}
+
+
+# Arguments of handle calls.
+
+
+def _items(given: Any, name: str) -> list[Any]:
+    """The items of a list; a single item is not a list. Mappings among them become dicts."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
+        raise InvalidRequest("must be a list", name)
+    return [dict(item) if isinstance(item, Mapping) else item for item in given]
+
+
+def _new_user(user_id: str) -> str:
+    return bodies.check(bodies.NewUserPath, {"user_id": user_id}).user_id
+
+
+def _user(user_id: str) -> str:
+    return bodies.check(bodies.UserPath, {"user_id": user_id}).user_id
+
+
+def _memory(user_id: str, memory_id: str) -> tuple[str, str]:
+    path = bodies.check(bodies.MemoryPath, {"user_id": user_id, "memory_id": memory_id})
+    return path.user_id, path.memory_id
+
+
+# The store's nouns as callers get them (deployments/api/answers.py describes the same).
+
+
+def _added(entry: Appended) -> Fields:
+    return {"id": entry.id, "status": entry.status, "version": entry.version}
+
+
+def _memory_fields(memory: Memory) -> Fields:
+    """The fields of a memory; `expires_at`, `score` and `vector` only if they are set."""
+    fields: Fields = {
+        "id": memory.id,
+        "user_id": memory.user_id,
+        "text": memory.text,
+        "metadata": memory.metadata,
+        "created_at": memory.created_at,
+        "updated_at": memory.updated_at,
+        "version": memory.version,
+    }
+    for name in ("expires_at", "score", "vector"):
+        value = getattr(memory, name)
+        if value is not None:
+            fields[name] = value
+    return fields
+
+
+def _event_fields(event: HistoryEvent) -> Fields:
+    """The fields of a state of a memory; without text and metadata if they were erased."""
+    fields: Fields = {"event": event.event, "at": event.at, "version": event.version}
+    if event.text is not None:
+        fields |= {"text": event.text, "metadata": event.metadata}
+    return fields
+
+
+def _user_fields(stats: UserStats) -> Fields:
+    return {"user_id": stats.user_id, "memories": stats.memories, "version": stats.version, "bytes": stats.bytes}
