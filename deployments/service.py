@@ -8,18 +8,17 @@ Guarantees:
 Nothing here is durable: a call that waits is lost with the process. HAProxy or the client may send it again.
 """
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from deployments.calls.embedder import EmbedderCalls, Inputs
-from deployments.calls.store import StoreCalls
 from deployments.calls.transfer import Piece, export_pieces, import_pieces, one_line
-from deployments.calls.vectors import Vectors
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, TextToken, Truncate
 from deployments.errors import InvalidRequest, MemserveError, Unavailable, located, renumbered
@@ -42,6 +41,11 @@ from store import (
     StoreError,
     UserStats,
 )
+
+if TYPE_CHECKING:  # they import Ray, which the routes and their document can do without
+    from deployments.calls.embedder import EmbedderCalls, Inputs
+    from deployments.calls.store import StoreCalls
+    from deployments.calls.vectors import Vectors
 
 TENANT = "default"
 READY_TIMEOUT_S = 1.5  # a probe is answered within two seconds
