@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from deployments.calls.transfer import Piece, export_pieces, import_pieces, one_line
+from deployments.calls.transfer import export_pieces, import_pieces, to_line
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, TextToken, Truncate
 from deployments.errors import InvalidRequest, MemserveError, Unavailable, located, renumbered
@@ -33,6 +33,7 @@ from store import (
     ExportPage,
     HistoryEvent,
     Imported,
+    ImportLine,
     Memory,
     NewMemory,
     NotFound,
@@ -385,7 +386,7 @@ class Memserve:
 
         async def chunks() -> AsyncIterator[bytes]:
             for number, line in enumerate(items):
-                yield one_line(line, f"lines.{number}")
+                yield to_line(line, number)
 
         return await self.import_stream(_new_user(user_id), chunks(), origin or Origin.fresh())
 
@@ -393,16 +394,10 @@ class Memserve:
         """Import NDJSON as it arrives, in chunks that may end anywhere. `{imported, unchanged}`."""
         begin = True
 
-        async def write(piece: Piece) -> Imported:
+        async def write(lines: Sequence[ImportLine]) -> Imported:
             nonlocal begin
             done = await self._store.write(
-                Store.import_lines,
-                TENANT,
-                user_id,
-                piece.lines,
-                first=piece.first,
-                begin=begin,
-                issued_at=origin.issued_at,
+                Store.import_page, TENANT, user_id, lines, begin=begin, issued_at=origin.issued_at
             )
             begin = False
             return done

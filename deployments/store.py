@@ -36,7 +36,7 @@ METHODS = frozenset(
         "export_page",
         "get",
         "history",
-        "import_lines",
+        "import_page",
         "list",
         "ping",
         "update",

@@ -1,4 +1,4 @@
-"""The memory store: a durable log, and one vector index per user that is a cache of it. Knows neither HTTP nor Ray."""
+"""The memory store: a durable log, and one vector index per user that is a cache of it. Uses neither HTTP nor Ray."""
 
 from store.errors import (
     Conflict,
@@ -10,7 +10,8 @@ from store.errors import (
     SchemaMismatch,
     StoreError,
 )
-from store.log.export import ExportCursor, ExportPage, Sent
+from store.log.export import Deduplicator, ExportCursor, ExportPage
+from store.log.ndjson import ImportLine, parse_lines
 from store.records import (
     DEFAULT_TENANT,
     UNSET,
@@ -40,10 +41,12 @@ __all__ = [
     "AppendResult",
     "Appended",
     "Conflict",
+    "Deduplicator",
     "ExportCursor",
     "ExportPage",
     "Filter",
     "HistoryEvent",
+    "ImportLine",
     "Imported",
     "IndexOptions",
     "InvalidInput",
@@ -58,10 +61,10 @@ __all__ = [
     "SchemaMismatch",
     "Search",
     "SearchResult",
-    "Sent",
     "Store",
     "StoreError",
     "UserStats",
     "UsersPage",
     "Vector",
+    "parse_lines",
 ]

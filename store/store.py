@@ -1,14 +1,14 @@
-"""The store of one replica: the log, and the indexes that are resident here.
+"""The store of one process: the log, and the indexes that are in memory.
 
 Guarantees:
-- What a call returned as written is on disk; a call that raised wrote nothing (an import: nothing of its last part),
-  unless it says `outcome_unknown`.
+- A write is on disk when the call returns. A call that raises has written nothing (an import: nothing of its last
+  page), unless the code of the error is `outcome_unknown`.
 - A search sees every write that was committed before it was called, by whichever process.
-- A write that carries a write id is made once, however often it is sent within an hour, to whichever store.
-- A user's rows are found under that tenant and user id only.
-- Any number of stores may work on one log at once; one that dies loses nothing but its cache.
+- A write that carries a write id is made once, however often it is sent within an hour and to whichever store.
+- The rows of a user are found under its tenant and user id only.
+- Any number of stores may work on one log at once. If one dies, only its cache is lost.
 
-Not for several threads at once: one worker thread owns a store.
+A store must not be used by several threads at once: one worker thread owns it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from store.background import Background
 from store.errors import Conflict, InvalidInput, NotFound, StoreError
 from store.index.resident import Resident
 from store.index.snapshots import Snapshots
-from store.log import appending, export, filters, listing, reading, receipts, rows, updating, writing
+from store.log import appending, deleting, export, filters, importing, listing, reading, rows, updating
 from store.log.database import Log, Synchronous
 from store.log.export import ExportCursor, ExportPage
-from store.log.schema import memories
+from store.log.ndjson import ImportLine, parse_lines
 from store.log.users import Users
 from store.records import (
     UNSET,
@@ -89,13 +89,14 @@ class Store:
         lock_timeout_s: float = 5.0,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> Store:
-        """Open the log at `url` for vectors of `model` with `dim` dimensions, making it where there is none.
+        """Open the log at `url` for vectors of `model` with `dim` dimensions. A log that does not exist is made.
 
         Args:
             url: see `Log.open`.
             index_budget_bytes: memory for the indexes of this store.
-            snapshot_dir: a local folder, which stores of the same log may share; None keeps no snapshots.
+            snapshot_dir: a local folder, which stores of the same log may share. With None no snapshots are kept.
             lock_timeout_s: how long a write waits for another writer.
+            now: the clock.
 
         Raises:
             LogUnavailable, LogDamaged, SchemaMismatch, ModelMismatch: see store/errors.py.
@@ -117,7 +118,9 @@ class Store:
     # Writes
 
     def append(self, requests: Sequence[Append]) -> list[AppendResult | StoreError]:
-        """Write all requests in one transaction. One result a request, in order; one's error is its alone.
+        """Write all requests in one transaction. Returns one result per request, in order.
+
+        If a request cannot be written, its result is the error, and the others are written.
 
         Raises:
             LogUnavailable, LogDamaged, ModelMismatch: nothing was written, unless the code is `outcome_unknown`.
@@ -126,10 +129,10 @@ class Store:
         return [result if isinstance(result, StoreError) else result[0] for result in written]
 
     def append_together(self, calls: Sequence[Sequence[Append]]) -> list[list[AppendResult] | StoreError]:
-        """Write all calls in one transaction; the requests of one call are written all, or none of them.
+        """Write all calls in one transaction. Of one call, either all requests are written or none.
 
-        One result a call, in order; one's error is its alone. Its `param` counts the memories of the call through:
-        `memories.3.id` is the id of the fourth, whichever request holds it.
+        Returns one result per call, in order. If a call cannot be written, its result is the error, and the others are
+        written. The position of an error counts the memories of the whole call.
 
         Raises:
             LogUnavailable, LogDamaged, ModelMismatch: nothing was written, unless the code is `outcome_unknown`.
@@ -163,21 +166,21 @@ class Store:
         issued_at: datetime | None = None,
         write_id: str | None = None,
     ) -> Memory:
-        """Change what is given and leave the rest; nothing changes where everything is as given already.
+        """Change the fields that are given. If they have these values already, nothing changes.
 
         Args:
-            write_id: names this write. One that is sent again under its write id, here or in another store, changes
-                nothing, and is answered as the first time: with the memory as it was then.
+            write_id: names this write. If it is sent again under its write id, here or to another store, it changes
+                nothing and gets its first answer again: the memory as it was then.
 
         Raises:
             NotFound: this user has no such memory.
-            Conflict: the memory has another version than `if_version`, or it was erased after `issued_at` (and is
-                there again), or since the first time under this write id.
-            InvalidInput: also for a new text without its vector, and for an `expires_at` that was over at `issued_at`.
+            Conflict: the memory has another version than `if_version`; or it was erased after `issued_at` and added
+                again; or it was erased since the first write under this write id.
+            InvalidInput: also if a new text comes without its vector, or `expires_at` had passed at `issued_at`.
         """
         rows.check_id(id, "id")
         if text is not UNSET and vector is UNSET:
-            raise InvalidInput("A new text comes with its vector.", "vector")
+            raise InvalidInput("must be given with a new text", "vector")
         change = updating.Change(id, text, vector, metadata, expires_at, if_version, issued_at)
         now = self._micros()
         with self._users.writing([(tenant, user_id)], make=False) as (connection, locked):
@@ -187,59 +190,44 @@ class Store:
             )
 
     def delete(self, tenant: str, user_id: str, id: str, *, write_id: str | None = None) -> int:
-        """Delete one memory with its vector and the text of its history. Returns the user's version after it.
+        """Delete one memory, with its vector and the contents of its history. Returns the user's version after it.
 
         Args:
-            write_id: as in `update`.
+            write_id: see `update`.
 
         Raises:
             NotFound: this user has no such memory.
-            InvalidInput: for an id that no memory can have.
+            InvalidInput: no memory can have this id.
         """
         rows.check_id(id, "id")
         now = self._micros()
         with self._users.writing([(tenant, user_id)], make=False) as (connection, locked):
-            user = locked[tenant, user_id]
-
-            def bury() -> list[int]:
-                key = rows.user_key(user.uid, id)
-                if reading.by_key(connection, key, self.log.model_id, now) is None:
-                    raise NotFound(f"No memory {id!r}.", "id")
-                writing.bury(connection, user, [key], now)
-                return [user.version]
-
-            (version,) = receipts.once(connection, user.uid, "delete", bury, write_id=write_id, now=now)
+            user, model_id = locked[tenant, user_id], self.log.model_id
+            version = deleting.delete(connection, user, id, model_id=model_id, now=now, write_id=write_id)
         self._background.removed(user.uid, whole=False)
-        return int(version)
+        return version
 
     def delete_where(self, tenant: str, user_id: str, filter: Filter, *, write_id: str | None = None) -> int:
-        """Delete a user's memories that match, in one transaction. Returns how many there were.
+        """Delete a user's memories that match, in one transaction. Returns their number.
 
         Args:
-            write_id: as in `update`.
+            write_id: see `update`.
 
         Raises:
-            InvalidInput: for a filter that is empty (`erase_user` deletes all) or cannot be used.
+            InvalidInput: the filter is empty (`erase_user` deletes everything) or cannot be used.
         """
         filters.check(filter)
         now = self._micros()
-        make = write_id is not None  # that there was nothing to delete is kept, too
+        make = write_id is not None  # the record that there was nothing to delete needs a user
         try:
             with self._users.writing([(tenant, user_id)], make=make) as (connection, locked):
-                user = locked[tenant, user_id]
-
-                def bury() -> list[int]:
-                    keys = self._matching(connection, user.uid, memories.c.key, filter, now)
-                    if keys:
-                        writing.bury(connection, user, keys, now)
-                    return [len(keys)]
-
-                (deleted,) = receipts.once(connection, user.uid, "delete_where", bury, write_id=write_id, now=now)
+                user, model_id = locked[tenant, user_id], self.log.model_id
+                deleted = deleting.delete_where(connection, user, filter, model_id=model_id, now=now, write_id=write_id)
         except NotFound:
             return 0
         if deleted:
             self._background.removed(user.uid, whole=False)
-        return int(deleted)
+        return deleted
 
     def erase_user(self, tenant: str, user_id: str, *, write_id: str | None = None) -> tuple[int, int]:
         """Delete everything of a user: memories, history, snapshots, cached copies.
@@ -249,19 +237,15 @@ class Store:
         the user's version after the erasure.
 
         Args:
-            write_id: as in `update`.
+            write_id: see `update`.
         """
         rows.check_id(user_id, "user_id")
         with self._users.writing([(tenant, user_id)]) as (connection, locked):
             user = locked[tenant, user_id]
-            now = self._micros()  # not before the lock: what is written until then is older than the erasure
-
-            def erase() -> list[int]:
-                return [writing.erase(connection, user, now), user.version]
-
-            erased, version = receipts.once(connection, user.uid, "erase", erase, write_id=write_id, now=now)
+            now = self._micros()  # read under the lock, so that every write before it is older than the erasure
+            erased, version = deleting.erase(connection, user, now=now, write_id=write_id)
         self._background.removed(user.uid, whole=True)
-        return int(erased), int(version)
+        return erased, version
 
     def import_lines(
         self,
@@ -275,40 +259,61 @@ class Store:
     ) -> Imported:
         """Import NDJSON, as `export` makes it, some hundred lines a transaction.
 
-        A user without memories gets the versions of the export; else new ones are given.
-
         Args:
-            first: the number of the first line, in errors.
-            begin: False for lines that go on with an import that has begun.
-            issued_at: as in an Append; None imports whatever was erased when.
+            first: the position of the first line, in errors.
+            begin, issued_at: see `import_page`.
 
         Raises:
-            InvalidInput: a line cannot be used; `param` is `lines.NUMBER.FIELD`. The parts before it are written.
-            Conflict: a line has the id of a memory with other content, or was erased after `issued_at`.
+            InvalidInput, Conflict: see `import_page`. The pages before it are written.
+        """
+        imported = unchanged = 0
+        parsed = parse_lines(lines, self._now, first)
+        while page := list(islice(parsed, export.PAGE)):
+            done = self.import_page(tenant, user_id, page, begin=begin, issued_at=issued_at)
+            begin = False
+            imported, unchanged = imported + done.imported, unchanged + done.unchanged
+        return Imported(imported, unchanged)
+
+    def import_page(
+        self,
+        tenant: str,
+        user_id: str,
+        lines: Sequence[ImportLine],
+        *,
+        begin: bool = True,
+        issued_at: datetime | None = None,
+    ) -> Imported:
+        """Import parsed lines, at least one, in one transaction.
+
+        A user without memories gets the versions of the export. Otherwise the memories get new versions.
+
+        Args:
+            begin: False for lines that continue an import.
+            issued_at: see `Append`. With None, memories are imported even if they were erased at any time.
+
+        Raises:
+            InvalidInput: a line cannot be used. `position` is the line's own.
+            Conflict: a line has the id of a memory with other content, or its memory was erased after `issued_at`.
         """
         rows.check_new_id(user_id, "user_id")
-        sent = None if issued_at is None else rows.micros(issued_at, "issued_at")
-        imported = unchanged = 0
-        checked = export.numbered(iter(lines), first, self.log.model, self.dim)
-        while part := list(islice(checked, export.PAGE)):
-            with self._users.writing([(tenant, user_id)]) as (connection, locked):
-                user = locked[tenant, user_id]
-                if begin:
-                    export.begin_import(connection, user, sent)
-                added, there = export.import_part(connection, user, part, self.log.model_id, sent)
-            begin = False
-            imported, unchanged = imported + added, unchanged + there
-        return Imported(imported, unchanged)
+        issued_us = None if issued_at is None else rows.micros(issued_at, "issued_at")
+        checked = importing.check(lines, self.log.model, self.dim)
+        with self._users.writing([(tenant, user_id)]) as (connection, locked):
+            user = locked[tenant, user_id]
+            if begin:
+                importing.begin_import(connection, user, issued_us)
+            return importing.import_lines(connection, user, checked, self.log.model_id, issued_us)
 
     # Reads
 
     def search(self, requests: Sequence[Search]) -> list[SearchResult | StoreError]:
-        """Answer all requests from one state of the log, which holds every write that was committed before.
+        """Answer all requests from one state of the log, which holds every write that was committed before the call.
 
-        One result a request, in order; one's error is its alone.
+        Returns one result per request, in order. If a request cannot be answered, its result is the error, and the
+        others are answered.
 
         Raises:
-            LogUnavailable, LogDamaged, ModelMismatch: none could be answered.
+            LogUnavailable, LogDamaged, ModelMismatch: no request could be answered.
         """
         now = self._micros()
         with self.log.read() as connection:
@@ -322,7 +327,7 @@ class Store:
 
         Raises:
             NotFound: this user has no such memory.
-            InvalidInput: for an id that no memory can have.
+            InvalidInput: no memory can have this id.
         """
         rows.check_id(id, "id")
         with self._reading() as connection:
@@ -343,10 +348,11 @@ class Store:
         filter: Filter | None = None,
         order: Order = "-created_at",
     ) -> Page:
-        """One page of a user's memories; of a user that never was, an empty one.
+        """One page of a user's memories. A user that does not exist has an empty one.
 
         Raises:
-            InvalidInput: for a limit out of 1 to 1000, an unknown order, a cursor of another list, a wrong filter.
+            InvalidInput: the limit is not from 1 to 1000, the order is unknown, the cursor belongs to another list, or
+                the filter cannot be used.
         """
         if filter is not None:
             filters.check(filter)
@@ -368,8 +374,8 @@ class Store:
         """The states of one memory, oldest first.
 
         Raises:
-            NotFound: this user never had such a memory, or was erased, or the memory has just expired.
-            InvalidInput: for an id that no memory can have.
+            NotFound: this user never had such a memory, the user was erased, or the memory has just expired.
+            InvalidInput: no memory can have this id.
         """
         rows.check_id(id, "id")
         with self._reading() as connection:
@@ -380,7 +386,7 @@ class Store:
         return events
 
     def user(self, tenant: str, user_id: str) -> UserStats:
-        """What there is of one user; all zero for one that never was."""
+        """The number of one user's memories, its version and its size; all zero if the user does not exist."""
         with self._reading() as connection:
             uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id))
             if uid is None:
@@ -390,10 +396,10 @@ class Store:
         return self._stats(uid, user_id, standing.live, standing.version, size)
 
     def users(self, tenant: str, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> UsersPage:
-        """One page of the tenant's users that have memories, by user id.
+        """One page of the tenant's users that have memories, ordered by user id.
 
         Raises:
-            InvalidInput: for a limit out of 1 to 1000, or a cursor of another list.
+            InvalidInput: the limit is not from 1 to 1000, or the cursor belongs to another list.
         """
         with self._reading() as connection:
             found, following = listing.page_of_users(
@@ -404,24 +410,25 @@ class Store:
     def export(self, tenant: str, user_id: str) -> Iterator[bytes]:
         """NDJSON: one memory with vector and history a line, ending in a newline, in the order of versions.
 
-        Read page by page. Each memory comes once: one that is changed meanwhile as it was before or after. What is
-        added meanwhile does not come.
+        The log is read page by page. Each memory comes once; one that changes meanwhile comes as it was before or after
+        the change. Memories that are added meanwhile do not come.
 
         Raises:
             Conflict: the user was erased meanwhile.
         """
-        sent = export.Sent()
-        page = self.export_page(tenant, user_id)
+        deduplicator = export.Deduplicator()
+        cursor: ExportCursor | None = None
         while True:
-            yield from sent.fresh(page)
-            if page.following is None:
+            page = self.export_page(tenant, user_id, cursor)
+            yield from deduplicator.new_lines(page)
+            cursor = page.next_cursor
+            if cursor is None:
                 return
-            page = self.export_page(tenant, user_id, page.following)
 
     def export_page(self, tenant: str, user_id: str, cursor: ExportCursor | None = None) -> ExportPage:
-        """Some lines of an export, from the beginning or from a page's `following`.
+        """Some lines of an export, from the beginning or from a page's `next_cursor`.
 
-        Whoever puts pages together passes them through one `Sent`, which drops the memories that came before.
+        The pages of an export must pass through one `Deduplicator`, which drops memories that came before.
 
         Raises:
             Conflict: the user was erased since the first page.
@@ -429,7 +436,7 @@ class Store:
         with self._reading() as connection:
             uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id))
             if uid is None:
-                return export.NOTHING
+                return export.EMPTY_PAGE
             position = reading.positions(connection, [uid])[uid]
             if cursor is None:
                 cursor = export.begin_export(connection, position)
@@ -448,10 +455,10 @@ class Store:
     # The rest
 
     def background_step(self) -> bool:
-        """Do one bounded step of background work; True where more is waiting.
+        """Do one bounded step of background work. Returns True if there is more to do at once.
 
-        It folds tails into graphs, rebuilds, saves snapshots, deletes what has expired, and sees to it that no file
-        holds what was erased. Call it again and again while idle, and at least every 10 s.
+        The steps move new rows into graphs, rebuild graphs, save snapshots, delete expired memories, and remove erased
+        contents from every file. Call this repeatedly while the store is idle, and at least every 10 s.
         """
         return self._background.step(self._micros())
 
@@ -460,7 +467,10 @@ class Store:
         self.log.ping()
 
     def close(self) -> None:
-        """Save what a restart would build again, drop the indexes and close the log. Closing twice does nothing."""
+        """Save the graphs that a restart would have to build, drop the indexes and close the log.
+
+        Closing a second time does nothing.
+        """
         if self._closed:
             return
         self._closed = True
@@ -472,10 +482,10 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        """A read transaction of a log that still serves this store's model.
+        """A read transaction, if the log still serves this store's model.
 
         Raises:
-            ModelMismatch: it was switched to another one.
+            ModelMismatch: the log was switched to another model.
         """
         with self.log.read() as connection:
             self.log.same_model(connection)
@@ -489,10 +499,6 @@ class Store:
         """(dim,) float32 of a row of `reading.by_key`."""
         found: Vector = rows.load_vectors([row.embedding], [row.vector_crc], self.dim)[0]
         return found
-
-    def _matching(self, connection: Connection, uid: int, column: Any, filter: Filter, now: int) -> Any:
-        """`column` of a user's memories that match."""
-        return reading.matching(connection, uid, column, filter=filter, model=self.log.model_id, now=now)
 
     def _micros(self) -> int:
         return rows.micros(self._now(), "now")

@@ -1,51 +1,51 @@
-"""A user's memories out and in as NDJSON, one memory a line, in pieces of bounded size: nothing is held whole.
+"""Exports and imports of a user's memories as NDJSON, in pieces of bounded size, so that no stream is held in memory.
 
 Guarantees:
-- An export holds each memory once, in the order of versions, whoever writes or dies meanwhile. Where the user is erased
-  meanwhile it breaks off with an error, and does not end like one that is complete.
-- An import is written piece by piece, each in one transaction, in the order of its lines. Where it fails the pieces
-  before are there, of the piece that failed nothing is; sent again, the lines that are there are `unchanged`.
-- Lines are counted from 0, like every position in a path; empty ones count and are skipped.
+- An export holds each memory once, in the order of versions, even if others write meanwhile or replicas die. If the
+  user is erased meanwhile, the export fails; it never ends like a complete one.
+- An import is written piece by piece, each in one transaction, in the order of its lines. If it fails, the pieces
+  before the failure are written, and nothing of the piece that failed is. If it is sent again, the lines that were
+  written are `unchanged`.
+- Each line is parsed once, here. Lines are counted from 0, like every position in a path; empty lines count and are
+  skipped.
 """
 
-import json
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
-from pydantic_core import from_json
 
 from deployments.errors import InvalidRequest, TooLarge, renumbered
-from store import ExportCursor, ExportPage, Imported, Sent
+from store import Deduplicator, ExportCursor, ExportPage, Imported, ImportLine, parse_lines
 
 PIECE_LINES = 200
 PIECE_BYTES = 1024 * 1024
 
 PageAfter = Callable[[ExportCursor | None], Awaitable[ExportPage]]
 Embed = Callable[[list[str]], Awaitable[np.ndarray]]
+Write = Callable[[Sequence[ImportLine]], Awaitable[Imported]]
 
 
-class Piece(NamedTuple):
-    """Lines that follow one another, and the number of the first."""
+class _Piece(NamedTuple):
+    """Consecutive lines, and the position of the first."""
 
     first: int
     lines: list[bytes]
 
 
-Write = Callable[[Piece], Awaitable[Imported]]
-
-
 async def export_pieces(page_after: PageAfter) -> AsyncIterator[bytes]:
     """All lines of an export, some hundred at a time."""
-    sent = Sent()
+    deduplicator = Deduplicator()
     cursor: ExportCursor | None = None
     while True:
         page = await page_after(cursor)
-        lines = sent.fresh(page)
+        lines = deduplicator.new_lines(page)
         if lines:
             yield b"".join(lines)
-        cursor = page.following
+        cursor = page.next_cursor
         if cursor is None:
             return
 
@@ -55,22 +55,23 @@ async def import_pieces(chunks: AsyncIterable[bytes], *, max_line_bytes: int, em
 
     Args:
         chunks: NDJSON, cut anywhere.
-        embed: (n, dim) vectors of n texts.
-        write: imports a piece whose lines all bring a vector.
+        embed: (n, dim) float32 vectors of n texts. The position of an error is the index of its text.
+        write: writes lines that all have a vector, at least one.
 
     Raises:
-        InvalidRequest: a line cannot be used; `param` is its path (`lines.7.text`).
+        store.InvalidInput: a line cannot be used. `position` is its number.
         TooLarge: a line is longer than `max_line_bytes`.
     """
     imported = unchanged = 0
     async for piece in _pieces(split_lines(chunks, max_line_bytes)):
-        done = await write(Piece(piece.first, await _with_vectors(piece, embed)))
+        lines = await asyncio.to_thread(_parsed, piece)  # a piece takes some 10 ms of the processor
+        done = await write(await _with_vectors(lines, embed))
         imported, unchanged = imported + done.imported, unchanged + done.unchanged
     return Imported(imported, unchanged)
 
 
 async def split_lines(chunks: AsyncIterable[bytes], max_line_bytes: int) -> AsyncIterator[bytes]:
-    """The lines of a stream, without their newlines. Raises TooLarge as soon as one is known to be longer."""
+    """The lines of a stream, without their newlines. Raises TooLarge as soon as a line is known to be too long."""
     begun: list[bytes] = []
     size = number = 0
     async for chunk in chunks:
@@ -91,11 +92,11 @@ async def split_lines(chunks: AsyncIterable[bytes], max_line_bytes: int) -> Asyn
 
 def _check_length(size: int, max_line_bytes: int, number: int) -> None:
     if size > max_line_bytes:
-        raise TooLarge(f"lines.{number} is longer than {max_line_bytes} bytes.", f"lines.{number}", "line_too_large")
+        raise TooLarge(f"is longer than {max_line_bytes} bytes", None, "line_too_large", number)
 
 
-async def _pieces(lines: AsyncIterable[bytes]) -> AsyncIterator[Piece]:
-    """Lines in pieces; each piece holds one that is not empty."""
+async def _pieces(lines: AsyncIterable[bytes]) -> AsyncIterator[_Piece]:
+    """Lines in pieces. Each piece holds at least one line that is not empty."""
     first, size = 0, 0
     held: list[bytes] = []
     async for line in lines:
@@ -103,57 +104,39 @@ async def _pieces(lines: AsyncIterable[bytes]) -> AsyncIterator[Piece]:
         size += len(held[-1])
         if len(held) == PIECE_LINES or size >= PIECE_BYTES:
             if size:
-                yield Piece(first, held)
+                yield _Piece(first, held)
             first, size, held = first + len(held), 0, []
     if size:
-        yield Piece(first, held)
+        yield _Piece(first, held)
 
 
-async def _with_vectors(piece: Piece, embed: Embed) -> list[bytes]:
-    """The piece's lines, those that brought no vector with one; the log checks all the rest."""
-    lines = list(piece.lines)
-    bare = {n: line for n, data in enumerate(lines) if data and (line := _bare(data, f"lines.{piece.first + n}"))}
-    if bare:
-        places = list(bare)
-        texts = [line["text"] for line in bare.values()]
-        with renumbered([piece.first + place for place in places], "text"):
-            vectors = await embed(texts)
-        for (n, line), vector in zip(bare.items(), vectors, strict=True):
-            try:  # not by orjson, which writes no integers beyond 64 bits: the log names them
-                said = json.dumps(line, ensure_ascii=False, allow_nan=False)
-            except ValueError as error:  # 1e999
-                path = f"lines.{piece.first + n}"
-                raise InvalidRequest(f"{path} holds a number that is not finite.", path) from error
-            added = orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
-            lines[n] = said.removesuffix("}").encode() + b', "vector": ' + added + b"}"
-    return lines
+def _parsed(piece: _Piece) -> list[ImportLine]:
+    return list(parse_lines(piece.lines, lambda: datetime.now(UTC), piece.first))
 
 
-def _bare(data: bytes, path: str) -> dict[str, Any] | None:
-    """The line, if it has no vector; without that, and without the name of the model that made the one it once had."""
-    try:
-        line = from_json(data, allow_inf_nan=False, cache_strings="keys")
-    except ValueError as error:
-        raise InvalidRequest(f"{path} is not valid JSON: {error}.", path, "invalid_json") from error
-    if not isinstance(line, dict):
-        raise InvalidRequest(f"{path} must be a JSON object.", path)
-    if line.pop("vector", None) is not None:
-        return None
-    text = line.get("text")
-    if not isinstance(text, str) or not text.strip():
-        raise InvalidRequest(f"{path}.text must be a text that is not empty.", f"{path}.text")
-    line.pop("model", None)
-    return line
+async def _with_vectors(lines: Sequence[ImportLine], embed: Embed) -> Sequence[ImportLine]:
+    """The lines, each with the vector of its text."""
+    bare = [line for line in lines if line.vector is None]
+    if not bare:
+        return lines
+    with renumbered([line.position for line in bare], "text"):
+        vectors = await embed([line.text for line in bare])
+    embedded = {line.position: vector for line, vector in zip(bare, vectors, strict=True)}
+    return [line._replace(vector=embedded[line.position]) if line.position in embedded else line for line in lines]
 
 
-def one_line(given: str | bytes | Mapping[str, Any], path: str) -> bytes:
-    """A line, or a mapping in its place, as a line of NDJSON. Raises InvalidRequest naming `path`."""
+def to_line(given: str | bytes | Mapping[str, Any], position: int) -> bytes:
+    """One line of NDJSON from a line, or from a mapping in its place.
+
+    Raises:
+        InvalidRequest: it is not JSON, or more than one line.
+    """
     try:
         data = given.encode() if isinstance(given, str) else given
         if not isinstance(data, bytes):
             data = orjson.dumps(dict(data), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z)
     except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"{path} must hold JSON: {error}.", path) from error
+        raise InvalidRequest(f"must hold JSON: {error}", None, None, position) from error
     if b"\n" in data.rstrip():
-        raise InvalidRequest(f"{path} must be one line.", path)
+        raise InvalidRequest("must be one line", None, None, position)
     return data.rstrip() + b"\n"

@@ -1,0 +1,57 @@
+"""Deletions of one user's memories, each made once under its write id.
+
+All functions run inside a caller's write transaction, under the lock of the user's row.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from store.errors import NotFound
+from store.log import reading, receipts, rows, writing
+from store.log.schema import memories
+from store.log.users import User
+from store.records import Filter
+
+
+def delete(connection: Connection, user: User, id: str, *, model_id: int, now: int, write_id: str | None) -> int:
+    """Delete one memory. Returns the user's version after the deletion.
+
+    Raises:
+        NotFound: the user has no such memory.
+    """
+
+    def make() -> receipts.Answer:
+        key = rows.user_key(user.uid, id)
+        if reading.by_key(connection, key, model_id, now) is None:
+            raise NotFound(f"No memory {id!r}.", "id")
+        writing.bury(connection, user, [key], now)
+        return [user.version]
+
+    (version,) = receipts.once(connection, user.uid, "delete", make, write_id=write_id, now=now)
+    return int(version)
+
+
+def delete_where(
+    connection: Connection, user: User, filter: Filter, *, model_id: int, now: int, write_id: str | None
+) -> int:
+    """Delete the memories that match a checked filter. Returns their number."""
+
+    def make() -> receipts.Answer:
+        keys = reading.matching(connection, user.uid, memories.c.key, filter=filter, model=model_id, now=now)
+        if keys:
+            writing.bury(connection, user, keys, now)
+        return [len(keys)]
+
+    (deleted,) = receipts.once(connection, user.uid, "delete_where", make, write_id=write_id, now=now)
+    return int(deleted)
+
+
+def erase(connection: Connection, user: User, *, now: int, write_id: str | None) -> tuple[int, int]:
+    """Delete everything of a user. Returns the number of its memories, and its version after the erasure."""
+
+    def make() -> receipts.Answer:
+        return [writing.erase(connection, user, now), user.version]
+
+    deleted, version = receipts.once(connection, user.uid, "erase", make, write_id=write_id, now=now)
+    return int(deleted), int(version)

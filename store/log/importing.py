@@ -1,0 +1,231 @@
+"""Imports: the memories of parsed NDJSON lines are written to the log with their versions, times and history.
+
+Guarantees: the lines of one call are all written or none of them, in one transaction of the caller. An import may be
+repeated: lines whose memory exists with the same content are `unchanged`, and so are lines whose memory has expired
+since it was imported. An import never restores what was erased after it was sent.
+
+All functions that take a connection run inside a caller's write transaction, under the lock of the user's row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from store.errors import Conflict, InvalidInput
+from store.log.ndjson import ImportLine
+from store.log.rows import content_hash, dump_vector, user_key
+from store.log.schema import CHUNK, history, memories
+from store.log.users import User
+from store.log.writing import content_of, forget, write_contents
+from store.records import Imported
+
+
+class CheckedLine(NamedTuple):
+    """A line whose vector fits the log: the bytes to store, and their checksum."""
+
+    line: ImportLine
+    embedding: bytes
+    vector_crc: int
+
+    @property
+    def text(self) -> str:
+        """The text of the memory."""
+        return self.line.text
+
+    @property
+    def metadata(self) -> str:
+        """The metadata of the memory as JSON."""
+        return self.line.metadata
+
+
+@dataclass(slots=True)
+class _Plan:
+    """The rows that an import writes."""
+
+    memories: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # by key
+    history: dict[bytes, list[dict[str, Any]]] = field(default_factory=dict)  # by key of the memory, without labels
+    contents: list[dict[str, Any]] = field(default_factory=list)
+
+
+def check(lines: Sequence[ImportLine], model: str, dim: int) -> list[CheckedLine]:
+    """Check that the lines' vectors are vectors of this log.
+
+    Raises:
+        InvalidInput: a vector is missing, was made by another model, has another length, or is zero or not finite.
+    """
+    checked = []
+    for line in lines:
+        if line.model is not None and line.model != model:
+            message = f"names the model {line.model}, but this log serves {model}"
+            raise InvalidInput(message, "model", None, line.position)
+        if line.vector is None:
+            raise InvalidInput("must hold the vector of the text", "vector", None, line.position)
+        try:
+            checked.append(CheckedLine(line, *dump_vector(line.vector, dim, "vector")))
+        except InvalidInput as error:
+            raise InvalidInput(error.message, error.field, error.code, line.position) from error
+    return checked
+
+
+def begin_import(connection: Connection, user: User, issued_at: int | None) -> None:
+    """Prepare a user without memories to receive the imported versions, by removing its tombstones.
+
+    The time of the newest tombstone becomes that of the user's erasure, so that older writes are still refused. If that
+    time would refuse this import as well, the tombstones stay: they tell which of the lines were deleted.
+    """
+    if user.live:
+        return
+    last = select(func.max(memories.c.updated_at)).where(memories.c.uid == user.uid)
+    newest = connection.execute(last).scalar() or 0
+    if issued_at is not None and issued_at <= newest:
+        return
+    forget(connection, user)
+    user.erased_at = max(user.erased_at, newest)
+    user.version = user.removed_version = 0
+    user.epoch += 1
+
+
+def import_lines(
+    connection: Connection, user: User, lines: Sequence[CheckedLine], model_id: int, issued_at: int | None
+) -> Imported:
+    """Write some lines.
+
+    Raises:
+        Conflict: the user has a memory with a line's id and other content, or erased a line's memory or everything
+            after `issued_at`.
+    """
+    if issued_at is not None and issued_at <= user.erased_at:
+        raise Conflict("was sent before the user was erased", None, "erased", lines[0].line.position)
+    keys = [user_key(user.uid, checked.line.id) for checked in lines]
+    known = _known(connection, keys)
+    fresh = [
+        (key, checked)
+        for key, checked in zip(keys, lines, strict=True)
+        if not _has_expired(checked.line, known.get(key))
+    ]
+    tombstones = {key: known[key] for key, _ in fresh if key in known and known[key].deleted}
+    for key, checked in fresh if issued_at is not None else ():
+        if key in tombstones and issued_at <= tombstones[key].updated_at:
+            line = checked.line
+            raise Conflict(f"was sent before the memory {line.id!r} was deleted", "id", "deleted", line.position)
+    labels = {key: row.label for key, row in tombstones.items()}
+    named = [state.version for _, checked in fresh for state in checked.line.history]
+    taken = _taken_versions(connection, user.uid, named, set(labels.values()))
+    plan = _plan(user, fresh, known, taken, model_id)
+    _write(connection, plan, labels)
+    return Imported(len(plan.memories), len(lines) - len(plan.memories))
+
+
+def _known(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, Any]:
+    """The rows of the memories and tombstones that have these keys."""
+    statement = select(
+        memories.c.key,
+        memories.c.label,
+        memories.c.deleted,
+        memories.c.content_hash,
+        memories.c.expires_at,
+        memories.c.updated_at,
+    ).where(memories.c.key.in_(keys))
+    return {row.key: row for row in connection.execute(statement)}
+
+
+def _has_expired(line: ImportLine, row: Any) -> bool:
+    """Whether `row` is the tombstone of the line's memory, and the memory was deleted because it had expired."""
+    return row is not None and row.deleted and line.expires_at is not None and line.expires_at <= row.updated_at
+
+
+def _taken_versions(connection: Connection, uid: int, versions: Sequence[int], tombstones: Set[int]) -> set[int]:
+    """Those of the versions that a state of the user has, whether or not its text was erased.
+
+    The history under the labels of `tombstones` does not count, since this import replaces it.
+    """
+    taken: set[int] = set()
+    for start in range(0, len(versions), CHUNK):
+        wanted = versions[start : start + CHUNK]
+        current = select(memories.c.version).where(memories.c.uid == uid, memories.c.version.in_(wanted))
+        taken.update(connection.execute(current).scalars())
+        past = select(history.c.label, history.c.version).where(history.c.uid == uid, history.c.version.in_(wanted))
+        taken.update(version for label, version in connection.execute(past) if label not in tombstones)
+    return taken
+
+
+def _plan(
+    user: User,
+    lines: Sequence[tuple[bytes, CheckedLine]],
+    known: Mapping[bytes, Any],
+    taken: set[int],
+    model_id: int,
+) -> _Plan:
+    """Decide what is new, what is unchanged and what contradicts the log; advance the user's version and count."""
+    plan = _Plan()
+    for key, checked in lines:
+        line, row, planned = checked.line, known.get(key), plan.memories.get(key)
+        content = content_hash(user.uid, line.text, line.canonical), line.expires_at
+        existing = None
+        if planned is not None:
+            existing = planned["content_hash"], planned["expires_at"]
+        elif row is not None and not row.deleted:
+            existing = row.content_hash, row.expires_at
+        if existing is not None:
+            if existing != content:
+                raise Conflict(f"the id {line.id!r} has other content", "id", "id_conflict", line.position)
+            continue
+        past_versions = _advance(user, line, taken)
+        user.live += 1
+        plan.memories[key] = {
+            "uid": user.uid,
+            "key": key,
+            "version": user.version,
+            "event": line.event,
+            "created_at": line.created_at,
+            "updated_at": line.updated_at,
+            "expires_at": line.expires_at,
+            "deleted": 0,
+            "content_hash": content[0],
+            "id": line.id,
+        }
+        plan.contents.append(content_of(checked, user.uid, user.version, model_id))
+        for state, version in zip(line.history, past_versions, strict=True):
+            past = {"uid": user.uid, "version": version, "event": state.event, "at": state.at}
+            plan.history.setdefault(key, []).append(past)
+            if state.text is not None:
+                plan.contents.append(content_of(state, user.uid, version, model_id))
+    return plan
+
+
+def _advance(user: User, line: ImportLine, taken: set[int]) -> list[int]:
+    """Advance the user to the version that the line's memory gets. Returns the versions of its past states.
+
+    They are those of the line, unless the user is beyond them or has one of them already.
+    """
+    past = [state.version for state in line.history]
+    if line.version <= user.version or not taken.isdisjoint(past):
+        past = [user.stamp() for _ in past]
+        user.stamp()
+    else:
+        user.version = line.version
+    taken.update(past, [user.version])
+    return past
+
+
+def _write(connection: Connection, plan: _Plan, tombstones: Mapping[bytes, int]) -> None:
+    """Write the rows of a plan. `tombstones` are the labels of those that its memories replace, by key."""
+    if tombstones:
+        connection.execute(delete(history).where(history.c.label.in_(tombstones.values())))
+    added = [row for key, row in plan.memories.items() if key not in tombstones]
+    if added:
+        connection.execute(insert(memories), added)
+    # A tombstone becomes the memory again, under its label. If its row were replaced, an index that has the label would
+    # never learn that it was deleted.
+    replaced = [{"of_label": tombstones[key], **row} for key, row in plan.memories.items() if key in tombstones]
+    if replaced:
+        connection.execute(update(memories).where(memories.c.label == bindparam("of_label")), replaced)
+    write_contents(connection, plan.contents)
+    if plan.history:
+        labels = select(memories.c.key, memories.c.label).where(memories.c.key.in_(plan.history))
+        rows = [{"label": label, **past} for key, label in connection.execute(labels) for past in plan.history[key]]
+        connection.execute(insert(history), rows)
