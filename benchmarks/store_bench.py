@@ -24,7 +24,8 @@ import numpy as np
 
 from benchmarks import machine, report
 from store import Append, IndexOptions, NewMemory, Search, SearchResult, Store
-from store.index.user_index import UserIndex, normalised
+from store.index.matrix import normalised
+from store.index.user_index import UserIndex
 from store.log.reading import NEVER, Changes
 
 DIM = 384

@@ -23,9 +23,10 @@ import orjson
 from sqlalchemy import Connection
 
 from store.errors import InvalidInput, LogDamaged, StoreError
+from store.index.matrix import normalised
 from store.index.resident import Resident
 from store.index.snapshots import Snapshots
-from store.index.user_index import Hits, Rows, UserIndex, normalised
+from store.index.user_index import Hits, Labels, UserIndex
 from store.log import filters, reading, rows
 from store.log.database import Log, check_model
 from store.log.vouching import vouches
@@ -114,7 +115,7 @@ class Searcher:
         index.expire(now)
         allowed = None if request.filter is None else self._matching(connection, index, request.filter)
 
-        def fetch(labels: Rows) -> Vector:
+        def fetch(labels: Labels) -> Vector:
             return reading.vectors(connection, labels.tolist(), self._log.model_id, self._dim)
 
         hits = index.search(query, request.top_k, fetch, allowed)
@@ -158,7 +159,7 @@ class Searcher:
         self._resident.put(index)
         return index
 
-    def _matching(self, connection: Connection, index: UserIndex, filter: Filter) -> Rows:
+    def _matching(self, connection: Connection, index: UserIndex, filter: Filter) -> Labels:
         """Labels that match; remembered with the index, so that only what has changed since is looked at again."""
         key = blake2b(orjson.dumps(filter, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
         after, labels = index.filters.pop(key, (0, np.zeros(0, np.int64)))

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from store.index.user_index import Graph, UserIndex
+from store.index.graph import Graph, overwrite_deleted
+from store.index.user_index import UserIndex
 from store.records import IndexOptions
 
 MAGIC = b"memserve snapshot 1\n"
 _DIGEST_BYTES = 16
 _LOCK = "lock"
-_HNSW_HEADER = "=6QiIQQQdQ"
 
 
 class Name(NamedTuple):
@@ -94,10 +94,7 @@ class Snapshots:
             return None
         graph, labels, expires, alive = state
         part = self._path(name, "hnsw.part")
-        graph.hnsw.save_index(str(part))
-        if part.stat().st_size != graph.hnsw.index_file_size():  # hnswlib does not notice that a disk is full
-            part.unlink()
-            raise OSError(f"{part} was not written whole")
+        graph.save(part)
         header = {**self._identity, **name._asdict(), "rows": len(labels), "count": graph.count, "dead": graph.dead}
         header["token"] = uuid.uuid4().hex
         return Pending(name, header, labels.tobytes() + expires.tobytes() + alive.tobytes())
@@ -107,7 +104,7 @@ class Snapshots:
         part = self._path(pending.name, "hnsw.part")
         os.chmod(part, 0o600)
         if pending.header["dead"]:
-            self._cover(part, pending.header["count"])
+            overwrite_deleted(part, count=pending.header["count"], dim=self._dim, m=self._options.m)
         _sync(part)
         size, digest = _digest(part)
         header = orjson.dumps({**pending.header, "graph_bytes": size, "graph_digest": digest.hex()})
@@ -116,35 +113,6 @@ class Snapshots:
         rows.write_bytes(MAGIC + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body)
         os.chmod(rows, 0o600)
         _sync(rows)
-
-    def _cover(self, part: Path, count: int) -> None:
-        """Overwrite the vectors of dead rows, which may have been erased, in the file that hnswlib wrote.
-
-        A dead row still leads searches on, so it gets the vector of its first live neighbour. The layout is that of
-        hnswlib 0.8.0 (HierarchicalNSW::saveIndex): a header, then a record a row of links, vector and label; the third
-        byte of a record tells that it is deleted.
-
-        Raises:
-            OSError: the file has another layout.
-        """
-        links = 4 * 2 * self._options.m + 4
-        record = links + 4 * self._dim + 8
-        with part.open("rb") as file:
-            found = struct.unpack(_HNSW_HEADER, file.read(struct.calcsize(_HNSW_HEADER)))
-        if found[2:6] != (count, record, record - 8, links):
-            raise OSError(f"{part} has a layout that is not hnswlib 0.8.0's")
-        rows = np.memmap(part, np.uint8, "r+", struct.calcsize(_HNSW_HEADER), (count, record))
-        dead = (rows[:, 2] & 1).astype(np.bool_)
-        uncovered = np.flatnonzero(dead)
-        rows[uncovered, links : record - 8] = 0
-        neighbours = rows[uncovered, 4:links].copy().view(np.uint32)  # (n, 2 m), the first `degree` of them are links
-        degree = rows[uncovered, :2].copy().view(np.uint16)[:, 0]
-        for slot in range(2 * self._options.m):
-            usable = slot < degree
-            usable[usable] = ~dead[neighbours[usable, slot]]
-            rows[uncovered[usable], links : record - 8] = rows[neighbours[usable, slot], links : record - 8]
-            uncovered, neighbours, degree = uncovered[~usable], neighbours[~usable], degree[~usable]
-        rows.flush()
 
     def commit(self, pending: Pending) -> None:
         """Make a finished snapshot the user's, once the log vouches for it, and remove the user's older ones."""
@@ -247,7 +215,7 @@ class Snapshots:
         if not vouches(header["token"]):
             raise ValueError("a snapshot of another state of the log")
         graph = Graph.load(
-            str(self._path(name, "hnsw")), self._dim, self._options, count=header["count"], dead=header["dead"]
+            self._path(name, "hnsw"), self._dim, self._options, count=header["count"], dead=header["dead"]
         )
         index = UserIndex(name.uid, name.epoch, self._dim, self._options)
         index.restore(graph, labels, expires, alive, name.version)

@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from store.index.user_index import BLOCK, UserIndex, normalised
+from store.index.matrix import BLOCK, normalised
+from store.index.user_index import UserIndex
 from store.log.reading import NEVER, Changes
 from store.records import IndexOptions, Vector
 
