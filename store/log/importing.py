@@ -67,7 +67,7 @@ def check(lines: Sequence[ImportLine], model: str, dim: int) -> list[CheckedLine
         try:
             checked.append(CheckedLine(line, *dump_vector(line.vector, dim, "vector")))
         except InvalidInput as error:
-            raise InvalidInput(error.message, error.field, error.code, line.position) from error
+            raise error.at(error.field, line.position) from error
     return checked
 
 

@@ -35,8 +35,15 @@ class PastState(NamedTuple):
     text: str | None
     metadata: str
 
-    embedding = b""
-    vector_crc = 0
+    @property
+    def embedding(self) -> bytes:
+        """No vector."""
+        return b""
+
+    @property
+    def vector_crc(self) -> int:
+        """The checksum of no vector."""
+        return 0
 
 
 class ImportLine(NamedTuple):
@@ -105,7 +112,7 @@ def parse_lines(lines: Iterable[bytes], clock: Callable[[], datetime], first: in
             try:
                 line = _import_line(_json_object(data), position, micros(clock(), "now"))
             except InvalidInput as error:
-                raise InvalidInput(error.message, error.field, error.code, position) from error
+                raise error.at(error.field, position) from error
             yield line
 
 

@@ -97,7 +97,7 @@ async def test_export_import_export_is_the_same_byte_for_byte(app: LocalApp, api
     assert len(lines_of(first)) == (await api.get("/v1/users/ann")).json()["memories"]
     embedded = len(app.model.texts)
     for _ in range(2):
-        app.store.die_after += ["import_lines", "export_page"]
+        app.store.die_after += ["import_page", "export_page"]
         done = (await take_in(api, "bob", first)).json()
         assert sum(done.values()) == len(lines_of(first))
         assert (await api.get("/v1/users/bob/export")).content == first
@@ -249,11 +249,9 @@ async def test_an_integer_beyond_64_bits_is_refused_however_it_comes(api: httpx.
     assert (await api.get("/v1/users/ann")).json()["memories"] == 0
 
 
-@pytest.mark.parametrize(("vector", "param"), [("", "lines.0"), (f', "vector": {[1.0] * DIM}', "lines.0.metadata.k")])
-async def test_an_imported_number_that_is_not_finite_is_called_that(
-    api: httpx.AsyncClient, vector: str, param: str
-) -> None:
+@pytest.mark.parametrize("vector", ["", f', "vector": {[1.0] * DIM}'])
+async def test_an_imported_number_that_is_not_finite_is_called_that(api: httpx.AsyncClient, vector: str) -> None:
     line = '{"id": "1", "text": "a", "metadata": {"k": 1e999}' + vector + "}"
     error = (await api.post("/v1/users/ann/import", content=line)).json()["error"]
-    assert (error["param"], error["code"]) == (param, None)
+    assert (error["param"], error["code"]) == ("lines.0.metadata.k", None)
     assert "not finite" in error["message"]

@@ -1,6 +1,7 @@
-"""NDJSON in pieces: lines out of chunks that are cut anywhere, and vectors for lines that bring none."""
+"""NDJSON in pieces: lines from chunks that are cut anywhere, and vectors for lines that have none."""
 
-from collections.abc import AsyncIterator, Iterable
+import pickle
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import numpy as np
 import orjson
@@ -8,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.calls.transfer import PIECE_BYTES, PIECE_LINES, Piece, import_pieces, split_lines
-from deployments.errors import InvalidRequest, TooLarge, located
-from store import Imported
+from deployments.calls.transfer import PIECE_BYTES, PIECE_LINES, import_pieces, split_lines
+from deployments.errors import InvalidRequest, TooLarge
+from store import Imported, ImportLine, InvalidInput
 
 VECTOR = [1.0, 2.0]
 
@@ -25,11 +26,15 @@ def line(id: str, **fields: object) -> bytes:
 
 
 class Target:
-    """Takes pieces, and embeds by counting."""
+    """Records the pieces that are written and the texts that are embedded."""
 
     def __init__(self) -> None:
-        self.pieces: list[Piece] = []
+        self.pieces: list[Sequence[ImportLine]] = []
         self.embedded: list[list[str]] = []
+
+    @property
+    def positions(self) -> list[list[int]]:
+        return [[line.position for line in piece] for piece in self.pieces]
 
     async def embed(self, texts: list[str]) -> np.ndarray:
         self.embedded.append(texts)
@@ -38,15 +43,12 @@ class Target:
                 raise InvalidRequest("no", None, None, n)
         return np.full((len(texts), 2), 0.5, np.float32)
 
-    async def write(self, piece: Piece) -> Imported:
+    async def write(self, piece: Sequence[ImportLine]) -> Imported:
         self.pieces.append(piece)
-        return Imported(len([each for each in piece.lines if each]), 0)
+        return Imported(len(piece), 0)
 
-    async def take(self, data: bytes, max_line_bytes: int = 1 << 20) -> Imported:
-        with located("lines"):  # as the service does
-            return await import_pieces(
-                stream([data]), max_line_bytes=max_line_bytes, embed=self.embed, write=self.write
-            )
+    async def run(self, data: bytes, max_line_bytes: int = 1 << 20) -> Imported:
+        return await import_pieces(stream([data]), max_line_bytes=max_line_bytes, embed=self.embed, write=self.write)
 
 
 @given(st.lists(st.binary(max_size=12).filter(lambda each: b"\n" not in each), max_size=8), st.data())
@@ -74,32 +76,32 @@ async def test_a_line_is_refused_as_soon_as_it_is_too_long() -> None:
     with pytest.raises(TooLarge) as refused:
         async for each in split_lines(endless(), 35):
             found.append(each)
-    assert (found, given, refused.value.param) == ([b"short"], 40, "lines.1")
+    assert (found, given, refused.value.param) == ([b"short"], 40, "1")
 
 
 async def test_pieces_are_bounded_and_counted_through() -> None:
     target = Target()
     count = 2 * PIECE_LINES + 50
     data = b"".join(line(str(n), vector=VECTOR) for n in range(count))
-    assert await target.take(data) == Imported(count, 0)
-    assert [(piece.first, len(piece.lines)) for piece in target.pieces] == [(0, 200), (200, 200), (400, 50)]
-    assert b"".join(each + b"\n" for piece in target.pieces for each in piece.lines) == data
+    assert await target.run(data) == Imported(count, 0)
+    assert target.positions == [list(range(200)), list(range(200, 400)), list(range(400, 450))]
+    assert [each.id for piece in target.pieces for each in piece] == [str(n) for n in range(count)]
     assert target.embedded == []
 
     target = Target()
     large = line("1", vector=VECTOR, metadata={"x": "y" * (PIECE_BYTES // 2)})
-    await target.take(large * 5)
-    assert [(piece.first, len(piece.lines)) for piece in target.pieces] == [(0, 2), (2, 2), (4, 1)]
+    await target.run(large * 5)
+    assert target.positions == [[0, 1], [2, 3], [4]]
 
 
-async def test_empty_lines_count_and_are_no_piece_of_their_own() -> None:
+async def test_empty_lines_count_and_are_not_written() -> None:
     target = Target()
     data = b"\n" * 450 + b" \r\n" + line("1", vector=VECTOR).strip() + b"\r\n\n"
-    assert await target.take(data) == Imported(1, 0)
-    assert [(piece.first, len(piece.lines)) for piece in target.pieces] == [(400, 53)]
-    assert target.pieces[0].lines[51] == line("1", vector=VECTOR).strip()
+    assert await target.run(data) == Imported(1, 0)
+    assert target.positions == [[451]]
+    assert target.pieces[0][0].id == "1"
     target = Target()
-    assert await target.take(b"\n\n \n") == Imported(0, 0)
+    assert await target.run(b"\n\n \n") == Imported(0, 0)
     assert target.pieces == []
 
 
@@ -111,40 +113,59 @@ async def test_only_lines_without_a_vector_are_embedded() -> None:
         line("2", vector=None),
         line("3", vector=VECTOR),
     ]
-    await target.take(b"".join(lines))
+    await target.run(b"".join(lines))
     assert target.embedded == [["text 1", "text 2"]]
     (piece,) = target.pieces
-    assert piece.lines[0] + b"\n" == lines[0]
-    assert orjson.loads(piece.lines[1]) == {"id": "1", "text": "text 1", "history": [], "vector": [0.5, 0.5]}
-    assert orjson.loads(piece.lines[2]) == {"id": "2", "text": "text 2", "vector": [0.5, 0.5]}
+    vectors = [each.vector.tolist() for each in piece if each.vector is not None]
+    assert vectors == [VECTOR, [0.5, 0.5], [0.5, 0.5], VECTOR]
+    assert [each.model for each in piece] == ["other", None, None, None]
 
 
 async def test_a_line_that_is_embedded_keeps_its_numbers() -> None:
     target = Target()
-    metadata = '{"n": [18446744073709551616, -9223372036854775809, 9223372036854775807, 1e+300, -0.0, 1.0]}'
-    await target.take(f'{{"id": "ü", "vector": null, "text": "a", "metadata": {metadata}}}'.encode())
-    (sent,) = target.pieces[0].lines
-    assert sent.decode() == f'{{"id": "ü", "text": "a", "metadata": {metadata}, "vector": [0.5,0.5]}}'
+    metadata = '{"n":[-9223372036854775808,9223372036854775807,1e+300,-0.0,1.0]}'
+    await target.run(f'{{"id": "ü", "vector": null, "text": "a", "metadata": {metadata}}}'.encode())
+    ((sent,),) = target.pieces
+    assert (sent.id, sent.text, sent.metadata) == ("ü", "a", metadata)
+    for number in (18446744073709551616, -9223372036854775809):
+        with pytest.raises(InvalidInput) as refused:
+            await target.run(f'{{"id": "1", "text": "a", "metadata": {{"n": [{number}]}}}}'.encode())
+        assert refused.value.param == "0.metadata.n.0"
+    assert target.embedded == [["a"]]
+
+
+async def test_a_piece_is_pickled_as_it_is() -> None:
+    target = Target()
+    await target.run(line("1", metadata={"a": [1, None]}, expires_at="2100-01-01T00:00:00Z"))
+    ((sent,),) = target.pieces
+    ((got,),) = pickle.loads(pickle.dumps(target.pieces))
+    assert got._replace(vector=None) == sent._replace(vector=None)
+    assert (got.vector.dtype, got.vector.tolist()) == (np.float32, [0.5, 0.5])
 
 
 @pytest.mark.parametrize(
     ("bad", "param"),
     [
-        (b"{", "lines.203"),
-        (b"[]", "lines.203"),
-        (b'"text"', "lines.203"),
-        (b"\xff", "lines.203"),
-        (b'{"id": "1"}', "lines.203.text"),
-        (b'{"id": "1", "text": 5}', "lines.203.text"),
-        (b'{"id": "1", "text": " "}', "lines.203.text"),
-        (b'{"id": "1", "text": "poison"}', "lines.203.text"),
-        (b'{"id": "1", "text": "a", "metadata": {"a": ' + b"[" * 300 + b"]" * 300 + b"}}", "lines.203"),
+        (b"{", "203"),
+        (b"[]", "203"),
+        (b'"text"', "203"),
+        (b"\xff", "203"),
+        (b'{"id": "1"}', "203.text"),
+        (b'{"text": "no id"}', "203.id"),
+        (b'{"id": "1", "text": "a", "vector": "x"}', "203.vector"),
+        (b'{"id": "1", "text": "a", "metadata": {"a": 1e999}}', "203.metadata.a"),
+        (b'{"id": "1", "text": "a", "metadata": {"a": NaN}}', "203"),
+        (b'{"id": "1", "text": 5}', "203.text"),
+        (b'{"id": "1", "text": " "}', "203.text"),
+        (b'{"id": "1", "text": "poison"}', "203.text"),
+        (b'{"id": "1", "text": "a", "metadata": {"a": ' + b"[" * 300 + b"]" * 300 + b"}}", "203"),
     ],
 )
 async def test_a_bad_line_is_named_and_the_pieces_before_it_are_written(bad: bytes, param: str) -> None:
     target = Target()
     data = b"".join(line(str(n), vector=VECTOR) for n in range(PIECE_LINES)) + line("a") + line("b") + b"\n" + bad
-    with pytest.raises(InvalidRequest) as refused:
-        await target.take(data)
+    with pytest.raises(InvalidRequest if b"poison" in bad else InvalidInput) as refused:
+        await target.run(data)
     assert refused.value.param == param
-    assert [piece.first for piece in target.pieces] == [0]
+    assert target.positions == [list(range(PIECE_LINES))]
+    assert target.embedded == ([["text a", "text b", "poison"]] if b"poison" in bad else [])
