@@ -67,8 +67,10 @@ class Overloaded(MemserveError):
 
 
 class Unavailable(MemserveError):
-    """A part that the request needs is away at the moment. Safe to retry after `retry_after_s`, unless `code` is
-    `OUTCOME_UNKNOWN`."""
+    """A part that the request needs is away at the moment.
+
+    The request is safe to retry after `retry_after_s`, unless `code` is `OUTCOME_UNKNOWN`.
+    """
 
     def __init__(
         self,

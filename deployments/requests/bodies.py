@@ -71,16 +71,20 @@ def _required(name: str, kind: str) -> dict[str, Any]:
 
 
 class RequestBody(_Wire):
-    """A body. Validation stops at its first unknown field, because the validator's error is not a ValueError:
-    pydantic collects those."""
+    """A body. Validation stops at its first unknown field.
+
+    Pydantic would collect the ValueErrors of a validator; it lets other errors pass.
+    """
 
     model_config = _body_config()
     __pydantic_extra__: dict[Annotated[str, AfterValidator(_refuse_unknown_field)], Any]
 
 
 class Within:
-    """Annotates a body within another. Its first unknown field becomes a wrong key of a mapping: pydantic knows the
-    path of such an error."""
+    """Annotates a body within another.
+
+    Its first unknown field becomes a wrong key of a mapping, whose path pydantic knows.
+    """
 
     def __get_pydantic_core_schema__(self, body: type[RequestBody], handler: GetCoreSchemaHandler) -> ChainSchema:
         known = dict_schema(literal_schema([*body.model_fields]), any_schema(), fail_fast=True)
