@@ -15,7 +15,7 @@ BENCH_INSTALLED := $(VENV)/.installed-bench
 serve: $(INSTALLED)
 	@exec $(BIN)/memserve serve $(CONFIG)
 
-# The tests that start no Ray Serve and take less than ten seconds each, in two processes.
+# The tests that start no Ray Serve and are not marked slow, in two processes.
 unit: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/cluster -m "not slow" $(PYTEST_ARGS)
 

@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -19,6 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
 )
+DISTRIBUTIONS = packages_distributions()
 OURS = {"benchmarks", "deployments", "docs", "examples", "memserve", "store", "tests"}
 
 # Listed, but imported by nothing here.
@@ -47,25 +48,25 @@ def requirements(*extras: str) -> dict[str, Requirement]:
 EVERY = requirements("server", "bench", "dev")
 
 
-def modules_of(tree: ast.AST) -> Iterator[str]:
-    """The names of all modules that are imported, anywhere in a file."""
-    for node in ast.walk(tree):
+@cache
+def packages_in(path: Path) -> set[str]:
+    """The names of all top-level packages that are imported, anywhere in a file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module
+            found.add(node.module.partition(".")[0])
+    return found
 
 
 def third_party(*folders: str) -> set[str]:
     """Canonical names of the distributions that the Python files of some folders import."""
-    distributions = packages_distributions()
     found = set()
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
-        for module in modules_of(ast.parse(path.read_text())):
-            top = module.partition(".")[0]
-            if top not in sys.stdlib_module_names | OURS | PEERS:
-                assert top in distributions, f"{path.relative_to(ROOT)} imports {top}, which is not installed"
-                found |= {canonicalize_name(name) for name in distributions[top]}
+        for package in packages_in(path) - sys.stdlib_module_names - OURS - PEERS:
+            assert package in DISTRIBUTIONS, f"{path.relative_to(ROOT)} imports {package}, which is not installed"
+            found |= {canonicalize_name(name) for name in DISTRIBUTIONS[package]}
     return found
 
 

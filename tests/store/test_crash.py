@@ -37,6 +37,7 @@ def test_a_writer_that_is_killed_again_and_again(url: str, tmp_path: Path) -> No
     assert done.stdout.startswith(f"{kills} kills")
 
 
+@pytest.mark.slow
 def test_a_killed_writers_last_write_is_sent_again(url: str, tmp_path: Path) -> None:
     """Whether it was killed before its commit or after it: each write is made once."""
     kills = 50

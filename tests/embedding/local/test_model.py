@@ -338,6 +338,7 @@ async def test_a_text_alone_is_itself_in_any_batch(
     await small.close()
 
 
+@pytest.mark.slow
 async def test_what_is_normalised_in_half_precision_has_length_one(sentences: Sentences, minilm_folder: Path) -> None:
     """As `encode` leaves them, squared lengths go from 0.993 to 1.008."""
     model = LocalModel(str(minilm_folder), device="cpu", dtype="bfloat16")
@@ -345,6 +346,7 @@ async def test_what_is_normalised_in_half_precision_has_length_one(sentences: Se
     await model.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 async def test_minilm_in_half_precision_keeps_its_direction(
     sentences: Sentences, minilm_folder: Path, dtype: str
