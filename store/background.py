@@ -151,13 +151,13 @@ class Background:
         if not due:
             return False
         with self._log.write() as connection:
-            self._log.current_model(connection)
+            self._log.lock_model(connection)
             locked = lock_users(connection, [uid for uid, _ in due])
             still = set(reading.expired(connection, now, _PURGE))
             for uid, user in locked.items():
                 keys = [key for owner, key in due if owner == uid and (owner, key) in still]
                 if keys:
-                    writing.bury(connection, user, keys, now)
+                    writing.delete_memories(connection, user, keys, now)
             save_users(connection, list(locked.values()))
         for uid in locked:
             self.removed(uid, whole=False)
@@ -166,10 +166,10 @@ class Background:
     def _forget(self, now: int) -> bool:
         """Remove some records of writes that nobody sends again. True where there may be more."""
         with self._log.read() as connection:
-            if not receipts.outdated(connection, now):
+            if not receipts.any_outdated(connection, now):
                 return False
         with self._log.write() as connection:
-            return receipts.purge(connection, now, _FORGET) == _FORGET
+            return receipts.remove_outdated(connection, now, _FORGET) == _FORGET
 
     def _fold(self) -> bool:
         while self._unfolded:

@@ -488,7 +488,7 @@ class Store:
             ModelMismatch: the log was switched to another model.
         """
         with self.log.read() as connection:
-            self.log.same_model(connection)
+            self.log.require_model(connection)
             yield connection
 
     def _stats(self, uid: int, user_id: str, live: int, version: int, size: int) -> UserStats:

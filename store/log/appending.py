@@ -1,50 +1,33 @@
-"""Appends of many callers as one set of changes: planned in memory, then written in statements for all of them.
+"""Appends of many callers as one set of changes: planned in memory, then written with statements for all of them.
 
-Guarantees: a call's memories are written all, or none of them; a later call of the batch sees what the earlier ones
-wrote. How many statements there are does not grow with calls, users or memories.
+Guarantees: either all memories of a call are written or none. A later call of the batch sees what the earlier ones
+wrote. The number of statements does not grow with calls, users or memories.
+
+An error's position counts the memories of its call through, whichever request holds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, insert
 
 from store.errors import Conflict, InvalidInput, StoreError
 from store.log import receipts
-from store.log.known import State, find_oldest, states
+from store.log.existing import State, load_first_versions, load_states
 from store.log.rows import Checked, check_id, check_new_id, content_hash, micros, user_key
 from store.log.rows import checked as checked_memory
 from store.log.schema import memories
 from store.log.users import User
-from store.log.writing import content_of, write_changes, write_contents
+from store.log.writing import contents_row, write_changes, write_contents
 from store.records import Append, Appended, AppendResult
-
-
-@dataclass(slots=True)
-class _Wave:
-    """Changes that touch each memory at most once, and so can be written in any order."""
-
-    touched: set[bytes] = field(default_factory=set)
-    added: list[dict[str, Any]] = field(default_factory=list)
-    changed: list[dict[str, Any]] = field(default_factory=list)
-    contents: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Plan:
-    """What one call would change: states by key, ids by content hash, and (key, row, row of `contents`)."""
-
-    known: dict[bytes, State] = field(default_factory=dict)
-    twins: dict[bytes, list[str]] = field(default_factory=dict)
-    rows: list[tuple[bytes, dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedAppend:
-    """An Append whose memories have the form of rows; `first` of its call's memories came before them."""
+    """An Append that was checked. `first` is the position of its first memory in the call."""
 
     user: tuple[str, str]
     memories: list[Checked]
@@ -59,25 +42,30 @@ def checked(call: Sequence[Append], dim: int) -> list[CheckedAppend]:
     """Check the requests of one call.
 
     Raises:
-        InvalidInput: with the path of the field; `memories.3` is the fourth of the call.
+        InvalidInput: `position` is the memory's in the call, if the error is about a memory.
     """
-    taken: list[CheckedAppend] = []
+    accepted: list[CheckedAppend] = []
     first = 0
     for request in call:
         check_new_id(request.user_id, "user_id")
         if request.write_id is not None:
             check_id(request.write_id, "write_id")
         if request.write_id != call[0].write_id:
-            raise InvalidInput("The requests of one call carry the same write id.", "write_id")
-        rows = [checked_memory(memory, dim, f"memories.{n}") for n, memory in enumerate(request.memories, first)]
+            raise InvalidInput("must be the same for all requests of one call", "write_id")
+        if not request.memories:
+            raise InvalidInput("must not be empty", "memories")
+        rows = []
+        for position, memory in enumerate(request.memories, first):
+            try:
+                rows.append(checked_memory(memory, dim))
+            except InvalidInput as error:
+                raise InvalidInput(error.message, error.field, error.code, position) from error
         user = request.tenant, request.user_id
         skip = request.on_duplicate == "skip"
         issued_at = micros(request.issued_at, "issued_at")
-        taken.append(CheckedAppend(user, rows, skip, request.upsert, issued_at, first, request.write_id))
+        accepted.append(CheckedAppend(user, rows, skip, request.upsert, issued_at, first, request.write_id))
         first += len(rows)
-        if not rows:
-            raise InvalidInput("There is no memory in the request.", "memories")
-    return taken
+    return accepted
 
 
 def append(
@@ -87,43 +75,43 @@ def append(
     model: int,
     now: int,
 ) -> list[list[AppendResult] | StoreError]:
-    """Write the calls' memories in order; a call in which one memory cannot be written is left out whole.
+    """Write the calls' memories in order. A call with a memory that cannot be written is left out whole.
 
-    A call that was made before under its write id is answered as then.
+    A call that was made before under its write id returns what it returned then.
 
     Args:
         locked: the calls' users, whose versions and counts are advanced.
     """
-    keys = [_write_keys(call, locked) for call in calls]
+    keys = [_record_keys(call, locked) for call in calls]
     made = receipts.find(connection, [key for of_call in keys for key in of_call])
-    fresh = [call for call, of_call in zip(calls, keys, strict=True) if made.keys().isdisjoint(of_call)]
-    batch = _Batch(model, now, *_known(connection, [request for call in fresh for request in call], locked, now))
+    new_calls = [call for call, of_call in zip(calls, keys, strict=True) if made.keys().isdisjoint(of_call)]
+    batch = _Batch(model, now, *_load(connection, [request for call in new_calls for request in call], locked, now))
     records: list[receipts.Record] = []
     results: list[list[AppendResult] | StoreError] = []
     for call, of_call in zip(calls, keys, strict=True):
         if not made.keys().isdisjoint(of_call):
-            results.append(_answered(call, [made.get(key) for key in of_call]))
+            results.append(_recorded_results(call, [made.get(key) for key in of_call]))
             continue
-        result = batch.plan(call, locked)
+        result = batch.add(call, locked)
         results.append(result)
         if of_call and not isinstance(result, StoreError):
             new = [
-                receipts.Record(key, locked[request.user].uid, "append", _answer(one))
+                receipts.Record(key, locked[request.user].uid, "append", _as_answer(one))
                 for key, request, one in zip(of_call, call, result, strict=True)
             ]
-            made.update((record.key, record) for record in new)  # the same call may come twice in one batch
+            made.update((record.key, record) for record in new)  # one batch may contain the same call twice
             records += new
     for wave in batch.waves:
         if wave.added:
             connection.execute(insert(memories), wave.added)
         write_changes(connection, wave.changed)
         write_contents(connection, wave.contents)
-    receipts.keep(connection, records, now)
+    receipts.write(connection, records, now)
     return results
 
 
-def _write_keys(call: Sequence[CheckedAppend], locked: dict[tuple[str, str], User]) -> list[bytes]:
-    """The key of each request's record; none without a write id."""
+def _record_keys(call: Sequence[CheckedAppend], locked: dict[tuple[str, str], User]) -> list[bytes]:
+    """The key of each request's record; empty if the call has no write id."""
     return [
         receipts.key_of(locked[request.user].uid, request.write_id, part)
         for part, request in enumerate(call)
@@ -131,91 +119,93 @@ def _write_keys(call: Sequence[CheckedAppend], locked: dict[tuple[str, str], Use
     ]
 
 
-def _answer(result: AppendResult) -> receipts.Answer:
+def _as_answer(result: AppendResult) -> receipts.Answer:
     return [result.version, [[one.id, one.status, one.version] for one in result.memories]]
 
 
-def _answered(
+def _recorded_results(
     call: Sequence[CheckedAppend], records: Sequence[receipts.Record | None]
 ) -> list[AppendResult] | StoreError:
-    """What the call was answered when it was made, out of the records of its requests."""
+    """The results of the call when it was made, from the records of its requests."""
     results = []
     for request, record in zip(call, records, strict=True):
         if record is None or record.kind != "append":
-            return receipts.reused()
+            return receipts.write_id_reused()
         if record.answer is None:
-            param = f"memories.{request.first}.user_id"
-            return Conflict("The user was erased after this write was made.", param, "erased")
+            return Conflict("The user was erased after this write was made.", "user_id", "erased", request.first)
         version, memories = record.answer
         if len(memories) != len(request.memories):
-            return receipts.reused()
+            return receipts.write_id_reused()
         results.append(AppendResult([Appended(*one) for one in memories], version))
     return results
 
 
-def _known(
+def _load(
     connection: Connection, requests: Sequence[CheckedAppend], locked: dict[tuple[str, str], User], now: int
-) -> tuple[dict[bytes, State], dict[bytes, list[str]]]:
-    """What the log holds under the requests' keys; and, where duplicates are to be skipped, ids by content hash."""
+) -> tuple[dict[bytes, State], dict[bytes, list[bytes]]]:
+    """The memories in the log that the requests may meet: see `load_states`."""
     keys: set[bytes] = set()
     hashes: set[bytes] = set()
+    generated: set[bytes] = set()
     for request in requests:
         uid = locked[request.user].uid
         keys.update(user_key(uid, memory.id) for memory in request.memories)
+        generated.update(user_key(uid, memory.id) for memory in request.memories if memory.generated_id)
         if request.skip_duplicates:
             hashes.update(content_hash(uid, memory.text, memory.canonical) for memory in request.memories)
-    known, twins = states(connection, keys, hashes, {user.uid: user for user in locked.values()}, now)
-    if known:
-        find_oldest(
-            connection,
-            known,
-            {
-                user_key(locked[request.user].uid, memory.id)
-                for request in requests
-                for memory in request.memories
-                if memory.generated_id
-            },
-        )
-    return known, twins
+    states, by_hash = load_states(connection, keys, hashes, {user.uid: user for user in locked.values()}, now)
+    load_first_versions(connection, states, generated)
+    return states, by_hash
+
+
+@dataclass(slots=True)
+class _Wave:
+    """Changes that touch each memory at most once, and so can be written in any order."""
+
+    touched: set[bytes] = field(default_factory=set)
+    added: list[dict[str, Any]] = field(default_factory=list)
+    changed: list[dict[str, Any]] = field(default_factory=list)
+    contents: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """The changes of one call: states by key, keys by content hash, and (key, row, row of `contents`)."""
+
+    states: dict[bytes, State] = field(default_factory=dict)
+    by_hash: dict[bytes, list[bytes]] = field(default_factory=dict)
+    rows: list[tuple[bytes, dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 
 class _Batch:
-    """The changes of one transaction, as its requests add them: each request sees those before it."""
+    """The changes of one transaction. Each call that is added sees the changes of those before it."""
 
-    def __init__(self, model: int, now: int, known: dict[bytes, State], twins: dict[bytes, list[str]]) -> None:
+    def __init__(self, model: int, now: int, states: dict[bytes, State], by_hash: dict[bytes, list[bytes]]) -> None:
         self.waves = [_Wave()]
         self._model = model
         self._now = now
-        self._known = known  # by key
-        self._twins = twins  # ids by content hash: who has, or had earlier in this transaction, that content
+        self._states = states  # by key
+        self._by_hash = by_hash  # keys of memories that have, or had earlier in this transaction, that content
 
-    def plan(
+    def add(
         self, call: Sequence[CheckedAppend], locked: dict[tuple[str, str], User]
     ) -> list[AppendResult] | StoreError:
-        """Add the rows of one call, all or none, and advance its users."""
+        """Add the changes of one call, all or none, and advance its users."""
         plan = _Plan()
-        results = []
         before = [(locked[request.user].version, locked[request.user].live) for request in call]
         try:
-            for request in call:
-                user = locked[request.user]
-                if request.issued_at <= user.erased_at:
-                    param = f"memories.{request.first}.user_id"
-                    raise Conflict("The user was erased after this write was sent.", param, "erased")
-                version = user.version
-                appended = [self._plan_one(n, request, user, plan) for n in range(len(request.memories))]
-                if user.version == version and any(one.status == "added" for one in appended):
-                    version = max(one.version for one in appended)  # an earlier try added them: its version
-                else:
-                    version = user.version
-                results.append(AppendResult(appended, version))
+            results = [self._plan_request(request, locked[request.user], plan) for request in call]
         except (Conflict, InvalidInput) as error:
             for request, (version, live) in zip(call, before, strict=True):
                 locked[request.user].version, locked[request.user].live = version, live
             return error
-        self._known.update(plan.known)
-        for digest, ids in plan.twins.items():
-            self._twins.setdefault(digest, []).extend(ids)
+        self._take(plan)
+        return results
+
+    def _take(self, plan: _Plan) -> None:
+        self._states.update(plan.states)
+        for digest, keys in plan.by_hash.items():
+            self._by_hash.setdefault(digest, []).extend(keys)
         for key, row, content in plan.rows:
             if key in self.waves[-1].touched:
                 self.waves.append(_Wave())
@@ -223,43 +213,35 @@ class _Batch:
             wave.touched.add(key)
             (wave.changed if "of_key" in row else wave.added).append(row)
             wave.contents.append(content)
-        return results
 
-    def _plan_one(
-        self,
-        number: int,
-        request: CheckedAppend,
-        user: User,
-        plan: _Plan,
-    ) -> Appended:
-        """What becomes of one memory; its row and its state go to `plan`."""
-        memory, param = request.memories[number], f"memories.{request.first + number}.id"
+    def _plan_request(self, request: CheckedAppend, user: User, plan: _Plan) -> AppendResult:
+        if request.issued_at <= user.erased_at:
+            raise Conflict("The user was erased after this write was sent.", "user_id", "erased", request.first)
+        before = user.version
+        appended = []
+        for position, memory in enumerate(request.memories, request.first):
+            try:
+                appended.append(self._plan_memory(memory, request, user, plan))
+            except (Conflict, InvalidInput) as error:
+                raise type(error)(error.message, error.field, error.code, position) from error
+        version = user.version
+        if version == before and any(one.status == "added" for one in appended):
+            version = max(one.version for one in appended)  # an earlier attempt added them: return its version
+        return AppendResult(appended, version)
+
+    def _plan_memory(self, memory: Checked, request: CheckedAppend, user: User, plan: _Plan) -> Appended:
+        """Add the row and the new state of one memory to the plan, if it changes the log."""
         key = user_key(user.uid, memory.id)
+        if key in plan.states:
+            raise Conflict(f"The call contains the id {memory.id!r} twice.", "id", "duplicate_id")
         digest = content_hash(user.uid, memory.text, memory.canonical)
-        if key in plan.known:
-            raise Conflict(f"The call holds the id {memory.id!r} twice.", param, "duplicate_id")
-        state = self._known.get(key)
-        if state is not None and memory.generated_id:  # this write was made before; the answer to it was lost
-            return Appended(memory.id, "added", state.first)
-        live = state is not None and state.deleted_at is None
-        if state is not None and state.deleted_at is None:
-            if (state.digest, state.expires_at) == (digest, memory.expires_at):
-                return Appended(memory.id, "unchanged", state.version)
-            if not request.upsert:
-                raise Conflict(f"The id {memory.id!r} has other content.", param, "id_conflict")
-        elif state is not None and state.deleted_at is not None and request.issued_at <= state.deleted_at:
-            raise Conflict(f"The memory {memory.id!r} was deleted after this write was sent.", param, "deleted")
-        if request.skip_duplicates and not live:
-            for twin in [*self._twins.get(digest, ()), *plan.twins.get(digest, ())]:
-                held = plan.known.get(user_key(user.uid, twin)) or self._known[user_key(user.uid, twin)]
-                if held.digest == digest and held.deleted_at is None:
-                    return Appended(twin, "unchanged", held.version)
-        if memory.expires_at is not None and memory.expires_at <= request.issued_at:
-            # Not before: one that is sent again is answered as the first time, though its time is over by now.
-            raise InvalidInput("expires_at must be in the future.", f"memories.{request.first + number}.expires_at")
-        row = {
+        state = self._states.get(key)
+        decision = decide(memory, digest, state, request, self._with_content(digest, plan))
+        if isinstance(decision, Appended):
+            return decision
+        row: dict[str, Any] = {
             "version": user.stamp(),
-            "event": "updated" if live else "added",
+            "event": decision,
             "updated_at": self._now,
             "expires_at": memory.expires_at,
             "deleted": 0,
@@ -268,10 +250,51 @@ class _Batch:
         if state is None:
             row |= {"uid": user.uid, "key": key, "id": memory.id, "created_at": self._now}
         else:
-            row |= {"of_key": key, "born_at": None if live else self._now}
-        plan.rows.append((key, row, content_of(memory, user.uid, user.version, self._model)))
-        plan.twins.setdefault(digest, []).append(memory.id)
-        user.live += not live
+            row |= {"of_key": key, "new_created_at": self._now if decision == "added" else None}
+        plan.rows.append((key, row, contents_row(memory, user.uid, user.version, self._model)))
+        plan.by_hash.setdefault(digest, []).append(key)
+        user.live += decision == "added"
         first = user.version if state is None else state.first
-        plan.known[key] = State(memory.id, user.version, digest, memory.expires_at, None, first)
-        return Appended(memory.id, "updated" if live else "added", user.version)
+        plan.states[key] = State(memory.id, user.version, digest, memory.expires_at, None, first)
+        return Appended(memory.id, decision, user.version)
+
+    def _with_content(self, digest: bytes, plan: _Plan) -> Iterator[State]:
+        """The live memories with that content, oldest first."""
+        for key in [*self._by_hash.get(digest, ()), *plan.by_hash.get(digest, ())]:
+            state = plan.states.get(key) or self._states[key]
+            if state.digest == digest and state.deleted_at is None:
+                yield state
+
+
+def decide(
+    memory: Checked, digest: bytes, state: State | None, request: CheckedAppend, duplicates: Iterable[State]
+) -> Appended | Literal["added", "updated"]:
+    """What an append does with one memory: the answer if it changes nothing, or else the event of the new state.
+
+    Args:
+        digest: the content hash of the memory.
+        state: of the memory with its id, if there is one.
+        duplicates: live memories of the user with the same content.
+
+    Raises:
+        Conflict: the id has other content, or the memory was deleted after the write was sent.
+        InvalidInput: the memory had expired when the write was sent.
+    """
+    live = state is not None and state.deleted_at is None
+    if state is not None:
+        if memory.generated_id:  # this write was made before, and its answer was lost
+            return Appended(memory.id, "added", state.first)
+        if state.deleted_at is None:
+            if (state.digest, state.expires_at) == (digest, memory.expires_at):
+                return Appended(memory.id, "unchanged", state.version)
+            if not request.upsert:
+                raise Conflict(f"The memory {memory.id!r} has other content.", "id", "id_conflict")
+        elif request.issued_at <= state.deleted_at:
+            raise Conflict(f"The memory {memory.id!r} was deleted after this write was sent.", "id", "deleted")
+    if request.skip_duplicates and not live:
+        for duplicate in duplicates:
+            return Appended(duplicate.id, "unchanged", duplicate.version)
+    # Checked last: a write that is sent again returns the answer of the first time, even if it has expired by now.
+    if memory.expires_at is not None and memory.expires_at <= request.issued_at:
+        raise InvalidInput("must be in the future", "expires_at")
+    return "updated" if live else "added"

@@ -25,10 +25,10 @@ def delete(connection: Connection, user: User, id: str, *, model_id: int, now: i
         key = rows.user_key(user.uid, id)
         if reading.by_key(connection, key, model_id, now) is None:
             raise NotFound(f"No memory {id!r}.", "id")
-        writing.bury(connection, user, [key], now)
+        writing.delete_memories(connection, user, [key], now)
         return [user.version]
 
-    (version,) = receipts.once(connection, user.uid, "delete", make, write_id=write_id, now=now)
+    (version,) = receipts.make_once(connection, user.uid, "delete", make, write_id=write_id, now=now)
     return int(version)
 
 
@@ -40,10 +40,10 @@ def delete_where(
     def make() -> receipts.Answer:
         keys = reading.matching(connection, user.uid, memories.c.key, filter=filter, model=model_id, now=now)
         if keys:
-            writing.bury(connection, user, keys, now)
+            writing.delete_memories(connection, user, keys, now)
         return [len(keys)]
 
-    (deleted,) = receipts.once(connection, user.uid, "delete_where", make, write_id=write_id, now=now)
+    (deleted,) = receipts.make_once(connection, user.uid, "delete_where", make, write_id=write_id, now=now)
     return int(deleted)
 
 
@@ -51,7 +51,7 @@ def erase(connection: Connection, user: User, *, now: int, write_id: str | None)
     """Delete everything of a user. Returns the number of its memories, and its version after the erasure."""
 
     def make() -> receipts.Answer:
-        return [writing.erase(connection, user, now), user.version]
+        return [writing.erase_user(connection, user, now), user.version]
 
-    deleted, version = receipts.once(connection, user.uid, "erase", make, write_id=write_id, now=now)
+    deleted, version = receipts.make_once(connection, user.uid, "erase", make, write_id=write_id, now=now)
     return int(deleted), int(version)

@@ -1,4 +1,4 @@
-"""What the log holds already of the memories that a batch of appends brings: one look-up for all of them."""
+"""The memories in the log that a batch of appends may meet, read with a few statements for all of them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from sqlalchemy import Connection, bindparam, func, select
 
 from store.log.schema import CHUNK, history, memories
 from store.log.users import User
-from store.log.writing import bury
+from store.log.writing import delete_memories
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What an append needs to know of the memory that has an id, before it or after an earlier request of its batch."""
+    """The state of the memory with some id: the one in the log, or the one that the batch has planned so far."""
 
     id: str
     version: int
-    digest: bytes
+    digest: bytes  # the content hash
     expires_at: int | None
     deleted_at: int | None
-    first: int  # version of its oldest state; of a memory that was known before this batch, only where its id was made
+    # The version of its oldest state. For a memory that was in the log before this batch it is set only if the append
+    # has a generated id: `load_first_versions`.
+    first: int
 
 
-# Statements that every batch runs are made once: making one costs more than running it.
+# Statements that every batch runs are built once: building one takes longer than running it.
 _STATE = (
     memories.c.key,
     memories.c.uid,
@@ -41,8 +43,7 @@ _BY_HASHES = (
     .where(memories.c.content_hash.in_(bindparam("wanted", expanding=True)))
     .order_by(memories.c.uid, memories.c.version)
 )
-
-_OLDEST = (
+_FIRST_VERSIONS = (
     select(memories.c.key, func.min(history.c.version))
     .join(history, history.c.label == memories.c.label)
     .where(memories.c.key.in_(bindparam("wanted", expanding=True)))
@@ -50,36 +51,36 @@ _OLDEST = (
 )
 
 
-def states(
+def load_states(
     connection: Connection, keys: Set[bytes], hashes: Set[bytes], users: dict[int, User], now: int
-) -> tuple[dict[bytes, State], dict[bytes, list[str]]]:
-    """The memories that have these keys, or these content hashes; and the ids of the latter by content hash.
+) -> tuple[dict[bytes, State], dict[bytes, list[bytes]]]:
+    """The memories with these keys or content hashes, by key; and the keys of the latter, by content hash.
 
-    A memory that has expired but is not purged yet is deleted on the way.
+    A memory that has expired and was not removed yet is deleted first.
 
     Args:
-        users: by uid, locked; whose memories they are.
+        users: the owners of the memories, by uid, locked.
     """
-    known: dict[bytes, State] = {}
-    twins: dict[bytes, list[str]] = {}
+    states: dict[bytes, State] = {}
+    by_hash: dict[bytes, list[bytes]] = {}
     for statement, wanted in ((_BY_KEYS, list(keys)), (_BY_HASHES, list(hashes))):
         for start in range(0, len(wanted), CHUNK):
             rows = connection.execute(statement, {"wanted": wanted[start : start + CHUNK]}).all()
             for key, uid, id, version, digest, expires_at, deleted, at in rows:
                 if not deleted and expires_at is not None and expires_at <= now:
-                    bury(connection, users[uid], [key], now)
+                    delete_memories(connection, users[uid], [key], now)
                     if key in keys:
-                        known[key] = State(id, users[uid].version, b"", None, expires_at, version)
+                        states[key] = State(id, users[uid].version, b"", None, expires_at, version)
                 else:
-                    known[key] = State(id, version, digest, expires_at, at if deleted else None, version)
+                    states[key] = State(id, version, digest, expires_at, at if deleted else None, version)
                     if statement is _BY_HASHES:
-                        twins.setdefault(digest, []).append(id)
-    return known, twins
+                        by_hash.setdefault(digest, []).append(key)
+    return states, by_hash
 
 
-def find_oldest(connection: Connection, known: dict[bytes, State], keys: Set[bytes]) -> None:
-    """Set `first` of those states that have one of these keys. No statement where none has."""
-    wanted = [key for key in known if key in keys]
+def load_first_versions(connection: Connection, states: dict[bytes, State], keys: Set[bytes]) -> None:
+    """Set `first` of the states with these keys. No statement is run if there are none."""
+    wanted = [key for key in states if key in keys]
     for start in range(0, len(wanted), CHUNK):
-        for key, version in connection.execute(_OLDEST, {"wanted": wanted[start : start + CHUNK]}):
-            known[key] = replace(known[key], first=version)
+        for key, version in connection.execute(_FIRST_VERSIONS, {"wanted": wanted[start : start + CHUNK]}):
+            states[key] = replace(states[key], first=version)

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from sqlalchemy import Connection, func, select
 
 from store.log.ndjson import past_state, write_line
-from store.log.reading import VECTOR, Position, what_was_said, with_contents
+from store.log.reading import VECTOR, Position, contents_of, with_contents
 from store.log.rows import CONTENT, load_vectors, memory
 from store.log.schema import history, memories
-from store.log.writing import or_never
+from store.log.writing import not_expired
 
 PAGE = 200
 
@@ -88,7 +88,7 @@ def export_page(
             memories.c.version > cursor.after,
             memories.c.label <= cursor.newest,
             memories.c.deleted == 0,
-            or_never(memories.c.expires_at, now),
+            not_expired(memories.c.expires_at, now),
         )
         .order_by(memories.c.version)
         .limit(PAGE)
@@ -115,7 +115,7 @@ def _past_states(connection: Connection, uid: int, labels: Sequence[int]) -> dic
         .order_by(history.c.label, history.c.version)
     )
     rows = connection.execute(statement).all()
-    contents = what_was_said(connection, uid, [row.version for row in rows])
+    contents = contents_of(connection, uid, [row.version for row in rows])
     states: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         text, metadata = contents.get((uid, row.version), (None, None))

@@ -20,7 +20,7 @@ from store.log.ndjson import ImportLine
 from store.log.rows import content_hash, dump_vector, user_key
 from store.log.schema import CHUNK, history, memories
 from store.log.users import User
-from store.log.writing import content_of, forget, write_contents
+from store.log.writing import contents_row, remove_memories, write_contents
 from store.records import Imported
 
 
@@ -83,7 +83,7 @@ def begin_import(connection: Connection, user: User, issued_at: int | None) -> N
     newest = connection.execute(last).scalar() or 0
     if issued_at is not None and issued_at <= newest:
         return
-    forget(connection, user)
+    remove_memories(connection, user)
     user.erased_at = max(user.erased_at, newest)
     user.version = user.removed_version = 0
     user.epoch += 1
@@ -188,12 +188,12 @@ def _plan(
             "content_hash": content[0],
             "id": line.id,
         }
-        plan.contents.append(content_of(checked, user.uid, user.version, model_id))
+        plan.contents.append(contents_row(checked, user.uid, user.version, model_id))
         for state, version in zip(line.history, past_versions, strict=True):
             past = {"uid": user.uid, "version": version, "event": state.event, "at": state.at}
             plan.history.setdefault(key, []).append(past)
             if state.text is not None:
-                plan.contents.append(content_of(state, user.uid, version, model_id))
+                plan.contents.append(contents_row(state, user.uid, version, model_id))
     return plan
 
 

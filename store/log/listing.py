@@ -1,6 +1,6 @@
-"""Pages of memories and of users, in an order that stays put while others write: each page begins after a key.
+"""Pages of memories and of users. Each page begins after the last key of the one before, so others may write meanwhile.
 
-Cursors are opaque, and hold no secret: the key of the last row that was given.
+A cursor is opaque to callers but not secret: it holds the key of the last row of its page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from store.log import filters
 from store.log.reading import byte_length, with_contents
 from store.log.rows import CONTENT
 from store.log.schema import contents, memories, users
-from store.log.writing import or_never
+from store.log.writing import not_expired
 from store.records import Filter, Order
 
 _ORDERS: dict[str, tuple[Any, Any]] = {
@@ -26,7 +26,7 @@ _ORDERS: dict[str, tuple[Any, Any]] = {
     "updated_at": (memories.c.version, memories.c.version),  # versions grow with time, and are unique
 }
 MAX_PAGE = 1000
-_LAST = chr(sys.maxunicode) * 256  # behind every id that goes on
+_LAST = chr(sys.maxunicode) * 256  # a suffix that sorts after every other
 
 
 def page_of_memories(
@@ -40,24 +40,24 @@ def page_of_memories(
     order: Order,
     now: int,
 ) -> tuple[list[Any], str | None]:
-    """CONTENT rows of a user's memories, and the cursor of the next page.
+    """Rows of CONTENT for a user's memories, and the cursor of the next page.
 
     Raises:
-        InvalidInput: for a limit out of 1 to 1000, an unknown order, or a cursor that was made for another order.
+        InvalidInput: the limit is not in 1 to 1000, the order is unknown, or the cursor belongs to another order.
     """
-    falling, name = order.startswith("-"), order.removeprefix("-")
+    descending, name = order.startswith("-"), order.removeprefix("-")
     if name not in _ORDERS:
-        raise InvalidInput("The orders are created_at, -created_at, updated_at, -updated_at.", "order")
+        raise InvalidInput("must be created_at, -created_at, updated_at or -updated_at", "order")
     keys = _ORDERS[name]
     statement = select(*CONTENT).select_from(with_contents(model))
-    statement = statement.where(memories.c.uid == uid, memories.c.deleted == 0, or_never(memories.c.expires_at, now))
+    statement = statement.where(memories.c.uid == uid, memories.c.deleted == 0, not_expired(memories.c.expires_at, now))
     if filter is not None:
         statement = statement.where(filters.condition(filter, connection.dialect.name))
     if cursor is not None:
         after = _decode(cursor, order, (int, int))
         here = tuple_(*keys)
-        statement = statement.where(here < tuple_(*after) if falling else here > tuple_(*after))
-    statement = statement.order_by(*(key.desc() if falling else key for key in keys)).limit(check_limit(limit) + 1)
+        statement = statement.where(here < tuple_(*after) if descending else here > tuple_(*after))
+    statement = statement.order_by(*(key.desc() if descending else key for key in keys)).limit(check_limit(limit) + 1)
     found = list(connection.execute(statement))
     if len(found) <= limit:
         return found, None
@@ -69,7 +69,7 @@ def page_of_memories(
 def page_of_users(
     connection: Connection, tenant: str, *, model: int, prefix: str, limit: int, cursor: str | None
 ) -> tuple[list[Any], str | None]:
-    """Rows (uid, user_id, live, version, bytes) of the users that have memories, by user id, and the next cursor."""
+    """Rows (uid, user_id, live, version, bytes) of users with memories, by user id, and the cursor of the next page."""
     statement = select(users.c.uid, users.c.user_id, users.c.live, users.c.version).where(
         users.c.tenant == tenant, users.c.live > 0
     )
@@ -86,7 +86,7 @@ def page_of_users(
 
 
 def bytes_of(connection: Connection, uids: list[int], model: int) -> dict[int, int]:
-    """Bytes of each user's texts, metadata and vectors in the log, superseded states not counted."""
+    """The bytes of each user's texts, metadata and vectors in the log, without superseded states."""
     size = byte_length(contents.c.text) + byte_length(contents.c.metadata) + func.length(contents.c.embedding)
     statement = (
         select(memories.c.uid, func.sum(size))
@@ -98,9 +98,9 @@ def bytes_of(connection: Connection, uids: list[int], model: int) -> dict[int, i
 
 
 def check_limit(limit: int) -> int:
-    """1 to 1000."""
+    """The limit, if it is in 1 to 1000."""
     if not isinstance(limit, int) or not 1 <= limit <= MAX_PAGE:
-        raise InvalidInput(f"A page has 1 to {MAX_PAGE} rows.", "limit")
+        raise InvalidInput(f"must be an integer in 1 to {MAX_PAGE}", "limit")
     return limit
 
 
@@ -113,13 +113,15 @@ def _decode(cursor: str, kind: str, types: tuple[type, ...]) -> list[Any]:
         padded = cursor + "=" * (-len(cursor) % 4)
         found_kind, *key = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, TypeError, binascii.Error) as error:
-        raise InvalidInput("The cursor is not one of ours.", "cursor") from error
-    right = len(key) == len(types) and all(type(part) is expected for part, expected in zip(key, types, strict=True))
-    if found_kind != kind or not right or not all(_holds(part) for part in key):
-        raise InvalidInput("The cursor was made for another list.", "cursor")
+        raise InvalidInput("is not a cursor of this server", "cursor") from error
+    well_formed = len(key) == len(types) and all(
+        type(part) is expected for part, expected in zip(key, types, strict=True)
+    )
+    if found_kind != kind or not well_formed or not all(_is_comparable(part) for part in key):
+        raise InvalidInput("was made for another list", "cursor")
     return key
 
 
-def _holds(part: int | str) -> bool:
-    """Whether both databases can compare with it."""
+def _is_comparable(part: int | str) -> bool:
+    """Whether both databases can compare a key with this value."""
     return "\0" not in part if isinstance(part, str) else -(2**63) <= part < 2**63

@@ -1,39 +1,42 @@
-"""Work on a whole log: verify, count and move to another model beside the stores that serve it, compact without them.
+"""Work on a whole log: count, verify, compact, and move to another model (reembed).
 
-Guarantees: all of it can be interrupted and begun again; none of it brings back or overwrites a newer state.
+Stores may go on serving the log meanwhile, except during a compaction.
+
+Guarantees: each of these can be interrupted and run again. None of them restores or overwrites a newer state.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Select, and_, delete, func, insert, literal_column, select, text, update
+from sqlalchemy import Row, Select, and_, delete, func, insert, literal_column, select, text, update
 
 from store.errors import InvalidInput, LogDamaged
 from store.log.database import Log, model_id
 from store.log.reading import VECTOR, with_contents
-from store.log.rows import CONTENT, dump_vector, load_vectors, memory, user_key
+from store.log.rows import CONTENT, damaged, dump_vector, load_vectors, memory, user_key
 from store.log.schema import contents, history, memories, meta, users
 from store.log.users import lock_users
 from store.log.writing import blank, write_contents
 
 PAGE = 500
-NOTHING_SAID = "."  # embedded in the place of a blank text, which older logs may hold and no server embeds
-TOMBSTONES_US = 3_600_000_000  # how long a deletion is remembered by memory; then by user
+BLANK_TEXT_AS = "."  # embedded instead of a blank text: older logs may hold some, and servers refuse them
+TOMBSTONES_US = 3_600_000_000  # how long a compaction keeps a tombstone; then only the user remembers the deletion
 
 
 class Served(NamedTuple):
-    """The model whose vectors a log serves; a log that was never served has none."""
+    """The model whose vectors a log serves, and their dimension."""
 
     model: str
     dim: int
 
 
 class Counts(NamedTuple):
-    """What there is in a log."""
+    """The numbers of rows in a log, and its model."""
 
     users: int
     memories: int
@@ -45,14 +48,14 @@ class Counts(NamedTuple):
 
 
 def served(log: Log) -> Served | None:
-    """The log's model, as it was declared when it was first served."""
+    """The log's model, or None if the log was never served."""
     with log.read() as connection:
         found = {name: value for name, value in connection.execute(select(meta.c.name, meta.c.value))}
     return Served(found["model"], int(found["dim"])) if "model" in found else None
 
 
 def count(log: Log) -> Counts:
-    """Count rows: a scan of every table."""
+    """Count the rows of a log. This reads every table."""
     served_by = served(log)
     with log.read() as connection:
 
@@ -72,12 +75,12 @@ def count(log: Log) -> Counts:
 
 
 def verify(log: Log, progress: Callable[[int], object] = lambda rows: None) -> Iterator[str]:
-    """Check every memory as it is now, with its vector, and how many each user has; one line a problem.
+    """Check the current state of every memory with its vector, and each user's count. Yields one line per problem.
 
-    On SQLite the structure of the file, too. What superseded states said is not read, nor the history.
+    On SQLite the structure of the file is checked as well. Superseded states and the history are not read.
 
     Raises:
-        LogDamaged: the database cannot be read on.
+        LogDamaged: the database cannot be read any further.
     """
     if log.path is not None:
         with log.read() as connection:
@@ -89,9 +92,27 @@ def verify(log: Log, progress: Callable[[int], object] = lambda rows: None) -> I
         return
     log.serve_model(*serving)
     with log.read() as connection:
-        known = {row.uid: row for row in connection.execute(select(users))}
-    owners = dict(known)
-    counted: dict[int, int] = {}
+        before = {row.uid: row for row in connection.execute(select(users))}
+    owners = dict(before)
+    counted: Counter[int] = Counter()
+    for rows in _pages(log, owners):
+        for row in rows:
+            owner = owners.get(row.uid)
+            name = f"memory {row.id!r} of user {owner.user_id!r}" if owner is not None else f"label {row.label}"
+            yield from (f"{name}: {problem}" for problem in _problems(row, owner, serving.dim))
+            counted[row.uid] += not row.deleted
+        progress(len(rows))
+    with log.read() as connection:
+        yield from _wrong_counts(before, counted, list(connection.execute(select(users))))
+        if connection.execute(select(meta.c.value).where(meta.c.name == "compacting")).first():
+            yield "a compaction was interrupted: run it again"
+
+
+def _pages(log: Log, owners: dict[int, Row[Any]]) -> Iterator[Sequence[Any]]:
+    """All rows of memories with their contents and vectors, each page in a transaction of its own.
+
+    Users that are created meanwhile are added to `owners` before the page with their memories.
+    """
     after = 0
     while True:
         statement = (
@@ -103,24 +124,20 @@ def verify(log: Log, progress: Callable[[int], object] = lambda rows: None) -> I
         )
         with log.read() as connection:
             found = list(connection.execute(statement))
-            late = {row.uid for row in found} - owners.keys()  # users who came while this was running
-            owners |= {row.uid: row for row in connection.execute(select(users).where(users.c.uid.in_(late)))}
-        for row in found:
-            owner = owners.get(row.uid)
-            name = f"memory {row.id!r} of user {owner.user_id!r}" if owner is not None else f"label {row.label}"
-            yield from (f"{name}: {problem}" for problem in _problems(row, owner, serving.dim))
-            counted[row.uid] = counted.get(row.uid, 0) + (not row.deleted)
-        progress(len(found))
+            created = {row.uid for row in found} - owners.keys()
+            owners |= {row.uid: row for row in connection.execute(select(users).where(users.c.uid.in_(created)))}
+        yield found
         if len(found) < PAGE:
-            break
+            return
         after = found[-1].label
-    with log.read() as connection:
-        for row in connection.execute(select(users)):
-            before = known.get(row.uid)
-            if before is not None and before.version == row.version and counted.get(row.uid, 0) != row.live:
-                yield f"user {row.user_id!r}: {counted.get(row.uid, 0)} memories where {row.live} were written"
-        if connection.execute(select(meta.c.value).where(meta.c.name == "compacting")).first():
-            yield "a compaction was interrupted: run it again"
+
+
+def _wrong_counts(before: dict[int, Row[Any]], counted: Counter[int], after: Sequence[Row[Any]]) -> Iterator[str]:
+    """The users whose rows state another number of memories than was counted. Users that have changed are skipped."""
+    for row in after:
+        unchanged = row.uid in before and before[row.uid].version == row.version
+        if unchanged and counted[row.uid] != row.live:
+            yield f"user {row.user_id!r}: {counted[row.uid]} memories where {row.live} were written"
 
 
 def _problems(row: Any, user: Any, dim: int) -> Iterator[str]:
@@ -149,13 +166,13 @@ def _problems(row: Any, user: Any, dim: int) -> Iterator[str]:
 
 
 def compact(log: Log, now: int) -> int:
-    """Forget old tombstones and erased rows, and give their space back. Returns how many tombstones went.
+    """Remove old tombstones and erased rows, and give their space back. Returns how many tombstones were removed.
 
-    On SQLite this writes the whole file anew and needs that much space beside it; no other process may write meanwhile.
-    A deletion stays known by its user: a write that was issued before it is refused still.
+    On SQLite this rewrites the whole file, which takes as much space again. No other process may write meanwhile. The
+    user keeps the time of the newest deletion that was removed, so that an older write is still refused.
 
     Raises:
-        LogUnavailable: another process is in the way.
+        LogUnavailable: another process holds a lock.
     """
     old = and_(memories.c.deleted == 1, memories.c.updated_at < now - TOMBSTONES_US)
     with log.write() as connection:
@@ -171,16 +188,16 @@ def compact(log: Log, now: int) -> int:
             connection.execute(update(users).where(users.c.uid == uid).values(**changed))
         labels = select(memories.c.label).where(old)
         connection.execute(delete(history).where(history.c.label.in_(labels)))
-        gone = connection.execute(delete(memories).where(old)).rowcount
+        removed = connection.execute(delete(memories).where(old)).rowcount
         connection.execute(delete(contents).where(contents.c.blank == 1))
-        if log.path is not None:  # rows have moved: until the file is written anew, pages hold copies of them
+        if log.path is not None:  # until the file is rewritten, its pages hold copies of rows that were moved
             connection.execute(delete(meta).where(meta.c.name == "compacting"))
             connection.execute(insert(meta), [{"name": "compacting", "value": "1"}])
     log.vacuum()
     with log.write() as connection:
         connection.execute(delete(meta).where(meta.c.name == "compacting"))
     log.truncate_wal()
-    return gone
+    return removed
 
 
 def reembed(
@@ -191,50 +208,58 @@ def reembed(
     batch: int = 64,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> int:
-    """Give every memory a vector of `model`, then switch the log to it. Returns how many were embedded now.
+    """Give every memory a vector of `model`, then switch the log to it. Returns how many were embedded by this call.
 
-    Stores that run the old model serve on until the switch, and say ModelMismatch from then on. Interrupted, it goes
-    on where it was. A vector is kept for the very state whose text was embedded: what is written meanwhile is embedded
-    in its turn, what is deleted stays deleted. A blank text stays, with the vector of a lone full stop.
+    Stores that run the old model go on serving until the switch, and raise ModelMismatch from then on. If interrupted,
+    run it again: it continues. A vector is kept only if the memory still has the text that was embedded. Memories that
+    are written meanwhile are embedded in a later round, and deleted memories stay deleted. A blank text is kept, with
+    the vector of a full stop.
 
     Args:
-        embed: from n texts, none of them blank, to (n, dim) numbers, the same dim always.
+        embed: turns n texts, none of them blank, into (n, dim) numbers, with the same dim in every call.
 
     Raises:
-        InvalidInput: the log serves that model already, was never served, or `embed` gave vectors that cannot be kept.
+        InvalidInput: the log serves that model already or was never served, or `embed` returned unusable vectors.
     """
     serving = served(log)
-    if serving is not None and serving.model == model and _forget_vectors(log, model):
-        return 0  # it was interrupted after the switch
+    if serving is not None and serving.model == model and _blank_replaced(log, model):
+        return 0  # an earlier call was interrupted after the switch
     if serving is None or serving.model == model:
         raise InvalidInput(f"There is nothing to do: the log serves {serving.model if serving else 'no model yet'}.")
     with log.write() as connection:
         old_id, new_id = model_id(connection, serving.model), model_id(connection, model)
     done, dim = 0, 0
-    while True:
-        after, found_any = 0, False
-        while True:
-            with log.read() as connection:
-                found = list(connection.execute(_lacking(old_id, new_id).where(memories.c.label > after).limit(batch)))
-            if not found:
-                break
-            found_any, after = True, found[-1].label
-            if any(row.text is None for row in found):
-                raise LogDamaged("The log is damaged: a memory has no text. See: python -m store verify")
-            vectors = np.asarray(embed([row.text if row.text.strip() else NOTHING_SAID for row in found]), np.float32)
-            if vectors.ndim != 2 or len(vectors) != len(found) or (dim and vectors.shape[1] != dim):
-                raise InvalidInput(f"{len(found)} texts gave vectors of shape {vectors.shape}.")
+    switched = False
+    while not switched:
+        complete = True
+        for rows in _without_vector(log, old_id, new_id, batch):
+            complete = False
+            vectors = _embed(embed, [row.text for row in rows], dim)
             dim = vectors.shape[1]
-            done += _stage(log, found, vectors, new_id)
-            progress(len(found))
-        if not found_any and _switch(log, model, old_id, new_id, dim or _dim_of(log, new_id) or serving.dim):
-            break
-    _forget_vectors(log, model)
+            done += _add_vectors(log, rows, vectors, new_id)
+            progress(len(rows))
+        if complete:
+            switched = _switch(log, model, old_id, new_id, dim or _dim_of(log, new_id) or serving.dim)
+    _blank_replaced(log, model)
     return done
 
 
-def _lacking(old_id: int, new_id: int) -> Select[Any]:
-    """Live memories without a vector of the new model."""
+def _without_vector(log: Log, old_id: int, new_id: int, batch: int) -> Iterator[list[Row[Any]]]:
+    """The live memories without a vector of the new model, each batch in a transaction of its own."""
+    after = 0
+    while True:
+        with log.read() as connection:
+            statement = _select_without_vector(old_id, new_id).where(memories.c.label > after).limit(batch)
+            found = list(connection.execute(statement))
+        if not found:
+            return
+        if any(row.text is None for row in found):
+            raise damaged("a memory has no text")
+        yield found
+        after = found[-1].label
+
+
+def _select_without_vector(old_id: int, new_id: int) -> Select[Any]:
     new = contents.alias("new")
     has_new = and_(
         new.c.uid == memories.c.uid,
@@ -250,47 +275,58 @@ def _lacking(old_id: int, new_id: int) -> Select[Any]:
     )
 
 
-def _stage(log: Log, found: Sequence[Any], vectors: npt.NDArray[np.float32], new_id: int) -> int:
-    """Keep the vectors of those memories that are still as they were."""
+def _embed(embed: Callable[[Sequence[str]], npt.ArrayLike], texts: Sequence[str], dim: int) -> npt.NDArray[np.float32]:
+    """(n, dim) float32. `dim` is that of earlier calls, or 0."""
+    vectors = np.asarray(embed([text if text.strip() else BLANK_TEXT_AS for text in texts]), np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(texts) or (dim and vectors.shape[1] != dim):
+        raise InvalidInput(f"Embedding {len(texts)} texts returned vectors of shape {vectors.shape}.")
+    return vectors
+
+
+def _add_vectors(log: Log, found: Sequence[Row[Any]], vectors: npt.NDArray[np.float32], new_id: int) -> int:
+    """Write the vectors of those memories that have not changed since they were read. Returns how many."""
     with log.write() as connection:
         lock_users(connection, [row.uid for row in found])
-        statement = select(memories.c.uid, memories.c.version).where(
+        current = select(memories.c.uid, memories.c.version).where(
             memories.c.label.in_([row.label for row in found]), memories.c.deleted == 0
         )
-        still = {(uid, version) for uid, version in connection.execute(statement)}
-        present = select(contents.c.uid, contents.c.version).where(
+        embedded = select(contents.c.uid, contents.c.version).where(
             contents.c.uid.in_({row.uid for row in found}),
             contents.c.version.in_([row.version for row in found]),
             contents.c.model == new_id,
             contents.c.blank == literal_column("0"),
         )
-        still -= {(uid, version) for uid, version in connection.execute(present)}
-        rows = []
-        for row, vector in zip(found, vectors, strict=True):
-            if (row.uid, row.version) in still:
-                embedding, crc = dump_vector(vector, len(vector), "vector")
-                rows.append(
-                    {
-                        "blank": 0,
-                        "uid": row.uid,
-                        "version": row.version,
-                        "model": new_id,
-                        "vector_crc": crc,
-                        "text": row.text,
-                        "metadata": row.metadata,
-                        "embedding": embedding,
-                    }
-                )
+        wanted = {(uid, version) for uid, version in connection.execute(current)}
+        wanted -= {(uid, version) for uid, version in connection.execute(embedded)}
+        rows = [
+            _row_of_contents(row, vector, new_id)
+            for row, vector in zip(found, vectors, strict=True)
+            if (row.uid, row.version) in wanted
+        ]
         write_contents(connection, rows)
     return len(rows)
 
 
+def _row_of_contents(row: Row[Any], vector: npt.NDArray[np.float32], model: int) -> dict[str, Any]:
+    embedding, crc = dump_vector(vector, len(vector), "vector")
+    return {
+        "blank": 0,
+        "uid": row.uid,
+        "version": row.version,
+        "model": model,
+        "vector_crc": crc,
+        "text": row.text,
+        "metadata": row.metadata,
+        "embedding": embedding,
+    }
+
+
 def _switch(log: Log, model: str, old_id: int, new_id: int, dim: int) -> bool:
-    """Serve the new model from here on, unless a memory came in meanwhile."""
+    """Switch the log to the new model, unless a memory was added meanwhile."""
     with log.write() as connection:
-        # waits for writers of the old model, and keeps them out until the end
+        # Waits for writers of the old model, and makes later ones wait until the transaction ends.
         connection.execute(select(meta.c.value).where(meta.c.name == "model").with_for_update())
-        if connection.execute(_lacking(old_id, new_id).limit(1)).first() is not None:
+        if connection.execute(_select_without_vector(old_id, new_id).limit(1)).first() is not None:
             return False
         connection.execute(update(meta).where(meta.c.name == "model").values(value=model))
         connection.execute(update(meta).where(meta.c.name == "dim").values(value=str(dim)))
@@ -303,8 +339,8 @@ def _dim_of(log: Log, new_id: int) -> int:
         return int(connection.execute(statement.limit(1)).scalar() or 0) // 4
 
 
-def _forget_vectors(log: Log, model: str) -> int:
-    """Blank the rows of other models that the new model's have replaced, some at a time. Returns how many."""
+def _blank_replaced(log: Log, model: str) -> int:
+    """Blank the vectors of other models that the new model's have replaced. Returns how many."""
     with log.write() as connection:
         new_id = model_id(connection, model)
     new = contents.alias("new")
@@ -315,13 +351,14 @@ def _forget_vectors(log: Log, model: str) -> int:
         .order_by(contents.c.cid)
         .limit(PAGE)
     )
-    after = forgotten = 0
+    after = blanked = 0
     while True:
         with log.write() as connection:
             found = list(connection.execute(replaced.where(contents.c.cid > after)))
             if not found:
-                return forgotten
-            lock_users(connection, [row.uid for row in found])  # deletions blank the same rows in another order
+                return blanked
+            # Without these locks this and a deletion could deadlock: they update the rows in different orders.
+            lock_users(connection, [row.uid for row in found])
             connection.execute(blank(contents.c.cid.in_([row.cid for row in found])))
         after = found[-1].cid
-        forgotten += len(found)
+        blanked += len(found)

@@ -1,4 +1,4 @@
-"""Every question that is asked of the log, answered inside a caller's read transaction."""
+"""The queries of the log. All functions run inside a caller's read transaction."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from store.errors import LogDamaged
 from store.log.filters import condition
-from store.log.rows import CONTENT, load_vectors, moment
+from store.log.rows import CONTENT, damaged, load_vectors, moment
 from store.log.schema import CHUNK, contents, history, memories, meta, users
-from store.log.writing import or_never
+from store.log.writing import not_expired
 from store.records import Filter, HistoryEvent, Vector
 
 NEVER = np.iinfo(np.int64).max
 
 
 class byte_length(FunctionElement[int]):
-    """Bytes of a text in UTF-8."""
+    """The length of a text in bytes of UTF-8."""
 
     type = BigInteger()
     inherit_cache = True
@@ -53,7 +52,7 @@ def _blob_length(element: byte_length, compiler: SQLCompiler, **options: Any) ->
 
 
 class Position(NamedTuple):
-    """Where the log stands for one user."""
+    """A user's row, and the model that the log serves."""
 
     uid: int
     version: int
@@ -65,10 +64,11 @@ class Position(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What an index lacks, in the order of versions.
+    """Changed rows that an index lacks, in the order of their versions.
 
-    Of every row: labels (n,) int64, versions (n,) int64, kept (n,) bool: False for a deleted one. Of the m kept ones:
-    expires (m,) int64 microseconds or NEVER, vectors (m, dim) float32 as the model made them.
+    For each of the n rows: labels (n,) int64, versions (n,) int64, kept (n,) bool, which is False if the memory was
+    deleted. For the m kept rows: expires (m,) int64 in microseconds or NEVER, vectors (m, dim) float32 as the model
+    made them.
     """
 
     labels: npt.NDArray[np.int64]
@@ -79,11 +79,11 @@ class Changes(NamedTuple):
 
 
 VECTOR = (contents.c.vector_crc, contents.c.embedding)
-"""Checksum and bytes of a memory's vector, of `with_contents`; NULL where it has none."""
+"""The columns of `with_contents` with a vector's checksum and its bytes; NULL if the memory has no vector."""
 
 
 def with_contents(model: int | BindParameter[int]) -> FromClause:
-    """Memories with what they say now, and their vectors of `model`; with NULLs where the log is damaged."""
+    """Memories joined with their current contents and their vectors of `model`; NULLs if the log is damaged."""
     return memories.outerjoin(
         contents,
         and_(
@@ -95,13 +95,14 @@ def with_contents(model: int | BindParameter[int]) -> FromClause:
     )
 
 
-def _present(pairs: Sequence[tuple[Any, Any]]) -> tuple[list[bytes], list[int]]:
+def _load(pairs: Sequence[tuple[Any, Any]], dim: int) -> Vector:
+    """The vectors of rows of VECTOR."""
     if any(blob is None for _, blob in pairs):
-        raise LogDamaged("The log is damaged: a memory has no vector. See: python -m store verify")
-    return [blob for _, blob in pairs], [checksum for checksum, _ in pairs]
+        raise damaged("a memory has no vector")
+    return load_vectors([blob for _, blob in pairs], [checksum for checksum, _ in pairs], dim)
 
 
-# Statements that every search runs are made once: making one costs more than running it.
+# Statements that every search runs are built once: building one takes longer than running it.
 _POSITIONS = select(
     users.c.uid,
     users.c.version,
@@ -111,38 +112,38 @@ _POSITIONS = select(
     users.c.erased_at,
     select(meta.c.value).where(meta.c.name == "model").scalar_subquery(),
 ).where(users.c.uid.in_(bindparam("uids", expanding=True)))
-_SERVED = with_contents(bindparam("serving", type_=BigInteger))
+_MEMORIES = with_contents(bindparam("serving", type_=BigInteger))
 _CHANGES = (
     select(memories.c.label, memories.c.version, memories.c.deleted, memories.c.expires_at, *VECTOR)
-    .select_from(_SERVED)
+    .select_from(_MEMORIES)
     .where(memories.c.uid == bindparam("of_uid"), memories.c.version > bindparam("after"))
     .order_by(memories.c.version)
     .limit(CHUNK)
 )
-_ALL = _CHANGES.where(memories.c.deleted == 0)
+_LIVE = _CHANGES.where(memories.c.deleted == 0)
 _BY_LABEL = (
     select(*CONTENT)
-    .select_from(_SERVED)
+    .select_from(_MEMORIES)
     .where(memories.c.label.in_(bindparam("labels", expanding=True)), memories.c.deleted == 0)
 )
 _VECTORS = (
     select(memories.c.label, *VECTOR)
-    .select_from(_SERVED)
+    .select_from(_MEMORIES)
     .where(memories.c.label.in_(bindparam("labels", expanding=True)), memories.c.deleted == 0)
 )
 _BY_KEY = (
     select(*CONTENT, *VECTOR)
-    .select_from(_SERVED)
+    .select_from(_MEMORIES)
     .where(
         memories.c.key == bindparam("of_key"),
         memories.c.deleted == 0,
-        or_never(memories.c.expires_at, bindparam("now", type_=BigInteger)),
+        not_expired(memories.c.expires_at, bindparam("now", type_=BigInteger)),
     )
 )
 
 
 def positions(connection: Connection, uids: Iterable[int]) -> dict[int, Position]:
-    """Where the log stands for each of the users, and the model that it serves: one statement."""
+    """The positions of the users that exist, by uid."""
     ordered = list(set(uids))
     found: dict[int, Position] = {}
     for start in range(0, len(ordered), CHUNK):
@@ -152,12 +153,12 @@ def positions(connection: Connection, uids: Iterable[int]) -> dict[int, Position
 
 
 def changes(connection: Connection, uid: int, after: int, model: int, dim: int) -> Iterator[Changes]:
-    """What happened to a user after a version, some thousand rows at a time; from 0 on, only what is still there.
+    """The rows of a user that changed after a version, some thousand at a time; after 0, only the live ones.
 
     Raises:
-        LogDamaged: a vector is not what was written, or missing.
+        LogDamaged: a vector is missing or is not the one that was written.
     """
-    statement = _ALL if after == 0 else _CHANGES
+    statement = _LIVE if after == 0 else _CHANGES
     while True:
         rows = connection.execute(statement, {"of_uid": uid, "after": after, "serving": model}).all()
         if rows:
@@ -175,10 +176,10 @@ def _changes(rows: Sequence[Any], dim: int) -> Changes:
             np.fromiter((row[1] for row in rows), np.int64, len(rows)),
             np.fromiter((not row[2] for row in rows), np.bool_, len(rows)),
             np.fromiter((NEVER if row[3] is None else row[3] for row in alive), np.int64, len(alive)),
-            load_vectors(*_present([row[4:] for row in alive]), dim),
+            _load([row[4:] for row in alive], dim),
         )
-    except (TypeError, ValueError, OverflowError) as error:  # a number that is none
-        raise LogDamaged(f"The log is damaged: {error}. See: python -m store verify") from error
+    except (TypeError, ValueError, OverflowError) as error:  # a column does not hold a number
+        raise damaged(str(error)) from error
 
 
 def by_label(connection: Connection, labels: Sequence[int], model: int) -> dict[int, Any]:
@@ -191,26 +192,26 @@ def by_label(connection: Connection, labels: Sequence[int], model: int) -> dict[
 
 
 def vectors(connection: Connection, labels: Sequence[int], model: int, dim: int) -> Vector:
-    """(n, dim) float32 as the model made them, in the order of the labels.
+    """The vectors of memories, (n, dim) float32 as the model made them, in the order of the labels.
 
     Raises:
-        LogDamaged: a vector is not what was written, or missing.
+        LogDamaged: a vector is missing or is not the one that was written.
     """
     found: dict[int, Any] = {}
     for start in range(0, len(labels), CHUNK):
         part = {"labels": labels[start : start + CHUNK], "serving": model}
         found.update({row[0]: row for row in connection.execute(_VECTORS, part)})
     rows = [found.get(label) for label in labels]
-    return load_vectors(*_present([row[1:] if row is not None else (None, None) for row in rows]), dim)
+    return _load([row[1:] if row is not None else (None, None) for row in rows], dim)
 
 
 def by_key(connection: Connection, key: bytes, model: int, now: int) -> Any | None:
-    """The CONTENT, and the VECTOR, of one memory, unless it is deleted or expired."""
+    """The CONTENT and the VECTOR of one memory, unless it was deleted or has expired."""
     return connection.execute(_BY_KEY, {"of_key": key, "serving": model, "now": now}).first()
 
 
 def deleted_at(connection: Connection, label: int) -> int:
-    """When the memory was last deleted that is there again; 0: never."""
+    """When a memory that was added again was last deleted; 0 if never."""
     statement = select(func.max(history.c.at)).where(history.c.label == label, history.c.event == "deleted")
     return connection.execute(statement).scalar() or 0
 
@@ -218,12 +219,12 @@ def deleted_at(connection: Connection, label: int) -> int:
 def matching(
     connection: Connection, uid: int, column: Column[Any], *, filter: Filter, model: int, now: int
 ) -> list[Any]:
-    """`column` of the user's memories that match."""
+    """The values of `column` for the user's memories that match a filter."""
     statement = select(column).select_from(with_contents(model))
     statement = statement.where(
         memories.c.uid == uid,
         memories.c.deleted == 0,
-        or_never(memories.c.expires_at, now),
+        not_expired(memories.c.expires_at, now),
         condition(filter, connection.dialect.name),
     )
     return list(connection.execute(statement).scalars())
@@ -232,42 +233,46 @@ def matching(
 def matching_since(
     connection: Connection, uid: int, after: int, *, filter: Filter, model: int
 ) -> tuple[list[int], list[int]]:
-    """Labels of the rows that changed after a version, deleted ones too; and of those that match, expired ones too."""
-    fits = and_(memories.c.deleted == 0, condition(filter, connection.dialect.name))
-    statement = select(memories.c.label, case((fits, 1), else_=0)).select_from(with_contents(model))
+    """The labels of rows that changed after a version, and of those among them that match a filter.
+
+    The first list includes deleted memories, and both include expired ones. After version 0 the first list holds only
+    the matches.
+    """
+    matches = and_(memories.c.deleted == 0, condition(filter, connection.dialect.name))
+    statement = select(memories.c.label, case((matches, 1), else_=0)).select_from(with_contents(model))
     if after == 0:
-        statement = statement.where(fits)
+        statement = statement.where(matches)
     rows = connection.execute(statement.where(memories.c.uid == uid, memories.c.version > after)).all()
-    return [label for label, _ in rows], [label for label, fit in rows if fit]
+    return [label for label, _ in rows], [label for label, matched in rows if matched]
 
 
 def expired(connection: Connection, now: int, limit: int) -> list[tuple[int, bytes]]:
-    """(uid, key) of memories whose time is over, of any users."""
+    """(uid, key) of up to `limit` memories that have expired, of any users."""
     statement = select(memories.c.uid, memories.c.key).where(memories.c.expires_at <= now).limit(limit)
     return [(uid, key) for uid, key in connection.execute(statement)]
 
 
 def events(connection: Connection, key: bytes, now: int) -> list[HistoryEvent]:
-    """The states of one memory, oldest first; empty for one that never was, or has expired and waits to be deleted."""
+    """The states of one memory, oldest first; empty if there never was one, or if it has expired and is still there."""
     current = select(
         memories.c.label, memories.c.uid, memories.c.version, memories.c.event, memories.c.updated_at
-    ).where(memories.c.key == key, or_never(memories.c.expires_at, now))
+    ).where(memories.c.key == key, not_expired(memories.c.expires_at, now))
     newest = connection.execute(current).first()
     if newest is None:
         return []
     superseded = select(history.c.version, history.c.event, history.c.at).where(history.c.label == newest.label)
     states = [*connection.execute(superseded.order_by(history.c.version)), newest[2:]]
-    said = what_was_said(connection, newest.uid, [version for version, _, _ in states])
+    content = contents_of(connection, newest.uid, [version for version, _, _ in states])
     events = []
     for version, event, at in states:
-        text, metadata = said.get((newest.uid, version), (None, None))
+        text, metadata = content.get((newest.uid, version), (None, None))
         parsed = None if metadata is None else orjson.loads(metadata)
         events.append(HistoryEvent(event, moment(at), version, text, parsed))
     return events
 
 
-def what_was_said(connection: Connection, uid: int, versions: Sequence[int]) -> dict[tuple[int, int], tuple[str, str]]:
-    """Text and metadata by (uid, version), of those states that were not erased."""
+def contents_of(connection: Connection, uid: int, versions: Sequence[int]) -> dict[tuple[int, int], tuple[str, str]]:
+    """The text and the metadata of those states that were not erased, by (uid, version)."""
     found: dict[tuple[int, int], tuple[str, str]] = {}
     for start in range(0, len(versions), CHUNK):
         statement = select(contents.c.version, contents.c.text, contents.c.metadata).where(

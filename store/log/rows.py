@@ -1,7 +1,10 @@
-"""What goes into a row, and what comes out of it: checked on the way in, verified on the way out.
+"""What goes into a row and what comes out of it: checked when it is written, verified when it is read.
 
-Guarantees: whatever passed `checked()` can be stored and read back unchanged on SQLite and PostgreSQL; a row whose
+Guarantees: whatever passed `checked()` can be stored and read back unchanged on SQLite and PostgreSQL. A row whose
 text, metadata or vector was changed by anything but the store raises LogDamaged when it is read.
+
+The checks take the path of the value within its item (`metadata`, `history.0.at`), which becomes the field of the
+error. Whoever checks a list adds the position of the item.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _EARLIEST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_MAX_DEPTH = 32  # of nested metadata
 CONTENT = (
     memories.c.label,
     memories.c.id,
@@ -41,150 +45,156 @@ CONTENT = (
     memories.c.uid,
     memories.c.key,
 )
-"""The columns that `memory()` takes, in its order, of `reading.with_contents`."""
+"""The columns of `reading.with_contents` that `memory()` reads, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A NewMemory in the form of a row."""
+    """A NewMemory that was checked, with the values of its row."""
 
     id: str
     text: str
     metadata: str
-    canonical: bytes
+    canonical: bytes  # the metadata with sorted keys, for the content hash
     expires_at: int | None
     embedding: bytes
     vector_crc: int
     generated_id: bool = False
 
 
-def checked(memory: NewMemory, dim: int, param: str) -> Checked:
+def checked(memory: NewMemory, dim: int) -> Checked:
     """Check one memory.
 
     Raises:
-        InvalidInput: with the path of the field below `param`.
+        InvalidInput: `field` is the path of the wrong value within the memory.
     """
-    check_new_id(memory.id, f"{param}.id")
-    check_text(memory.text, f"{param}.text")
-    stored, canonical = dump_metadata(memory.metadata, f"{param}.metadata")
-    embedding, crc = dump_vector(memory.vector, dim, f"{param}.vector")
-    expires_at = None if memory.expires_at is None else micros(memory.expires_at, f"{param}.expires_at")
+    check_new_id(memory.id, "id")
+    check_text(memory.text, "text")
+    stored, canonical = dump_metadata(memory.metadata, "metadata")
+    embedding, crc = dump_vector(memory.vector, dim, "vector")
+    expires_at = None if memory.expires_at is None else micros(memory.expires_at, "expires_at")
     return Checked(memory.id, memory.text, stored, canonical, expires_at, embedding, crc, memory.generated_id)
 
 
-def check_new_id(value: str, param: str) -> None:
-    """As `check_id`, and not . or .., which clients remove from a path: what is left would name the whole user."""
-    check_id(value, param)
+def check_new_id(value: str, field: str) -> None:
+    """Check an id as `check_id` does, and refuse "." and "..".
+
+    HTTP clients remove these from a URL's path, which leaves the URL of the whole user.
+    """
+    check_id(value, field)
     if value in (".", ".."):
-        raise InvalidInput("An id is not . or .., which clients remove from a path.", param)
+        raise InvalidInput("must not be . or .., which clients remove from a URL's path", field)
 
 
-def check_id(value: str, param: str) -> None:
-    """1 to 256 characters, none of them a control character."""
+def check_id(value: str, field: str) -> None:
+    """Check that an id has 1 to 256 characters, none of them a control character."""
     if not isinstance(value, str) or not 1 <= len(value) <= 256:
-        raise InvalidInput("An id has 1 to 256 characters.", param)
+        raise InvalidInput("must be a string of 1 to 256 characters", field)
     if not (value.isascii() and value.isprintable()) and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
-        raise InvalidInput("An id holds no control characters.", param)
+        raise InvalidInput("must not contain control characters", field)
 
 
-def check_text(value: str, param: str) -> None:
-    """Text that both databases can hold: valid Unicode without NUL."""
+def check_text(value: str, field: str) -> None:
+    """Check a text that both databases must be able to store: valid Unicode without NUL."""
     if not isinstance(value, str):
-        raise InvalidInput("A text is a string.", param)
+        raise InvalidInput("must be a string", field)
     if "\0" in value:
-        raise InvalidInput("A text holds no NUL characters.", param)
+        raise InvalidInput("must not contain NUL characters", field)
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise InvalidInput(f"The text is not valid Unicode: {error.reason}.", param) from error
+            raise InvalidInput(f"must be valid Unicode: {error.reason}", field) from error
 
 
-def dump_metadata(value: dict[str, Any], param: str) -> tuple[str, bytes]:
-    """The JSON text to store, and the canonical one (sorted keys) that the content hash takes."""
+def dump_metadata(value: dict[str, Any], field: str) -> tuple[str, bytes]:
+    """The JSON text to store, and the canonical JSON (with sorted keys) for the content hash."""
     if not isinstance(value, dict):
-        raise InvalidInput("Metadata is a JSON object.", param)
+        raise InvalidInput("must be a JSON object", field)
     if not value:
         return "{}", b"{}"
-    _check_json(value, (param,))
+    _check_json(value, (field,))
     try:
         return orjson.dumps(value).decode(), orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"Metadata is not JSON: {error}", param) from error
+        raise InvalidInput(f"must be JSON: {error}", field) from error
 
 
 def _check_json(value: Any, path: tuple[str | int, ...]) -> None:
-    """`path` becomes one string in an error only: a key may be as long as its body, and have millions of items."""
-    if len(path) > 33:
-        raise _wrong("Metadata is nested more than 32 deep.", path)
-    if isinstance(value, str):
-        if "\0" in value:
-            raise _wrong("Metadata holds no NUL characters.", path)
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise _wrong("Metadata holds a number that is not finite.", path)
-    elif isinstance(value, dict):
+    """Check one value of metadata, and the values in it.
+
+    The path is joined only for an error: a key may be as long as the request's body and have millions of items.
+    """
+    problem = _problem_of(value) if len(path) <= _MAX_DEPTH + 1 else f"must not be nested more than {_MAX_DEPTH} deep"
+    if problem is not None:
+        raise InvalidInput(problem, ".".join(map(str, path)))
+    if isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str) or "\0" in key:
-                raise _wrong("The keys of metadata are strings without NUL characters.", path)
             _check_json(item, (*path, key))
     elif isinstance(value, list):
         for number, item in enumerate(value):
             _check_json(item, (*path, number))
-    elif isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise _wrong("Metadata holds an integer that does not fit 64 bits.", path)
-    elif value is not None:
-        raise _wrong(f"Metadata holds a {type(value).__name__}, which is not JSON.", path)
 
 
-def _wrong(message: str, path: tuple[str | int, ...]) -> InvalidInput:
-    return InvalidInput(message, ".".join(map(str, path)))
+def _problem_of(value: Any) -> str | None:
+    """Why a value cannot be stored as JSON, its items aside; None if it can."""
+    if isinstance(value, str):
+        return "must not contain NUL characters" if "\0" in value else None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else "must be a finite number"
+    if isinstance(value, dict):
+        sound = all(isinstance(key, str) and "\0" not in key for key in value)
+        return None if sound else "must have keys that are strings without NUL characters"
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**63 else "must be an integer of at most 64 bits"
+    if value is None or isinstance(value, list):
+        return None
+    return f"must be JSON, not a {type(value).__name__}"
 
 
-def check_vector(vector: npt.ArrayLike, dim: int, param: str) -> Vector:
-    """`(dim,) float32`, finite and not zero, whatever array-like came in."""
+def check_vector(vector: npt.ArrayLike, dim: int, field: str) -> Vector:
+    """The vector as `(dim,) float32`, if it is finite and not zero."""
     try:
         array = np.ascontiguousarray(vector, dtype="<f4")
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidInput(f"A vector is a list of {dim} numbers.", param) from error
+        raise InvalidInput(f"must be a list of {dim} numbers", field) from error
     if array.shape != (dim,):
-        raise InvalidInput(f"The vector has shape {array.shape}, the log's vectors have ({dim},).", param)
+        raise InvalidInput(f"has the shape {array.shape}, but the vectors of the log have ({dim},)", field)
     norm = float(np.linalg.norm(array))
     if not math.isfinite(norm):
-        if np.isfinite(array).all():  # only its square is out of range
-            raise InvalidInput("The vector is too long to be normalised.", param)
-        raise InvalidInput("The vector is not finite.", param)
+        if np.isfinite(array).all():  # only the sum of its squares is out of range
+            raise InvalidInput("is too long to be normalised", field)
+        raise InvalidInput("must be finite", field)
     if norm < 1e-18:
-        raise InvalidInput("The vector is zero: it has no direction.", param)
+        raise InvalidInput("must not be zero: a zero vector has no direction", field)
     return array
 
 
-def dump_vector(vector: npt.ArrayLike, dim: int, param: str) -> tuple[bytes, int]:
-    """The bytes to store and their checksum."""
-    data = check_vector(vector, dim, param).tobytes()
+def dump_vector(vector: npt.ArrayLike, dim: int, field: str) -> tuple[bytes, int]:
+    """The bytes to store, and their checksum."""
+    data = check_vector(vector, dim, field).tobytes()
     return data, zlib.crc32(data)
 
 
 def load_vectors(blobs: Sequence[bytes], checksums: Sequence[int], dim: int) -> Vector:
-    """(n, dim) float32, a copy.
+    """The stored vectors as a new (n, dim) float32 array.
 
     Raises:
-        LogDamaged: a vector has another length or checksum than when it was written.
+        LogDamaged: the length or the checksum of a vector is wrong.
     """
     for blob, checksum in zip(blobs, checksums, strict=True):
         if len(blob) != 4 * dim or zlib.crc32(blob) != checksum:
-            raise LogDamaged("The log is damaged: a vector is not what was written. See: python -m store verify")
+            raise damaged("a vector is not the one that was written")
     return np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), dim).astype(np.float32)
 
 
 def user_key(uid: int, id: str) -> bytes:
-    """Names one memory of one user in 16 bytes, so that one statement looks up memories of many users."""
+    """A 16-byte key for one memory of one user, so that one statement can look up memories of many users."""
     return hashlib.blake2b(id.encode(), digest_size=16, salt=struct.pack("<Q", uid)).digest()
 
 
 def content_hash(uid: int, text: str, canonical: bytes) -> bytes:
-    """Identifies the content (text and metadata) of one user's memory: equal where both are equal."""
+    """A 16-byte hash of the text and the canonical metadata of one user's memory."""
     hashed = hashlib.blake2b(text.encode(), digest_size=16, salt=struct.pack("<Q", uid))
     hashed.update(b"\0")
     hashed.update(canonical)
@@ -192,32 +202,32 @@ def content_hash(uid: int, text: str, canonical: bytes) -> bytes:
 
 
 def stored_hash(uid: int, text: str, metadata: str) -> bytes:
-    """The content hash of what a row holds."""
+    """The content hash of a stored text and its stored metadata."""
     if metadata == "{}":
         return content_hash(uid, text, b"{}")
     return content_hash(uid, text, orjson.dumps(orjson.loads(metadata), option=orjson.OPT_SORT_KEYS))
 
 
-def micros(moment: datetime, param: str) -> int:
-    """Microseconds since 1970 UTC; a time without a zone is refused."""
+def micros(moment: datetime, field: str) -> int:
+    """Microseconds since 1970 UTC. A time without a zone is refused."""
     if not isinstance(moment, datetime) or moment.tzinfo is None:
-        raise InvalidInput("A time carries its zone.", param)
+        raise InvalidInput("must be a time with a zone", field)
     value = (moment - _EPOCH) // _MICROSECOND
     if not _EARLIEST <= value <= _LATEST:
-        raise InvalidInput("A time lies in the years 1 to 9999 in UTC.", param)
+        raise InvalidInput("must be in the years 1 to 9999 in UTC", field)
     return value
 
 
 def moment(micros: int) -> datetime:
-    """The aware datetime of a stored time."""
+    """The stored time as an aware datetime in UTC."""
     return _EPOCH + timedelta(microseconds=micros)
 
 
 def memory(row: Any, user_id: str, score: float | None = None, vector: Vector | None = None) -> Memory:
-    """The Memory of a row of CONTENT.
+    """The Memory in a row of CONTENT.
 
     Raises:
-        LogDamaged: text or metadata are not what was written.
+        LogDamaged: the text or the metadata is not what was written.
     """
     _, id, text, metadata, created_at, updated_at, expires_at, version, digest, uid, key = row[:11]
     try:
@@ -226,9 +236,12 @@ def memory(row: Any, user_id: str, score: float | None = None, vector: Vector | 
         parsed = orjson.loads(metadata)
         expires = None if expires_at is None else moment(expires_at)
         created = moment(created_at)
-        updated = created if updated_at == created_at else moment(updated_at)  # one value to make, and to pickle
+        updated = created if updated_at == created_at else moment(updated_at)  # sharing one value makes pickling faster
         return Memory(id, user_id, text, parsed, created, updated, expires, version, score, vector)
     except (ValueError, TypeError, OverflowError, struct.error) as error:
-        raise LogDamaged(
-            f"The log is damaged: memory {id!r} is not what was written. See: python -m store verify"
-        ) from error
+        raise damaged(f"memory {id!r} is not what was written") from error
+
+
+def damaged(problem: str) -> LogDamaged:
+    """The error for a row or a file that is not what was written."""
+    return LogDamaged(f"The log is damaged: {problem}. Run: memserve log verify")

@@ -23,11 +23,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-CHUNK = 5000  # look-ups and changes a statement: below every driver's limit of parameters
+CHUNK = 5000  # keys or rows in one statement: below every driver's limit of parameters
 metadata = MetaData()
-_Int = BigInteger().with_variant(Integer, "sqlite")  # the name that SQLite knows, and numbers rows by
+_Int = BigInteger().with_variant(Integer, "sqlite")  # in SQLite only INTEGER PRIMARY KEY numbers rows by itself
 
-_Name = Text().with_variant(Text(collation="C"), "postgresql")  # sorted by code points, as SQLite does
+_Name = Text().with_variant(Text(collation="C"), "postgresql")  # sorted by code points, as in SQLite
 _EXPIRES = text("expires_at IS NOT NULL")
 _WRITTEN = text("blank = 0")
 
@@ -38,7 +38,7 @@ meta = Table(
     Column("value", Text, nullable=False),
     sqlite_strict=True,
 )
-"""schema_version; model and dim of the vectors that are served; log_id, which snapshots carry."""
+"""`schema_version`; `model` and `dim` of the vectors that are served; `log_id`, which index snapshots contain."""
 
 users = Table(
     "users",
@@ -46,10 +46,10 @@ users = Table(
     Column("uid", _Int, primary_key=True),
     Column("tenant", _Name, nullable=False),
     Column("user_id", _Name, nullable=False),
-    Column("version", _Int, nullable=False),  # of the newest write; every row it stamped has its own
-    Column("epoch", _Int, nullable=False),  # changes where an index cannot catch up and must be dropped
-    Column("live", _Int, nullable=False),  # memories that are not deleted
-    Column("removed_version", _Int, nullable=False),  # of the newest deletion: older snapshots must go
+    Column("version", _Int, nullable=False),  # of the newest row; each row has its own version
+    Column("epoch", _Int, nullable=False),  # changes if indexes cannot catch up and must be dropped
+    Column("live", _Int, nullable=False),  # number of memories that are not deleted
+    Column("removed_version", _Int, nullable=False),  # of the newest deletion: older index snapshots must be removed
     Column("erased_at", _Int, nullable=False),  # 0: never
     UniqueConstraint("tenant", "user_id"),
     sqlite_autoincrement=True,
@@ -61,14 +61,14 @@ memories = Table(
     metadata,
     Column("label", _Int, primary_key=True),
     Column("uid", _Int, nullable=False),
-    Column("key", LargeBinary, nullable=False),  # hash of uid and id: any number of ids in one look-up
+    Column("key", LargeBinary, nullable=False),  # hash of uid and id: one statement can look up ids of many users
     Column("version", _Int, nullable=False),
-    Column("event", Text, nullable=False),  # what made this state: added, updated or deleted
+    Column("event", Text, nullable=False),  # that began this state: added, updated or deleted
     Column("created_at", _Int, nullable=False),
     Column("updated_at", _Int, nullable=False),
     Column("expires_at", _Int),
     Column("deleted", _Int, nullable=False),
-    Column("content_hash", LargeBinary, nullable=False),  # of uid, text and metadata: finds duplicates and damage
+    Column("content_hash", LargeBinary, nullable=False),  # of uid, text and metadata, to find duplicates and damage
     Column("id", Text, nullable=False),
     Index("memories_key", "key", unique=True),
     Index("memories_version", "uid", "version", unique=True),
@@ -78,7 +78,7 @@ memories = Table(
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
-"""One row a memory, deleted ones as tombstones until they are compacted away. What it says is in `contents`."""
+"""One row per memory. Its contents are in `contents`. A deleted memory stays as a tombstone until a compaction."""
 
 contents = Table(
     "contents",
@@ -86,7 +86,7 @@ contents = Table(
     Column("cid", _Int, primary_key=True),
     Column("blank", _Int, nullable=False),
     Column("uid", _Int, nullable=False),
-    Column("version", _Int, nullable=False),  # of the state, of a memory of that user, that said this
+    Column("version", _Int, nullable=False),  # of the memory's state that has these contents
     Column("model", _Int, nullable=False),
     Column("vector_crc", _Int, nullable=False),
     Column("text", Text, nullable=False),
@@ -96,11 +96,11 @@ contents = Table(
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
-"""What the states of memories say, with a vector of one model each.
+"""The texts and metadata of the states of memories, each with the vector of one model.
 
-Rows are only ever added at the end, and erased by overwriting them in place with blanks of the same size. SQLite's
-secure_delete does not overwrite the copies that stay behind in a page when a row moves to another; these rows never
-move, because nothing grows, shrinks or is removed beside them (but by VACUUM, which writes every page anew).
+Rows are only added at the end, and erased by overwriting them in place with blanks of the same size. If a row moves to
+another page, SQLite's secure_delete does not overwrite the copy that stays behind in the old one. These rows never
+move, because no row beside them grows, shrinks or is removed, except by VACUUM, which rewrites every page.
 """
 
 history = Table(
@@ -114,7 +114,7 @@ history = Table(
     Index("history_uid", "uid"),
     sqlite_strict=True,
 )
-"""The states that were superseded; the newest state of a memory is its row in `memories`."""
+"""Superseded states of memories. The newest state is the row in `memories`."""
 
 models = Table(
     "models",
@@ -123,21 +123,21 @@ models = Table(
     Column("name", Text, nullable=False, unique=True),
     sqlite_strict=True,
 )
-"""Every model that a vector in this log was made by."""
+"""The models that made the vectors in this log."""
 
 writes = Table(
     "writes",
     metadata,
-    Column("key", LargeBinary, primary_key=True),  # hash of uid, write id, and number of the request in its call
+    Column("key", LargeBinary, primary_key=True),  # hash of uid, write id and the number of the request in its call
     Column("uid", _Int, nullable=False),
     Column("at", _Int, nullable=False),
     Column("kind", Text, nullable=False),
-    Column("answer", Text),  # JSON of numbers and ids of memories; NULL: the user was erased since
+    Column("answer", Text),  # JSON of numbers and ids of memories; NULL if the user was erased since
     Index("writes_uid", "uid"),
     Index("writes_at", "at"),
     sqlite_strict=True,
 )
-"""What the writes that carried a write id have done, for as long as one of them may be sent again."""
+"""Records of writes with a write id, kept as long as such a write may be sent again."""
 
 index_snapshots = Table(
     "index_snapshots",
@@ -149,10 +149,10 @@ index_snapshots = Table(
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
-"""The snapshots that were made of what this log holds; see store/vouching.py."""
+"""The tokens of index snapshots that were made from this log: see store/log/vouching.py."""
 
 
 def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
-    """Insert rows, leaving those that are there already."""
+    """Insert those rows that are not in the table yet."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)

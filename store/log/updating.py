@@ -1,4 +1,4 @@
-"""One memory given a new state.
+"""The update of one memory.
 
 All functions run inside a caller's write transaction, under the lock of the user's row.
 """
@@ -20,7 +20,7 @@ from store.records import Memory, NewMemory, Unset, Vector
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an update wants of the memory `id`; see `Store.update`."""
+    """The fields to change of the memory `id`: see `Store.update`."""
 
     id: str
     text: str | Unset
@@ -50,41 +50,47 @@ def update(
     key = rows.user_key(user.uid, change.id)
 
     def make() -> receipts.Answer:
-        sent = now if change.issued_at is None else rows.micros(change.issued_at, "issued_at")
-        if isinstance(change.expires_at, datetime) and rows.micros(change.expires_at, "expires_at") <= sent:
-            raise InvalidInput("expires_at must be in the future.", "expires_at")
+        sent = _sent_at(change, now)
         found = reading.by_key(connection, key, model, now)
         if found is None:
-            raise NotFound(f"No memory {change.id!r}.", "id")
+            raise NotFound(f"There is no memory {change.id!r}.", "id")
         if change.issued_at is not None and sent <= max(user.erased_at, reading.deleted_at(connection, found.label)):
-            raise Conflict(f"The memory {change.id!r} was erased after this write was sent.", "id", "deleted")
-        new = rows.checked(_changed(found, change, dim), dim, "")
-        if new.expires_at is not None and new.expires_at <= now:  # it has gone on its way here
-            raise NotFound(f"No memory {change.id!r}.", "id")
+            raise Conflict(f"The memory {change.id!r} was deleted after this write was sent.", "id", "deleted")
+        new = decide(change, found, dim, now)
         return [change.id, *_write(connection, user, found, new, model=model, now=now)]
 
-    id, version, updated_at, expires_at = receipts.once(
+    id, version, updated_at, expires_at = receipts.make_once(
         connection, user.uid, "update", make, write_id=write_id, now=now
     )
     if id != change.id:
-        raise receipts.reused()
+        raise receipts.write_id_reused()
     current = reading.by_key(connection, key, model, now)
     if current is not None and current.version == version:
         return rows.memory(current, user_id)
-    said = reading.what_was_said(connection, user.uid, [version]).get((user.uid, version))
-    if current is None or said is None:
-        raise receipts.gone()
-    text, metadata = said
-    born, changed = rows.moment(current.created_at), rows.moment(updated_at)
+    content = reading.contents_of(connection, user.uid, [version]).get((user.uid, version))
+    if current is None or content is None:
+        raise receipts.deleted_since()
+    text, metadata = content
+    created, updated = rows.moment(current.created_at), rows.moment(updated_at)
     expires = None if expires_at is None else rows.moment(expires_at)
-    return Memory(change.id, user_id, text, orjson.loads(metadata), born, changed, expires, version)
+    return Memory(change.id, user_id, text, orjson.loads(metadata), created, updated, expires, version)
 
 
-def _changed(found: Row[Any], change: Change, dim: int) -> NewMemory:
-    """What the memory of the row `found` becomes.
+def _sent_at(change: Change, now: int) -> int:
+    """When the change was sent; it must expire later than that."""
+    sent = now if change.issued_at is None else rows.micros(change.issued_at, "issued_at")
+    if isinstance(change.expires_at, datetime) and rows.micros(change.expires_at, "expires_at") <= sent:
+        raise InvalidInput("must be in the future", "expires_at")
+    return sent
+
+
+def decide(change: Change, found: Row[Any], dim: int, now: int) -> rows.Checked:
+    """The values that the memory in the row `found` will have.
 
     Raises:
-        Conflict: it has another version than the change expects.
+        Conflict: the memory has another version than the change expects.
+        NotFound: the memory would have expired already.
+        InvalidInput: a new value is wrong.
     """
     before = rows.memory(found, "")
     if change.if_version is not None and before.version != change.if_version:
@@ -94,21 +100,25 @@ def _changed(found: Row[Any], change: Change, dim: int) -> NewMemory:
         vector = rows.load_vectors([found.embedding], [found.vector_crc], dim)[0]
     else:
         vector = change.vector
-    return NewMemory(
+    new = NewMemory(
         change.id,
         before.text if isinstance(change.text, Unset) else change.text,
         vector,
         before.metadata if isinstance(change.metadata, Unset) else change.metadata,
         before.expires_at if isinstance(change.expires_at, Unset) else change.expires_at,
     )
+    checked = rows.checked(new, dim)
+    if checked.expires_at is not None and checked.expires_at <= now:  # it has expired since the change was sent
+        raise NotFound(f"There is no memory {change.id!r}.", "id")
+    return checked
 
 
 def _write(
     connection: Connection, user: User, found: Row[Any], memory: rows.Checked, *, model: int, now: int
 ) -> tuple[int, int, int | None]:
-    """Give the memory of the row `found` a new state, unless it says all that already.
+    """Give the memory in the row `found` a new state, unless it has these values already.
 
-    Returns the version of that state, when it began, and when it expires.
+    Returns the state's version, the time when it began, and the time when it expires.
     """
     digest = rows.content_hash(user.uid, memory.text, memory.canonical)
     before = found.content_hash, found.expires_at, found.vector_crc
@@ -116,7 +126,7 @@ def _write(
         return found.version, found.updated_at, found.expires_at
     row = {
         "of_key": found.key,
-        "born_at": None,
+        "new_created_at": None,
         "version": user.stamp(),
         "event": "updated",
         "updated_at": now,
@@ -125,5 +135,5 @@ def _write(
         "content_hash": digest,
     }
     writing.write_changes(connection, [row])
-    writing.write_contents(connection, [writing.content_of(memory, user.uid, user.version, model)])
+    writing.write_contents(connection, [writing.contents_row(memory, user.uid, user.version, model)])
     return user.version, now, memory.expires_at

@@ -1,8 +1,8 @@
-"""The users of a log: their rows, which number and order their writes, and the ids of these by name.
+"""The users of a log: their rows, which number and order their writes, and the numbers (uids) of users by name.
 
-Guarantees: writers to one user are serialised by the lock of its row, and those to several take the locks in one order;
-what was counted and stamped under the lock is saved with what it stamps. Rows of users are never removed, so that an
-id, once committed, can be kept.
+Guarantees: writers to one user are serialised by the lock of its row, and writers to several users take the locks in
+one order. The counts and versions that change under the lock are saved in the transaction of the rows that they count
+and stamp. Rows of users are never removed, so a uid that was committed once can be remembered.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from store.log.schema import CHUNK, insert_ignore, users
 Name = tuple[str, str]
 """Tenant and user id."""
 
-_KNOWN = 65_536
+_MAX_REMEMBERED = 65_536  # uids
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class User:
         return self.version
 
 
-# Statements that every write runs are made once: making one costs more than running it.
+# Statements that every write runs are built once: building one takes longer than running it.
 _FIND_USERS = select(users.c.uid, users.c.user_id).where(
     users.c.tenant == bindparam("of_tenant"), users.c.user_id.in_(bindparam("ids", expanding=True))
 )
@@ -54,7 +54,7 @@ _LOCK_USERS = (
 
 
 def find_users(connection: Connection, names: Iterable[Name]) -> dict[Name, int]:
-    """The uids of those users that have a row: one statement a tenant."""
+    """The uids of those users that have a row, with one statement per tenant."""
     by_tenant: dict[str, list[str]] = {}
     for tenant, user_id in names:
         by_tenant.setdefault(tenant, []).append(user_id)
@@ -67,13 +67,13 @@ def find_users(connection: Connection, names: Iterable[Name]) -> dict[Name, int]
 
 
 def make_users(connection: Connection, names: Iterable[Name]) -> None:
-    """Make sure that the users have a row. Sorted, so that two writers never wait for each other in a ring."""
+    """Insert rows for those users that have none. The names are sorted, so that two writers cannot deadlock."""
     fresh = {"version": 0, "epoch": 0, "live": 0, "removed_version": 0, "erased_at": 0}
     insert_ignore(connection, users, [{"tenant": t, "user_id": u, **fresh} for t, u in sorted(set(names))])
 
 
 def lock_users(connection: Connection, uids: Iterable[int]) -> dict[int, User]:
-    """Lock the users' rows, in the order of their uids, until the transaction ends."""
+    """Lock the users' rows until the transaction ends, in the order of their uids."""
     ordered = sorted(set(uids))
     found: dict[int, User] = {}
     for start in range(0, len(ordered), CHUNK):
@@ -91,7 +91,7 @@ _SAVE_USER = (
 
 
 def save_users(connection: Connection, changed: Sequence[User]) -> None:
-    """Write back what stamping and counting changed."""
+    """Write the versions and counts of users back to their rows."""
     if changed:
         rows = [
             {
@@ -108,7 +108,7 @@ def save_users(connection: Connection, changed: Sequence[User]) -> None:
 
 
 class Users:
-    """The users of one store's log. It remembers the ids of those that were met last."""
+    """The users of one store's log. Remembers the uids of the users that were used last."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -116,13 +116,13 @@ class Users:
 
     @contextmanager
     def writing(self, names: Sequence[Name], *, make: bool = True) -> Iterator[tuple[Connection, dict[Name, User]]]:
-        """A write transaction with the rows of users locked, which are saved at its end.
+        """A write transaction in which the rows of the users are locked. They are saved at its end.
 
         Raises:
-            NotFound: without `make`, where a user has no row.
+            NotFound: a user has no row, and `make` is false.
         """
         with self._log.write() as connection:
-            self._log.current_model(connection)
+            self._log.lock_model(connection)
             locked = self._lock(connection, names, make)
             before = {name: replace(user) for name, user in locked.items()}
             yield connection, locked
@@ -130,7 +130,7 @@ class Users:
         self._remember({name: user.uid for name, user in locked.items()})
 
     def find(self, connection: Connection, names: Iterable[Name]) -> dict[Name, int]:
-        """The ids of those users that have a row."""
+        """The uids of those users that have a row."""
         wanted = list(dict.fromkeys(names))
         found = {name: self._uids[name] for name in wanted if name in self._uids}
         if len(found) < len(wanted):
@@ -140,10 +140,10 @@ class Users:
         return found
 
     def uid(self, connection: Connection, name: Name) -> int:
-        """The id of one user.
+        """The uid of one user.
 
         Raises:
-            NotFound: it has no row.
+            NotFound: the user has no row.
         """
         uid = self.find(connection, [name]).get(name)
         if uid is None:
@@ -157,7 +157,7 @@ class Users:
         if unknown:
             if make:
                 make_users(connection, unknown)
-            uids |= find_users(connection, unknown)  # not remembered yet: what was made may be rolled back
+            uids |= find_users(connection, unknown)  # not remembered yet: new rows may be rolled back
         for name in wanted:
             if name not in uids:
                 raise NotFound(f"No user {name[1]!r}.", "user_id")
@@ -165,7 +165,7 @@ class Users:
         return {name: locked[uids[name]] for name in wanted}
 
     def _remember(self, uids: dict[Name, int]) -> None:
-        """Keep the ids of users whose row is committed."""
+        """Remember the uids of users whose rows are committed."""
         self._uids.update(uids)
-        while len(self._uids) > _KNOWN:
+        while len(self._uids) > _MAX_REMEMBERED:
             self._uids.popitem(last=False)

@@ -1,6 +1,6 @@
 """Every change of memories, in statements whose number does not grow with users or requests.
 
-Guarantees: a row and the version that stamps it are written in one transaction, under the lock of the user's row; each
+Guarantees: a row and the version that stamps it are written in one transaction, under the lock of the user's row. Each
 row of a user has a version of its own, and the user's version is the newest of them. So a reader that knows version v
 asks for `version > v` and gets exactly what it lacks.
 
@@ -37,8 +37,8 @@ from store.log.schema import CHUNK, contents, history, memories
 from store.log.users import User
 
 
-class Said(Protocol):
-    """What a row of `contents` is made from."""
+class Contents(Protocol):
+    """The values that a row of `contents` is made from."""
 
     @property
     def text(self) -> str | None: ...
@@ -50,19 +50,19 @@ class Said(Protocol):
     def vector_crc(self) -> int: ...
 
 
-class blanked(FunctionElement[Any]):
-    """A value that says nothing, of the same size in SQLite's record, so that it takes the place of the old one."""
+class blank_value(FunctionElement[Any]):
+    """An empty value of the same size in SQLite's record, so that it overwrites the old value in place."""
 
     inherit_cache = True
 
 
-@compiles(blanked)
-def _empty(element: blanked, compiler: SQLCompiler, **options: Any) -> str:
+@compiles(blank_value)
+def _empty(element: blank_value, compiler: SQLCompiler, **options: Any) -> str:
     return "''"
 
 
-@compiles(blanked, "sqlite")
-def _same_size(element: blanked, compiler: SQLCompiler, **options: Any) -> str:
+@compiles(blank_value, "sqlite")
+def _same_size(element: blank_value, compiler: SQLCompiler, **options: Any) -> str:
     (column,) = element.clauses
     value = compiler.process(column, **options)
     if isinstance(column.type, LargeBinary):
@@ -73,18 +73,18 @@ def _same_size(element: blanked, compiler: SQLCompiler, **options: Any) -> str:
 _BLANK = update(contents).values(
     blank=1,
     vector_crc=contents.c.vector_crc,
-    text=blanked(contents.c.text),
-    metadata=blanked(contents.c.metadata),
-    embedding=blanked(contents.c.embedding),
+    text=blank_value(contents.c.text),
+    metadata=blank_value(contents.c.metadata),
+    embedding=blank_value(contents.c.embedding),
 )
 
 
 def blank(which: ColumnElement[bool]) -> Update:
-    """Overwrite what the rows of `contents` say that meet a condition."""
+    """The statement that overwrites the text, metadata and vector of the rows of `contents` that meet a condition."""
     return _BLANK.where(which, contents.c.blank == literal_column("0"))
 
 
-_KEEP_STATE = insert(history).from_select(
+_COPY_TO_HISTORY = insert(history).from_select(
     ["label", "version", "uid", "event", "at"],
     select(memories.c.label, memories.c.version, memories.c.uid, memories.c.event, memories.c.updated_at).where(
         memories.c.key == bindparam("of_key")
@@ -95,9 +95,9 @@ _CHANGE = (
     update(memories)
     .where(memories.c.key == bindparam("of_key"))
     .values({memories.c[name]: bindparam(name) for name in _CHANGED})
-    .values(created_at=func.coalesce(bindparam("born_at", type_=BigInteger), memories.c.created_at))
+    .values(created_at=func.coalesce(bindparam("new_created_at", type_=BigInteger), memories.c.created_at))
 )
-_BURY = (
+_MAKE_TOMBSTONE = (
     update(memories)
     .where(memories.c.key == bindparam("of_key"))
     .values(
@@ -120,8 +120,8 @@ _BLANK_STATES = _BLANK.where(
 )
 
 
-def content_of(memory: Said, uid: int, version: int, model: int) -> dict[str, Any]:
-    """The row of `contents` that holds what a memory says."""
+def contents_row(memory: Contents, uid: int, version: int, model: int) -> dict[str, Any]:
+    """The row of `contents` for one state of a memory."""
     return {
         "blank": 0,
         "uid": uid,
@@ -135,32 +135,32 @@ def content_of(memory: Said, uid: int, version: int, model: int) -> dict[str, An
 
 
 def write_changes(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    """Give memories that exist a new state, keeping the old one in the history. Each key at most once."""
+    """Give existing memories a new state, and copy the old one to the history. Each key occurs at most once."""
     if rows:
-        connection.execute(_KEEP_STATE, [{"of_key": row["of_key"]} for row in rows])
+        connection.execute(_COPY_TO_HISTORY, [{"of_key": row["of_key"]} for row in rows])
         connection.execute(_CHANGE, rows)
 
 
 def write_contents(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    """Add what new states say."""
+    """Add the contents of new states."""
     if rows:
         connection.execute(insert(contents), rows)
 
 
-def bury(connection: Connection, user: User, keys: Sequence[bytes], now: int) -> None:
-    """Delete live memories of one user: what all their states say, with every vector; a tombstone stays."""
+def delete_memories(connection: Connection, user: User, keys: Sequence[bytes], now: int) -> None:
+    """Delete live memories of one user: the contents of all their states, with every vector. Tombstones stay."""
     for start in range(0, len(keys), CHUNK):
         part = [{"of_key": key} for key in keys[start : start + CHUNK]]
-        connection.execute(_KEEP_STATE, part)
+        connection.execute(_COPY_TO_HISTORY, part)
         connection.execute(_BLANK_STATES, [{**row, "of_uid": user.uid} for row in part])
-        connection.execute(_BURY, [{**row, "version": user.stamp(), "updated_at": now} for row in part])
+        connection.execute(_MAKE_TOMBSTONE, [{**row, "version": user.stamp(), "updated_at": now} for row in part])
     user.live -= len(keys)
     user.removed_version = user.version
 
 
-def erase(connection: Connection, user: User, now: int) -> int:
+def erase_user(connection: Connection, user: User, now: int) -> int:
     """Delete everything of a user but its row. Returns how many live memories there were."""
-    forget(connection, user)
+    remove_memories(connection, user)
     erased, user.live = user.live, 0
     user.removed_version = user.stamp()
     user.epoch += 1
@@ -168,14 +168,14 @@ def erase(connection: Connection, user: User, now: int) -> int:
     return erased
 
 
-def forget(connection: Connection, user: User) -> None:
-    """Remove every state of a user's memories, what they say, and what the records of writes say of them."""
-    receipts.forget(connection, user.uid)
+def remove_memories(connection: Connection, user: User) -> None:
+    """Remove every state of a user's memories, their contents, and the answers of writes that name them."""
+    receipts.clear_answers(connection, user.uid)
     connection.execute(blank(contents.c.uid == user.uid))
     for table in (history, memories):
         connection.execute(delete(table).where(table.c.uid == user.uid))
 
 
-def or_never(column: Any, now: Any) -> Any:
-    """Condition: the time in `column` is not over, or there is none."""
+def not_expired(column: Any, now: Any) -> Any:
+    """The condition that the time in `column` is later than `now`, or NULL."""
     return or_(column.is_(None), column > now)

@@ -428,7 +428,7 @@ class Replicas(RuleBasedStateMachine):
         right = NewMemory("9", "x", VECTORS[0])
         results = self.stores[n].append([Append("a", "ann", (right, wrong))])
         assert isinstance(results[0], InvalidInput)
-        assert results[0].param == "memories.1.vector"
+        assert results[0].param == "1.vector"
 
     @invariant()
     def everyone_is_found(self) -> None:

@@ -116,7 +116,7 @@ def test_the_same_id_with_other_content_is_a_conflict_of_that_request_alone(stor
         ]
     )
     assert isinstance(results[0], Conflict)
-    assert (results[0].param, results[0].code) == ("memories.1.id", "id_conflict")
+    assert (results[0].param, results[0].code) == ("1.id", "id_conflict")
     assert results[1:] == [
         AppendResult([Appended("3", "added", 2)], 2),
         AppendResult([Appended("1", "updated", 3)], 3),
@@ -135,20 +135,20 @@ def test_the_requests_of_one_call_stand_or_fall_together(store: Store) -> None:
     alone = [Append(T, "ann", (new("3"),), issued_at=at), Append(T, "eve", (new("3"),), issued_at=at)]
     failed, written, invalid = store.append_together([clashing, alone, [alone[0], Append(T, "x", (new("", 0),))]])
     assert isinstance(failed, Conflict)
-    assert (failed.param, failed.code) == ("memories.3.id", "id_conflict")
+    assert (failed.param, failed.code) == ("3.id", "id_conflict")
     assert written == [
         AppendResult([Appended("3", "added", 1)], 1),
         AppendResult([Appended("3", "added", 1)], 1),
     ]
     assert isinstance(invalid, InvalidInput)
-    assert invalid.param == "memories.1.id"
+    assert invalid.param == "1.id"
     assert [find(store, user) for user in ("ann", "bob", "eve")] == [["3"], ["1"], ["3"]]
     assert store.user(T, "bob").version == 1
 
     store.erase_user(T, "eve")
     (late,) = store.append_together([clashing[::2]])
     assert isinstance(late, Conflict)
-    assert (late.param, late.code) == ("memories.2.user_id", "erased")
+    assert (late.param, late.code) == ("2.user_id", "erased")
     assert find(store, "ann") == ["3"]
 
 
@@ -193,7 +193,7 @@ def test_what_cannot_be_stored_is_named(store: Store, memory: NewMemory, param: 
         [Append(T, "ann", (new("7"), memory), issued_at=at), Append(T, "ann", (new("8"),), issued_at=at)]
     )
     assert isinstance(results[0], InvalidInput)
-    assert results[0].param == f"memories.1.{param}"
+    assert results[0].param == f"1.{param}"
     assert results[1] == AppendResult([Appended("8", "added", 1)], 1)
 
 

@@ -1,4 +1,4 @@
-"""Records of the writes that carried a write id, so that a write that is sent again is not made again."""
+"""Records of writes with a write id, so that a write that is sent again is not made again."""
 
 SQLITE = """
 CREATE TABLE writes (

@@ -1,4 +1,4 @@
-"""The tokens of the index snapshots that the log vouches for."""
+"""The tokens of index snapshots that were made from the log."""
 
 SQLITE = """
 CREATE TABLE index_snapshots (

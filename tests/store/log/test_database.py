@@ -195,7 +195,7 @@ def test_a_damaged_file_is_noticed_at_open(tmp_path: Path, damage: str, rng: np.
         case "zeros":
             data[8192 : 8192 + 4096 * 8] = bytes(4096 * 8)
     path.write_bytes(data)
-    with pytest.raises(LogDamaged, match="python -m store verify"):
+    with pytest.raises(LogDamaged, match="memserve log verify"):
         Store.open(f"sqlite:///{path}", dim=DIM, model="fake")
 
 
@@ -320,7 +320,7 @@ def test_a_log_does_not_change_its_model_under_a_writer(postgres_url: str, monke
         while not watcher.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0]:  # type: ignore[index]
             assert time.monotonic() < deadline
         waits.set()
-        with pytest.raises(ModelMismatch, match="python -m store reembed"):
+        with pytest.raises(ModelMismatch, match="memserve log reembed"):
             new.result(60)
         assert isinstance(append.result(60)[0], AppendResult)
     assert old.get("default", "ann", "1").text == "text"

@@ -407,7 +407,7 @@ def test_an_integer_of_more_than_64_bits_is_named(store: Store, number: int) -> 
             store.import_lines(T, "ann", lines)
         assert (caught.value.param, caught.value.message) == (
             param,
-            "Metadata holds an integer that does not fit 64 bits.",
+            "must be an integer of at most 64 bits",
         )
     assert store.user(T, "ann").memories == 0
 

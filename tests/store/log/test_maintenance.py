@@ -110,7 +110,7 @@ def test_moving_to_another_model(store: Store, log: Log, url: str, open_store: C
     fill(store, "bob", 3)
     store.update(T, "ann", "7", metadata={"n": 70})
     store.delete(T, "ann", "8")
-    with pytest.raises(ModelMismatch, match="python -m store reembed"):
+    with pytest.raises(ModelMismatch, match="memserve log reembed"):
         open_store(model="new", dim=NEW_DIM)
     seen: list[str] = []
 
@@ -206,7 +206,7 @@ def test_a_move_that_ended_after_the_switch_is_brought_to_its_end(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("store.log.maintenance._forget_vectors", dies)
+        patched.setattr("store.log.maintenance._blank_replaced", dies)
         reembed(log, "new", new_vectors)
     assert (served(log), count(log).blank) == (("new", NEW_DIM), 0)
     assert reembed(log, "new", new_vectors) == 0
@@ -221,7 +221,7 @@ def test_old_vectors_are_forgotten_under_the_locks_of_their_users(
 ) -> None:
     fill(store)
     with monkeypatch.context() as patched:
-        patched.setattr("store.log.maintenance._forget_vectors", lambda log, model: 0)
+        patched.setattr("store.log.maintenance._blank_replaced", lambda log, model: 0)
         reembed(log, "new", new_vectors)
     hasty = Log.open(url, lock_timeout_s=0.2)
     with log.write() as connection:
