@@ -212,7 +212,7 @@ def _read_scalar(value: Any, path: str) -> Any:
         if type(value) is not float:  # the repr of numpy's subclass is `np.float64(0.5)`, which is not SQL
             raise InvalidInput("must be a Python float", path)
         if not math.isfinite(value):
-            raise InvalidInput("must be a finite number", path)
+            raise InvalidInput("is not finite", path)
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InvalidInput("must be an integer of at most 64 bits", path)
     elif value is not None and not isinstance(value, int):

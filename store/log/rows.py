@@ -141,7 +141,7 @@ def _problem_of(value: Any) -> str | None:
     if isinstance(value, str):
         return "must not contain NUL characters" if "\0" in value else None
     if isinstance(value, float):
-        return None if math.isfinite(value) else "must be a finite number"
+        return None if math.isfinite(value) else "is not finite"
     if isinstance(value, dict):
         sound = all(isinstance(key, str) and "\0" not in key for key in value)
         return None if sound else "must have keys that are strings without NUL characters"
@@ -164,7 +164,7 @@ def check_vector(vector: npt.ArrayLike, dim: int, field: str) -> Vector:
     if not math.isfinite(norm):
         if np.isfinite(array).all():  # only the sum of its squares is out of range
             raise InvalidInput("is too long to be normalised", field)
-        raise InvalidInput("must be finite", field)
+        raise InvalidInput("is not finite", field)
     if norm < 1e-18:
         raise InvalidInput("must not be zero: a zero vector has no direction", field)
     return array
