@@ -49,7 +49,7 @@ class Background:
         self._resident = resident
         self._snapshots = snapshots
         self._searcher = searcher
-        self._unfolded = searcher.unfolded
+        self._unfolded = searcher.changed
         self._unsaved: OrderedDict[int, None] = OrderedDict()
         self._saved_rows: dict[int, int] = {}
         self._saved_at: dict[int, int] = {}
@@ -115,7 +115,7 @@ class Background:
         """Whatever holds content that was erased, by whichever process: the write-ahead log, snapshots, indexes."""
         self._removed = self._log.wal_bytes() > 0 and not self._log.truncate_wal()
         names = self._snapshots.names() if self._snapshots is not None else []
-        left = self._snapshots.left() if self._snapshots is not None else []
+        left = self._snapshots.abandoned() if self._snapshots is not None else []
         uids = {name.uid for name in names} | {index.uid for index in self._resident} | {name.uid for _, name in left}
         with self._log.read() as connection:
             standing = reading.positions(connection, uids)
@@ -135,7 +135,7 @@ class Background:
                     self._remove_snapshots(name.uid)
             for folder, name in left:
                 if _is_stale(name, standing.get(name.uid)):
-                    self._snapshots.remove_left(folder, name)
+                    self._snapshots.remove_abandoned(folder, name)
 
     def _remove_snapshots(self, uid: int) -> None:
         if self._snapshots is not None:

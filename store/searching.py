@@ -1,11 +1,10 @@
-"""Searches: catch the user's index up with the log, ask it, fetch what it found.
+"""Searches: the user's index is caught up with the log and searched, then the rows that it found are fetched.
 
-Guarantees: all requests of one call are answered from one state of the log, that of their read transaction: an index
-that was caught up in it and the rows that are fetched in it belong together. What is damaged of one user is the error
-of the requests that meet it, and of no other.
+Guarantees: all requests of one call are answered from one state of the log, that of their read transaction, in which
+the indexes are caught up and the rows are fetched. If data of one user is damaged, only the requests that meet it fail.
 
-A warm search costs one statement for the users' versions and one for the rows that were found, however many requests
-there are in the call; one more for each request that wants vectors.
+A search of indexes in memory takes one statement for the users' versions and one for the rows that were found, however
+many requests the call has, and one more for each request that asks for vectors.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from store.log.vouching import vouches
 from store.records import Filter, IndexOptions, Search, SearchResult, Vector
 
 
-class _Asked(NamedTuple):
-    """A request with what its user's index answered; a user that never was has none."""
+class _Searched(NamedTuple):
+    """A request, the index that was searched for it (None if the user does not exist), and its hits."""
 
     request: Search
-    searched: UserIndex | None
+    user_index: UserIndex | None
     hits: Hits
     version: int
 
 
-_NOTHING = Hits(np.zeros(0, np.int64), np.zeros(0))
+_NO_HITS = Hits(np.zeros(0, np.int64), np.zeros(0))
 
 
 class Searcher:
-    """The indexes of one store at work. `unfolded` names those that took in rows, for the background work."""
+    """Searches with the indexes of one store. `changed` has the uids of the indexes that need background work."""
 
     def __init__(
         self,
@@ -62,30 +61,29 @@ class Searcher:
         self._snapshots = snapshots
         self._dim = dim
         self._options = options
-        self.unfolded: OrderedDict[int, None] = OrderedDict()
+        self.changed: OrderedDict[int, None] = OrderedDict()
 
     def search(
         self, connection: Connection, requests: Sequence[Search], uids: dict[tuple[str, str], int], now: int
     ) -> list[SearchResult | StoreError]:
-        """Answer inside a read transaction. `uids` of the users that exist."""
-        standing = reading.positions(connection, uids.values())
-        asked: list[_Asked | StoreError] = []
+        """Answer inside a read transaction. `uids` are those of the users that exist, by tenant and user id."""
+        positions = reading.positions(connection, uids.values())
+        searched: list[_Searched | StoreError] = []
         for request in requests:
             uid = uids.get((request.tenant, request.user_id))
             try:
-                asked.append(self._ask(connection, request, standing[uid] if uid is not None else None, now))
+                searched.append(self._search_one(connection, request, None if uid is None else positions[uid], now))
             except (InvalidInput, LogDamaged) as error:
-                asked.append(error)
-        good = [one for one in asked if isinstance(one, _Asked)]
-        labels = list({label for one in good for label in one.hits.labels.tolist()})
+                searched.append(error)
+        labels = list({label for one in searched if isinstance(one, _Searched) for label in one.hits.labels.tolist()})
         found = reading.by_label(connection, labels, self._log.model_id) if labels else {}
-        return [self._result(connection, one, found) if isinstance(one, _Asked) else one for one in asked]
+        return [self._result(connection, one, found) if isinstance(one, _Searched) else one for one in searched]
 
     def catch_up(self, connection: Connection, index: UserIndex, position: reading.Position) -> None:
-        """Apply what the log has and the index lacks.
+        """Apply the changes that the log has and the index lacks.
 
         Raises:
-            LogDamaged: a row is not what was written, or missing.
+            LogDamaged: a row is missing or is not what was written.
         """
         if index.version == position.version:
             return
@@ -96,21 +94,23 @@ class Searcher:
         if fresh and index.live != position.live:
             raise LogDamaged(
                 f"The log is damaged: a user has {index.live} memories where {position.live} were written. "
-                "See: python -m store verify"
+                "See: memserve log verify"
             )
-        self.unfolded[index.uid] = None
+        self.changed[index.uid] = None
 
-    def _ask(self, connection: Connection, request: Search, position: reading.Position | None, now: int) -> _Asked:
+    def _search_one(
+        self, connection: Connection, request: Search, position: reading.Position | None, now: int
+    ) -> _Searched:
         if not isinstance(request.top_k, int) or request.top_k < 1:
-            raise InvalidInput("top_k is a whole number from 1 on.", "top_k")
+            raise InvalidInput("must be a whole number, at least 1", "top_k")
         least = request.min_score
         if not isinstance(least, float | np.floating | None) and not (isinstance(least, int) and abs(least) < 2**63):
-            raise InvalidInput("min_score is a number.", "min_score")
+            raise InvalidInput("must be a number", "min_score")
         query = normalised(rows.check_vector(request.vector, self._dim, "vector")[None, :])[0]
         if request.filter is not None:
             filters.check(request.filter)
         if position is None:
-            return _Asked(request, None, _NOTHING, 0)
+            return _Searched(request, None, _NO_HITS, 0)
         index = self._caught_up(connection, position)
         index.expire(now)
         allowed = None if request.filter is None else self._matching(connection, index, request.filter)
@@ -122,21 +122,21 @@ class Searcher:
         if request.min_score is not None:
             enough = hits.scores >= request.min_score
             hits = Hits(hits.labels[enough], hits.scores[enough])
-        return _Asked(request, index, hits, position.version)
+        return _Searched(request, index, hits, position.version)
 
-    def _not_of_this_log(self, index: UserIndex) -> LogDamaged:
-        """An index whose labels are another user's by now: the log was put back under a store that went on.
+    def _drop_foreign_index(self, index: UserIndex) -> LogDamaged:
+        """Drop an index whose labels belong to another user: a backup of the log was restored while this store ran.
 
-        It goes, with its snapshot, and the next search builds it from the log.
+        Its snapshots go too, and the next search builds the index from the log. Returns the error for this search.
         """
         self._resident.drop(index.uid)
         if self._snapshots is not None:
             with suppress(OSError):
                 self._snapshots.remove(index.uid)
-        return LogDamaged("The log is an older one than the index of this user, which is built again: try again.")
+        return LogDamaged("The log is older than the index of this user. The index is built again: try again.")
 
     def _caught_up(self, connection: Connection, position: reading.Position) -> UserIndex:
-        """The user's index, holding what the log holds."""
+        """The user's index at the version of the log."""
         check_model(position.model, self._log.model)
         index = self._resident.get(position.uid)
         if index is None or index.epoch != position.epoch or index.version > position.version:
@@ -154,13 +154,13 @@ class Searcher:
         try:
             self.catch_up(connection, index, position)
         except BaseException:
-            self._resident.drop(position.uid)  # it may hold a part
+            self._resident.drop(position.uid)  # the changes may have been applied in part
             raise
         self._resident.put(index)
         return index
 
     def _matching(self, connection: Connection, index: UserIndex, filter: Filter) -> Labels:
-        """Labels that match; remembered with the index, so that only what has changed since is looked at again."""
+        """Labels that match. They are kept with the index, so that later only the rows changed since are checked."""
         key = blake2b(orjson.dumps(filter, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
         after, labels = index.filters.pop(key, (0, np.zeros(0, np.int64)))
         if after < index.version:
@@ -170,11 +170,11 @@ class Searcher:
         index.remember(key, labels)
         return labels
 
-    def _result(self, connection: Connection, asked: _Asked, found: dict[int, Any]) -> SearchResult | LogDamaged:
-        request, index, hits, version = asked
+    def _result(self, connection: Connection, searched: _Searched, found: dict[int, Any]) -> SearchResult | LogDamaged:
+        request, index, hits, version = searched
         labels = hits.labels.tolist()
         if index is not None and any(label in found and found[label].uid != index.uid for label in labels):
-            return self._not_of_this_log(index)
+            return self._drop_foreign_index(index)
         try:
             vectors: Iterable[Vector | None] = repeat(None, len(labels))
             if request.include_vectors:
@@ -182,7 +182,7 @@ class Searcher:
             results = []
             for label, score, vector in zip(labels, hits.scores.tolist(), vectors, strict=True):
                 if label not in found:
-                    raise LogDamaged("The log is damaged: an indexed memory is missing. See: python -m store verify")
+                    raise LogDamaged("The log is damaged: an indexed memory is missing. See: memserve log verify")
                 results.append(rows.memory(found[label], request.user_id, score, vector))
         except LogDamaged as error:
             return error

@@ -1,7 +1,7 @@
-"""The indexes that are in memory: the most recently used ones that fit the budget, by measured bytes.
+"""The indexes in memory: those that were used most recently and fit a budget of bytes, as measured.
 
-Guarantees: after `trim` the indexes together hold at most `budget_bytes`, or there is only one; an index is evicted
-whole. A user that is not resident costs nothing.
+Guarantees: after `trim` the indexes together take at most `budget_bytes`, or there is only one. An index is evicted
+whole. A user whose index is not in memory takes none.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Resident:
         return iter([index for index, _ in self._indexes.values()])
 
     def get(self, uid: int) -> UserIndex | None:
-        """The user's index, where it is resident."""
+        """The user's index, if it is in memory."""
         found = self._indexes.get(uid)
         return found[0] if found else None
 
     def put(self, index: UserIndex) -> None:
-        """Keep an index, and measure it anew, as the most recently used."""
+        """Add or measure an index, as the most recently used."""
         self.measure(index)
         self._indexes.move_to_end(index.uid)
 
     def measure(self, index: UserIndex) -> None:
-        """Take note of the index's size."""
+        """Record the size of an index."""
         old = self._indexes.get(index.uid)
         size = index.bytes
         self.bytes += size - (old[1] if old else 0)
@@ -46,18 +46,18 @@ class Resident:
         self._indexes[index.uid] = (index, size)
 
     def drop(self, uid: int) -> None:
-        """Forget an index."""
+        """Drop an index."""
         found = self._indexes.pop(uid, None)
         if found:
             self.bytes -= found[1]
 
     def trim(self) -> None:
-        """Evict the least recently used until the rest fits the budget."""
+        """Evict the least recently used indexes until the others fit the budget."""
         while self.bytes > self.budget_bytes and len(self._indexes) > 1:
             self.drop(next(iter(self._indexes)))
             self.evictions += 1
 
     def clear(self) -> None:
-        """Forget every index."""
+        """Drop every index."""
         self._indexes.clear()
         self.bytes = 0

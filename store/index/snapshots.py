@@ -1,11 +1,12 @@
-"""Snapshots of large indexes on local disk, so that a restart need not build graphs again. Any may be lost at any time.
+"""Snapshots of large indexes on local disk, so that a restart does not build graphs again. Any may be lost at any time.
 
-Guarantees: a snapshot is there whole or not at all (written aside, fsynced, renamed); hnswlib, which a damaged file can
-make read out of bounds, sees no byte whose checksum was not verified; one that its log does not vouch for is of another
-state than the log's. On any doubt the snapshot is removed and the index is loaded from the log.
+Guarantees: a snapshot exists whole or not at all (written under another name, fsynced, renamed). hnswlib, which a
+damaged file can make read out of bounds, is given no byte whose checksum was not verified. A snapshot is loaded only if
+the log has its token: another one was made from another state of the log. In doubt a snapshot is removed, and the index
+is built from the log.
 
-A snapshot is two files. `UID-EPOCH-VERSION.hnsw` is hnswlib's own; `UID-EPOCH-VERSION.rows` names it by checksum and is
-the one that counts:
+A snapshot is two files. `UID-EPOCH-VERSION.hnsw` is hnswlib's own. `UID-EPOCH-VERSION.rows` holds the checksum of the
+other, and the snapshot exists if this file does:
 
     magic | blake2b-128 of all that follows | length of the header, 4 bytes | header, JSON | labels | expires | alive
 """
@@ -35,7 +36,7 @@ _LOCK = "lock"
 
 
 class Name(NamedTuple):
-    """What a snapshot's file name says; trusted only to find it."""
+    """The parts of a snapshot's file name. They serve to find it; the header is what is trusted."""
 
     uid: int
     epoch: int
@@ -43,7 +44,7 @@ class Name(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A snapshot that is being written."""
+    """A snapshot that is being written. `arrays`: labels, expires and alive flags."""
 
     name: Name
     header: dict[str, Any]
@@ -51,15 +52,15 @@ class Pending(NamedTuple):
 
     @property
     def token(self) -> str:
-        """By which the log knows it."""
+        """The token that the log must have before the snapshot may be loaded."""
         return str(self.header["token"])
 
 
 class Snapshots:
     """The snapshots of one store, in a folder that stores of the same log may share.
 
-    Each store claims a numbered folder in it, by a lock that ends with its process; one that is started again finds
-    what an earlier one left.
+    Each store claims a numbered folder in it, with a lock that ends with its process. A store that starts again finds
+    the snapshots that an earlier process left in the folder.
     """
 
     def __init__(self, shared: Path, *, log_id: str, model: str, dim: int, options: IndexOptions) -> None:
@@ -83,11 +84,11 @@ class Snapshots:
         _remove_parts(folder, self.names())
 
     def names(self) -> list[Name]:
-        """Every snapshot there is."""
+        """Every snapshot in this store's folder."""
         return [name for names in self._names.values() for name in names]
 
     def begin(self, index: UserIndex) -> Pending | None:
-        """The part of saving an index that needs it; None while it cannot have a snapshot."""
+        """Write the graph of an index. None if the index cannot have a snapshot now, or has it already."""
         state = index.snapshot()
         name = Name(index.uid, index.epoch, index.version)
         if state is None or name in self._names.get(index.uid, ()):
@@ -100,7 +101,7 @@ class Snapshots:
         return Pending(name, header, labels.tobytes() + expires.tobytes() + alive.tobytes())
 
     def finish(self, pending: Pending) -> None:
-        """The part that only waits for the disk; safe in another thread."""
+        """Write the rest and wait for the disk. This part does not use the index, and may run in another thread."""
         part = self._path(pending.name, "hnsw.part")
         os.chmod(part, 0o600)
         if pending.header["dead"]:
@@ -115,9 +116,9 @@ class Snapshots:
         _sync(rows)
 
     def commit(self, pending: Pending) -> None:
-        """Make a finished snapshot the user's, once the log vouches for it, and remove the user's older ones."""
+        """Give a finished snapshot, whose token the log has, its final name, and remove the user's older ones."""
         name = pending.name
-        for suffix in ("hnsw", "rows"):  # the one that counts comes last
+        for suffix in ("hnsw", "rows"):  # the snapshot exists once its .rows does
             os.replace(self._path(name, f"{suffix}.part"), self._path(name, suffix))
         _sync(self.folder)
         for older in self._names.get(name.uid, set()) - {name}:
@@ -125,25 +126,26 @@ class Snapshots:
         self._names.setdefault(name.uid, set()).add(name)
 
     def discard(self, pending: Pending) -> None:
-        """Remove what `begin` and `finish` wrote."""
+        """Remove the files of `begin` and `finish` that were not committed."""
         for suffix in ("hnsw", "rows"):
             self._path(pending.name, f"{suffix}.part").unlink(missing_ok=True)
 
     def load(
         self, uid: int, epoch: int, version: int, removed_version: int, vouches: Callable[[str], bool]
     ) -> UserIndex | None:
-        """The user's index as it was at some version up to `version`; None where there is no snapshot to be trusted.
+        """The user's index at some version up to `version`. None if there is no snapshot that can be trusted.
 
         Args:
-            removed_version: of the user's newest deletion: an older snapshot holds what was deleted, and is removed.
-            vouches: whether the log knows the token of a snapshot of this user.
+            removed_version: the version of the user's newest deletion. An older snapshot holds deleted vectors, and is
+                removed.
+            vouches: whether the log has a snapshot's token for this user.
         """
         for name in sorted(self._names.get(uid, ()), reverse=True):
             if name.epoch == epoch and removed_version <= name.version <= version:
                 try:
                     return self._read(name, vouches)
                 except (OSError, ValueError, RuntimeError, KeyError, TypeError, struct.error):
-                    self.refused += 1  # nothing is lost: the log has it
+                    self.refused += 1  # nothing is lost: the index is built from the log
             self._remove(name)
         return None
 
@@ -152,10 +154,10 @@ class Snapshots:
         for name in list(self._names.get(uid, ())):
             self._remove(name)
 
-    def left(self) -> list[tuple[Path, Name]]:
-        """Snapshots that stores have left which are no longer there, with their folders.
+    def abandoned(self) -> list[tuple[Path, Name]]:
+        """The snapshots in folders that no store claims any more, with their folders.
 
-        What they left of others, whose writing or removal they did not end, is removed.
+        Files that such a store was writing or removing when it ended are removed.
         """
         found = []
         for folder in self._shared.iterdir() if self._shared.exists() else ():
@@ -169,8 +171,8 @@ class Snapshots:
         return found
 
     @staticmethod
-    def remove_left(folder: Path, name: Name) -> None:
-        """Remove one of `left`, unless a store has come back to its folder: that one sees to it."""
+    def remove_abandoned(folder: Path, name: Name) -> None:
+        """Remove one of `abandoned`, unless a store has claimed its folder again. Then it is that store's to remove."""
         claim = _claim(folder)
         if claim is not None:
             for suffix in ("rows", "hnsw"):
@@ -178,14 +180,14 @@ class Snapshots:
             os.close(claim[0])
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Release the folder."""
         os.close(self._lock)
 
     def verify(self, name: Name) -> tuple[dict[str, Any], Any, Any, Any]:
-        """Header, labels, expires and alive flags of a snapshot every byte of which is as it was written.
+        """Check every byte of a snapshot. Returns its header, labels, expires and alive flags.
 
         Raises:
-            ValueError: it is not.
+            ValueError: the snapshot is not as it was written.
             OSError: it cannot be read.
         """
         data = self._path(name, "rows").read_bytes()
@@ -225,7 +227,7 @@ class Snapshots:
         return self.folder / f"{name.uid}-{name.epoch}-{name.version}.{suffix}"
 
     def _remove(self, name: Name) -> None:
-        for suffix in ("rows", "hnsw"):  # the one that counts goes first
+        for suffix in ("rows", "hnsw"):  # without its .rows the snapshot no longer exists
             self._path(name, suffix).unlink(missing_ok=True)
         self._names[name.uid].discard(name)
         if not self._names[name.uid]:
@@ -233,7 +235,7 @@ class Snapshots:
 
 
 def _claim(folder: Path) -> tuple[int, Path] | None:
-    """The folder's lock as an open file, or None where another store has it."""
+    """The folder's lock as an open file, and the folder; None if another store has the lock."""
     folder.mkdir(exist_ok=True, mode=0o700)
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -250,7 +252,7 @@ def _names_in(folder: Path) -> list[Name]:
 
 
 def _remove_parts(folder: Path, names: Iterable[Name]) -> None:
-    """Remove what is no part of the snapshots of a claimed folder: a store that died was writing or removing it."""
+    """Remove the files of a claimed folder that belong to none of its snapshots. A store died while it wrote them."""
     known = {f"{name.uid}-{name.epoch}-{name.version}" for name in names}
     for path in folder.iterdir():
         if path.name != _LOCK and (path.suffix not in (".rows", ".hnsw") or path.stem not in known):
@@ -258,7 +260,8 @@ def _remove_parts(folder: Path, names: Iterable[Name]) -> None:
 
 
 def _digest(path: Path) -> tuple[int, bytes]:
-    with path.open("rb") as file:  # not mapped: reading a file that is being cut short would kill the process
+    """Size and blake2b-128 of a file."""
+    with path.open("rb") as file:  # not mapped, since reading a mapped file that is being truncated kills the process
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).digest()
         return file.tell(), digest
 
