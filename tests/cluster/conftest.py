@@ -1,4 +1,4 @@
-"""One Serve for the whole suite: the real model in float32, two store replicas, so that any replica may answer."""
+"""Servers that are shared by the tests of this folder."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.elastic import Elastic
 from tests.cluster.server import Server
 
-# A driver that names a cluster's address must bring the token that the cluster asks for (~/.ray/auth_token).
+# A driver that connects to a cluster by its address must authenticate with the cluster's token (~/.ray/auth_token).
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 LIVE_ARGS = {
@@ -31,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the real model in float32, and two store replicas, either of which may answer."""
     server = Server(tmp_path_factory.mktemp("live"), LIVE_ARGS)
     server.start()
     yield server
@@ -39,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def elastic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elastic]:
-    """Another one, whose replicas come, go, change and die."""
+    """A server with the fake model, whose replicas are added, removed, replaced and killed."""
     server = Elastic(tmp_path_factory.mktemp("elastic"))
     server.start()
     yield server

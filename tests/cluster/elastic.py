@@ -1,4 +1,4 @@
-"""A server whose replicas come, go, change and die; a driver to deploy to it, and load on it meanwhile."""
+"""A server whose replicas are added, removed, replaced and killed; a driver to deploy to it; and a load on it."""
 
 import multiprocessing
 import threading
@@ -20,8 +20,8 @@ from tests.cluster.server import Server
 
 DEPLOYMENTS = ("Embedder", "Gateway", "Store")
 ARGS: dict[str, Any] = {
-    "model": {"provider": "fake", "name": "fake", "dim": 256},  # so many that no two words are alike by chance
-    "cache": {"max_bytes": 0},  # every text asks an embedder
+    "model": {"provider": "fake", "name": "fake", "dim": 256},  # enough that no two words are similar by chance
+    "cache": {"max_bytes": 0},  # so that each text reaches an embedder
     "embedder": {"num_cpus": 0.15},
 }
 POLICY = {
@@ -32,7 +32,7 @@ SETTLED_WITHIN_S = 90.0
 
 
 class Status(NamedTuple):
-    """Of the application, and (status, message) of each deployment."""
+    """The application's status and message, and (status, message) of each deployment."""
 
     status: str
     message: str
@@ -57,7 +57,7 @@ def _status() -> Status:
 
 
 class Elastic(Server):
-    """One replica of each deployment, as many as `deploy` says, and never by the load."""
+    """A server with one replica of each deployment, or as many as `deploy` is told. The load changes nothing."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, ARGS)
@@ -71,7 +71,7 @@ class Elastic(Server):
         replicas: dict[str, int] | None = None,
         user_configs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The config with more args, other numbers of replicas and other user_configs."""
+        """The config with these args added, these numbers of replicas and these user_configs."""
         application = {**self._base["applications"][0]}
         application["args"] = {**ARGS, **(args or {})}
         application["deployments"] = [
@@ -93,32 +93,32 @@ class Elastic(Server):
         return {**self._base, "applications": [application]}
 
     def start(self) -> str:
-        """Start, wait for the ready line, and connect a driver."""
+        """Start, wait until it is ready, and connect a driver. Returns the ready line."""
         line = super().start()
         context = multiprocessing.get_context("spawn")
         self._driver = ProcessPoolExecutor(1, context, initializer=_connect, initargs=(self.ray_address(),))
         return line
 
     def stop(self, *args: int) -> int:
-        """End the driver and the server."""
+        """End the driver and the server. Returns the server's exit status."""
         self._driver.shutdown()
         return super().stop(*args)
 
     def deploy(self, **changes: Any) -> None:
-        """Hand Serve the config with these changes; `changed` takes them."""
+        """Deploy the config with these changes, the arguments of `changed`."""
         self._wanted = {**dict.fromkeys(DEPLOYMENTS, 1), **changes.get("replicas", {})}
         self._driver.submit(_deploy, self.changed(**changes)).result(timeout=60)
 
     def status(self) -> Status:
-        """What `serve status` shows."""
+        """The status that `serve status` shows."""
         return self._driver.submit(_status).result(timeout=60)
 
     def settle(self, within_s: float = SETTLED_WITHIN_S) -> None:
-        """Wait until all runs as it was deployed, and nothing else does: Serve forgets a replica before it is gone."""
+        """Wait until exactly the deployed replicas run. Serve stops counting a replica before its process has ended."""
         until(lambda: self.status().status == "RUNNING" and self._has_wanted(), within_s)
 
     def _has_wanted(self) -> bool:
-        """Whether there are as many replicas as were deployed; of those that may be none there may be one."""
+        """Whether as many replicas run as were deployed. Of a deployment that may have none, one may run."""
         return all(len(self.replicas(name)) in {wanted, wanted or 1} for name, wanted in self._wanted.items())
 
 
@@ -126,13 +126,13 @@ def until(condition: Callable[[], bool], within_s: float) -> float:
     """Wait for a condition. Returns the seconds that it took."""
     started = time.monotonic()
     while not condition():
-        assert time.monotonic() - started < within_s, "it never came"
+        assert time.monotonic() - started < within_s, "the condition was not met in time"
         time.sleep(0.1)
     return time.monotonic() - started
 
 
 class Failure(NamedTuple):
-    """A request that was not answered as it should be; `kind` is a status or the name of a transport error."""
+    """A request that failed; `kind` is the status, or the name of the transport error."""
 
     what: str
     kind: str
@@ -141,10 +141,10 @@ class Failure(NamedTuple):
 
 
 class Load:
-    """Clients, each with a user of its own, that embed, add memories, and search for what was acknowledged.
+    """Clients, each with a user of its own, that embed, add memories, and search for the acknowledged ones.
 
-    A client repeats what failed until it is answered. A wrong vector, or a memory that is not found, is in `wrong`; one
-    that is there twice, or was lost, fails the check at the end.
+    A client repeats a request that failed until it succeeds. Wrong vectors and memories that are not found are
+    collected in `wrong`. A memory that was stored twice or lost fails the check at the end.
     """
 
     def __init__(self, server: Server, name: str, clients: int = 4) -> None:
@@ -206,7 +206,7 @@ class Load:
             time.sleep(0.05)
 
     def _check(self) -> None:
-        """Every acknowledged memory is there, once."""
+        """Check that every acknowledged memory is listed exactly once."""
         assert not self.wrong, self.wrong[:3]
         with self._server.client() as http:
             for user, acknowledged in self.acknowledged.items():

@@ -1,4 +1,4 @@
-"""A memserve of the tests' own: `python -m deployments` on a free port and in a folder of its own."""
+"""A memserve for tests: `memserve serve` on a free port, in a folder of its own."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ EXIT_WITHIN_S = 60.0
 
 
 def free_port() -> int:
-    """A free port below those that the kernel gives out: Ray takes dozens of those before HAProxy listens."""
+    """A free port below the kernel's ephemeral range: Ray takes dozens of that range before HAProxy listens."""
     while True:
         port = random.randrange(20_000, 30_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 def config_with(args: dict[str, Any], port: int) -> dict[str, Any]:
-    """serve_config.yaml with other args and another port."""
+    """serve_config.yaml with these args and this port."""
     config = copy.deepcopy(BASE_CONFIG)
     config["http_options"]["port"] = port
     config["applications"][0]["args"] = args
@@ -41,7 +41,7 @@ def config_with(args: dict[str, Any], port: int) -> dict[str, Any]:
 
 
 class Server:
-    """One `python -m deployments`, as `make serve` runs it."""
+    """One `memserve serve`, as `make serve` runs it."""
 
     def __init__(self, folder: Path, args: dict[str, Any], port: int | None = None) -> None:
         self.folder = folder
@@ -54,10 +54,10 @@ class Server:
         self.seen: list[str] = []
 
     def launch(self) -> None:
-        """Start the process; its output is read line by line."""
+        """Start the process; a thread reads its output line by line."""
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "deployments", str(self.config)],
+            [sys.executable, "-m", "memserve", "serve", str(self.config)],
             cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -73,12 +73,12 @@ class Server:
         self.lines.put(None)
 
     def start(self) -> str:
-        """Start and wait for the ready line, which is returned."""
+        """Start the process and wait until it is ready. Returns the ready line."""
         self.launch()
         return self.wait_until_ready()
 
     def wait_until_ready(self) -> str:
-        """The ready line of a launched server."""
+        """Wait until a launched server is ready. Returns the ready line."""
         while (line := self.lines.get(timeout=READY_WITHIN_S)) is not None:
             self.seen.append(line)
             if line.startswith("memserve is ready"):
@@ -86,7 +86,7 @@ class Server:
         raise AssertionError("the server ended before it was ready:\n" + "\n".join(self.seen))
 
     def all_lines(self) -> list[str]:
-        """What it has said, once it has ended."""
+        """All lines of output. Waits until the process has ended."""
         while (line := self.lines.get(timeout=EXIT_WITHIN_S)) is not None:
             self.seen.append(line)
         return self.seen
@@ -98,7 +98,7 @@ class Server:
         return []
 
     def programs(self) -> list[tuple[str, list[str]]]:
-        """(name, command line) of each process below it that is still there to be asked; some come and go."""
+        """(name, command line) of each descendant that still runs when it is asked."""
         found = []
         for process in self.descendants():
             with contextlib.suppress(psutil.Error):
@@ -106,7 +106,7 @@ class Server:
         return found
 
     def replicas(self, deployment: str) -> set[int]:
-        """Process ids of its replicas, those that start or end included."""
+        """Process ids of a deployment's replicas, including those that are starting or ending."""
         found = set()
         for process in self.descendants():
             try:
@@ -118,7 +118,7 @@ class Server:
         return found
 
     def leftovers(self) -> list[psutil.Process]:
-        """Processes that work in this server's folder, as all that it starts do."""
+        """Processes whose working directory is this server's folder, as it is of all that the server starts."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -144,7 +144,7 @@ class Server:
         raise AssertionError(f"no raylet below the server with the flag {flag}")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it by a signal. Returns its exit status; every process it had started is gone."""
+        """End the server with a signal, and check that its descendants have ended. Returns its exit status."""
         assert self.process is not None
         started = self.descendants()
         self.process.send_signal(number)

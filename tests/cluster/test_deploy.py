@@ -1,4 +1,6 @@
-"""Replicas come and go, and a new version rolls through, without a failed request; a wrong one changes nothing."""
+"""Replicas are added and removed, and a new version is rolled out, without a failed request. A wrong version changes
+nothing.
+"""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from tests.cluster.elastic import DEPLOYMENTS, Elastic, Load, until
 
 @pytest.fixture(autouse=True)
 def as_before(elastic: Elastic) -> Iterator[None]:
-    """Each test leaves what it found."""
+    """Restore the config that each test found."""
     yield
     elastic.deploy()
     elastic.settle()
@@ -31,8 +33,8 @@ def test_replicas_come_and_go_without_a_failed_request(elastic: Elastic) -> None
     assert load.failures == []
 
 
-def test_a_new_version_rolls_through_and_the_first_request_waits_for_an_embedder(elastic: Elastic) -> None:
-    """The new one has no queue, and as many embedders as the load needs: none where there is none."""
+def test_a_new_version_is_rolled_out_and_the_first_request_waits_for_an_embedder(elastic: Elastic) -> None:
+    """The new version has no queue, and as many embedders as the load needs: none without a load."""
     before = {name: elastic.replicas(name) for name in DEPLOYMENTS}
     with Load(elastic, "roll") as load:
         new = {"queue": {"enabled": False}, "embedder": {"min_replicas": 0, "num_cpus": 0.15}}
@@ -44,7 +46,7 @@ def test_a_new_version_rolls_through_and_the_first_request_waits_for_an_embedder
     until(lambda: elastic.replicas("Embedder") == set(), 40.0)
     with elastic.client() as http:
         assert http.get("/health/ready").status_code == 200
-        assert elastic.replicas("Embedder") == set()  # a probe starts none
+        assert elastic.replicas("Embedder") == set()  # a probe does not start one
         asked_at = time.monotonic()
         assert http.post("/v1/embeddings", json={"input": "first"}).status_code == 200
         assert time.monotonic() - asked_at < 30.0
@@ -66,7 +68,7 @@ def test_a_model_that_does_not_load_leaves_the_old_one_and_is_named(elastic: Ela
     (before,) = elastic.replicas("Embedder")
     with Load(elastic, "model", clients=2) as load:
         elastic.deploy(args={"model": {"name": "/no/such/model"}})
-        until(lambda: elastic.status().status == "DEPLOY_FAILED", 150.0)  # after starts that import torch
+        until(lambda: elastic.status().status == "DEPLOY_FAILED", 150.0)  # each attempt to start imports torch
         status, message = elastic.status().deployments["Embedder"]
         assert status == "DEPLOY_FAILED"
         assert "There is no model at '/no/such/model'" in message

@@ -49,10 +49,10 @@ def test_base64_carries_the_same_bits(http: httpx.Client) -> None:
     assert np.array_equal(np.stack(decoded), floats)
 
 
-def test_a_lone_string_is_a_list_of_one(http: httpx.Client) -> None:
-    lone = vectors_of(http.post("/v1/embeddings", json={"input": "one text"}).json())
-    assert lone.shape == (1, 384)
-    assert np.array_equal(lone, vectors_of(http.post("/v1/embeddings", json={"input": ["one text"]}).json()))
+def test_a_string_is_embedded_like_a_list_of_one(http: httpx.Client) -> None:
+    single = vectors_of(http.post("/v1/embeddings", json={"input": "one text"}).json())
+    assert single.shape == (1, 384)
+    assert np.array_equal(single, vectors_of(http.post("/v1/embeddings", json={"input": ["one text"]}).json()))
 
 
 def test_token_ids_are_used_verbatim(http: httpx.Client, reference: SentenceTransformer) -> None:
@@ -72,7 +72,7 @@ def test_dimensions_cut_and_renormalise(http: httpx.Client) -> None:
 
 def test_smaller_output_types(http: httpx.Client) -> None:
     full = vectors_of(http.post("/v1/embeddings", json={"input": TEXTS}).json())
-    units = full / np.linalg.norm(full, axis=1, keepdims=True)  # in half precision they are not quite
+    units = full / np.linalg.norm(full, axis=1, keepdims=True)  # in half precision their length is not exactly 1
     for output_dtype, expected in (
         ("int8", np.rint(units * 127).astype(np.int8)),
         ("ubinary", np.packbits(full > 0, axis=1)),

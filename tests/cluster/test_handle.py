@@ -1,6 +1,6 @@
-"""The handle API: the same methods, validation and errors as HTTP, as exceptions.
+"""The handle API: the same methods, validation and errors as over HTTP; errors are exceptions.
 
-The driver is a process of its own, as a user's would be: Serve's router threads outlive `ray.shutdown`.
+The driver is a process of its own, as a user's would be, because Serve's router threads outlive `ray.shutdown`.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ def _call(method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     try:
         return getattr(serve.get_app_handle("memserve"), method).remote(*args, **options).result()
     except ray.exceptions.RayTaskError as error:
-        assert isinstance(error, type(error.cause))  # what a caller's `except Conflict` relies on
+        assert isinstance(error, type(error.cause))  # a caller's `except Conflict` relies on it
         raise error.cause from None
 
 
@@ -118,7 +118,7 @@ def test_errors_keep_their_class_and_their_param(call: Call) -> None:
         call("add", user, [{"id": "1", "text": "b"}])
 
 
-def test_the_rest_of_the_routes_by_the_same_names(call: Call, driver: ProcessPoolExecutor) -> None:
+def test_the_other_methods_have_the_names_of_the_routes(call: Call, driver: ProcessPoolExecutor) -> None:
     user, copy = f"handle-{uuid.uuid4()}", f"handle-{uuid.uuid4()}"
     call("add", user, [{"id": str(n), "text": f"note {n}", "metadata": {"n": n}} for n in range(5)])
     changed = call("update", user, "3", text="changed", if_version=4)

@@ -1,4 +1,4 @@
-"""`python -m deployments`, as `make serve` runs it: what it says, how it ends, what it leaves behind, what it keeps."""
+"""`memserve serve`: its one line on success and on failure, its end, and the memories that outlive it."""
 
 import signal
 import socket
@@ -22,7 +22,7 @@ Launch = Callable[..., Server]
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Launch]:
-    """Makes servers in this test's folder; what still runs at its end is ended."""
+    """Makes servers in this test's folder, and stops those that still run at its end."""
     servers: list[Server] = []
 
     def make(args: dict[str, Any], port: int | None = None) -> Server:
@@ -36,7 +36,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
 
 
 def refused(server: Server, within_s: float = 30.0) -> str:
-    """Launch a server that cannot start: it says one line, exits with 1 in time, and leaves nothing behind."""
+    """Launch a server that cannot start, and return its one line. It exits with 1 in time and leaves no process."""
     server.launch()
     assert server.process is not None
     assert server.process.wait(timeout=within_s) == 1
@@ -86,7 +86,7 @@ def test_a_folder_that_holds_no_model_is_one_line(launch: Launch, tmp_path: Path
 
 def test_a_hub_model_that_cannot_be_had_is_one_line(launch: Launch, tmp_path: Path) -> None:
     line = refused(launch({"model": {"name": "nobody/no-such-model"}}))
-    assert line.startswith("memserve: model.name: 'nobody/no-such-model' is no folder, and no hub model")
+    assert line.startswith("memserve: model.name: 'nobody/no-such-model' is not a folder, and no hub model")
 
 
 def test_a_model_that_does_not_load_is_one_line(launch: Launch, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_model_that_does_not_load_is_one_line(launch: Launch, tmp_path: Path) 
 
 
 def test_everything_ends_with_the_server_and_the_memories_stay(launch: Launch, tmp_path: Path) -> None:
-    """However it ends: by Ctrl-C, by a signal that asks, and by kill -9 of the supervisor and of the server process."""
+    """Whether it ends by Ctrl-C, by SIGTERM, or by kill -9 of the supervisor or of the server process."""
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None)
     for number, how in enumerate(ends):
         server = launch(FAKE_ARGS, free_port())
@@ -125,7 +125,7 @@ def test_everything_ends_with_the_server_and_the_memories_stay(launch: Launch, t
 
 
 def test_two_servers_on_one_machine_stay_apart(server: Server, elastic: Elastic) -> None:
-    """Gateways share a taken port silently (SO_REUSEPORT): each server must have a run of ports of its own."""
+    """Gateways share a taken port silently (SO_REUSEPORT), so each server must have a run of ports of its own."""
     servers: dict[str, Server] = {"one": server, "two": elastic}
     for n in range(10):
         for name, each in servers.items():
@@ -141,8 +141,8 @@ def test_two_servers_on_one_machine_stay_apart(server: Server, elastic: Elastic)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"port": "eighty"}, "http_options.port: 'eighty' is no port"),
-        ({"port": 70_000}, "http_options.port: 70000 is no port"),
+        ({"port": "eighty"}, "http_options.port: 'eighty' is not a port"),
+        ({"port": 70_000}, "http_options.port: 70000 is not a port"),
         ({"host": "256.0.0.1"}, "256.0.0.1:8000 cannot be listened on"),
     ],
 )

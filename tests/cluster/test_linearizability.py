@@ -1,7 +1,7 @@
-"""Ten thousand operations of many clients on a few users, by any replica, while replicas come, go and are killed.
+"""Ten thousand operations of many clients on a few users, while replicas are added, removed and killed.
 
-The clients of the store route at random, where the gateway keeps a user on one replica: each may meet any of them at
-any time. The others come over HTTP. What all were answered is judged by tests/histories.
+The gateway sends a user to one store replica. The clients of the store in this test choose replicas at random, so that
+any replica may answer any operation; other clients use HTTP. tests/histories judges all answers.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ import pytest
 import ray
 import yaml
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from deployments.serving import ray_internals
 from tests.clients import OverHandle, OverHttp
 from tests.cluster.server import Server
 from tests.histories.check import check
@@ -33,16 +33,16 @@ OPERATIONS = 10_000
 USERS = 4
 STORE_CLIENTS = 24
 HTTP_CLIENTS = 8
-CLIENTS_TOGETHER = 8  # whose calls are coalesced, as those of one gateway
+CLIENTS_TOGETHER = 8  # clients whose calls are combined, as those of one gateway are
 MOVES = [(3, 2), (1, 1), (4, 2), (2, 1), (3, 2)]  # (stores, gateways), one after the other
-KILL_AT = (4, 2)  # when there are so many, some are killed
+KILL_AT = (4, 2)  # after this move some replicas are killed
 KILLED = {"Store": 2, "Gateway": 1}
 MOVE_WITHIN_S = 40.0
 
 ARGS = {
     "model": {"provider": "fake", "name": "fake", "dim": DIM},
     "embedder": {"min_replicas": 1, "max_replicas": 1, "num_cpus": 0.1},
-    # Users grow beyond the switch, so that exact and HNSW indexes, and what lies between, are met.
+    # Users grow beyond this, so that exact indexes, HNSW indexes and the change between them are used.
     "store": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.05, "exact_below": 15},
     "gateway": {"min_replicas": 1, "max_replicas": 1, "num_cpus": 0.05},
 }
@@ -56,9 +56,9 @@ def _connect(address: str) -> None:
 
 
 def with_replicas(config: dict[str, Any], stores: int, gateways: int) -> dict[str, Any]:
-    """A config by which there are so many, whatever autoscaling would say.
+    """The config with fixed numbers of replicas, which autoscaling cannot change.
 
-    Serve restarts nothing for another number, if the deployments were listed already: `args:` would be a new version.
+    Serve restarts no replica for it, because only the listed deployments change; other `args:` would be a new version.
     """
     application = dict(config["applications"][0])
     application["deployments"] = [
@@ -70,11 +70,11 @@ def with_replicas(config: dict[str, Any], stores: int, gateways: int) -> dict[st
 
 def _scale(config: dict[str, Any], stores: int, gateways: int) -> None:
     config = with_replicas(config, stores, gateways)
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
+    ray_internals.deploy(ServeDeploySchema.model_validate(config))
 
 
 def _replicas(name: str) -> tuple[int, int]:
-    """(that run, that are in any other state)"""
+    """(running replicas, replicas in any other state)"""
     states = serve.status().applications["memserve"].deployments[name].replica_states
     running = states.get("RUNNING", 0)
     return running, sum(states.values()) - running
@@ -92,10 +92,10 @@ async def _move(config: dict[str, Any], stores: int, gateways: int) -> None:
 
 
 def _kill(server: int) -> None:
-    """kill -9 of some replicas, in the middle of what they do."""
+    """kill -9 some replicas while they work."""
     titles: dict[psutil.Process, str] = {}
     for child in psutil.Process(server).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
             titles[child] = "".join(child.cmdline()[:1])
     for deployment, count in KILLED.items():
         title = f"ray::ServeReplica:memserve:{deployment}"
@@ -154,7 +154,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_any_replica_is_right_at_any_moment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")  # as the gateway's handle: the driver reads it at import
+    monkeypatch.setenv(
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED", "1"
+    )  # the driver reads it at import; its handle must be like a gateway's
     config = yaml.safe_load(server.config.read_text())
     with ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), initializer=_connect, initargs=(server.ray_address(),)
@@ -169,5 +171,5 @@ def test_any_replica_is_right_at_any_moment(server: Server, monkeypatch: pytest.
     print(f"{len(history)} operations in {took_s:.0f} s, checked in {time.monotonic() - checked:.1f} s")
     assert not violations, "\n".join(map(str, violations))
     assert len(history) >= OPERATIONS
-    # What the killed replicas had in hand is made once, and answered.
+    # The operations of the killed replicas took effect once, and were answered.
     assert [str(event) for event in history if event.answer is None] == []

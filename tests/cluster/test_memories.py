@@ -39,8 +39,8 @@ def test_a_memory_is_found_by_the_next_search_every_time(http: httpx.Client, use
         assert entry["id"] in ids(search(http, user, query=f"note number {n}", top_k=1000))
 
 
-def test_a_call_between_deployments_carries_all_that_a_request_may(http: httpx.Client, user: str) -> None:
-    """As one message, past gRPC's default of 4 MiB in both directions."""
+def test_a_call_between_deployments_may_be_as_large_as_a_request(http: httpx.Client, user: str) -> None:
+    """One message in each direction, larger than gRPC's default limit of 4 MiB."""
     vectors = np.random.default_rng(0).integers(-9, 10, (1000, 384))
     memories = [{"id": f"{n}", "text": "word " * 1500, "vector": row.tolist()} for n, row in enumerate(vectors)]
     assert len(add(http, user, {"memories": memories})["memories"]) == 1000

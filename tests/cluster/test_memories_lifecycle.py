@@ -1,6 +1,6 @@
 """Reading, changing, moving and forgetting memories on a live Serve: two store replicas behind HAProxy.
 
-What each route takes and answers is tested in one process (tests/test_routes_*.py); here is what only a live one shows.
+tests/api tests the routes in one process. The tests here need several replicas, HAProxy or files on disk.
 """
 
 import json
@@ -71,7 +71,7 @@ def test_export_import_export_is_the_same_byte_for_byte(http: httpx.Client, user
     assert http.post(f"/v1/users/{copy}/import", content=first).json() == {"imported": 0, "unchanged": 900}
 
 
-def test_an_import_is_taken_as_it_arrives(http: httpx.Client, user: str) -> None:
+def test_an_import_is_stored_as_it_arrives(http: httpx.Client, user: str) -> None:
     seen: list[int] = []
 
     def slowly() -> Iterator[bytes]:
@@ -99,7 +99,7 @@ def test_an_import_is_read_no_faster_than_it_is_written(http: httpx.Client, serv
         with socket.create_connection(("127.0.0.1", server.port), timeout=5.0) as sender:
             sender.sendall(head.encode())
             sent = 0
-            with pytest.raises(TimeoutError):  # what lies between is full
+            with pytest.raises(TimeoutError):  # all buffers on the way are full
                 while sent < size:
                     sent += sender.send(line[sent % len(line) :])
     finally:
@@ -115,7 +115,7 @@ def test_a_bad_line_of_a_large_import_is_answered(http: httpx.Client, user: str)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"lines.{at}.text")
 
 
-def test_an_export_that_an_erasure_cuts_short_does_not_look_whole(http: httpx.Client, user: str) -> None:
+def test_an_export_that_an_erasure_cuts_short_ends_with_an_error(http: httpx.Client, user: str) -> None:
     fill(http, user, 8000)
     with (
         httpx.Client(base_url=http.base_url, timeout=60.0, trust_env=False) as other,
@@ -129,23 +129,23 @@ def test_an_export_that_an_erasure_cuts_short_does_not_look_whole(http: httpx.Cl
             pass
 
 
-def holding(folder: Path, needle: bytes) -> list[Path]:
+def files_with(folder: Path, needle: bytes) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and needle in path.read_bytes()]
 
 
-def test_an_erased_text_leaves_every_file(http: httpx.Client, server: Server, user: str) -> None:
+def test_an_erased_text_is_in_no_file(http: httpx.Client, server: Server, user: str) -> None:
     words = [f"secret{uuid.uuid4().hex}" for _ in range(4)]
     path = f"/v1/users/{user}/memories"
     memories = [{"id": str(n), "text": f"the {word}", "metadata": {"n": n}} for n, word in enumerate(words)]
     assert http.post(path, json={"memories": memories}).status_code == 201
-    assert holding(server.folder, words[0].encode())
+    assert files_with(server.folder, words[0].encode())
     http.patch(f"{path}/0", json={"text": "harmless", "metadata": {}})
     http.delete(f"{path}/0")
     http.delete(f"{path}/1")
     http.request("DELETE", path, json={"filter": {"n": 2}})
     http.delete(f"/v1/users/{user}")
     deadline = time.monotonic() + 60
-    while found := [path for word in words for path in holding(server.folder, word.encode())]:
+    while found := [path for word in words for path in files_with(server.folder, word.encode())]:
         assert time.monotonic() < deadline, found
         time.sleep(0.5)
 
@@ -154,7 +154,7 @@ def kill_a_store_replica(server: Server) -> None:
     psutil.Process(min(server.replicas("Store"))).kill()
 
 
-def test_a_replica_that_dies_takes_nothing_from_an_import_or_an_export(
+def test_an_import_and_an_export_are_complete_although_a_replica_dies(
     http: httpx.Client, server: Server, user: str
 ) -> None:
     lines = [
@@ -162,12 +162,12 @@ def test_a_replica_that_dies_takes_nothing_from_an_import_or_an_export(
         for n in range(4000)
     ]
 
-    def with_a_death() -> Iterator[bytes]:
+    def killing_a_replica() -> Iterator[bytes]:
         yield from lines[:1000]
         kill_a_store_replica(server)
         yield from lines[1000:]
 
-    done = http.post(f"/v1/users/{user}/import", content=with_a_death()).json()
+    done = http.post(f"/v1/users/{user}/import", content=killing_a_replica()).json()
     assert sum(done.values()) == 4000, done
     with http.stream("GET", f"/v1/users/{user}/export") as answer:
         chunks = answer.iter_raw()

@@ -1,4 +1,4 @@
-"""The `openai` provider, in front of a second memserve."""
+"""The provider `openai`: one memserve embeds by calling another."""
 
 from pathlib import Path
 

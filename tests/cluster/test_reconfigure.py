@@ -14,6 +14,7 @@ BATCH_WAIT_S = 0.5
 
 @pytest.fixture(autouse=True)
 def as_before(elastic: Elastic) -> Iterator[None]:
+    """Restore the config that the test found."""
     yield
     elastic.deploy()
     elastic.settle()
@@ -24,7 +25,7 @@ def log_says(elastic: Elastic, deployment: str, reason: str) -> bool:
 
 
 def embeds_in_s(http: httpx.Client) -> float:
-    """Of a text that begins a batch, no less than batches wait; of one that joins the load's, a little less."""
+    """The time for one text. It is at least the batch wait if the text begins a batch, and less if it joins one."""
     started = time.monotonic()
     assert http.post("/v1/embeddings", json={"input": f"a text at {started}"}).status_code == 200
     return time.monotonic() - started

@@ -1,4 +1,4 @@
-"""Memories about different topics, ranked by meaning: no query shares its key words with the answer."""
+"""Memories are ranked by meaning: no query shares key words with the memory that answers it."""
 
 import httpx
 

@@ -1,4 +1,4 @@
-"""Replicas come and go with the load: no request fails, and later searches find every acknowledged memory."""
+"""Replicas are added and removed with the load: no request fails, and searches find every acknowledged memory."""
 
 import asyncio
 import multiprocessing
@@ -17,12 +17,12 @@ from ray import serve
 
 from tests.cluster.server import Server
 
-WITHIN_S = 60.0  # for each of up and down
+WITHIN_S = 60.0  # for scaling up, and again for scaling down
 SAMPLE_S = 0.3
 CLIENTS = 24
 USERS = 20
 
-# Targets and delays that a test can wait for; two embedders of one thread are what two cores have room for.
+# Short delays, so that the test is short; two embedders of one thread, which fit on two cores.
 ARGS = {
     "embedder": {
         "max_replicas": 2,
@@ -64,13 +64,13 @@ def _connect(address: str) -> None:
 
 
 def _replicas() -> dict[str, int]:
-    """Those that run, by deployment."""
+    """The number of running replicas, by deployment."""
     found = serve.status().applications["memserve"].deployments
     return {name: found[name].replica_states.get("RUNNING", 0) for name in found}
 
 
 class Load:
-    """Clients that embed, add and search; what they were answered, and memories that they did not find."""
+    """Clients that embed, add and search; counts their answers and collects memories that they did not find."""
 
     def __init__(self, http: httpx.AsyncClient, seed: int) -> None:
         self._http = http
@@ -82,20 +82,20 @@ class Load:
         self.missing: list[str] = []
 
     async def trickle(self) -> None:
-        """A request of each kind now and then, all the time."""
+        """Send a request of each kind every 0.2 s until the end."""
         while not self.ended:
             for step in (self._add, self._search, self._embed):
                 await self._take(step)
                 await asyncio.sleep(0.2)
 
     async def press(self, *steps: Step) -> None:
-        """Requests one after the other, while it is busy."""
+        """Send requests without a pause whenever `busy` is set."""
         while not self.ended:
             await self.busy.wait()
             await self._take(self._rng.choice(steps))
 
     def clients(self) -> list[Coroutine[Any, Any, None]]:
-        """Some for the embedders, some for the stores: neither waits for the other's."""
+        """Clients for the embedders, and others for the stores, so that neither wait for the other's replies."""
         embedding = [self.press(self._embed, self._add) for _ in range(CLIENTS // 2)]
         return [self.trickle(), *embedding, *(self.press(self._search) for _ in range(CLIENTS // 2))]
 
@@ -119,7 +119,7 @@ class Load:
             self._acknowledged[user].add(body["memories"][0]["id"])
 
     async def _search(self, user: str) -> None:
-        expected = set(self._acknowledged[user])  # those before this was sent
+        expected = set(self._acknowledged[user])  # acknowledged before this search was sent
         vector = [self._rng.gauss(0.0, 1.0) for _ in range(384)]
         body = await self._post(f"/v1/users/{user}/memories/search", {"vector": vector, "top_k": 1000})
         if body is not None:
@@ -131,7 +131,7 @@ class Load:
         return " ".join(str(self._rng.randrange(1000)) for _ in range(24))
 
     async def check_all(self) -> int:
-        """Hold every user's list against what was acknowledged. How many that was."""
+        """Compare each user's list with the acknowledged memories. Returns the number of those."""
         for user, expected in self._acknowledged.items():
             answer = await self._http.get(f"/v1/users/{user}/memories", params={"limit": 1000})
             self.missing += [f"{user} {id}" for id in expected ^ {one["id"] for one in answer.json()["memories"]}]
@@ -157,7 +157,7 @@ async def _up_and_down(url: str, driver: ProcessPoolExecutor) -> Load:
         await _until(look, lambda now: now["Embedder"] == 2 and now["Store"] >= 2 and now["Gateway"] == 2)
         load.busy.clear()
         await _until(look, lambda now: now == ONE_OF_EACH)
-        load.busy.set()  # so that what waits for it ends
+        load.busy.set()  # so that clients that wait for it end
         load.ended = True
         await asyncio.gather(*clients)
         assert await load.check_all() > 0

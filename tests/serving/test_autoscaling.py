@@ -1,10 +1,10 @@
-"""How many embedders the work needs: a table of cases, and what Serve's policies make of what replicas report."""
+"""How many embedders and stores the work needs: a table of cases, and the decisions of Serve's policies."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray import cloudpickle  # noqa: TID251 - Serve's own way to carry them
+from ray import cloudpickle  # noqa: TID251 - Serve pickles policies with it
 
 from deployments.serving import autoscaling
 from deployments.serving.autoscaling import (
@@ -53,13 +53,13 @@ def test_the_table(case: str, waiting: float, reported: list[EmbedderLoad], runn
     assert embedders_needed(waiting, reported, running, running, **TARGETS) == needed, case
 
 
-def test_one_that_is_starting_is_not_called_off_by_a_little_less() -> None:
+def test_a_start_is_not_cancelled_by_a_slightly_smaller_load() -> None:
     assert embedders_needed(0, loads(0.51), 1, 1, **TARGETS) == 2
     assert embedders_needed(0, loads(0.45), 1, 2, **TARGETS) == 2
     assert embedders_needed(0, loads(0.35), 1, 2, **TARGETS) == 1
 
 
-def test_a_load_that_wavers_at_the_border_does_not_flap() -> None:
+def test_a_load_that_wavers_around_a_threshold_changes_nothing() -> None:
     running, changes = 1, 0
     for busy in [0.49, 0.52, 0.46, 0.51, 0.43, 0.5, 0.45, 0.41] * 10:
         needed = embedders_needed(0, loads(*[busy / running] * running), running, running, **TARGETS)
@@ -85,14 +85,14 @@ EMBEDDER = {
 }
 
 
-def test_an_embedders_own_policy_sees_its_own_queue() -> None:
+def test_the_policy_of_the_embedder_sees_its_own_queue() -> None:
     policy = EmbedderPolicy(**TARGETS)
     assert policy(context("Embedder", EMBEDDER, 2)) == (2, {})
     assert policy(context("Embedder", {}, 0)) == (0, {})
     assert policy(context("Embedder", {}, 1)) == (0, {})
 
 
-def test_the_applications_policy_adds_what_waits_in_the_gateways() -> None:
+def test_the_policy_of_the_application_adds_the_queues_of_the_gateways() -> None:
     config = SimpleNamespace(policy=SimpleNamespace(policy_kwargs=TARGETS))
     requests = SimpleNamespace(get_target_ongoing_requests=lambda: 4.0, policy=SimpleNamespace(policy_kwargs={}))
     contexts = {
@@ -103,12 +103,12 @@ def test_the_applications_policy_adds_what_waits_in_the_gateways() -> None:
         3: context("Store", {"busy_share": {"s1": 0.9, "s2": 0.3}}, 2, config=config),
     }
     assert application_policy(contexts) == ({1: 5, 2: 2.25, 3: 3}, {})
-    # Gateways that died are not among those that report; none runs: what waits starts one.
+    # No embedder runs, and gateways that died do not report: the tokens that wait start one.
     contexts[1] = context("Embedder", {}, 0, config=config)
     assert application_policy(contexts)[0][1] == 1
     contexts[2] = context("Gateway", {}, 0, total_num_requests=0, config=requests)
     assert application_policy(contexts)[0] == {1: 0, 2: 1, 3: 3}
-    # An `autoscaling_config` of the config file that has no policy.
+    # A deployment whose `autoscaling_config` in the config file names no policy.
     contexts[3] = context("Store", {"busy_share": {"s1": 0.9}}, 1, total_num_requests=6, config=requests)
     contexts[1] = context("Embedder", EMBEDDER, 2, total_num_requests=12, config=requests)
     assert application_policy(contexts)[0] == {1: 3, 2: 1, 3: 1.5}
@@ -123,7 +123,7 @@ def test_stores_follow_their_use(busy: tuple[float, ...], running: int, needed: 
     assert StorePolicy(target_busy=0.5)(context("Store", reported, running)) == (needed, {})
 
 
-def test_the_policies_travel_to_a_controller_that_does_not_have_memserve() -> None:
+def test_the_policies_run_in_a_controller_without_memserve() -> None:
     cloudpickle.register_pickle_by_value(autoscaling)
     try:
         carried = cloudpickle.dumps((EmbedderPolicy, application_policy))
@@ -134,7 +134,7 @@ def test_the_policies_travel_to_a_controller_that_does_not_have_memserve() -> No
     assert policy(**TARGETS)(context("Embedder", EMBEDDER, 2)) == (2, {})
 
 
-def test_busy_time_counts_calls_that_overlap_once() -> None:
+def test_calls_that_overlap_count_once_as_busy_time() -> None:
     now = 0.0
     busy = BusyTime(clock=lambda: now)
     first, second = busy.call(), busy.call()

@@ -1,4 +1,4 @@
-"""Python does not look through a growing heap again and again."""
+"""Python does not search a growing heap again and again."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ def fresh_process() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def collections_while_objects_stay() -> list[int]:
+def collections_while_objects_survive() -> list[int]:
     """The number of collections of each generation while 200,000 objects are made that stay alive."""
     before = gc.get_stats()
     kept = [[number] for number in range(200_000)]
@@ -33,8 +33,8 @@ def in_a_replica(*calls: Callable[[], list[int] | None]) -> list[list[int] | Non
     return [call() for call in calls]
 
 
-def test_objects_that_stay_are_seldom_looked_through(fresh_process: ProcessPoolExecutor) -> None:
-    calls = (collections_while_objects_stay, collect_old_seldom, collections_while_objects_stay)
+def test_objects_that_survive_are_seldom_searched(fresh_process: ProcessPoolExecutor) -> None:
+    calls = (collections_while_objects_survive, collect_old_seldom, collections_while_objects_survive)
     before, _, after = fresh_process.submit(in_a_replica, *calls).result()
     assert before is not None and after is not None
     young, middle, old = before

@@ -38,14 +38,14 @@ def level() -> Iterator[None]:
         ),
     ],
 )
-def test_a_wrong_one_is_refused_by_its_path(deployment: str, user_config: dict[str, Any], reason: str) -> None:
+def test_a_wrong_setting_is_refused_by_its_path(deployment: str, user_config: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match="user_config of " + deployment) as refused:
         with_user_config(load({}), deployment, user_config)
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_what_it_leaves_out_stays_as_args_say() -> None:
+def test_a_setting_that_user_config_leaves_out_keeps_the_value_of_args() -> None:
     settings = load({"queue": {"max_batch_tokens": 512, "batch_wait_s": 0.1}})
     changed = with_user_config(settings, "Embedder", {"queue": {"max_batch_tokens": 1024}})
     assert (changed.queue.max_batch_tokens, changed.queue.batch_wait_s) == (1024, 0.1)
@@ -73,24 +73,24 @@ def test_the_log_level_changes_and_comes_back() -> None:
     assert logger.getEffectiveLevel() == logging.WARNING
 
 
-async def test_a_gateway_takes_what_is_right_and_refuses_what_is_wrong(
+async def test_a_gateway_applies_a_right_user_config_and_refuses_a_wrong_one(
     app: LocalApp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def asked_for_anew() -> int:
+    async def embedded_now() -> int:
         before = len(app.model.texts)
         answer = await app.http.post("/v1/embeddings", json={"input": "tea"})
         assert answer.status_code == 200
         return len(app.model.texts) - before
 
-    assert [await asked_for_anew() for _ in range(2)] == [1, 0]
+    assert [await embedded_now() for _ in range(2)] == [1, 0]
     await app.gateway.reconfigure({"cache": {"max_bytes": 0}, "gateway": {"max_body_bytes": 1024}})
-    assert [await asked_for_anew() for _ in range(2)] == [1, 1]
+    assert [await embedded_now() for _ in range(2)] == [1, 1]
     assert (await app.http.post("/v1/embeddings", content=b" " * 1025)).status_code == 413
     await app.gateway.reconfigure({"cache": {"max_byts": 1_000_000}})
     assert "user_config refused, the settings stay as they are: user_config of Gateway: cache.max_byts" in caplog.text
-    assert [await asked_for_anew() for _ in range(2)] == [1, 1]
+    assert [await embedded_now() for _ in range(2)] == [1, 1]
     await app.gateway.reconfigure({})
-    assert [await asked_for_anew() for _ in range(2)] == [1, 0]
+    assert [await embedded_now() for _ in range(2)] == [1, 0]
     assert (await app.http.post("/v1/embeddings", content=b" " * 1025)).status_code == 400
 
 

@@ -1,4 +1,4 @@
-"""An answer leaves a gateway in one write; an import is not read ahead; a header may be anything."""
+"""An answer is sent in one write; an import is not read ahead; a header may be of any encoding."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,7 +18,7 @@ LAST_REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
 
 
 class Wire(asyncio.Transport):
-    """A connection that keeps what is written to it, write by write, and None where it was closed."""
+    """A connection that keeps each write, and None for its close."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Wire(asyncio.Transport):
 
 
 async def serve(app: ASGIApp, ask: Callable[[GatewayProtocol, Wire], Awaitable[None]]) -> list[bytes | None]:
-    """What is written to the wire while `ask` talks to a server of `app`."""
+    """The writes to the connection while `ask` talks to a server of `app`."""
     config = uvicorn.Config(app, log_config=None)
     config.load()
     assert config.http_protocol_class is GatewayProtocol
@@ -90,7 +90,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     assert second is not None and second.endswith(b"\r\n\r\nanswer")
 
 
-async def test_what_is_streamed_leaves_before_the_end() -> None:
+async def test_a_streamed_answer_is_sent_before_it_ends() -> None:
     go_on = asyncio.Event()
 
     async def chunks() -> Any:
@@ -110,7 +110,7 @@ async def test_what_is_streamed_leaves_before_the_end() -> None:
     assert b"second" in b"".join(filter(None, await serve(app, ask)))
 
 
-async def test_the_last_answer_of_a_connection_leaves_before_it_is_closed() -> None:
+async def test_the_last_answer_of_a_connection_is_sent_before_it_is_closed() -> None:
     async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
         protocol.data_received(LAST_REQUEST)
         await wire.until(wire.is_closing)
@@ -120,7 +120,7 @@ async def test_the_last_answer_of_a_connection_leaves_before_it_is_closed() -> N
     assert closed is None
 
 
-async def test_nothing_is_written_to_a_connection_that_went_away() -> None:
+async def test_nothing_is_written_to_a_closed_connection() -> None:
     async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
         protocol.transport.write(b"held")
         wire.close()
@@ -140,7 +140,7 @@ async def test_nothing_is_written_to_a_connection_that_went_away() -> None:
         ("/v1/embeddings?/v1/users/ann/import", False),
     ],
 )
-async def test_serve_leaves_the_body_of_an_import_to_the_import(path: str, left: bool) -> None:
+async def test_serve_does_not_read_the_body_of_an_import(path: str, left: bool) -> None:
     told: list[bool] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""What the defaults become: everything fits at once, with room for one more of each."""
+"""The defaults follow the machine: all replicas fit, with room for one more of each deployment."""
 
 from typing import Any
 
@@ -45,12 +45,12 @@ def test_all_replicas_and_one_more_of_each_fit(cpus: int, gpus: int) -> None:
     assert (embedder.max_replicas + 1) * embedder.num_gpus <= gpus
 
 
-def test_a_gpu_is_left_alone_where_the_model_does_not_want_it() -> None:
+def test_no_gpu_is_reserved_for_a_model_that_does_not_use_one() -> None:
     assert fill_in(load(CPU), 16, 8).embedder.num_gpus == 0.0
     assert fill_in(load({"model": {"provider": "fake"}}), 16, 8).embedder.num_gpus == 0.0
 
 
-def test_what_is_set_stays() -> None:
+def test_values_that_are_set_are_kept() -> None:
     fitted = fill_in(load({"embedder": {"num_cpus": 4.0}, "store": {"max_replicas": 1}}), 16, 0)
     assert (fitted.embedder.num_cpus, fitted.embedder.max_replicas) == (4.0, 2)
     assert fitted.store.max_replicas == 1
