@@ -19,6 +19,7 @@ from deployments.serving import logs, protocol
 from deployments.serving.autoscaling import WAITING_TOKENS
 from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
+from deployments.serving.ray_internals import haproxy_is_in_front
 from deployments.settings import EmbedderSettings, Settings
 
 
@@ -52,7 +53,7 @@ class Gateway(Memserve):
     # Serve calls this after the constructor and serves the application (ray.serve.ingress without an app).
     def __serve_build_asgi_app__(self) -> FastAPI:
         protocol.install()
-        return build_api(self, on_error=metrics.count_error)
+        return build_api(self, on_error=metrics.count_error, behind_haproxy=haproxy_is_in_front())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The tokens that wait here, where most of a backlog waits. Serve reads them each second, for autoscaling."""

@@ -7,6 +7,8 @@ from fastapi import FastAPI, Request, Response
 from deployments.api import answers, embeddings, memories, tei, users
 from deployments.api.http import Routes, api_without_routes, json_response
 from deployments.api.openapi import document_routes
+from deployments.errors import Unavailable
+from deployments.requests.origin import HEADER, request_id_is_missing
 from deployments.service import Memserve
 
 operations = Routes("operations")
@@ -20,14 +22,27 @@ async def get_live(_: Memserve, __: Request) -> Response:
 
 @operations.add("GET", "/health", response_model=answers.ReadyAnswer)
 @operations.add("GET", "/health/ready", response_model=answers.ReadyAnswer)
-async def get_ready(memserve: Memserve, _: Request) -> Response:
+async def get_ready(memserve: Memserve, request: Request) -> Response:
     """200 if a text can be embedded and the log can be read, else 503; the message names what is missing."""
+    _, own_port = request.scope.get("server") or (None, None)
+    if request.app.state.behind_haproxy and request_id_is_missing(request.headers, own_port):
+        raise Unavailable(
+            f"Not ready. haproxy: it adds no {HEADER} to requests, so that a write that it resends would be stored "
+            "twice; start Ray with the variables that `memserve env` prints",
+            None,
+            "not_ready",
+        )
     return json_response({"status": "ready", **await memserve.check_ready()})
 
 
-def build_api(memserve: Memserve, on_error: Callable[[Exception], None]) -> FastAPI:
-    """The ASGI application of one gateway replica. It calls `on_error` with the error of every request that fails."""
+def build_api(memserve: Memserve, on_error: Callable[[Exception], None], *, behind_haproxy: bool = False) -> FastAPI:
+    """The ASGI application of one gateway replica. It calls `on_error` with the error of every request that fails.
+
+    Args:
+        behind_haproxy: whether HAProxy is in front. Readiness then requires the header that makes resent writes safe.
+    """
     api = api_without_routes(on_error)
+    api.state.behind_haproxy = behind_haproxy
     groups = (embeddings.routes, tei.routes, memories.routes, users.routes, operations)
     api.router.routes.extend(route for group in groups for route in group.served(memserve))
     declared = [route for group in groups for route in group.documented()]

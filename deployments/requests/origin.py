@@ -89,6 +89,18 @@ class Origin:
         return str(uuid.UUID(_digest(self.write_id, str(number)), version=4))
 
 
+def request_id_is_missing(headers: Headers, own_port: int | None) -> bool:
+    """Whether a request came through HAProxy without the header that HAProxy should add.
+
+    Args:
+        own_port: the port on which this process took the request. A request whose Host names it is a direct probe of
+            this process and needs no header; nor does one without a Host, which cannot be told from it.
+    """
+    hosts = headers.getlist("host")
+    direct = not hosts or hosts[-1].rpartition(":")[2] == str(own_port)
+    return not direct and not headers.getlist(HEADER)
+
+
 def _time_in(value: str) -> datetime | None:
     digits = value.partition("-")[0]
     if not (digits.isdecimal() and digits.isascii() and len(digits) <= 16):

@@ -2,6 +2,11 @@
 
 from pathlib import Path
 
+import httpx
+from starlette.types import Receive, Scope, Send
+
+from deployments.api.build import build_api
+from deployments.requests.origin import HEADER
 from tests.local_app import LocalApp
 
 FAKE = {"status": "ready", "model": "fake", "device": "cpu", "dtype": "float32"}
@@ -31,3 +36,22 @@ async def test_a_probe_starts_no_embedder_where_there_may_be_none(tmp_path: Path
     assert (await app.http.get("/health/ready")).json() == FAKE
     assert app.embedder.calls == asked
     await app.stop()
+
+
+async def test_behind_haproxy_readiness_needs_its_request_id(app: LocalApp) -> None:
+    """Without it, a write that HAProxy resends would be stored twice, and nobody would notice."""
+    api = build_api(app.gateway, on_error=app.errors.append, behind_haproxy=True)
+
+    async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
+        await api({**scope, "server": ("10.0.0.7", 30_000)}, receive, send)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway), base_url="http://memserve.example") as http:
+        for path in ("/health/ready", "/health"):
+            answer = await http.get(path, headers={HEADER: "1795373580195616-e0b1a45e"})
+            assert (answer.status_code, answer.json()) == (200, FAKE)
+            answer = await http.get(path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+            assert f"haproxy: it adds no {HEADER} to requests" in answer.json()["error"]["message"]
+        assert (await http.get("/health/live")).status_code == 200
+        direct = await http.get("/health/ready", headers={"host": "10.0.0.7:30000"})
+        assert (direct.status_code, direct.json()) == (200, FAKE)

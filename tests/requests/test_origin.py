@@ -8,7 +8,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from deployments.errors import InvalidRequest
-from deployments.requests.origin import HEADER, KEY_HEADER, Origin
+from deployments.requests.origin import HEADER, KEY_HEADER, Origin, request_id_is_missing
 
 SENT_AT = datetime(2026, 11, 22, 12, 0, 0, 250_000, UTC)
 BY_PROXY = f"{int(SENT_AT.timestamp() * 1_000_000)}-e0b1a45e-476e-454b-a591-d78aaa490faa"
@@ -74,3 +74,19 @@ def test_memories_without_an_id_get_the_same_ones_again() -> None:
     assert made == [of((HEADER, BY_PROXY)).memory_id(number) for number in range(3)]
     assert len({*made, Origin.fresh().memory_id(0)}) == 4
     assert all(str(uuid.UUID(id)) == id for id in made)
+
+
+@pytest.mark.parametrize(
+    ("headers", "missing"),
+    [
+        ({"host": "memserve.example"}, True),
+        ({"host": "127.0.0.1:8000"}, True),
+        ({"host": "[::1]:8000"}, True),
+        ({"host": "memserve.example", HEADER: BY_PROXY}, False),
+        ({"host": "10.0.0.7:30000"}, False),  # a direct probe of the gateway
+        ({"host": "[::1]:30000"}, False),
+        ({}, False),
+    ],
+)
+def test_only_a_request_through_haproxy_needs_its_id(headers: dict[str, str], missing: bool) -> None:
+    assert request_id_is_missing(Headers(headers), 30_000) is missing
