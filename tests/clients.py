@@ -1,4 +1,4 @@
-"""Clients of a store and of the routes whose answers stand in a history (tests/histories)."""
+"""Clients of a store and of the routes, whose answers are recorded in a history (tests/histories)."""
 
 import random
 from typing import Any
@@ -39,20 +39,20 @@ TENANT = "default"
 
 
 class RandomlyRouted(StoreCalls):
-    """Calls that go to any replica, each to another."""
+    """Calls that go to a random replica."""
 
     def _partition(self, tenant: str, user_id: str) -> int:
         return random.randrange(len(self._by_partition))
 
 
 class OverHandle:
-    """Clients of the Store deployment, as those of one gateway are."""
+    """A client of the Store deployment, as a gateway is."""
 
     def __init__(self, handle: Any) -> None:
         self._calls = RandomlyRouted(handle, partitions=64, append_in_flight=2, append_memories=64)
 
     async def perform(self, user: str, operation: Operation) -> Answer | None:
-        """The answer; None where it is not known what became of the operation."""
+        """The answer, or None if the outcome of the operation is not known."""
         try:
             return await self._perform(user, operation)
         except StoreError as error:

@@ -1,4 +1,4 @@
-"""Answers held against the OpenAPI document: what it does not describe, the server must not answer, nor accept."""
+"""Checks answers against the OpenAPI document: the server must answer and accept only what the document describes."""
 
 import copy
 import re
@@ -20,15 +20,15 @@ class Document:
         self._content = copy.deepcopy(content)
         for schema in self._content["components"]["schemas"].values():
             if schema.get("type") == "object":
-                schema.setdefault("additionalProperties", False)  # a client may be told more later, here nothing is
-        # The path with the most fixed text first: /v1/users/{user_id}/memories/search is no memory's.
+                schema.setdefault("additionalProperties", False)  # later versions may add fields, this one must not
+        # The path with the most fixed text first: /v1/users/{user_id}/memories/search is not a memory's path.
         self._paths = sorted(
             ((_pattern(path), operations) for path, operations in self._content["paths"].items()),
             key=lambda entry: entry[0].pattern.count("[^/]"),
         )
 
     def operation(self, request: httpx.Request) -> dict[str, Any] | None:
-        """What is said of a request's path and method; None for what is not served."""
+        """The description of a request's path and method; None if they are not served."""
         path = request.url.raw_path.split(b"?")[0].decode("ascii")
         for pattern, operations in self._paths:
             if pattern.fullmatch(path):
@@ -63,7 +63,7 @@ class Document:
         self._validate(answer.content, schema)
 
     def _check_body(self, request: httpx.Request, operation: dict[str, Any]) -> None:
-        """What is accepted is as described, too."""
+        """Check a body that was accepted."""
         described = operation.get("requestBody", {}).get("content", {}).get("application/json")
         if described and request.content:
             self._validate(request.content, described["schema"])

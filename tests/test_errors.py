@@ -1,4 +1,4 @@
-"""Every error survives pickling with what it carries, and has one place in the table to HTTP."""
+"""Errors survive pickling, get their path at the edge, and have one place in the table to HTTP."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""The Store deployment's own work: one thread, and background work when nobody waits."""
+"""The Store deployment: methods by name, and background work while no call waits."""
 
 import asyncio
 import pickle
@@ -39,9 +39,7 @@ async def test_background_work_goes_on_after_a_step_that_failed(
     await until(lambda: len(steps) >= 5)
 
 
-async def test_background_work_waits_while_calls_do_but_not_for_ever(
-    app: LocalApp, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_background_work_yields_to_calls_but_not_for_ever(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(deployments.store, "_OVERDUE_S", 0.1)
     monkeypatch.setattr(Store, "background_step", lambda self: bool(done.append("fold")))
@@ -57,26 +55,26 @@ async def test_background_work_waits_while_calls_do_but_not_for_ever(
     await asyncio.gather(*(caller() for _ in range(4)))
     overdue = (time.monotonic() - began) / 0.1
     assert done.count("call") == 100
-    assert 1 <= done.count("fold") <= overdue + 3  # at the end fewer callers are left, and then nobody waits
+    assert 1 <= done.count("fold") <= overdue + 3  # at the end fewer callers are left, and no call waits
 
 
-async def test_a_callers_mistake_is_answered_as_a_value(app: LocalApp) -> None:
+async def test_an_error_of_the_store_is_returned_as_a_value(app: LocalApp) -> None:
     answer = await app.store.run.remote("get", "default", "nobody", "none")
     assert (type(answer).__name__, answer.param) == ("NotFound", "user_id")
 
 
 @pytest.mark.parametrize("name", ["close", "_reading", "resident", "__init__", "append", "no_such_method"])
-async def test_a_method_that_callers_have_no_use_for_is_refused(app: LocalApp, name: str) -> None:
+async def test_a_name_outside_the_list_is_refused(app: LocalApp, name: str) -> None:
     with pytest.raises(ValueError, match=name):
         await app.store.run.remote(name)
 
 
-async def test_every_method_that_may_be_called_is_there() -> None:
+async def test_every_name_in_the_list_is_a_method_of_the_store() -> None:
     assert {name for name in METHODS if callable(getattr(Store, name, None))} == METHODS
 
 
 async def test_a_method_travels_as_its_name(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a gateway and a store of two versions understand each other if a class or a module was renamed."""
+    """A gateway and a store of two versions must understand each other even if a class or a module was renamed."""
     sent: list[bytes] = []
     dumps = pickle.dumps
     monkeypatch.setattr(pickle, "dumps", lambda value: sent.append(dumps(value)) or dumps(value))
@@ -85,8 +83,8 @@ async def test_a_method_travels_as_its_name(app: LocalApp, monkeypatch: pytest.M
     assert (pickle.loads(sent[0]), globals_named) == ((("user", "default", "ann"), {}), [])
 
 
-async def test_a_replica_that_is_ended_twice_ends_once(tmp_path: Path) -> None:
-    """By Serve, and by Python when nobody holds it any more."""
+async def test_a_replica_can_be_stopped_twice(tmp_path: Path) -> None:
+    """Serve stops it, and Python does when the object is collected."""
     app = await LocalApp.start(tmp_path)
     for _ in range(2):
         app.store.deployment.__del__()

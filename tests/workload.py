@@ -1,7 +1,7 @@
-"""Random operations on one user, and the store's answers as they stand in a history (tests/histories).
+"""Random operations on one user, and the store's answers as a history records them (tests/histories).
 
-Every text says whose it is and is said once; a text's vector is the fake model's, so that whoever embeds it gets the
-same bits. Ids come from a small pool, so that appends meet what is there, what was deleted and each other.
+Every text is unique and names its user. Its vector is the fake model's, so that both sides compute the same bits.
+Ids come from a small pool, so that appends meet existing memories, deleted ones, and each other.
 """
 
 import random
@@ -57,16 +57,16 @@ _KINDS = {
 
 
 def vector_of(text: str) -> Vector:
-    """(DIM,) What the fake model makes of a text."""
+    """(DIM,) The fake model's vector of a text."""
     ids = [word_id(word, _MODEL.info.vocab_size) for word in text.split()]
     return tuple(_MODEL._vector(ids).tolist())
 
 
 class Workload:
-    """Operations on one user that know what earlier answers said, so that most of them meet something.
+    """Operations on one user. They are chosen by earlier answers, so that most of them find a memory.
 
     Args:
-        memories: how many there are to be, about; more are deleted by a filter.
+        memories: about how many memories to keep; more are deleted by a filter.
     """
 
     def __init__(self, user: str, rng: random.Random, memories: int = 25) -> None:
@@ -75,7 +75,7 @@ class Workload:
         self._memories = memories
         self._numbers = count()
         self._live = 0
-        self._versions: dict[str, int] = {}  # ids that were seen, with the newest version
+        self._versions: dict[str, int] = {}  # by id: the newest version seen
         self._contents: dict[str, New] = {}
 
     def next(self) -> Operation:
@@ -123,7 +123,7 @@ class Workload:
         return Search(vector_of(self._text()), ALL)
 
     def learn(self, operation: Operation, answer: Answer | None) -> None:
-        """Take note of an answer."""
+        """Learn from an answer."""
         seen = answer.memories if isinstance(answer, Found) else [answer.memory] if isinstance(answer, One) else []
         for memory in seen:
             self._note(memory.id, memory.version)
@@ -135,7 +135,7 @@ class Workload:
         if whole and isinstance(answer, Found) and operation.where is None:  # type: ignore[union-attr]
             self._live = len(answer.memories)
             for id in [id for id in self._versions if id not in {memory.id for memory in seen}]:
-                del self._versions[id]  # most ids that are asked for are there
+                del self._versions[id]  # so that most operations find their memory
             self._contents = {id: new for id, new in self._contents.items() if id in self._versions}
 
     def _note(self, id: str, version: int) -> None:
@@ -156,7 +156,7 @@ class Workload:
 
 
 def refused(error: StoreError) -> Refused:
-    """A conflict by its code; what is not there."""
+    """A refusal: the code of a conflict, or `not_found`."""
     return Refused(error.code or "not_found")
 
 

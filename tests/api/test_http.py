@@ -1,4 +1,4 @@
-"""Paths, queries and bodies as they arrive, and the one shape of every error; in this process."""
+"""Paths, queries and bodies as they arrive, and the common shape of errors, in this process."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ AWKWARD = ["a/b", "100%25", "a?b#c&d=e", "ü 茶 🍵", "...", "%2F", "+", "a;b"
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-async def test_an_id_comes_through_a_path_unchanged(api: httpx.AsyncClient, name: str) -> None:
+async def test_any_id_can_be_used_in_a_path(api: httpx.AsyncClient, name: str) -> None:
     segment = quote(name, safe="").replace(".", "%2E")
     user = f"/v1/users/{segment}"
     assert (await api.post(f"{user}/memories", json={"text": "tea", "id": name})).status_code == 201
@@ -62,7 +62,7 @@ async def test_ids_that_clients_remove_from_a_path_are_refused(app: LocalApp, do
     assert (await api.get("/v1/users")).json()["users"] == []
 
 
-async def test_ids_from_before_they_were_refused_are_read_and_deleted(
+async def test_ids_that_are_refused_today_can_be_read_and_deleted(
     app: LocalApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api, user = app.http, "/v1/users/%2E%2E"
@@ -166,7 +166,7 @@ async def test_bodies_are_bounded_before_they_are_parsed(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/users/ann/memories", "/v1/users/ann/import"])
-async def test_a_client_that_breaks_off_is_no_failure_of_the_server(
+async def test_a_client_that_disconnects_is_not_a_failure_of_the_server(
     app: LocalApp, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
     failed: list[Exception] = []
@@ -176,7 +176,7 @@ async def test_a_client_that_breaks_off_is_no_failure_of_the_server(
         return next(arrives)
 
     async def send(_: Any) -> None:
-        """To nobody."""
+        """Nobody receives the answer."""
 
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
     await build_api(app.gateway, on_error=failed.append)({**scope, "headers": []}, receive, send)
@@ -212,13 +212,15 @@ async def test_every_error_has_the_same_shape(app: LocalApp, method: str, path: 
         ("/docs", "GET, HEAD"),
     ],
 )
-async def test_a_wrong_method_is_answered_with_the_right_ones(api: httpx.AsyncClient, path: str, allowed: str) -> None:
+async def test_the_answer_to_a_wrong_method_lists_the_allowed_ones(
+    api: httpx.AsyncClient, path: str, allowed: str
+) -> None:
     for method in ("PUT", "OPTIONS"):
         answer = await api.request(method, path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)  # RFC 9110, 15.5.6
 
 
-async def test_an_unforeseen_error_tells_nothing_inner(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_error_reveals_nothing(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken() -> None:
         raise RuntimeError("a secret of the house")
 
@@ -257,7 +259,7 @@ async def test_the_document_describes_bodies_and_queries(api: httpx.AsyncClient)
     assert sorted(names) == ["cursor", "filter", "limit", "order", "user_id"]
 
 
-async def test_the_document_describes_every_answer_and_what_makes_a_write_repeatable(api: httpx.AsyncClient) -> None:
+async def test_the_document_describes_every_answer_and_the_idempotency_key(api: httpx.AsyncClient) -> None:
     document = (await api.get("/openapi.json")).json()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -287,11 +289,11 @@ async def test_the_document_describes_every_answer_and_what_makes_a_write_repeat
         ("/v1/embeddings", {"input": "a", "model": None, "dimensions": None, "user": None, "input_type": None}),
     ],
 )
-async def test_a_null_is_as_good_as_nothing_in_the_document_too(app: LocalApp, path: str, body: Any) -> None:
-    assert (await app.http.post(path, json=body)).is_success  # which holds the body against the document
+async def test_the_document_allows_null_for_a_field_that_may_be_left_out(app: LocalApp, path: str, body: Any) -> None:
+    assert (await app.http.post(path, json=body)).is_success  # the client checks the body against the document
 
 
-async def test_a_body_that_is_not_as_described_would_be_noticed(api: httpx.AsyncClient) -> None:
+async def test_the_check_of_bodies_finds_one_that_is_not_as_described(api: httpx.AsyncClient) -> None:
     document = Document((await api.get("/openapi.json")).json())
     found = httpx.Response(200, json={"results": [], "index": "exact", "version": 0})
     for body, fine in [({"query": "q"}, True), ({"query": None}, False), ({"query": "q", "vector": [1]}, False)]:
@@ -300,7 +302,7 @@ async def test_a_body_that_is_not_as_described_would_be_noticed(api: httpx.Async
             document.check(request, found)
 
 
-async def test_an_answer_that_is_not_as_described_would_be_noticed(api: httpx.AsyncClient) -> None:
+async def test_the_check_of_answers_finds_one_that_is_not_as_described(api: httpx.AsyncClient) -> None:
     document = Document((await api.get("/openapi.json")).json())
     request = httpx.Request("GET", "http://memserve/v1/users/ann%2Fbob/memories/1/history")
     fine: dict[str, Any] = {"events": [{"event": "added", "at": "2026-01-02T03:04:05Z", "version": 1, "text": "a"}]}

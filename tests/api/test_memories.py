@@ -41,7 +41,7 @@ async def turns(count: int = 50) -> None:
         await asyncio.sleep(0)
 
 
-async def test_inputs_are_cut_to_the_lengths_that_the_model_has_for_them(app: LocalApp) -> None:
+async def test_each_input_type_is_cut_to_its_own_length(app: LocalApp) -> None:
     model = app.model.model
     model.info = replace(model.info, max_tokens_of={"query": 2, "document": 3})
     for input_type, tokens in ((None, 4), ("query", 2), ("document", 3)):
@@ -57,7 +57,7 @@ async def test_inputs_are_cut_to_the_lengths_that_the_model_has_for_them(app: Lo
     assert vector == cut
 
 
-async def test_a_memory_is_read_as_it_was_added(api: httpx.AsyncClient) -> None:
+async def test_a_memory_has_the_fields_that_it_was_added_with(api: httpx.AsyncClient) -> None:
     expires_at = (datetime.now(UTC) + timedelta(days=1)).isoformat().replace("+00:00", "Z")
     await add(api, {"id": "1", "text": "green tea", "metadata": {"n": 1, "a": [None]}, "expires_at": expires_at})
     memory = (await api.get(f"{ANN}/1")).json()
@@ -80,14 +80,14 @@ async def test_a_memory_is_read_as_it_was_added(api: httpx.AsyncClient) -> None:
     assert refused(await api.get("/v1/users/bob/memories/1")) == (404, "id", None)
 
 
-async def test_pages_follow_one_another_while_others_write(api: httpx.AsyncClient) -> None:
+async def test_pages_continue_while_others_write(api: httpx.AsyncClient) -> None:
     await add(api, *({"id": str(n), "text": f"text {n}", "metadata": {"n": n}} for n in range(10)))
     seen: list[str] = []
     params: dict[str, Any] = {"limit": 3, "order": "created_at", "filter": json.dumps({"n": {"gte": 2}})}
     while True:
         page = (await api.get(ANN, params=params)).json()
         seen += [memory["id"] for memory in page["memories"]]
-        await api.delete(f"{ANN}/{seen[0]}")  # what was given may go
+        await api.delete(f"{ANN}/{seen[0]}")  # deleting what was listed does not disturb the next page
         await add(api, {"text": "new", "metadata": {"n": 0}})
         if page["next_cursor"] is None:
             break
@@ -140,7 +140,7 @@ async def test_filters_mean_the_same_in_list_search_and_delete(
         ({}, "filter"),
     ],
 )
-async def test_a_wrong_filter_is_named_wherever_it_is(
+async def test_a_wrong_filter_is_named_in_every_route(
     api: httpx.AsyncClient, given: dict[str, Any], param: str
 ) -> None:
     await add(api, {"text": "tea"})
@@ -184,7 +184,7 @@ async def test_a_new_text_is_embedded_and_found(app: LocalApp, api: httpx.AsyncC
     assert app.model.texts.count("a red bicycle") == 1
 
 
-async def test_a_text_that_stays_keeps_its_own_vector(api: httpx.AsyncClient) -> None:
+async def test_an_unchanged_text_keeps_the_vector_that_was_given(api: httpx.AsyncClient) -> None:
     axis = np.eye(DIM)[3].tolist()
     await add(api, {"id": "1", "text": "three", "vector": axis})
     changed = await api.patch(f"{ANN}/1", json={"text": "three", "metadata": {"a": 1}})
@@ -202,7 +202,7 @@ async def test_an_update_of_another_version_is_a_conflict(api: httpx.AsyncClient
     assert refused(await api.patch(f"{ANN}/none", json={"text": "tea"}))[:2] == (404, "id")
 
 
-async def test_an_end_can_be_set_and_lifted(api: httpx.AsyncClient) -> None:
+async def test_an_expiry_can_be_set_and_removed(api: httpx.AsyncClient) -> None:
     await add(api, {"id": "1", "text": "tea"})
     past = {"expires_at": "2020-01-01T00:00:00Z"}
     assert refused(await api.patch(f"{ANN}/1", json=past))[:2] == (400, "expires_at")
@@ -210,7 +210,7 @@ async def test_an_end_can_be_set_and_lifted(api: httpx.AsyncClient) -> None:
     assert "expires_at" not in (await api.patch(f"{ANN}/1", json={"expires_at": None})).json()
 
 
-async def test_a_memory_that_is_over_before_it_begins_is_refused(api: httpx.AsyncClient) -> None:
+async def test_a_memory_that_has_expired_already_is_refused(api: httpx.AsyncClient) -> None:
     past = {"text": "tea", "expires_at": "2020-01-01T00:00:00Z"}
     assert refused(await api.post(ANN, json=past))[:2] == (400, "expires_at")
     assert refused(await api.post(ANN, json={"memories": [{"text": "a"}, past]}))[:2] == (400, "memories.1.expires_at")
@@ -219,7 +219,7 @@ async def test_a_memory_that_is_over_before_it_begins_is_refused(api: httpx.Asyn
     assert (await api.get("/v1/users")).json()["users"] == []
 
 
-async def test_an_end_under_a_key_is_answered_again_when_it_is_over(
+async def test_an_expiry_that_is_sent_again_after_it_has_passed_gets_the_first_answer(
     app: LocalApp, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     then = datetime(2019, 1, 1, tzinfo=UTC)
@@ -236,7 +236,7 @@ async def test_an_end_under_a_key_is_answered_again_when_it_is_over(
     assert (again.status_code, again.content) == (200, first.content)
 
 
-async def test_history_says_what_changed_until_it_is_erased(api: httpx.AsyncClient) -> None:
+async def test_history_has_every_state_until_the_memory_is_deleted(api: httpx.AsyncClient) -> None:
     await add(api, {"id": "1", "text": "tea"})
     await api.patch(f"{ANN}/1", json={"text": "milk", "metadata": {"n": 1}})
     events = (await api.get(f"{ANN}/1/history")).json()["events"]
@@ -294,14 +294,14 @@ async def test_the_handle_adds_for_many_users(app: LocalApp) -> None:
     assert invalid.value.param == "memories.0.user_id"
 
 
-@pytest.mark.parametrize("lone", ["tea", b"tea", {"text": "tea"}, {"tea"}, 5, None, iter(["tea"])])
-async def test_the_handle_takes_lists_and_nothing_that_looks_like_one(app: LocalApp, lone: Any) -> None:
+@pytest.mark.parametrize("single", ["tea", b"tea", {"text": "tea"}, {"tea"}, 5, None, iter(["tea"])])
+async def test_the_handle_takes_only_lists(app: LocalApp, single: Any) -> None:
     gateway = app.gateway
     for call, param in (
-        (gateway.add("ann", lone), "memories"),
-        (gateway.add_many(lone), "memories"),
-        (gateway.embed(lone), "input"),
-        (gateway.import_lines("ann", lone), "lines"),
+        (gateway.add("ann", single), "memories"),
+        (gateway.add_many(single), "memories"),
+        (gateway.embed(single), "input"),
+        (gateway.import_lines("ann", single), "lines"),
     ):
         with pytest.raises(InvalidRequest) as refused:
             await call
@@ -309,7 +309,7 @@ async def test_the_handle_takes_lists_and_nothing_that_looks_like_one(app: Local
     assert (await gateway.users())["users"] == []
 
 
-async def test_the_handle_names_an_item_that_is_no_memory(app: LocalApp) -> None:
+async def test_the_handle_names_an_item_that_is_not_a_memory(app: LocalApp) -> None:
     for item in (5, None, b"tea", ["tea"], [["text", "tea"]]):
         for call in (
             app.gateway.add("ann", ["tea", item]),
@@ -321,10 +321,10 @@ async def test_the_handle_names_an_item_that_is_no_memory(app: LocalApp) -> None
     assert len(await app.gateway.add("ann", ("tea", {"text": "milk"}))) == 2
 
 
-async def test_a_conflict_names_the_memory_as_its_caller_sent_it(api: httpx.AsyncClient) -> None:
+async def test_a_conflict_has_the_path_of_the_memory_in_the_request(api: httpx.AsyncClient) -> None:
     await add(api, {"id": "1", "text": "tea"})
-    lone = await api.post(ANN, json={"id": "1", "text": "milk"})
-    assert refused(lone) == (409, "id", "id_conflict")
+    single = await api.post(ANN, json={"id": "1", "text": "milk"})
+    assert refused(single) == (409, "id", "id_conflict")
     listed = await api.post(ANN, json={"memories": [{"text": "a"}, {"id": "1", "text": "milk"}]})
     assert refused(listed) == (409, "memories.1.id", "id_conflict")
 
@@ -354,7 +354,7 @@ async def test_an_erasure_wins_over_a_write_that_was_on_its_way(
     assert (await api.get("/v1/users/bob")).json()["memories"] == 0
 
 
-async def test_texts_of_memories_leave_no_vector_behind(app: LocalApp, api: httpx.AsyncClient) -> None:
+async def test_vectors_of_memories_are_not_cached(app: LocalApp, api: httpx.AsyncClient) -> None:
     await add(api, {"id": "1", "text": "tea"})
     await api.patch(f"{ANN}/1", json={"text": "milk"})
     await api.post("/v1/users/ann/import", content=b'{"id": "2", "text": "rain"}\n')
@@ -365,7 +365,7 @@ async def test_texts_of_memories_leave_no_vector_behind(app: LocalApp, api: http
 
 
 @pytest.mark.parametrize("when", ["die_before", "die_after"])
-async def test_a_replica_that_dies_is_not_noticed(app: LocalApp, api: httpx.AsyncClient, when: str) -> None:
+async def test_clients_do_not_notice_a_replica_that_dies(app: LocalApp, api: httpx.AsyncClient, when: str) -> None:
     await add(api, {"id": "2", "text": "tea"})
     getattr(app.store, when).extend(["append_together", "get", "list", "search"])
     added = await add(api, {"id": "1", "text": "tea"})
@@ -377,7 +377,7 @@ async def test_a_replica_that_dies_is_not_noticed(app: LocalApp, api: httpx.Asyn
 
 
 class Write(NamedTuple):
-    """The store's name for it, a request for it, and a request that undoes it."""
+    """The name of the store's method, a request that calls it, and a request that reverts it."""
 
     call: str
     request: tuple[str, str, Any]
@@ -420,7 +420,7 @@ async def everything(api: httpx.AsyncClient) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", WRITES)
 async def test_a_write_whose_store_dies_is_made_once(app: LocalApp, api: httpx.AsyncClient, name: str) -> None:
-    """The store dies with its answer; another client sees what was written, and writes, before it is sent again."""
+    """The store dies before it answers. Before the write is resent, another client reads it and reverts it."""
     write = WRITES[name]
     await add(api, TEA)
     seen: list[Any] = []
@@ -456,7 +456,7 @@ async def test_a_write_that_is_sent_again_is_made_once(api: httpx.AsyncClient, n
     assert await everything(api) == before
 
 
-async def test_what_was_erased_is_not_brought_back_by_an_add_that_is_sent_again(api: httpx.AsyncClient) -> None:
+async def test_an_add_that_is_sent_again_does_not_bring_back_an_erased_user(api: httpx.AsyncClient) -> None:
     headers = {"x-memserve-request": f"{int(time.time() * 1e6)}-a"}
     assert (await api.post(ANN, json={"text": "tea"}, headers=headers)).is_success
     assert (await api.delete("/v1/users/ann")).is_success
@@ -464,7 +464,7 @@ async def test_what_was_erased_is_not_brought_back_by_an_add_that_is_sent_again(
     assert await ids(api) == []
 
 
-async def test_what_was_erased_is_not_brought_back_under_the_key_of_its_client(api: httpx.AsyncClient) -> None:
+async def test_an_add_that_is_sent_again_under_a_key_does_not_bring_back_an_erased_user(api: httpx.AsyncClient) -> None:
     headers = {"Idempotency-Key": "k"}
     assert (await api.post(ANN, json={"text": "tea"}, headers=headers)).is_success
     assert (await api.delete("/v1/users/ann")).is_success
@@ -473,7 +473,7 @@ async def test_what_was_erased_is_not_brought_back_under_the_key_of_its_client(a
 
 
 @pytest.mark.parametrize("change", [{"text": "milk"}, {"metadata": {"n": 1}}])
-async def test_a_change_that_was_made_and_then_deleted_is_not_denied(
+async def test_an_update_that_is_sent_again_after_a_deletion_is_not_denied(
     api: httpx.AsyncClient, change: dict[str, Any]
 ) -> None:
     await add(api, TEA)
@@ -484,13 +484,13 @@ async def test_a_change_that_was_made_and_then_deleted_is_not_denied(
     assert refused(await api.patch(f"{ANN}/1", json=change))[0] == 404
 
 
-async def test_a_key_that_is_none_is_refused(api: httpx.AsyncClient) -> None:
+async def test_an_empty_idempotency_key_is_refused(api: httpx.AsyncClient) -> None:
     answer = await api.post(ANN, json={"text": "tea"}, headers={"Idempotency-Key": ""})
     assert refused(answer)[:2] == (400, "Idempotency-Key")
 
 
-async def test_a_write_that_may_have_been_made_is_not_called_unmade(app: LocalApp, api: httpx.AsyncClient) -> None:
-    """Without an id of its own a client that is told to try again would add it twice."""
+async def test_a_write_that_may_have_been_made_has_an_unknown_outcome(app: LocalApp, api: httpx.AsyncClient) -> None:
+    """A client that is told to try again would add the memory twice, unless it gave an id."""
     app.store.die_after += ["append_together"] * 3
     answer = await api.post(ANN, json={"text": "tea"})
     assert refused(answer) == (503, None, "outcome_unknown")
@@ -499,7 +499,7 @@ async def test_a_write_that_may_have_been_made_is_not_called_unmade(app: LocalAp
     assert app.store.die_after == []
 
 
-async def test_a_text_that_another_changes_meanwhile_is_set_again(
+async def test_an_unchanged_text_that_another_client_changes_meanwhile_is_embedded(
     app: LocalApp, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await add(api, {"id": "1", "text": "tea"})

@@ -1,4 +1,4 @@
-"""Overload is answered, not queued: past the limit 429 with Retry-After, whatever is asked, until it is gone."""
+"""Work past a limit is refused with 429 and Retry-After, on every route, until there is room again."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,7 +24,7 @@ async def turns(count: int = 200) -> None:
         await asyncio.sleep(0)
 
 
-async def test_past_the_limit_one_text_and_many_are_refused_and_what_waits_is_answered(small: LocalApp) -> None:
+async def test_texts_past_the_limit_are_refused_and_queued_ones_are_answered(small: LocalApp) -> None:
     api = small.http
     small.model.gate.clear()
     first = asyncio.create_task(api.post("/v1/embeddings", json={"input": "on its way"}))
@@ -46,12 +46,12 @@ async def test_past_the_limit_one_text_and_many_are_refused_and_what_waits_is_an
     answers = await asyncio.gather(first, *waiting)
     assert {answer.status_code for answer in answers} == {200}
     assert (await api.post("/v1/embeddings", json={"input": "one more"})).status_code == 200
-    # Nothing of what was refused was written.
+    # Nothing was written of the requests that were refused.
     assert (await api.get("/v1/users/ann/memories")).json()["memories"] == []
 
 
 def lock(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Nothing that is asked of the store is answered until the event is set."""
+    """The store answers no call until the returned event is set."""
     store, unlocked = app.store.deployment, asyncio.Event()
 
     def locked(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -67,7 +67,7 @@ def lock(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 
 @pytest.mark.parametrize("what", ["add", "search"])
-async def test_what_a_store_cannot_take_is_refused_and_what_waits_is_answered(
+async def test_calls_past_the_limit_of_a_store_are_refused_and_queued_ones_are_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(searches, "SEARCHES", 1)
@@ -96,14 +96,12 @@ async def test_what_a_store_cannot_take_is_refused_and_what_waits_is_answered(
     await app.stop()
 
 
-async def test_what_asks_for_one_thing_is_refused_when_too_much_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unbatched_calls_past_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resilient, "MAX_UNBATCHED_CALLS", 4)
     app = await LocalApp.start(tmp_path)
     memories, ann = "/v1/users/ann/memories", "/v1/users/ann"
     await app.http.post(memories, json={"id": "1", "text": "tea"})
-    for _ in range(5):  # what failed leaves its place
+    for _ in range(5):  # a call that failed makes room
         assert (await app.http.get(f"{memories}/none")).status_code == 404
     unlocked = lock(app, monkeypatch)
     waiting = [asyncio.ensure_future(app.http.get(f"{memories}/1")) for _ in range(4)]
@@ -123,7 +121,9 @@ async def test_what_asks_for_one_thing_is_refused_when_too_much_is_asked_for(
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
     others = [
-        asyncio.ensure_future(app.http.post(memories, json={"id": "2", "text": "milk"})),  # has a queue of its own
+        asyncio.ensure_future(
+            app.http.post(memories, json={"id": "2", "text": "milk"})
+        ),  # adds have a queue of their own
         asyncio.ensure_future(app.gateway._store.ping()),  # as /health/ready asks
     ]
     await turns(2000)

@@ -1,4 +1,4 @@
-"""The routes of text-embeddings-inference; in this process, with the fake model."""
+"""The routes of text-embeddings-inference, in this process, on the fake model."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ async def test_embed_gives_the_vectors_of_openais_route(api: httpx.AsyncClient) 
         assert np.allclose(np.array(answer.json(), np.float32), await embeddings(api, input=inputs), atol=1e-6)
 
 
-async def test_embed_normalises_what_it_cuts_unless_it_is_told_not_to(api: httpx.AsyncClient) -> None:
+async def test_embed_normalises_shortened_vectors_unless_normalize_is_false(api: httpx.AsyncClient) -> None:
     body = {"inputs": ["green tea"], "dimensions": 8}
     (scaled,) = (await api.post("/embed", json=body)).json()
     (plain,) = (await api.post("/embed", json={**body, "normalize": False})).json()
@@ -43,7 +43,7 @@ async def test_embed_takes_prompts_by_their_name(api: httpx.AsyncClient) -> None
     assert "'query'" in answer.json()["error"]["message"]
 
 
-async def test_embed_cuts_where_it_is_asked_to_and_refuses_elsewhere(api: httpx.AsyncClient) -> None:
+async def test_embed_truncates_at_either_end_or_refuses(api: httpx.AsyncClient) -> None:
     words = [f"w{n}" for n in range(300)]
     long = " ".join(words)
     answer = await api.post("/embed", json={"inputs": ["short", long]})
@@ -92,7 +92,7 @@ async def test_decode_joins_many_lists_in_their_order(api: httpx.AsyncClient) ->
     assert {len(text.split()) for text in answer} == {5001}
 
 
-async def test_info_says_what_is_served(api: httpx.AsyncClient) -> None:
+async def test_info_describes_the_model(api: httpx.AsyncClient) -> None:
     info = (await api.get("/info")).json()
     assert (info["model_id"], info["model_dtype"], info["max_input_length"]) == ("fake", "float32", 256)
     assert info["model_type"] == {"embedding": {"dimensions": DIM}}
@@ -133,13 +133,13 @@ async def test_info_says_what_is_served(api: httpx.AsyncClient) -> None:
         ("/decode", {"ids": [[1], [1 << 30]]}, "ids.1"),
     ],
 )
-async def test_what_is_wrong_is_named(api: httpx.AsyncClient, path: str, body: Any, param: str) -> None:
+async def test_a_wrong_field_is_named(api: httpx.AsyncClient, path: str, body: Any, param: str) -> None:
     answer = await api.post(path, json=body)
     assert answer.json()["error"]["param"] == param
     assert answer.status_code == (500 if "poison" in str(body) else 400)
 
 
-async def test_what_would_be_answered_with_too_much_is_refused(
+async def test_a_request_with_too_large_an_answer_is_refused(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tei, "MAX_UNITS", 10)
@@ -152,7 +152,7 @@ async def test_what_would_be_answered_with_too_much_is_refused(
     assert (await api.post("/tokenize", json={"inputs": "1234567890"})).status_code == 200
 
 
-async def test_what_piles_up_is_refused(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_past_the_limit_are_refused(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resilient, "MAX_UNBATCHED_CALLS", 0)
     for path, body in (("/tokenize", {"inputs": "tea"}), ("/decode", {"ids": [1]})):
         answer = await app.http.post(path, json=body)

@@ -1,4 +1,4 @@
-"""The routes of users: who there is, out and in as NDJSON, and gone."""
+"""The routes of users: list, describe, export, import and delete, in this process."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ async def fill(api: httpx.AsyncClient, user: str, count: int) -> None:
         assert answer.status_code == 201
 
 
-async def take_in(api: httpx.AsyncClient, user: str, data: Any) -> httpx.Response:
+async def import_into(api: httpx.AsyncClient, user: str, data: Any) -> httpx.Response:
     return await api.post(f"/v1/users/{user}/import", content=data)
 
 
@@ -34,7 +34,7 @@ def lines_of(data: bytes) -> list[Any]:
     return [orjson.loads(line) for line in data.splitlines()]
 
 
-async def test_what_there_is_of_a_user(api: httpx.AsyncClient) -> None:
+async def test_a_user_is_described(api: httpx.AsyncClient) -> None:
     nothing = {"user_id": "ann", "memories": 0, "version": 0, "bytes": 0, "index": None, "resident": False}
     assert (await api.get("/v1/users/ann")).json() == nothing
     await api.post("/v1/users/ann/memories", json={"text": "tea", "metadata": {"n": 1}})
@@ -44,7 +44,7 @@ async def test_what_there_is_of_a_user(api: httpx.AsyncClient) -> None:
     assert (await api.get("/v1/users/ann")).json() == {**kept, "index": "exact", "resident": True}
 
 
-async def test_users_come_in_pages_by_their_id(api: httpx.AsyncClient) -> None:
+async def test_users_are_listed_by_id_in_pages(api: httpx.AsyncClient) -> None:
     names = ["Zoe", "ann", "anna", "bob", "ä", "茶"]
     memories = [{"user_id": name, "text": "tea"} for name in reversed(names)]
     await api.post("/v1/memories", json={"memories": memories})
@@ -98,7 +98,7 @@ async def test_export_import_export_is_the_same_byte_for_byte(app: LocalApp, api
     embedded = len(app.model.texts)
     for _ in range(2):
         app.store.die_after += ["import_page", "export_page"]
-        done = (await take_in(api, "bob", first)).json()
+        done = (await import_into(api, "bob", first)).json()
         assert sum(done.values()) == len(lines_of(first))
         assert (await api.get("/v1/users/bob/export")).content == first
     assert done == {"imported": 0, "unchanged": len(lines_of(first))}
@@ -117,11 +117,11 @@ async def test_an_export_holds_each_memory_once_while_others_write(app: LocalApp
     assert sorted(int(line["id"]) for line in lines_of(given)) == list(range(500))
     late = {line["id"] for line in lines_of(given) if line["metadata"] == {"late": True}}
     assert late == {"250", "499"}
-    assert (await take_in(api, "bob", given)).json() == {"imported": 500, "unchanged": 0}
+    assert (await import_into(api, "bob", given)).json() == {"imported": 500, "unchanged": 0}
     assert (await api.get("/v1/users/bob/export")).content == given
 
 
-async def test_an_export_of_an_erased_user_breaks_off(app: LocalApp, api: httpx.AsyncClient) -> None:
+async def test_an_export_fails_if_its_user_is_erased_meanwhile(app: LocalApp, api: httpx.AsyncClient) -> None:
     await fill(api, "ann", 500)
     pieces = app.gateway.export("ann")
     await anext(pieces)
@@ -134,11 +134,11 @@ async def test_lines_without_a_vector_are_embedded(app: LocalApp, api: httpx.Asy
     await fill(api, "ann", 3)
     lines = lines_of((await api.get("/v1/users/ann/export")).content)
     bare = b"".join(orjson.dumps({**line, "vector": None, "model": "of long ago"}) + b"\n" for line in lines)
-    assert (await take_in(api, "bob", bare)).json() == {"imported": 3, "unchanged": 0}
+    assert (await import_into(api, "bob", bare)).json() == {"imported": 3, "unchanged": 0}
     assert lines_of((await api.get("/v1/users/bob/export")).content) == lines
 
 
-async def test_a_line_is_imported_before_the_next_piece_arrives(api: httpx.AsyncClient) -> None:
+async def test_a_piece_is_imported_before_the_next_one_arrives(api: httpx.AsyncClient) -> None:
     seen: list[int] = []
 
     async def slowly() -> AsyncIterator[bytes]:
@@ -147,11 +147,11 @@ async def test_a_line_is_imported_before_the_next_piece_arrives(api: httpx.Async
         seen.append((await api.get("/v1/users/ann")).json()["memories"])
         yield b'{"id": "last", "text": "without a newline"}'
 
-    assert (await take_in(api, "ann", slowly())).json() == {"imported": PIECE_LINES + 2, "unchanged": 0}
+    assert (await import_into(api, "ann", slowly())).json() == {"imported": PIECE_LINES + 2, "unchanged": 0}
     assert seen == [PIECE_LINES]
 
 
-async def test_a_bad_line_loses_nothing_and_doubles_nothing(api: httpx.AsyncClient) -> None:
+async def test_an_import_that_failed_at_a_bad_line_can_be_sent_again(api: httpx.AsyncClient) -> None:
     good = [orjson.dumps({"id": str(n), "text": f"text {n}", "vector": VECTOR}) + b"\n" for n in range(450)]
     for at, bad, param in [
         (7, b'{"id": "x", "text": ""}\n', "lines.7.text"),
@@ -160,23 +160,23 @@ async def test_a_bad_line_loses_nothing_and_doubles_nothing(api: httpx.AsyncClie
         (411, b'{"text": "no id"}\n', "lines.411.id"),
         (412, b'{"id": "x", "text": "tea", "created_at": "now"}\n', "lines.412.created_at"),
     ]:
-        answer = await take_in(api, "ann", b"".join([*good[:at], bad, *good[at:]]))
+        answer = await import_into(api, "ann", b"".join([*good[:at], bad, *good[at:]]))
         assert (answer.status_code in (400, 409), answer.json()["error"]["param"]) == (True, param)
         there = (await api.get("/v1/users/ann")).json()["memories"]
         assert there == at // PIECE_LINES * PIECE_LINES
-    assert (await take_in(api, "ann", b"".join(good))).json() == {"imported": 50, "unchanged": 400}
+    assert (await import_into(api, "ann", b"".join(good))).json() == {"imported": 50, "unchanged": 400}
 
 
 async def test_a_line_that_is_too_long_is_refused(tmp_path: Any) -> None:
     app = await LocalApp.start(tmp_path, gateway={"max_body_bytes": 2000})
     lines = [orjson.dumps({"id": str(n), "text": "x" * 1000}) + b"\n" for n in range(10)]
-    assert (await take_in(app.http, "ann", b"".join(lines))).json() == {"imported": 10, "unchanged": 0}
-    answer = await take_in(app.http, "ann", lines[0] + b"x" * 2001)
+    assert (await import_into(app.http, "ann", b"".join(lines))).json() == {"imported": 10, "unchanged": 0}
+    answer = await import_into(app.http, "ann", lines[0] + b"x" * 2001)
     assert (answer.status_code, answer.json()["error"]["param"]) == (413, "lines.1")
     await app.stop()
 
 
-async def test_an_import_of_which_the_end_is_missing_keeps_no_half_line(app: LocalApp) -> None:
+async def test_an_import_that_breaks_off_writes_no_half_line(app: LocalApp) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b'{"id": "1", "text": "tea"}\n{"id": "2", "te'
         raise ConnectionResetError
@@ -194,7 +194,7 @@ async def test_an_erasure_wins_over_an_import_that_was_on_its_way(api: httpx.Asy
                 assert (await api.delete("/v1/users/ann")).json()["deleted"] == PIECE_LINES
             yield orjson.dumps({"id": str(n), "text": "tea", "vector": VECTOR}) + b"\n"
 
-    answer = await take_in(api, "ann", slowly())
+    answer = await import_into(api, "ann", slowly())
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "erased")
     assert (await api.get("/v1/users/ann")).json()["memories"] == 0
 
@@ -237,12 +237,12 @@ async def test_reads_of_a_user_go_to_its_warm_replica_and_writes_to_any(app: Loc
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1])
-async def test_an_integer_beyond_64_bits_is_refused_however_it_comes(api: httpx.AsyncClient, number: int) -> None:
+async def test_an_integer_beyond_64_bits_is_refused_in_adds_and_imports(api: httpx.AsyncClient, number: int) -> None:
     memory = {"id": "1", "text": "tea", "metadata": {"k": number}}
     answers = [
         await api.post("/v1/users/ann/memories", json=memory),
-        await take_in(api, "ann", json.dumps(memory)),
-        await take_in(api, "ann", json.dumps({**memory, "vector": VECTOR})),
+        await import_into(api, "ann", json.dumps(memory)),
+        await import_into(api, "ann", json.dumps({**memory, "vector": VECTOR})),
     ]
     refused = [(answer.status_code, answer.json()["error"]["param"]) for answer in answers]
     assert refused == [(400, "metadata"), (400, "lines.0.metadata.k"), (400, "lines.0.metadata.k")]
@@ -250,7 +250,7 @@ async def test_an_integer_beyond_64_bits_is_refused_however_it_comes(api: httpx.
 
 
 @pytest.mark.parametrize("vector", ["", f', "vector": {[1.0] * DIM}'])
-async def test_an_imported_number_that_is_not_finite_is_called_that(api: httpx.AsyncClient, vector: str) -> None:
+async def test_an_imported_number_that_is_not_finite_is_named(api: httpx.AsyncClient, vector: str) -> None:
     line = '{"id": "1", "text": "a", "metadata": {"k": 1e999}' + vector + "}"
     error = (await api.post("/v1/users/ann/import", content=line)).json()["error"]
     assert (error["param"], error["code"]) == ("lines.0.metadata.k", None)

@@ -1,4 +1,4 @@
-"""The gateway's calls: coalesced while one is on its way, cut to pieces that fit, refused past the limit, cached."""
+"""The gateway's calls: batched while one is on its way, cut into pieces, refused past the limit, cached, resent."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from store.errors import OUTCOME_UNKNOWN
 
 
 class Remote:
-    """A handle's method: `.remote(...)` returns what can be awaited."""
+    """A method of a handle: `.remote(...)` returns an awaitable."""
 
     def __init__(self, function: Any) -> None:
         self.remote = function
 
 
 class Slow(FakeModel):
-    """Its forwards wait for `go`."""
+    """A fake model whose forwards wait for `go`."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -39,7 +39,7 @@ class Slow(FakeModel):
 
 
 class EmbedderHandle:
-    """The Embedder deployment, in this process. `gate` holds calls back; `calls` counts their texts."""
+    """The Embedder deployment, in this process. Calls wait for `gate`; `calls` counts their texts."""
 
     def options(self, **_: str) -> "EmbedderHandle":
         return self
@@ -71,7 +71,7 @@ async def turns(count: int = 20) -> None:
         await asyncio.sleep(0)
 
 
-async def test_what_arrives_meanwhile_rides_the_next_call() -> None:
+async def test_requests_that_arrive_during_a_call_share_the_next_one() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle)
     handle.gate.clear()
@@ -98,7 +98,7 @@ async def test_a_large_request_is_cut_and_put_together_in_order() -> None:
     assert whole.tokens.tolist() == [2] * 100
 
 
-async def test_an_error_names_the_input_as_its_caller_knows_it() -> None:
+async def test_an_error_has_the_position_in_the_whole_request() -> None:
     calls = calls_over(EmbedderHandle(), call_tokens=30)
     texts = [f"text {n}" for n in range(40)]
     texts[33] = "a poison text"
@@ -112,7 +112,7 @@ async def test_an_error_names_the_input_as_its_caller_knows_it() -> None:
     assert str(refused.value) == "33: has 17 tokens; the model reads at most 16"
 
 
-async def test_past_the_limit_one_text_and_many_are_refused_at_once() -> None:
+async def test_texts_past_the_limit_are_refused_at_once() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, max_queued_tokens=60)
     handle.gate.clear()
@@ -123,7 +123,7 @@ async def test_past_the_limit_one_text_and_many_are_refused_at_once() -> None:
     for texts in (["one text"], [f"text {n}" for n in range(2000)]):
         refused = asyncio.create_task(calls.embed(texts, "", "end"))
         await turns(2)
-        assert refused.done()  # nothing was waited for, and nothing was sent
+        assert refused.done()  # without waiting, and without a call
         error = refused.exception()
         assert isinstance(error, Overloaded)
         assert error.retry_after_s > 0
@@ -133,7 +133,7 @@ async def test_past_the_limit_one_text_and_many_are_refused_at_once() -> None:
     await calls.embed(["one text"], "", "end")
 
 
-async def test_a_text_seen_before_costs_no_call_and_is_the_same_bits() -> None:
+async def test_a_cached_text_needs_no_call_and_has_the_same_bits() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, cache_bytes=1 << 20)
     miss = await calls.embed(["a text", "another"], "", "end")
@@ -146,7 +146,7 @@ async def test_a_text_seen_before_costs_no_call_and_is_the_same_bits() -> None:
     assert (calls.cache.hits, calls.cache.misses) == (2, 3)
 
 
-async def test_a_text_that_is_cut_otherwise_is_not_answered_from_the_cache() -> None:
+async def test_a_text_that_is_cut_to_another_length_is_not_answered_from_the_cache() -> None:
     handle = EmbedderHandle()
     handle.engine.model.info = replace(handle.engine.info, max_tokens_of={"query": 2})
     calls = calls_over(handle, cache_bytes=1 << 20)
@@ -156,10 +156,10 @@ async def test_a_text_that_is_cut_otherwise_is_not_answered_from_the_cache() -> 
     two = await calls.embed(["one two"], "", "end")
     assert [one.tokens.tolist() for one in (whole, query, document)] == [[3], [2], [3]]
     assert np.array_equal(query.vectors, two.vectors) and not np.array_equal(query.vectors, whole.vectors)
-    assert handle.calls == [[1], [1], [1]]  # a document is cut as any text is
+    assert handle.calls == [[1], [1], [1]]  # the document is read as far as the first input: a cache hit
 
 
-async def test_the_same_text_at_once_is_computed_once() -> None:
+async def test_concurrent_requests_for_one_text_compute_it_once() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, cache_bytes=1 << 20)
     results = await asyncio.gather(*(calls.embed(["same"], "", "end") for _ in range(50)))
@@ -167,7 +167,7 @@ async def test_the_same_text_at_once_is_computed_once() -> None:
     assert len({result.vectors.tobytes() for result in results}) == 1
 
 
-async def test_what_an_embedder_that_ends_did_not_start_is_asked_of_the_next() -> None:
+async def test_requests_that_a_stopping_embedder_did_not_begin_go_to_another() -> None:
     handle = EmbedderHandle()
     ends = handle.engine = Engine(Slow(dim=8), max_batch_tokens=1)
     calls = calls_over(handle)
@@ -186,7 +186,7 @@ async def test_what_an_embedder_that_ends_did_not_start_is_asked_of_the_next() -
     assert handle.calls == [[3, 1], [3, 1]]
 
 
-async def test_one_that_ends_as_well_is_the_last_that_is_asked() -> None:
+async def test_requests_are_resent_once_after_a_stopping_embedder() -> None:
     handle = EmbedderHandle()
     await handle.engine.close()
     with pytest.raises(ShuttingDown):
@@ -194,7 +194,7 @@ async def test_one_that_ends_as_well_is_the_last_that_is_asked() -> None:
     assert handle.calls == [[1], [1]]
 
 
-async def test_a_write_that_was_lost_is_not_denied_by_what_comes_after() -> None:
+async def test_a_write_whose_replica_was_lost_is_not_denied_by_a_later_error() -> None:
     answers: list[Exception] = [ray.exceptions.WorkerCrashedError(), BackPressureError(1, 1)]
 
     async def lost() -> str:

@@ -1,4 +1,4 @@
-"""Searches share calls by the replica that answers, whichever replicas there are, and errors stay apart."""
+"""Searches for one replica share calls while replicas come and go, and each search gets its own error."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,11 +14,11 @@ PARTITIONS = 8
 
 
 class Stores:
-    """Replicas that answer in turns of the loop. `home`: the replica that routing keeps each partition on."""
+    """Replicas in this process. `home` gives the replica that each partition is routed to."""
 
     def __init__(self) -> None:
         self.home: Callable[[int], str] = lambda _: "a"
-        self.calls: list[tuple[str, int, list[str]]] = []  # (replica, the partition that led, users)
+        self.calls: list[tuple[str, int, list[str]]] = []  # (replica, the partition that routed the call, users)
         self.gate = asyncio.Event()
         self.gate.set()
         self.searches = CoalescedSearches(
@@ -37,12 +37,12 @@ class Stores:
         ]
 
     async def search(self, *users: int) -> None:
-        """Search for users at once; each is answered for itself."""
+        """Search for users concurrently, and check that each gets its own answer."""
         results = await asyncio.gather(*(self.searches.search(request(user)) for user in users))
         assert [result.version for result in results] == list(users)
 
     def replicas_by_user(self, call: int = 0) -> dict[int, set[str]]:
-        """Where each user was searched, from the given call on."""
+        """The replicas that searched each user, from the given call on."""
         found: dict[int, set[str]] = {}
         for replica, _, users in self.calls[call:]:
             for user in users:
@@ -56,7 +56,7 @@ def request(user: int, top_k: int = 10) -> Search:
 
 async def test_all_partitions_of_one_replica_share_a_call() -> None:
     stores = Stores()
-    for _ in range(PARTITIONS):  # until each has led a call
+    for _ in range(PARTITIONS):  # until each partition has routed a call
         await stores.search(*range(PARTITIONS))
     stores.calls.clear()
     await stores.search(*range(3 * PARTITIONS))
@@ -66,7 +66,7 @@ async def test_all_partitions_of_one_replica_share_a_call() -> None:
     assert [len(users) for _, _, users in stores.calls] == [SEARCHES, 5]
 
 
-async def test_each_user_settles_on_the_replica_that_routing_keeps_it_on() -> None:
+async def test_each_user_settles_on_the_replica_that_it_is_routed_to() -> None:
     stores = Stores()
     stores.home = lambda partition: "ab"[partition % 2]
     for _ in range(2 * PARTITIONS):
@@ -91,17 +91,17 @@ async def test_users_follow_when_replicas_come_and_go() -> None:
         assert len(stores.calls) - settled == len(replicas)
 
 
-async def test_a_busy_partition_does_not_keep_the_others_from_leading() -> None:
+async def test_a_busy_partition_does_not_route_all_calls() -> None:
     stores = Stores()
     for _ in range(2 * PARTITIONS):
         await stores.search(0, 0, 0, 0, 0, *range(1, PARTITIONS))
     stores.calls.clear()
     for _ in range(PARTITIONS):
         await stores.search(0, 0, 0, 0, 0, *range(1, PARTITIONS))
-    assert sorted(leader for _, leader, _ in stores.calls) == list(range(PARTITIONS))
+    assert sorted(routed_by for _, routed_by, _ in stores.calls) == list(range(PARTITIONS))
 
 
-async def test_what_arrives_meanwhile_rides_the_next_call() -> None:
+async def test_searches_that_arrive_during_a_call_share_the_next_one() -> None:
     stores = Stores()
     await stores.search(0)
     stores.calls.clear()
@@ -117,7 +117,7 @@ async def test_what_arrives_meanwhile_rides_the_next_call() -> None:
     assert [users for _, _, users in stores.calls] == [["0"], ["8"], ["16", "24", "32"]]
 
 
-async def test_one_requests_error_is_its_own_and_a_lost_call_is_everyones_in_it() -> None:
+async def test_a_wrong_search_fails_alone_and_a_lost_call_fails_all_its_searches() -> None:
     stores = Stores()
     answers = await asyncio.gather(
         *(stores.searches.search(one) for one in (request(1), request(2, top_k=0), request(3))), return_exceptions=True
@@ -130,7 +130,7 @@ async def test_one_requests_error_is_its_own_and_a_lost_call_is_everyones_in_it(
     await stores.search(1, 2)
 
 
-async def test_whoever_goes_away_leaves_the_queue() -> None:
+async def test_a_cancelled_search_leaves_the_queue() -> None:
     stores = Stores()
     stores.gate.clear()
     first = [asyncio.create_task(stores.search(user)) for user in (0,)]

@@ -1,4 +1,4 @@
-"""What the bodies, queries and arguments of calls may hold, and how a violation is named."""
+"""The bounds of bodies, queries and arguments of handle calls, and the paths of violations."""
 
 import math
 from datetime import UTC, datetime, timedelta, timezone
@@ -13,7 +13,7 @@ from deployments.requests import bodies
 
 
 def violation(model: type[BaseModel], values: Any) -> tuple[str | None, str | None]:
-    """`param` and `code` of what a body is refused with."""
+    """`param` and `code` of the error of a body."""
     with pytest.raises(InvalidRequest) as refused:
         bodies.parse(model, orjson.dumps(values))
     return refused.value.param, refused.value.code
@@ -60,7 +60,7 @@ def test_a_wrong_field_is_named(values: Any, param: str | None, code: str | None
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'"text"', b'{"text": NaN}', b'{"text": "\xff"}'])
-def test_a_body_that_is_no_json_object_is_refused(raw: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidRequest):
         bodies.parse(bodies.AddBody, raw)
 
@@ -68,7 +68,7 @@ def test_a_body_that_is_no_json_object_is_refused(raw: bytes) -> None:
 @pytest.mark.parametrize(
     "time", ["20301231", "1893456000", "1893456000.5", "", "2030-12-31", "20301231T000000Z", "x", 5]
 )
-def test_a_time_is_written_as_rfc_3339_has_it(time: Any) -> None:
+def test_a_time_must_be_written_as_in_rfc_3339(time: Any) -> None:
     for model in (bodies.AddBody, bodies.UpdateBody):
         with pytest.raises(InvalidRequest) as refused:
             bodies.check(model, {"text": "a", "expires_at": time})
@@ -123,7 +123,7 @@ def test_numbers_that_json_cannot_hold_are_refused_in_calls() -> None:
     assert refused.value.param == "vector.0"
 
 
-def test_what_is_right_comes_through_unchanged() -> None:
+def test_a_valid_body_is_not_changed() -> None:
     metadata = {**nested(31), "n": -(2**63), "x": 1e300, "none": None, "list": [1, "ü", True]}
     body = bodies.parse(
         bodies.AddBody,
@@ -135,7 +135,7 @@ def test_what_is_right_comes_through_unchanged() -> None:
     assert item.expires_at.tzinfo is UTC
 
 
-def test_an_update_tells_null_from_nothing() -> None:
+def test_an_update_distinguishes_null_from_a_missing_field() -> None:
     assert bodies.parse(bodies.UpdateBody, b'{"expires_at": null}').model_dump(exclude_unset=True) == {
         "expires_at": None
     }
@@ -200,7 +200,7 @@ def test_a_query_is_read_from_strings() -> None:
 
 @pytest.mark.parametrize("model", [bodies.AddBody, bodies.AddManyBody])
 def test_a_body_full_of_wrong_values_is_refused_at_the_first(model: type[BaseModel]) -> None:
-    """An error of each costs 250 times the body's bytes: one body of 16 MiB would cost a gateway its memory."""
+    """Errors of all would take 250 times the bytes of the body: one body of 16 MiB would exhaust a gateway's memory."""
     memory = {"user_id": "ann", "text": "a", "vector": ["x"] * 16_384}
     if model is bodies.AddBody:
         del memory["user_id"]
@@ -229,7 +229,7 @@ UNKNOWN = {f"unknown{n}": n for n in range(1000)}
     ],
 )
 def test_a_body_full_of_unknown_fields_is_refused_at_the_first(model: type[BaseModel], values: Any, param: str) -> None:
-    """An error of each cost a gateway 6 s and 2 GB for a body of 16 MiB."""
+    """Errors of all took a gateway 6 s and 2 GB for a body of 16 MiB."""
     try:
         model.model_validate_json(orjson.dumps(values))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What makes a write the same write when it arrives again."""
+"""The origin of a write, by which it is recognised when it arrives again."""
 
 import re
 import uuid
@@ -19,7 +19,7 @@ def of(*headers: tuple[str, str], method: str = "POST", target: str = "/a?", bod
     return Origin.of_request(Headers(raw=raw), method, target, body)
 
 
-def test_what_the_proxy_sends_again_is_the_same_write_of_the_same_time() -> None:
+def test_a_write_that_the_proxy_resends_has_the_same_origin() -> None:
     first, again = of((HEADER, BY_PROXY)), of((HEADER, BY_PROXY))
     assert first == again
     assert first.issued_at == SENT_AT
@@ -27,29 +27,29 @@ def test_what_the_proxy_sends_again_is_the_same_write_of_the_same_time() -> None
     assert of((HEADER, BY_PROXY.replace("faa", "fab"))).write_id != first.write_id
 
 
-def test_the_proxy_has_the_last_word() -> None:
+def test_the_last_of_several_headers_counts() -> None:
     assert of((HEADER, "mine"), (HEADER, BY_PROXY)) == of((HEADER, BY_PROXY))
 
 
 @pytest.mark.parametrize("value", ["", "-", "mine", "-5-x", "99999999999999999999-x", "9999999999999999-x", "١٢-x"])
-def test_a_time_that_is_none_or_to_come_is_now(value: str) -> None:
+def test_a_time_that_is_missing_or_in_the_future_becomes_now(value: str) -> None:
     before = datetime.now(UTC)
     assert before <= Origin.of_request(Headers({HEADER: value.encode().decode("latin-1")}), "POST", "/").issued_at
     assert Origin.of_request(Headers({HEADER: "1-x"}), "POST", "/").issued_at < before - timedelta(days=365)
 
 
-def test_without_a_header_every_write_is_another() -> None:
+def test_writes_without_a_header_are_all_different() -> None:
     assert of().write_id != of().write_id
     assert Origin.fresh().write_id != Origin.fresh().write_id
 
 
-def test_a_key_is_one_write_whichever_way_it_comes() -> None:
+def test_a_key_makes_one_write_whatever_the_proxy_adds() -> None:
     first = of((KEY_HEADER, "k"), (HEADER, BY_PROXY))
     assert first.write_id == of((KEY_HEADER, "k"), (HEADER, "1-other")).write_id == of((KEY_HEADER, "k")).write_id
     assert first.issued_at == SENT_AT
 
 
-def test_a_key_does_not_stand_for_another_request() -> None:
+def test_another_request_under_the_same_key_is_another_write() -> None:
     key = (KEY_HEADER, "k")
     others = [of(key, method="PATCH"), of(key, target="/b?"), of(key, body=b"{ }"), of((KEY_HEADER, "l"))]
     assert len({of(key).write_id, *(other.write_id for other in others)}) == 5
@@ -57,7 +57,7 @@ def test_a_key_does_not_stand_for_another_request() -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "ä", "a\tb"])
-def test_a_key_that_is_none_is_refused(key: str) -> None:
+def test_a_malformed_key_is_refused(key: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         Origin.of_request(Headers({KEY_HEADER: key}), "POST", "/")
     assert refused.value.param == "Idempotency-Key"
@@ -68,7 +68,7 @@ def test_two_keys_are_refused() -> None:
         of((KEY_HEADER, "k"), (KEY_HEADER, "k"))
 
 
-def test_memories_without_an_id_get_the_same_ones_again() -> None:
+def test_a_resent_write_makes_the_same_ids() -> None:
     origin = of((HEADER, BY_PROXY))
     made = [origin.memory_id(number) for number in range(3)]
     assert made == [of((HEADER, BY_PROXY)).memory_id(number) for number in range(3)]
