@@ -1,7 +1,12 @@
-"""Vectors that were computed before, in front of the queue: a byte-bounded LRU and single flight.
+"""A cache of vectors in front of the queue: least recently used entries within a byte limit, and single flight.
 
-A hit is bit-identical to the miss that filled it. The same text asked for twice at once is computed once. Holds full
-vectors: dimensions and output types are applied after it. Lost with the process; belongs to one event loop.
+Guarantees:
+- A hit is bit-identical to the miss that filled it.
+- A text that several requests need at the same time is computed once.
+- A request fails only if its own computation fails, never because another request's did.
+
+The cache holds full vectors; dimensions and output types are applied to what it returns. It is lost with the process,
+and it belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# What an entry costs beside its vector: key, objects and the dictionary's slot.
+# The memory of an entry beside its vector: the key, the objects and the slot in the dictionary.
 _ENTRY_BYTES = 400
 
 Key = bytes
@@ -22,7 +27,7 @@ Key = bytes
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedVector:
-    """A full vector (dim,) float32, read-only, and what usage needs of it."""
+    """A full vector, (dim,) float32 and read-only, and what the answer says about its input."""
 
     vector: np.ndarray
     tokens: int
@@ -33,7 +38,7 @@ Compute = Callable[[list[int]], Awaitable[Sequence[CachedVector]]]
 
 
 def cache_key(revision: str, prompt: str, truncate: str, given: str | Sequence[int]) -> Key:
-    """16 bytes that name a computation; two that differ collide with probability 2^-64 among four billion."""
+    """Hash all that determines a vector to 16 bytes. Among four billion keys, a collision has probability 2^-64."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (revision, prompt, truncate):
         raw = part.encode()
@@ -46,10 +51,10 @@ def cache_key(revision: str, prompt: str, truncate: str, given: str | Sequence[i
 
 
 class VectorCache:
-    """Least recently used vectors within `max_bytes`; 0 turns it off.
+    """Keeps the most recently used vectors within `max_bytes`; 0 keeps none.
 
     Attributes:
-        hits, misses: lookups since the start. One that waits for another's computation is a hit.
+        hits, misses: lookups since the start. A lookup that waits for a computation in progress is a hit.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -64,14 +69,14 @@ class VectorCache:
         return len(self._entries)
 
     def get(self, key: Key) -> CachedVector | None:
-        """The entry, now the most recently used; None if it is not there. Does not count as hit or miss."""
+        """Look up an entry and mark it as the most recently used. Counts neither as a hit nor as a miss."""
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
         return entry
 
     def put(self, key: Key, entry: CachedVector) -> None:
-        """Keep an entry, at the cost of the least recently used. One larger than the whole cache is not kept."""
+        """Keep an entry and drop the least recently used ones. An entry larger than the whole cache is not kept."""
         size = entry.vector.nbytes + _ENTRY_BYTES
         if size > self.max_bytes:
             return
@@ -83,7 +88,7 @@ class VectorCache:
         self._evict()
 
     def resize(self, max_bytes: int) -> None:
-        """Keep at most so many bytes from now on."""
+        """Change the limit and drop the least recently used entries that exceed it."""
         self.max_bytes = max_bytes
         self._evict()
 
@@ -93,15 +98,17 @@ class VectorCache:
             self.bytes -= evicted.vector.nbytes + _ENTRY_BYTES
 
     async def get_or_compute(self, keys: Sequence[Key], compute: Compute) -> list[CachedVector]:
-        """The entries of `keys`, in order; what is neither kept nor being computed is computed in one call.
+        """Return the entries of `keys`, in order. Entries neither kept nor being computed are computed in one call.
+
+        If a computation fails, each caller that waited for it computes the key again by itself. If the computing caller
+        is cancelled, one of the waiting callers takes over.
 
         Args:
-            keys: of the inputs; equal ones are computed once.
-            compute: takes indices into `keys`, returns an entry each.
+            keys: of the inputs; equal keys are computed once.
+            compute: takes indices into `keys` and returns an entry for each.
 
         Raises:
-            Exception: what `compute` raises. Whoever waits for the same key then computes it anew; when the one who
-                computes is cancelled, one of those who wait takes over.
+            Exception: any error that `compute` raises.
         """
         wanted: dict[Key, int] = {}
         for index, key in enumerate(keys):
@@ -136,7 +143,7 @@ class VectorCache:
             else:
                 found[key] = flight.result()
         if failed:
-            # Their request failed, perhaps for another of its texts: only a try of one's own can tell.
+            # The other request may have failed because of another of its texts: only a new try can tell.
             found |= self._keep(failed, await compute(list(failed.values())))
         if abandoned:
             found |= await self._resolve(abandoned, compute)
@@ -151,7 +158,7 @@ class VectorCache:
         except Exception as error:
             for flight in flights.values():
                 flight.set_exception(error)
-                flight.exception()  # whoever waits asks again; if nobody does, that is no news either
+                flight.exception()  # marks it as seen: asyncio would log an error that no caller waits for
             raise
         else:
             for key, flight in flights.items():
@@ -159,7 +166,7 @@ class VectorCache:
             return made
         finally:
             for key, flight in flights.items():
-                flight.cancel()  # does nothing to one that has its result
+                flight.cancel()  # has no effect on a future that has its result
                 del self._flights[key]
 
     def _keep(self, wanted: dict[Key, int], entries: Sequence[CachedVector]) -> dict[Key, CachedVector]:

@@ -309,7 +309,7 @@ class Engine:
         """Tokenize texts without truncation. Returns the tokens of each text with their places in it.
 
         Raises:
-            InvalidRequest: the text at `position` is empty or not Unicode; or this model's tokenizer is its provider's.
+            InvalidRequest: the text at `position` is empty or not Unicode; or the model is tokenized by its provider.
         """
         self._check(EmbedRequest(list(texts)))
         answer = []
@@ -321,8 +321,8 @@ class Engine:
         """Turn lists of token ids into texts, without special tokens.
 
         Raises:
-            InvalidRequest: the list at `position` is empty or holds a token id outside the vocabulary; or this model's
-                tokenizer is its provider's.
+            InvalidRequest: the list at `position` is empty or holds a token id outside the vocabulary; or the model is
+                tokenized by its provider.
         """
         self._check(EmbedRequest([list(sequence) for sequence in ids]))
         answer = []

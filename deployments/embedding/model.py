@@ -1,7 +1,7 @@
-"""What the engine needs of an embedding model, wherever it runs: tokenize, forward, and a few numbers about it.
+"""What the engine needs from an embedding model, wherever it runs: `tokenize`, `forward`, and some facts about it.
 
-A model answers in the order of its inputs, gives float32 vectors, and raises only errors of `deployments.errors` for
-what a caller can mend. Its two methods are coroutines; blocking work runs in threads that the model owns.
+A model answers in the order of its inputs and gives float32 vectors. If a caller can correct a mistake, it raises an
+error of `deployments.errors`. Its methods are coroutines; blocking work runs in threads that the model owns.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from deployments.errors import InvalidRequest
 Truncate = Literal["none", "end", "start"]
 InputType = Literal["query", "document"]
 
-_ELSEWHERE = "The tokenizer of this model is its provider's, and not here."
+_ELSEWHERE = "This model is tokenized by its provider: its tokenizer is not available here."
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a loaded model.
+    """Facts about a loaded model.
 
     Attributes:
         name: as configured.
-        revision: changes whenever the vectors of what is read may: part of every cache key, as the limit is.
+        revision: changes whenever the vector of the same tokens may change. It is part of every cache key, as is the
+            limit of tokens.
         dim: length of a full vector.
         max_tokens: longest input in tokens, special tokens included.
         vocab_size: token ids are in [0, vocab_size).
         prompts: prompt name -> text put in front of an input.
-        default_prompt: what `encode` puts in front when no prompt is asked for; usually empty.
-        max_tokens_of: of the input types that have a limit of their own.
         device: `cpu`, `cuda:0`, or `remote`.
         dtype: of the weights.
+        default_prompt: the text that `encode` puts in front if no prompt is requested; usually empty.
+        max_tokens_of: the limits of the input types that have their own.
     """
 
     name: str
@@ -52,11 +53,11 @@ class ModelInfo:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest input of any type."""
+        """Tokens of the longest input of any type, special tokens included."""
         return max([self.max_tokens, *self.max_tokens_of.values()])
 
     def limit(self, input_type: InputType | None) -> int:
-        """Tokens of the longest input of a type, special tokens included."""
+        """Tokens of the longest input of this type, special tokens included."""
         return self.max_tokens if input_type is None else self.max_tokens_of.get(input_type, self.max_tokens)
 
 
@@ -65,10 +66,11 @@ class Tokens:
     """One input, ready for the forward.
 
     Attributes:
-        ids: token ids exactly as the model sees them, special tokens included.
-        prompt_tokens: how many leading tokens belong to the prompt, for models that leave it out of the pooling.
-        truncated: the input was longer than the model's limit and was cut.
-        text: what a model that tokenizes elsewhere is sent; None where `ids` says it all.
+        ids: token ids exactly as the model reads them, special tokens included.
+        prompt_tokens: the number of leading tokens that belong to the prompt, for models that leave it out of the
+            pooling.
+        truncated: whether the input was longer than the model's limit and was cut.
+        text: the text to send to a model that is tokenized by its provider; None if `ids` are sent.
     """
 
     ids: Sequence[int]
@@ -82,7 +84,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class TextToken:
-    """One token of a text: `start` and `stop` are character offsets, None for a token that is not in the text."""
+    """One token of a text. `start` and `stop` are character offsets, or None if the token is not in the text."""
 
     id: int
     text: str
@@ -96,10 +98,10 @@ class Model(ABC):
 
     Attributes:
         info: see ModelInfo.
-        max_batch_tokens: the padded tokens of a batch that suit its device.
-        forwards_in_flight: how many forwards keep its device busy.
-        lost: why no forward can succeed in this process any more; None while one can.
-        pads: whether a batch is padded to its longest text; where not, its tokens are its real ones.
+        max_batch_tokens: the tokens of a batch that suit its device, with padding if the model pads.
+        forwards_in_flight: the number of forwards that keeps its device busy.
+        pads: whether a batch is padded to its longest text.
+        lost: why no forward can succeed any more in this process; None while forwards can succeed.
     """
 
     info: ModelInfo
@@ -119,14 +121,14 @@ class Model(ABC):
         """Make inputs ready for the forward.
 
         Args:
-            inputs: texts, or lists of token ids that are inside the vocabulary and are used verbatim (no special tokens
-                added, no prompt).
+            inputs: texts, or lists of token ids. Token ids must be inside the vocabulary and are used verbatim: no
+                special tokens and no prompt are added.
             prompt: put in front of each text.
-            truncate: which end of a too long input is cut; with `none` it is not.
+            truncate: the end at which an input that is too long is cut; with `none` it is not cut.
             input_type: what the inputs are; `ModelInfo.limit` says how long they may be.
 
         Returns:
-            One an input: its Tokens or, with `none`, the token count of an input that is too long.
+            For each input its Tokens or, if it is too long and `truncate` is `none`, its number of tokens.
         """
 
     @abstractmethod
@@ -134,11 +136,11 @@ class Model(ABC):
         """Run one batch. Returns (len(batch), dim) float32, C-contiguous, in the order of `batch`."""
 
     async def warm_up(self, max_batch_tokens: int, forwards: int) -> None:
-        """Run what a batch can look like, up to the full budget, so that no caller pays for the first time.
+        """Run batches of typical shapes, up to the full budget, so that the first callers need not wait for set-up.
 
         Args:
             max_batch_tokens: tokens of the largest batch.
-            forwards: how many will be in flight.
+            forwards: the number of forwards that will be in flight.
         """
         limit, short = self.info.longest, min(16, self.info.longest)
         for length, texts in ((limit, max_batch_tokens // limit), (short, max_batch_tokens // short), (short, 1)):
@@ -146,15 +148,15 @@ class Model(ABC):
             await asyncio.gather(*(self.forward(batch) for _ in range(forwards)))
 
     async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
-        """The tokens of each text with their places in it, uncut.
+        """Tokenize texts without truncation. Returns the tokens of each text with their places in it.
 
         Raises:
-            InvalidRequest: the tokenizer is not here.
+            InvalidRequest: the model is tokenized by its provider.
         """
         raise InvalidRequest(_ELSEWHERE, None, "no_tokenizer")
 
     async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each list of token ids, special tokens left out. Raises InvalidRequest as `split`."""
+        """Turn lists of token ids into texts, without special tokens. Raises InvalidRequest as `split` does."""
         raise InvalidRequest(_ELSEWHERE, None, "no_tokenizer")
 
     async def close(self) -> None:

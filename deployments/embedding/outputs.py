@@ -1,6 +1,6 @@
-"""The answer to an embedding request, and the forms that vectors leave in: fewer dimensions, smaller types, base64.
+"""The answer to an embedding request, and its output formats: fewer dimensions, smaller types, base64.
 
-The functions are pure and return copies, so that a cached vector stays as the model made it.
+The functions are pure: they never write to the given vectors, which may be in the cache.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def cut(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
 
     Args:
         vectors: (n, dim) float32.
-        dimensions: at most dim; None, or dim itself, changes nothing.
+        dimensions: at most dim; None or dim returns the vectors unchanged.
 
     Returns:
         (n, dimensions) float32. A row whose kept part is zero stays zero.
@@ -62,20 +62,22 @@ def cut(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
 
 
 def at_length_one(vectors: np.ndarray) -> np.ndarray:
-    """Scale rows (n, dim) to length one; one that is zero stays zero."""
+    """Scale the rows of (n, dim) to length one. A row that is zero stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
 
 
 def quantise(vectors: np.ndarray, output_dtype: OutputDtype) -> np.ndarray:
-    """Make vectors smaller.
+    """Quantise vectors.
 
     Args:
         vectors: (n, dim) float32.
-        output_dtype: `float` as it is; `int8` and `uint8` scaled to length one, then one byte a value over the range
-            [-1, 1] (not calibrated, so that a vector does not depend on its neighbours); `binary` and `ubinary` one bit
-            a value, 1 where it is positive, eight to a byte, most significant first, as sentence-transformers packs
-            them.
+        output_dtype:
+            `float` returns the vectors unchanged.
+            `int8` and `uint8` scale them to length one and store one byte per value, over the range [-1, 1]. The range
+            is not calibrated, so that a vector does not depend on its neighbours.
+            `binary` and `ubinary` store one bit per value, 1 if it is positive, eight to a byte, most significant bit
+            first, as sentence-transformers packs them.
 
     Returns:
         (n, dim) float32, int8 or uint8; (n, ceil(dim / 8)) int8 or uint8 for the binary types.
@@ -90,6 +92,6 @@ def quantise(vectors: np.ndarray, output_dtype: OutputDtype) -> np.ndarray:
 
 
 def to_base64(vectors: np.ndarray) -> list[str]:
-    """Each row's little-endian bytes in base64, as OpenAI's `encoding_format: base64` has it."""
+    """Encode the little-endian bytes of each row in base64, as OpenAI does for `encoding_format: base64`."""
     little = vectors.astype(vectors.dtype.newbyteorder("<"), copy=False)
     return [base64.b64encode(row.tobytes()).decode("ascii") for row in little]

@@ -1,13 +1,18 @@
-"""Which waiting texts make the next device batch: a pure function of lengths and of how often each was passed over.
+"""Selects the texts of the next device batch: a pure function of their lengths and of how often each was passed over.
+
+A padded batch costs as much as if all its texts were as long as the longest. So a batch should hold texts of similar
+lengths, but no text may wait for ever because its length is unusual.
 
 Guarantees:
-- The batch's padded tokens (texts x longest text) are at most the budget; a text longer than the budget goes alone.
-- No text is passed over (left behind by a batch that takes a younger one) more than `MAX_PASSES` times: none starves.
-- The batch holds the oldest waiting text, so every call makes progress on the head of the queue.
+- The padded tokens of a batch (texts x longest text) are at most the budget. A text longer than the budget runs alone.
+- The batch holds the oldest text, so that each batch makes progress at the head of the queue.
+- No text is passed over more than `MAX_PASSES` times, so none starves. A text is passed over if a batch takes a younger
+  text and leaves it in the queue.
 
-The oldest texts that fit into (1 + MAX_PASSES - times the oldest was passed over) batches are sorted by length and cut
-into that many batches; the one with the oldest text leaves. What it leaves behind fits into one batch fewer, and was
-passed over once more at most: by induction the rule holds, and lengths are sorted over as many texts as it allows.
+How: let b = 1 + MAX_PASSES - (times the oldest text was passed over). Take as many of the oldest texts as fit into b
+batches, sort them by length, and cut them into b batches. The batch with the oldest text is the next one. The texts
+left of these fit into b - 1 batches, and each was passed over at most once more. By induction, no text exceeds
+`MAX_PASSES`; within this rule, as many texts as possible are sorted by length.
 """
 
 from __future__ import annotations
@@ -20,10 +25,10 @@ MAX_PASSES = 2
 
 
 def pick(waiting: Sequence[Costed], budget: int) -> list[int]:
-    """Choose the next batch.
+    """Select the next batch.
 
     Args:
-        waiting: oldest first, not empty; `cost` is the text's length in tokens.
+        waiting: oldest first, not empty; `cost` is the length of a text in tokens.
         budget: the most padded tokens of a batch.
 
     Returns:
@@ -41,7 +46,10 @@ def pick(waiting: Sequence[Costed], budget: int) -> list[int]:
 
 
 def runs(costs: Iterable[int], budget: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of runs of neighbours whose costs add up to at most `budget`, at least one item each."""
+    """Cut a list into runs of neighbours whose costs add up to at most `budget`. Yields (start, end) of each.
+
+    An item that costs more than the budget is a run of its own.
+    """
     start = end = total = 0
     for cost in costs:
         if end > start and total + cost > budget:
@@ -54,7 +62,7 @@ def runs(costs: Iterable[int], budget: int) -> Iterator[tuple[int, int]]:
 
 
 def _window(waiting: Sequence[Costed], budget: int, batches: int) -> int:
-    """How many of the oldest texts, sorted by length, fit into so many batches."""
+    """The number of oldest texts that fit into this many batches if they are sorted by length."""
     fits, fails = 1, len(waiting) + 1
     probe = 2
     while fits + 1 < fails:
@@ -69,7 +77,10 @@ def _window(waiting: Sequence[Costed], budget: int, batches: int) -> int:
 
 
 def _batches_needed(waiting: Sequence[Costed], count: int, budget: int, stop_after: int) -> int:
-    """Batches that the `count` oldest need, cut from the longest down (the fewest possible); stops counting early."""
+    """The number of batches that the `count` oldest texts need; more than `stop_after` is not counted further.
+
+    Batches are cut from the longest text down, which gives the fewest possible.
+    """
     lengths = sorted((waiting[index].cost for index in range(count)), reverse=True)
     needed = start = 0
     while start < count and needed <= stop_after:

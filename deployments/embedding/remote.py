@@ -1,7 +1,7 @@
-"""An embedding model behind any OpenAI-compatible URL, through the official client.
+"""An embedding model behind any OpenAI-compatible URL, called with the official client.
 
-Retries with back-off are the client's; a failure that is left is UpstreamFailed with the upstream's own message.
-Vectors come as base64, so that they are the provider's float32 bit for bit.
+The client retries with back-off. If a call still fails, the error is UpstreamFailed with the provider's own message.
+Vectors are requested as base64, so that they are bit for bit the float32 values of the provider.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ import openai
 from deployments.embedding.model import InputType, Model, ModelInfo, Tokens, Truncate
 from deployments.errors import InvalidRequest, ModelUnavailable, UpstreamFailed
 
-# The most inputs that OpenAI takes in one call.
+# The most inputs that OpenAI accepts in one call.
 _CALL_INPUTS = 2048
 
 
 class RemoteModel(Model):
     """See the module.
 
-    Too long inputs are the provider's to judge: its 400 is the caller's. Token counts are estimates, since the
-    provider's tokenizer is not here.
+    The provider decides whether an input is too long: if it answers 400, the caller gets this answer. Token counts are
+    estimates, because the provider's tokenizer is not available here.
 
     Args:
-        name: what the provider calls the model.
-        base_url: of its API, `/v1` included; None for OpenAI's own.
-        api_key_env: the environment variable that holds the key; a provider of one's own may do without.
+        name: the provider's name of the model.
+        base_url: of its API, including `/v1`; None for OpenAI's own.
+        api_key_env: the environment variable that holds the key. Only OpenAI's own API must have one.
         dim: length of a vector; None asks the provider at the start.
         max_tokens: longest input in tokens.
         timeout_s: of one attempt.
         max_retries: attempts after the first.
 
     Raises:
-        ModelUnavailable: there is no key for OpenAI's own API, or the provider cannot be asked for the dimension.
+        ModelUnavailable: there is no key for OpenAI's own API, or the provider did not tell the dimension.
     """
 
     max_batch_tokens = 32_768
@@ -81,7 +81,7 @@ class RemoteModel(Model):
         truncate: Truncate,
         input_type: InputType | None = None,
     ) -> list[Tokens | int]:
-        """See Model. The provider's tokenizer is not here: lengths of texts are estimated at four bytes a token."""
+        """See Model. The length of a text is an estimate: four bytes per token."""
         answer: list[Tokens | int] = []
         for given in inputs:
             if isinstance(given, str):
@@ -95,11 +95,11 @@ class RemoteModel(Model):
         """See Model.
 
         Raises:
-            UpstreamFailed: with status 502, 503 or 504 and the upstream's message.
-            InvalidRequest: the upstream says that an input is wrong.
+            UpstreamFailed: with status 502, 503 or 504 and the provider's message.
+            InvalidRequest: the provider says that an input is wrong.
         """
         vectors = np.empty((len(batch), self.info.dim), np.float32)
-        # One call takes texts or token ids, not both.
+        # One call may hold texts or token ids, not both.
         rows_of_texts = [row for row, tokens in enumerate(batch) if tokens.text is not None]
         rows_of_ids = [row for row, tokens in enumerate(batch) if tokens.text is None]
         for rows in (rows_of_texts, rows_of_ids):
@@ -117,30 +117,31 @@ class RemoteModel(Model):
             ) from error
         except openai.APIConnectionError as error:
             raise UpstreamFailed(
-                f"The embedding provider is away: {error.__cause__ or error}", None, None, status=503
+                f"The embedding provider cannot be reached: {error.__cause__ or error}", None, None, status=503
             ) from error
         except openai.APIStatusError as error:
             if error.status_code in (400, 413, 422):
-                raise InvalidRequest(_said(error)) from error
-            raise UpstreamFailed(_said(error), None, None, status=_STATUS.get(error.status_code, 502)) from error
-        except (openai.OpenAIError, ValueError) as error:  # the client passes on that it is no JSON
-            raise UpstreamFailed(f"The embedding provider's answer makes no sense: {error}") from error
+                raise InvalidRequest(_message_of(error)) from error
+            raise UpstreamFailed(_message_of(error), None, None, status=_STATUS.get(error.status_code, 502)) from error
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: the client raises it if the answer is not JSON
+            raise UpstreamFailed(f"The embedding provider's answer is malformed: {error}") from error
         return _matrix(answer, len(inputs), self.info.dim)
 
     async def warm_up(self, max_batch_tokens: int, forwards: int) -> None:
-        """See Model. Nothing is sent: calls cost money."""
+        """See Model. Sends nothing, because calls cost money."""
 
     async def close(self) -> None:
         """See Model."""
         await self._client.close()
 
 
-# The upstream's status -> what our caller is answered; 502 for the rest. Its 401 and 403 are our operator's to mend.
+# The provider's status -> the status of our answer. All others are 502; so are 401 and 403, which only the operator of
+# this server can correct.
 _STATUS = {429: 503, 503: 503, 408: 504, 504: 504}
 
 
-def _said(error: openai.APIStatusError) -> str:
-    """The upstream's own message, without the client's wrapping."""
+def _message_of(error: openai.APIStatusError) -> str:
+    """The provider's own message, without the text that the client puts around it."""
     body = error.body
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
         body = body["error"]
@@ -149,7 +150,11 @@ def _said(error: openai.APIStatusError) -> str:
 
 
 def _matrix(answer: Any, count: int, dim: int | None) -> np.ndarray:
-    """The vectors of an answer, (count, dim) float32, in the order of the inputs."""
+    """Check an answer. Returns its vectors, (count, dim) float32, in the order of the inputs.
+
+    Raises:
+        UpstreamFailed: the answer is malformed.
+    """
     try:
         ordered = sorted(answer.data, key=lambda one: one.index)
         rows = [
@@ -160,15 +165,15 @@ def _matrix(answer: Any, count: int, dim: int | None) -> np.ndarray:
         ]
         matrix = np.stack(rows).astype(np.float32, copy=False)
     except (AttributeError, TypeError, ValueError) as error:
-        raise UpstreamFailed(f"The embedding provider's answer makes no sense: {error}") from error
+        raise UpstreamFailed(f"The embedding provider's answer is malformed: {error}") from error
     fits = matrix.ndim == 2 and (matrix.shape[1] > 0 if dim is None else matrix.shape[1] == dim)
     if len(rows) != count or not fits:
         raise UpstreamFailed(
-            f"The embedding provider sent {len(rows)} vectors of shape {matrix.shape[1:]} for {count} inputs"
-            f" of {dim or 'any'}."
+            f"The embedding provider sent {len(rows)} vectors of shape {matrix.shape[1:]} for {count} inputs;"
+            f" the expected dimension is {dim or 'any'}."
         )
     if [one.index for one in ordered] != list(range(count)):
         raise UpstreamFailed(
-            "The embedding provider does not say which vector is whose: its indices do not count up from 0."
+            "The embedding provider's vectors cannot be matched to the inputs: the indices do not count up from 0."
         )
     return matrix

@@ -24,7 +24,7 @@ def test_a_folder_is_itself_and_another_name_is_the_hubs(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./missing", "~/missing", "a/b/c"])
 def test_a_path_that_is_not_there_is_one_clear_line(name: str) -> None:
-    with pytest.raises(ModelUnavailable, match=f"There is no model at '{name}': not a folder"):
+    with pytest.raises(ModelUnavailable, match=f"There is no model at '{name}': it is not a folder"):
         load_model("local", name)
 
 

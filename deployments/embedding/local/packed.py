@@ -1,9 +1,11 @@
-"""Linear layers whose weights are laid out once for the CPU's matrix units, instead of in every call.
+"""Linear layers whose weights are laid out for the CPU's matrix units once, instead of in every call.
 
-In half precision torch's linear reorders its weight into oneDNN's blocked layout in each call, which costs a short text
-more than the product itself. oneDNN takes a weight that was reordered before and gives bit-identical results; this is
-what torch.compile's freezing does, without compiling. The GELU behind a BERT-like intermediate layer is fused into its
-product, which saves a pass over the widest activation and rounds once less.
+In half precision, torch's linear reorders its weight into oneDNN's blocked layout in each call. For a short text, this
+takes longer than the product itself. oneDNN accepts a weight that was reordered in advance, and gives bit-identical
+results. This is what the freezing of torch.compile does, but without compiling.
+
+The GELU that follows a BERT-like intermediate layer is fused into the layer's product. This saves a pass over the
+widest activation and rounds once less.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from deployments.embedding.local import torchscript
 
 
 def available(dtype: torch.dtype) -> bool:
-    """Whether this build of torch has the operators that are used here, and this CPU can run them in a dtype."""
+    """Whether this build of torch has the operators used here, and this CPU can run them in this dtype."""
     ops = torch.ops.mkldnn
     if not (torch.backends.mkldnn.is_available() and hasattr(ops, "_linear_pointwise")):
         return False
@@ -27,7 +29,7 @@ def available(dtype: torch.dtype) -> bool:
 
 
 class PackedLinear:
-    """The forward of a linear layer whose weight is reordered; `weight` is opaque to all but oneDNN."""
+    """The forward of a linear layer with a reordered weight. Only oneDNN can read `weight`."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -35,7 +37,7 @@ class PackedLinear:
         self._activation = activation
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """inputs: (..., features in). Returns (..., features out)."""
+        """inputs: (..., in_features). Returns (..., out_features)."""
         if torch.jit.is_tracing():
             return _recordable(self._activation)(inputs, self.weight, self._bias)
         return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self._bias, self._activation, [], "none")
@@ -43,7 +45,7 @@ class PackedLinear:
 
 @functools.cache
 def _recordable(activation: str) -> Callable[..., torch.Tensor]:
-    """The operator as a function of TorchScript: a recording has no list of optional numbers."""
+    """The operator as a TorchScript function: tracing cannot record its list of optional numbers."""
     return torchscript.from_ir(
         f"linear_{activation}",
         f"""
@@ -58,9 +60,9 @@ def _recordable(activation: str) -> Callable[..., torch.Tensor]:
 
 
 def pack_linears(model: torch.nn.Module) -> list[PackedLinear]:
-    """Give every linear layer of a half-precision CPU model a reordered weight, in place; for inference only.
+    """Give every linear layer of a half-precision CPU model a reordered weight, in place. For inference only.
 
-    The original weights are dropped: what is left of them is their shape and dtype.
+    The original weights are dropped; only their shape and dtype remain. Returns the new forwards.
     """
     made = []
     for parent in model.modules():

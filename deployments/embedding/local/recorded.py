@@ -1,9 +1,11 @@
-"""A forward on CPU, recorded once as TorchScript and then run without Python between its kernels.
+"""A forward on CPU that is recorded once as TorchScript and then runs without Python between its kernels.
 
-A model's modules are written in Python, which takes as long as the kernels of a short text do, and holds the
-interpreter's lock meanwhile. A recording takes batches of any shape and calls the same kernels, so its vectors are the
-modules' bit for bit. Whether it holds all that a model does is not guessed: where the model's code looks at a value or
-a size to decide something, torch warns as it records, and some batches are run both ways and compared.
+The modules of a model are written in Python. For a short text, Python takes as long as the kernels, and it holds the
+interpreter's lock meanwhile. A recording takes batches of any shape and calls the same kernels, so its vectors are
+bit for bit those of the modules.
+
+A recording is wrong if the model's code decides something by a value or a size. So it is checked: torch warns about
+such code while it records, and some batches run both ways and are compared.
 """
 
 from __future__ import annotations
@@ -22,20 +24,20 @@ _PER_BATCH = ("input_ids", "position_ids", "seq_idx", "cu_seq_lens_q")
 
 
 class NotRecordable(Exception):
-    """The recording would not do what the model does with every batch; says why."""
+    """The recording would not give every batch the model's own vectors. The message is the reason."""
 
 
 class Recorded:
-    """A recorded forward; several threads may call it at once. Torch keeps it, weights and all, until the process ends.
+    """A recorded forward. Several threads may call it at once. Torch keeps it and its weights until the process ends.
 
     Args:
-        vectors: the forward, which takes features (unpadded.features) and returns (texts, dim). Its weights need no
-            gradient.
+        vectors: the forward. It takes features (unpadded.features) and returns (texts, dim). Its weights must not
+            require gradients.
         packed: the linear layers whose weights a recording cannot hold.
-        samples: features of several batches of different shapes, the first to record.
+        samples: features of several batches of different shapes. The first is recorded, all are compared.
 
     Raises:
-        NotRecordable: the model is to be run as it is.
+        NotRecordable: the recording would not be the model; run the model itself instead.
     """
 
     def __init__(
@@ -50,29 +52,30 @@ class Recorded:
             given = iter(arguments)
             features = {**samples[0], **{name: next(given) for name in _PER_BATCH}}
             features["layout"] = Tiles(*islice(given, len(Tiles._fields)))
-            # The weights behind them are the tensors that the layers hold: torch takes a layer's for the argument.
+            # The remaining arguments are the packed weights. They are the very tensors that the layers hold, so torch
+            # records a layer's use of its weight as a use of the argument.
             return vectors(features)
 
         try:
-            # Kept, not raised: an error that a warning becomes within an operator is now and then lost on its way out.
+            # Warnings are collected, not raised: an error raised from a warning inside an operator may get lost.
             with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("always", torch.jit.TracerWarning)
                 self._graph = torch.jit.trace(forward, self._arguments(samples[0]), check_trace=False)
-            del self._graph._torchdynamo_inline  # `forward`, and with it the samples
+            del self._graph._torchdynamo_inline  # it would keep `forward` alive, and with it the samples
             same = not warned and all(torch.equal(self(sample), vectors(dict(sample))) for sample in samples)
-        except Exception as error:  # whatever a foreign model raises, it can be run as it is
+        except Exception as error:  # a foreign model may raise anything; it can still run unrecorded
             raise NotRecordable(_reason(error)) from error
         if warned:
             raise NotRecordable(_reason(warned[0].message))
         if not same:
-            raise NotRecordable("it gives other batches other vectors")
+            raise NotRecordable("its vectors differ from the model's in other batches")
 
     def __call__(self, features: dict[str, Any]) -> torch.Tensor:
-        """features: of a batch. Returns (texts, dim) in the dtype that `vectors` gives them.
+        """Run a batch, given its features. Returns (texts, dim) in the dtype of the forward that was recorded.
 
         Raises:
-            RuntimeError: an operator's, in one line.
+            RuntimeError: an operator failed; the message is one line.
         """
         try:
             return self._graph(*self._arguments(features))
@@ -84,8 +87,8 @@ class Recorded:
 
 
 def _reason(error: BaseException | str) -> str:
-    """What went wrong, in one line."""
+    """The message of an error, in one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    # TorchScript says what failed behind where it did, in lines of its own; the operator's message is the last.
+    # TorchScript puts lines about the place of the failure in front of the operator's message.
     first = next((n for n, line in enumerate(lines) if line.startswith("RuntimeError: ")), 0)
     return lines[first].removeprefix("RuntimeError: ")

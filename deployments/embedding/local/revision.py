@@ -1,4 +1,4 @@
-"""A name for a model's exact content, so that a cached vector is never taken for another model's."""
+"""Identifies the exact content of a model, so that a cached vector is never used for another model."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-# What of a model's folder makes its vectors: configuration, vocabulary, weights.
+# The files of a model's folder that determine its vectors: configuration, vocabulary, weights.
 _SUFFIXES = {".json", ".txt", ".model", ".safetensors", ".bin"}
 
 
 def revision_of(path: str, network: Any) -> str:
-    """Sixteen hexadecimal digits of a hash of the files in a folder, or the commit of a hub model.
+    """Name the content of a model in sixteen characters: a hash of the folder's files, or the commit of a hub model.
 
     Args:
-        path: as `LocalModel` was given it.
-        network: the loaded SentenceTransformer, which knows a hub model's commit.
+        path: the folder or hub name that the model was loaded from.
+        network: the loaded SentenceTransformer. For a hub model its configuration holds the commit.
     """
     folder = Path(path)
     if not folder.is_dir():

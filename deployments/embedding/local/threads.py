@@ -1,7 +1,9 @@
-"""Threads for blocking work: as many as there are jobs at once, and the one that was used last comes first.
+"""Threads for blocking work: as many as jobs run at the same time, and the one that was used last is used first.
 
-A ThreadPoolExecutor hands its threads out in turn, and starts one more than it needs: each has scratch memory of its
-own (malloc's, oneDNN's), which is then cold when its turn comes. Belongs to one event loop.
+A ThreadPoolExecutor uses its threads in turn, and starts one more than it needs. Each thread has scratch memory of its
+own (malloc's, oneDNN's), which is cold again by the time of its next turn.
+
+The threads belong to one event loop.
 """
 
 import asyncio
@@ -14,7 +16,7 @@ Given = TypeVarTuple("Given")
 
 
 class Threads:
-    """Makes a thread where all are at work. `begin(*given)` is called in each as it starts."""
+    """Starts a thread if all others are busy. Each thread calls `begin(*given)` when it starts."""
 
     def __init__(self, name: str, begin: Callable[[*Given], object], *given: *Given) -> None:
         self._make = lambda number: ThreadPoolExecutor(1, f"{name}-{number}", begin, given)
@@ -22,7 +24,7 @@ class Threads:
         self._idle: list[ThreadPoolExecutor] = []
 
     async def run(self, job: Callable[[*Given], Answer], *given: *Given) -> Answer:
-        """Do one job. Who is cancelled does not stop it: its thread takes the next when it is done."""
+        """Run one job. Cancelling the call does not stop the job; its thread takes another job when it is done."""
         if not self._idle:
             self._all.append(self._make(len(self._all)))
             self._idle.append(self._all[-1])
@@ -33,6 +35,6 @@ class Threads:
             self._idle.append(thread)
 
     def close(self) -> None:
-        """Let the threads end when they are done."""
+        """Let each thread end when its job is done."""
         for thread in self._all:
             thread.shutdown(wait=False)

@@ -1,4 +1,6 @@
-"""Functions of TorchScript: they run without Python, and hold what a recorded forward (recorded.py) cannot."""
+"""Makes TorchScript functions. They run without Python and keep what a recorded forward loses (recorded.py): branches,
+loops, and some types of arguments.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def script(function: _Function) -> _Function:
-    """The same function, compiled from its source: branches and loops stay what they are."""
+    """Compile a function from its source, with its branches and loops."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # for torch.compile, which takes minutes and a C++ compiler
+        warnings.simplefilter("ignore", DeprecationWarning)  # it advises torch.compile: minutes, and a C++ compiler
         return torch.jit.script(function)
 
 
 def from_ir(name: str, ir: str) -> Callable[..., Any]:
-    """A function in TorchScript's own notation: for operators whose arguments Python's have no type for."""
+    """Make a function from TorchScript's own notation, for operators whose argument types Python cannot express."""
     return torch._C._create_function_from_graph(name, torch._C.parse_ir(ir))

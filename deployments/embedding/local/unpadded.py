@@ -1,11 +1,12 @@
-"""Forwards without padding: the texts of a batch laid end to end, each attending to itself alone.
+"""Forwards without padding: the texts of a batch lie end to end, and each attends only to itself.
 
-Everything in an encoder but its attention works token by token, so a batch of mixed lengths costs what its real tokens
-cost. The model's own modules run; only the function that its attention layers call is exchanged, through the interface
-that transformers has for it. On CUDA in half precision that function is torch's variable-length flash attention; on CPU
-it is a dense attention of texts laid out in tiles (tiling.py).
+All parts of an encoder but its attention work token by token, so a batch of mixed lengths costs only its real tokens.
+The model's own modules run. Only the function that its attention layers call is replaced, through the interface that
+transformers has for this. On CUDA in half precision it is torch's variable-length flash attention; on CPU it is a dense
+attention over texts in tiles (tiling.py).
 
-Whether a model gives the same vectors so is not guessed: LocalModel runs a few texts both ways and compares.
+Whether a model gives the same vectors this way is measured, not assumed: forward.py runs a few texts both ways and
+compares the vectors.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ IMPLEMENTATION = "memserve_unpadded"
 
 
 class Spans(NamedTuple):
-    """Where the texts of a batch lie, as attention on CUDA takes it.
+    """Where the texts of a batch lie, in the form that attention on CUDA takes.
 
     Attributes:
         bounds: (texts + 1,) int32 on the device, where each text begins and ends.
@@ -44,10 +45,11 @@ class Flat:
     """A batch without padding, texts sorted by length.
 
     Attributes:
-        ids, positions, text_of: (tokens,) int64: token id, place in its text, and which text it belongs to.
-        bounds: (texts + 1,) int32.
+        ids, positions, text_of: (tokens,) int64: the token id, its position in its text, and the index of its text.
+        bounds: (texts + 1,) int32, where each text begins and ends.
         longest: tokens of the longest text.
-        place: (texts of the caller,) int64, where in this batch each of them is. All others are filler.
+        place: (texts of the caller,) int64, the index in this batch of each text of the caller. All other texts are
+            filler.
     """
 
     ids: np.ndarray
@@ -59,12 +61,12 @@ class Flat:
 
 
 def flatten(batch: Sequence[Tokens], first_position: int) -> Flat:
-    """Lay a batch end to end, shortest text first.
+    """Lay the texts of a batch end to end, shortest first.
 
     Args:
         batch: not empty.
-        first_position: what the model calls the position of a text's first token. Behind a padding index, RoBERTa and
-            its kin give that index to a text's own padding tokens, too, and count on without them.
+        first_position: the position that the model gives to the first token of a text. If positions start behind a
+            padding index, as in RoBERTa and its kin, padding tokens within a text get this index and are not counted.
     """
     lengths = np.fromiter((len(tokens) for tokens in batch), np.int64, len(batch))
     order = np.argsort(lengths, kind="stable")
@@ -84,9 +86,9 @@ def flatten(batch: Sequence[Tokens], first_position: int) -> Flat:
 
 
 def fill(flat: Flat, tokens: int, texts: int, longest: int) -> Flat:
-    """The same batch in a bounded shape, for CUDA graphs: filler texts behind it, empty texts in front of it.
+    """Extend a batch to a fixed shape, for CUDA graphs: filler texts follow it, empty texts precede it.
 
-    The empty ones are in front because a pooling that takes a text's first token may not look behind the last one.
+    Empty texts are in front because a pooling that takes the first token of a text must not read past the last token.
 
     Args:
         tokens, texts: of the result; `room` says whether they suffice.
@@ -112,23 +114,23 @@ def fill(flat: Flat, tokens: int, texts: int, longest: int) -> Flat:
 
 
 def round_up(flat: Flat) -> Flat:
-    """The same batch with filler tokens behind it, up to a multiple of `TILE`, for half precision on CPU.
+    """Append filler tokens to a batch, up to a multiple of `TILE` tokens, for half precision on CPU.
 
-    oneDNN makes a program for each number of tokens, which takes it longer than a small product, and keeps 1,024 of
-    them. Batches of any length would make it forget and make them again for ever.
+    oneDNN makes a program for each number of tokens, which takes longer than a small product, and keeps 1,024 of them.
+    With batches of any length, it would discard programs and make them again for ever.
     """
     tokens = -(-len(flat.ids) // TILE) * TILE
     return flat if tokens == len(flat.ids) else fill(flat, tokens, len(flat.bounds), max(flat.longest, TILE))
 
 
 def room(flat: Flat, tokens: int, texts: int, longest: int) -> bool:
-    """Whether a batch fits into a bounded shape."""
+    """Whether `fill` can extend a batch to this shape."""
     filler = -(-(tokens - len(flat.ids)) // longest)
     return len(flat.ids) <= tokens and len(flat.bounds) - 1 + filler <= texts and flat.longest <= longest
 
 
 def features(flat: Flat, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What sentence-transformers' modules are given: tensors with a batch dimension of one, on the device.
+    """Copy a batch to the device, as the features that sentence-transformers' modules take.
 
     Args:
         dtype: of the weights.
@@ -149,20 +151,25 @@ def features(flat: Flat, device: torch.device, dtype: torch.dtype) -> dict[str, 
 def as_features(
     ids: torch.Tensor, positions: torch.Tensor, text_of: torch.Tensor, bounds: torch.Tensor, layout: Tiles | Spans
 ) -> dict[str, Any]:
-    """The features of a batch whose tensors are on the device: (tokens,) int64, and (texts + 1,) int32."""
+    """The features of a batch that is on the device; its tensors get a batch dimension of one.
+
+    Args:
+        ids, positions, text_of: (tokens,) int64.
+        bounds: (texts + 1,) int32.
+    """
     return {
         "input_ids": ids[None],
         "position_ids": positions[None],
         "seq_idx": text_of[None],
         "cu_seq_lens_q": bounds,
-        # A mask of four dimensions is taken as it is: none is built for the whole batch, tokens x tokens, for nothing.
+        # transformers takes a mask of four dimensions as it is, and does not build one of tokens x tokens in vain.
         "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool, device=bounds.device),
         "layout": layout,
     }
 
 
 def first_position(model: torch.nn.Module) -> int:
-    """What a model calls the first position: RoBERTa and its kin count from behind the padding index, others from 0."""
+    """The position that a model gives to a first token: behind the padding index in RoBERTa and its kin, else 0."""
     for module in model.modules():
         padding_idx = getattr(module, "padding_idx", None)
         table = getattr(module, "position_embeddings", None)
@@ -172,7 +179,11 @@ def first_position(model: torch.nn.Module) -> int:
 
 
 def install(model: Any) -> bool:
-    """Make a transformers model call `attend`, for padded batches too. False, and unchanged, if it cannot."""
+    """Make a transformers model call `attend`, also for padded batches.
+
+    Returns:
+        Whether the model can do so; if not, it is unchanged.
+    """
     AttentionInterface.register(IMPLEMENTATION, attend)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     before = getattr(model.config, "_attn_implementation", None)
@@ -194,32 +205,59 @@ def attend(
     layout: Tiles | Spans | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over a padded batch (`layout` None: transformers' own) or over texts that lie end to end.
+    """Attention over a padded batch, or over texts that lie end to end.
 
     Args:
         query, key, value: (1, heads, tokens, head_dim); key and value may have fewer heads.
+        layout: where the texts lie; None if the batch is padded, for which transformers' own attention runs.
 
     Returns:
         (1, tokens, heads, head_dim), and None for the weights.
 
     Raises:
-        NotImplementedError: the layer asks for what the unpadded form does not have (a bias, a cap, a causal window).
+        NotImplementedError: the layer needs something that the unpadded form lacks (a bias, a cap, a causal window).
     """
     if layout is None:
         sdpa = AttentionInterface._global_mapping["sdpa"]
         return sdpa(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
+    is_causal, reach = _visible(module, options)
+    q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # (tokens, heads, head_dim)
+    if isinstance(layout, Tiles):
+        return tiling.attend(q, k, v, *layout, scaling, is_causal, reach)[None], None
+    return _attend_flash(q, k, v, layout, scale=scaling, is_causal=is_causal, reach=reach)[None], None
+
+
+def _visible(module: torch.nn.Module, options: dict[str, Any]) -> tuple[bool, int | None]:
+    """Which tokens of its text a token sees, by the options of an attention layer.
+
+    Returns:
+        Whether it sees only itself and the tokens before it; how many tokens to either side it sees, None for all.
+
+    Raises:
+        NotImplementedError: as `attend`.
+    """
     for name in ("position_bias", "softcap", "s_aux", "cache"):
         if options.get(name) is not None:
             raise NotImplementedError(f"unpadded attention has no {name}")
     is_causal = bool(getattr(module, "is_causal", False) if options.get("is_causal") is None else options["is_causal"])
-    reach = None  # how far to either side a token sees
-    if options.get("sliding_window") is not None:
-        if is_causal:
-            raise NotImplementedError("unpadded attention has no causal window")
-        reach = options["sliding_window"] - 1
-    if isinstance(layout, Tiles):
-        q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # (tokens, heads, head_dim)
-        return tiling.attend(q, k, v, *layout, scaling, is_causal, reach)[None], None
+    if options.get("sliding_window") is None:
+        return is_causal, None
+    if is_causal:
+        raise NotImplementedError("unpadded attention has no causal window")
+    return False, options["sliding_window"] - 1
+
+
+def _attend_flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: Spans,
+    *,
+    scale: float | None,
+    is_causal: bool,
+    reach: int | None,
+) -> torch.Tensor:
+    """The attention of tiling.attend by torch's variable-length flash attention, on CUDA in half precision."""
     from torch.nn.attention.varlen import varlen_attn
 
     unusual: dict[str, Any] = {}
@@ -228,14 +266,14 @@ def attend(
     if query.shape[1] != key.shape[1]:
         unusual["enable_gqa"] = True
     mixed = varlen_attn(
-        query[0].transpose(0, 1),  # (tokens, heads, head_dim)
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        layout.bounds,
-        layout.bounds,
-        layout.longest,
-        layout.longest,
-        scale=scaling,
+        query,
+        key,
+        value,
+        spans.bounds,
+        spans.bounds,
+        spans.longest,
+        spans.longest,
+        scale=scale,
         **unusual,
     )
-    return cast(torch.Tensor, mixed)[None], None
+    return cast(torch.Tensor, mixed)
