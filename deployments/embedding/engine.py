@@ -360,7 +360,7 @@ class Engine:
 def _located(error: Exception, position: int) -> Exception:
     """The error of the text at `position`, as its caller gets it."""
     if isinstance(error, EmbeddingFailed | InvalidRequest):  # of one text that does not know its position
-        return type(error)(error.message, error.field, error.code, position)
+        return error.at(error.field, position)
     if isinstance(error, MemserveError):
         return error
     reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -133,7 +133,7 @@ async def test_its_400_is_the_culprits_alone(provider: Provider) -> None:
     provider.refuse = "far too long"
     engine = Engine(remote(provider))
     good, bad, fine = await engine.embed([EmbedRequest([text]) for text in ("a", "far too long", "b")])
-    assert isinstance(bad, InvalidRequest) and str(bad) == "this input is too long"
+    assert isinstance(bad, InvalidRequest) and bad.message == "this input is too long"
     assert isinstance(good, EmbedResult) and isinstance(fine, EmbedResult)
     (listed,) = await engine.embed([EmbedRequest(["a", "far too long", "b"])])
     assert isinstance(listed, InvalidRequest)
