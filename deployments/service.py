@@ -21,8 +21,8 @@ import numpy as np
 from deployments.calls.transfer import export_pieces, import_pieces, to_line
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, TextToken, Truncate
-from deployments.errors import InvalidRequest, MemserveError, Unavailable, located, renumbered
-from deployments.requests import bodies
+from deployments.errors import MemserveError, Unavailable, located, renumbered
+from deployments.requests import arguments, bodies
 from deployments.requests.origin import Origin
 from store import (
     Append,
@@ -107,7 +107,7 @@ class Memserve:
         body = bodies.check(
             bodies.EmbeddingsBody,
             {
-                "input": _items(texts, "input"),
+                "input": arguments.items(texts, "input"),
                 "input_type": input_type,
                 "truncate": truncate,
                 "dimensions": dimensions,
@@ -165,9 +165,9 @@ class Memserve:
             InvalidRequest: `param` is the path of the field.
             store.Conflict: an id is in use for other content.
         """
-        items = [{"text": item} if isinstance(item, str) else item for item in _items(memories, "memories")]
+        items = [{"text": item} if isinstance(item, str) else item for item in arguments.items(memories, "memories")]
         body = bodies.check(bodies.AddBody, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
-        added: Rows = (await self.add_body(_new_user(user_id), body, origin or Origin.fresh()))["memories"]
+        added: Rows = (await self.add_body(arguments.new_user(user_id), body, origin or Origin.fresh()))["memories"]
         return added
 
     async def add_body(self, user_id: str, body: bodies.AddBody, origin: Origin) -> Fields:
@@ -188,7 +188,7 @@ class Memserve:
         Raises:
             InvalidRequest, store.Conflict: as in `add`.
         """
-        body = bodies.check(bodies.AddManyBody, {"memories": _items(memories, "memories"), **options})
+        body = bodies.check(bodies.AddManyBody, {"memories": arguments.items(memories, "memories"), **options})
         return await self.add_many_body(body, origin or Origin.fresh())
 
     async def add_many_body(self, body: bodies.AddManyBody, origin: Origin) -> Rows:
@@ -251,7 +251,7 @@ class Memserve:
             memories with their score (cosine similarity), best first.
         """
         body = bodies.check(bodies.SearchBody, {"query": query, **options})
-        found: Rows = (await self.search_body(_user(user_id), body))["results"]
+        found: Rows = (await self.search_body(arguments.user(user_id), body))["results"]
         return found
 
     async def search_body(self, user_id: str, body: bodies.SearchBody) -> Fields:
@@ -278,7 +278,7 @@ class Memserve:
 
     async def get(self, user_id: str, memory_id: str, **options: Any) -> Fields:
         """One memory, with its vector if `include_vectors`. Raises store.NotFound."""
-        ids, query = _memory(user_id, memory_id), bodies.check(bodies.GetQuery, options)
+        ids, query = arguments.memory(user_id, memory_id), bodies.check(bodies.GetQuery, options)
         return _memory_fields(
             await self._store.read_user(Store.get, TENANT, *ids, include_vector=query.include_vectors)
         )
@@ -286,7 +286,7 @@ class Memserve:
     async def list(self, user_id: str, **options: Any) -> Fields:
         """`{memories, next_cursor}`: a page of one user's memories; the options are those of ListQuery."""
         query = bodies.check(bodies.ListQuery, options)
-        page = await self._store.read_user(Store.list, TENANT, _user(user_id), **query.model_dump())
+        page = await self._store.read_user(Store.list, TENANT, arguments.user(user_id), **query.model_dump())
         return {"memories": [_memory_fields(memory) for memory in page.memories], "next_cursor": page.next_cursor}
 
     async def update(self, user_id: str, memory_id: str, *, origin: Origin | None = None, **changes: Any) -> Fields:
@@ -300,7 +300,7 @@ class Memserve:
             store.Conflict: the memory has another version than `if_version`.
         """
         origin = origin or Origin.fresh()
-        ids = _memory(user_id, memory_id)
+        ids = arguments.memory(user_id, memory_id)
         given = bodies.check(bodies.UpdateBody, changes).model_dump(exclude_unset=True)
         while True:
             try:
@@ -336,24 +336,26 @@ class Memserve:
     async def delete(self, user_id: str, memory_id: str, *, origin: Origin | None = None) -> None:
         """Delete one memory of one user. Raises store.NotFound."""
         write_id = (origin or Origin.fresh()).write_id
-        await self._store.write(Store.delete, TENANT, *_memory(user_id, memory_id), write_id=write_id)
+        await self._store.write(Store.delete, TENANT, *arguments.memory(user_id, memory_id), write_id=write_id)
 
     async def delete_where(self, user_id: str, filter: Mapping[str, Any], *, origin: Origin | None = None) -> int:
         """Delete the memories of one user that match a filter. Returns how many."""
         body = bodies.check(bodies.DeleteBody, {"filter": filter})
         write_id = (origin or Origin.fresh()).write_id
-        return await self._store.write(Store.delete_where, TENANT, _user(user_id), body.filter, write_id=write_id)
+        return await self._store.write(
+            Store.delete_where, TENANT, arguments.user(user_id), body.filter, write_id=write_id
+        )
 
     async def history(self, user_id: str, memory_id: str) -> Rows:
         """The states of one memory, oldest first: `{event, at, version, text, metadata}`. Raises store.NotFound."""
-        events = await self._store.read_user(Store.history, TENANT, *_memory(user_id, memory_id))
+        events = await self._store.read_user(Store.history, TENANT, *arguments.memory(user_id, memory_id))
         return [_event_fields(event) for event in events]
 
     # Users.
 
     async def user(self, user_id: str) -> Fields:
         """`{user_id, memories, version, bytes, index, resident}`; zeros if the user has never had a memory."""
-        stats = await self._store.read_user(Store.user, TENANT, _user(user_id))
+        stats = await self._store.read_user(Store.user, TENANT, arguments.user(user_id))
         return {**_user_fields(stats), "index": stats.index, "resident": stats.resident}
 
     async def users(self, **options: Any) -> Fields:
@@ -365,12 +367,12 @@ class Memserve:
     async def delete_user(self, user_id: str, *, origin: Origin | None = None) -> Fields:
         """Delete everything of one user. `{deleted, version}`."""
         write_id = (origin or Origin.fresh()).write_id
-        deleted, version = await self._store.write(Store.erase_user, TENANT, _user(user_id), write_id=write_id)
+        deleted, version = await self._store.write(Store.erase_user, TENANT, arguments.user(user_id), write_id=write_id)
         return {"deleted": deleted, "version": version}
 
     async def export(self, user_id: str) -> AsyncIterator[bytes]:
         """NDJSON of one user's memories, several lines at a time. Over a handle, use `options(stream=True)`."""
-        user = _user(user_id)
+        user = arguments.user(user_id)
 
         async def page_after(cursor: ExportCursor | None) -> ExportPage:
             return await self._store.read_user(Store.export_page, TENANT, user, cursor)
@@ -382,13 +384,13 @@ class Memserve:
         self, user_id: str, lines: Sequence[str | bytes | Mapping[str, Any]], *, origin: Origin | None = None
     ) -> Fields:
         """Import lines of NDJSON, or mappings in their place. `{imported, unchanged}`; see calls/transfer.py."""
-        items = _items(lines, "lines")
+        items = arguments.items(lines, "lines")
 
         async def chunks() -> AsyncIterator[bytes]:
             for number, line in enumerate(items):
                 yield to_line(line, number)
 
-        return await self.import_stream(_new_user(user_id), chunks(), origin or Origin.fresh())
+        return await self.import_stream(arguments.new_user(user_id), chunks(), origin or Origin.fresh())
 
     async def import_stream(self, user_id: str, chunks: AsyncIterable[bytes], origin: Origin) -> Fields:
         """Import NDJSON as it arrives, in chunks that may end anywhere. `{imported, unchanged}`."""
@@ -436,29 +438,6 @@ class Memserve:
         if info is None:
             return {"model": self._model_name, "device": "none yet", "dtype": "none yet"}
         return {"model": info.name, "device": info.device, "dtype": info.dtype}
-
-
-# Arguments of handle calls.
-
-
-def _items(given: Any, name: str) -> list[Any]:
-    """The items of a list; a single item is not a list. Mappings among them become dicts."""
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
-        raise InvalidRequest("must be a list", name)
-    return [dict(item) if isinstance(item, Mapping) else item for item in given]
-
-
-def _new_user(user_id: str) -> str:
-    return bodies.check(bodies.NewUserPath, {"user_id": user_id}).user_id
-
-
-def _user(user_id: str) -> str:
-    return bodies.check(bodies.UserPath, {"user_id": user_id}).user_id
-
-
-def _memory(user_id: str, memory_id: str) -> tuple[str, str]:
-    path = bodies.check(bodies.MemoryPath, {"user_id": user_id, "memory_id": memory_id})
-    return path.user_id, path.memory_id
 
 
 # The store's nouns as callers get them (deployments/api/answers.py describes the same).

@@ -29,7 +29,6 @@ from deployments.requests.fields import (
     Cursor,
     Filter,
     FilterInQuery,
-    HeldId,
     Id,
     Limit,
     Metadata,
@@ -345,24 +344,6 @@ class UsersQuery(_Wire):
     """The `next_cursor` of the page before. Default: the first page."""
     prefix: Prefix = ""
     """Only users whose id begins like this."""
-
-
-class NewUserPath(_Wire):
-    """The user that a handle call writes to; it need not exist yet."""
-
-    user_id: Id
-
-
-class UserPath(_Wire):
-    """The user of a handle call."""
-
-    user_id: HeldId
-
-
-class MemoryPath(UserPath):
-    """The memory of a handle call."""
-
-    memory_id: HeldId
 
 
 def check(model: type[Body], values: Mapping[str, Any]) -> Body:
