@@ -163,7 +163,7 @@ def _route(method: str, path: str, operation: Schema, document: Schema) -> Itera
             yield from _object(document["components"]["schemas"][name], name)
         else:
             yield from ("", f"Body{optional}: `{media_type}`.")
-    status, answer = next(iter(operation["responses"].items()))
+    status, answer = _answer(operation)
     yield ""
     if not answer.get("content"):
         yield f"Answer: {status}, without a body."
@@ -179,6 +179,17 @@ def _route(method: str, path: str, operation: Schema, document: Schema) -> Itera
     if headers := answer.get("headers"):
         said = ", ".join(f"`{name}` ({header['description']})" for name, header in headers.items())
         yield from ("", f"Headers: {said}.")
+    own = {
+        status: answer for status, answer in operation["responses"].items() if status.isdecimal() and status >= "400"
+    }
+    if own:
+        yield from ("", "Errors, beside those of [every route](#errors):", "")
+        yield from (f"- {status}: {answer['description']}" for status, answer in sorted(own.items()))
+
+
+def _answer(operation: Schema) -> tuple[str, Schema]:
+    """The status and description of the answer of a request that succeeds."""
+    return next((status, answer) for status, answer in operation["responses"].items() if status < "300")
 
 
 def _object(schema: Schema, name: str) -> Iterator[str]:
@@ -216,7 +227,7 @@ def _nested(document: Schema) -> list[str]:
     shown = set()
     for operations in document["paths"].values():
         for operation in operations.values():
-            contents = [operation.get("requestBody", {}), next(iter(operation["responses"].values()))]
+            contents = [operation.get("requestBody", {}), _answer(operation)[1]]
             for content in contents:
                 for media in content.get("content", {}).values():
                     if "$ref" in media["schema"]:

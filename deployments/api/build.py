@@ -6,12 +6,13 @@ from fastapi import FastAPI, Request, Response
 
 from deployments.api import answers, embeddings, memories, tei, users
 from deployments.api.http import Routes, api_without_routes, json_response
-from deployments.api.openapi import document_routes
+from deployments.api.openapi import document_routes, fails
 from deployments.errors import Unavailable
 from deployments.requests.origin import HEADER, request_id_is_missing
 from deployments.service import Memserve
 
 operations = Routes("operations")
+_NOT_READY = "a text cannot be embedded, or the log cannot be read"
 
 
 @operations.add("GET", "/health/live", response_model=answers.LiveAnswer)
@@ -20,8 +21,8 @@ async def get_live(_: Memserve, __: Request) -> Response:
     return json_response({"status": "live"})
 
 
-@operations.add("GET", "/health", response_model=answers.ReadyAnswer)
-@operations.add("GET", "/health/ready", response_model=answers.ReadyAnswer)
+@operations.add("GET", "/health", response_model=answers.ReadyAnswer, responses=fails({503: _NOT_READY}))
+@operations.add("GET", "/health/ready", response_model=answers.ReadyAnswer, responses=fails({503: _NOT_READY}))
 async def get_ready(memserve: Memserve, request: Request) -> Response:
     """200 if a text can be embedded and the log can be read, else 503; the message names what is missing."""
     _, own_port = request.scope.get("server") or (None, None)

@@ -7,7 +7,7 @@ from fastapi import Request, Response
 
 from deployments.api import answers
 from deployments.api.http import Routes, decode_id, json_response, read_body, timing_headers
-from deployments.api.openapi import TIMES, takes
+from deployments.api.openapi import TIMES, fails, takes
 from deployments.embedding import outputs
 from deployments.errors import ModelNotFound
 from deployments.requests import bodies
@@ -16,6 +16,7 @@ from deployments.service import Memserve
 BODIES = (bodies.EmbeddingsBody,)
 
 routes = Routes("embeddings")
+_OTHER_MODEL = "this model is not served here (`model_not_found`)"
 _started_at = int(time.time())
 
 
@@ -23,7 +24,7 @@ _started_at = int(time.time())
     "POST",
     "/v1/embeddings",
     response_model=answers.EmbeddingsAnswer,
-    responses={200: TIMES},
+    responses={200: TIMES, **fails({404: _OTHER_MODEL})},
     openapi_extra=takes(body=bodies.EmbeddingsBody),
 )
 async def post_embeddings(memserve: Memserve, request: Request) -> Response:
@@ -56,7 +57,9 @@ async def get_models(memserve: Memserve, _: Request) -> Response:
     return json_response({"object": "list", "data": [await _card(memserve)]})
 
 
-@routes.add("GET", "/v1/models/{model_id:path}", response_model=answers.ModelAnswer)
+@routes.add(
+    "GET", "/v1/models/{model_id:path}", response_model=answers.ModelAnswer, responses=fails({404: _OTHER_MODEL})
+)
 async def get_model(memserve: Memserve, request: Request) -> Response:
     """Describe the model that is served."""
     card = await _card(memserve)

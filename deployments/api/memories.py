@@ -4,7 +4,7 @@ from fastapi import Request, Response
 
 from deployments.api import answers
 from deployments.api.http import Routes, decode_id, json_response, origin_of, read_body, read_query
-from deployments.api.openapi import takes
+from deployments.api.openapi import MEMORY_NOT_FOUND, WRITE_CONFLICT, fails, takes
 from deployments.errors import InvalidRequest
 from deployments.requests import bodies
 from deployments.service import Memserve
@@ -27,6 +27,7 @@ routes = Routes("memories")
     MEMORIES,
     status_code=201,
     response_model=answers.AddedMemoriesAnswer,
+    responses=fails({409: WRITE_CONFLICT}),
     openapi_extra=takes(body=bodies.AddBody, idempotency_key=True),
 )
 async def post_user_memories(memserve: Memserve, request: Request) -> Response:
@@ -43,6 +44,7 @@ async def post_user_memories(memserve: Memserve, request: Request) -> Response:
     "/v1/memories",
     status_code=201,
     response_model=answers.AddedForUsersAnswer,
+    responses=fails({409: WRITE_CONFLICT}),
     openapi_extra=takes(body=bodies.AddManyBody, idempotency_key=True),
 )
 async def post_memories(memserve: Memserve, request: Request) -> Response:
@@ -95,7 +97,13 @@ async def delete_memories(memserve: Memserve, request: Request) -> Response:
     return json_response({"deleted": deleted})
 
 
-@routes.add("GET", MEMORY, response_model=answers.MemoryAnswer, openapi_extra=takes(query=bodies.GetQuery))
+@routes.add(
+    "GET",
+    MEMORY,
+    response_model=answers.MemoryAnswer,
+    responses=fails({404: MEMORY_NOT_FOUND}),
+    openapi_extra=takes(query=bodies.GetQuery),
+)
 async def get_memory(memserve: Memserve, request: Request) -> Response:
     """Get one memory."""
     query = read_query(request, bodies.GetQuery)
@@ -106,6 +114,13 @@ async def get_memory(memserve: Memserve, request: Request) -> Response:
     "PATCH",
     MEMORY,
     response_model=answers.MemoryAnswer,
+    responses=fails(
+        {
+            404: MEMORY_NOT_FOUND,
+            409: "the memory has another version than `if_version` (`version_mismatch`), or was deleted after this "
+            "write was sent (`deleted`)",
+        }
+    ),
     openapi_extra=takes(body=bodies.UpdateBody, idempotency_key=True),
 )
 async def patch_memory(memserve: Memserve, request: Request) -> Response:
@@ -117,7 +132,13 @@ async def patch_memory(memserve: Memserve, request: Request) -> Response:
     return json_response(await memserve.update(user, memory, origin=origin_of(request, raw), **changes))
 
 
-@routes.add("DELETE", MEMORY, status_code=204, openapi_extra=takes(idempotency_key=True))
+@routes.add(
+    "DELETE",
+    MEMORY,
+    status_code=204,
+    responses=fails({404: MEMORY_NOT_FOUND}),
+    openapi_extra=takes(idempotency_key=True),
+)
 async def delete_memory(memserve: Memserve, request: Request) -> Response:
     """Delete one memory, and its text and metadata from the history."""
     user, memory = _user_id(request), _memory_id(request)
@@ -126,7 +147,7 @@ async def delete_memory(memserve: Memserve, request: Request) -> Response:
     return Response(status_code=204)
 
 
-@routes.add("GET", f"{MEMORY}/history", response_model=answers.HistoryAnswer)
+@routes.add("GET", f"{MEMORY}/history", response_model=answers.HistoryAnswer, responses=fails({404: MEMORY_NOT_FOUND}))
 async def get_history(memserve: Memserve, request: Request) -> Response:
     """List the states of one memory, oldest first."""
     user, memory = _user_id(request), _memory_id(request)

@@ -5,7 +5,7 @@ The document is made from the declarations of the routes.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -45,6 +45,12 @@ TIMES: dict[str, Any] = {
 }
 """The headers of an answer with vectors, which say how long each stage took."""
 
+MEMORY_NOT_FOUND = "the user has no such memory"
+WRITE_CONFLICT = (
+    "an id has other content (`id_conflict`) or is given twice (`duplicate_id`), or the user or the memory was deleted "
+    "after this write was sent (`erased`, `deleted`)"
+)
+
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -79,6 +85,11 @@ def takes(
     if parameters:
         extra["parameters"] = parameters
     return extra
+
+
+def fails(reasons: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route: its own errors, by status, beside those of every route."""
+    return {status: {"model": answers.ErrorAnswer, "description": reason} for status, reason in reasons.items()}
 
 
 def _query_parameters(query: type[BaseModel]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 
 from deployments.api import answers
 from deployments.api.http import Routes, json_response, read_body, timing_headers
-from deployments.api.openapi import TIMES, takes
+from deployments.api.openapi import TIMES, fails, takes
 from deployments.embedding import outputs
 from deployments.errors import LocatedError, TooLarge, located
 from deployments.requests import bodies, tei
@@ -84,6 +84,7 @@ async def post_similarity(memserve: Memserve, request: Request) -> Response:
     "POST",
     "/tokenize",
     response_model=list[list[answers.TextTokenAnswer]],
+    responses=fails({413: f"there are more than {MAX_UNITS:,} characters together (`too_many_inputs`)"}),
     openapi_extra=takes(body=tei.TokenizeBody),
 )
 async def post_tokenize(memserve: Memserve, request: Request) -> Response:
@@ -95,7 +96,13 @@ async def post_tokenize(memserve: Memserve, request: Request) -> Response:
         return json_response(await memserve.tokenize(texts, body.add_special_tokens))
 
 
-@routes.add("POST", "/decode", response_model=list[str], openapi_extra=takes(body=tei.DecodeBody))
+@routes.add(
+    "POST",
+    "/decode",
+    response_model=list[str],
+    responses=fails({413: f"there are more than {MAX_UNITS:,} ids together (`too_many_inputs`)"}),
+    openapi_extra=takes(body=tei.DecodeBody),
+)
 async def post_decode(memserve: Memserve, request: Request) -> Response:
     """Join token ids into texts, without special tokens."""
     body = bodies.parse(tei.DecodeBody, await read_body(request, memserve.max_body_bytes))

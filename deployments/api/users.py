@@ -7,7 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from deployments.api import answers
 from deployments.api.http import Routes, decode_id, json_response, origin_of, read_body, read_query
-from deployments.api.openapi import takes
+from deployments.api.openapi import WRITE_CONFLICT, fails, takes
 from deployments.errors import InvalidRequest
 from deployments.requests import bodies
 from deployments.service import Memserve
@@ -62,6 +62,7 @@ async def get_export(memserve: Memserve, request: Request) -> Response:
     "POST",
     f"{USER}/import",
     response_model=answers.ImportedAnswer,
+    responses=fails({409: WRITE_CONFLICT}),
     openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
 )
 async def post_import(memserve: Memserve, request: Request) -> Response:

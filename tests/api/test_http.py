@@ -264,7 +264,11 @@ async def test_the_document_describes_every_answer_and_the_idempotency_key(api: 
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             assert {"4XX", "5XX"} < set(operation["responses"]), path
-            (status,) = set(operation["responses"]) - {"4XX", "5XX"}
+            status, *errors = sorted(set(operation["responses"]) - {"4XX", "5XX"})
+            assert status < "300" and all(error >= "400" for error in errors), path
+            for error in errors:
+                schema = operation["responses"][error]["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorAnswer"}
             contents = operation["responses"][status].get("content", {}).values()
             assert (status == "204") is not any(content["schema"] for content in contents), path
             named = "Idempotency-Key" in {one["name"] for one in operation.get("parameters", ())}
