@@ -1,8 +1,8 @@
-"""What a store does while nobody waits: fold, rebuild, save, purge what is outdated, and clean up after erasures.
+"""The background work of a store: maintain indexes, save snapshots, delete what has expired or was erased.
 
-Guarantees: a step takes some milliseconds, but for hnswlib's own write of a large graph (0.1 to 0.3 s at 100,000 rows)
-and the emptying of SQLite's write-ahead log, which takes as long as the disk does. While steps are called at least
-every 10 s, 60 s after an erasure no file of this store holds what was erased, whichever process erased it.
+Guarantees: a step takes some milliseconds, except for hnswlib's own write of a large graph (0.1 to 0.3 s at 100,000
+rows) and for emptying SQLite's write-ahead log, which takes as long as the disk does. If steps are called at least
+every 10 s, no file of this store holds erased contents 60 s after the erasure, whichever process erased them.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from store.log.users import lock_users, save_users
 from store.log.vouching import vouch
 from store.searching import Searcher
 
-_SWEEP_US = 15_000_000  # between two looks for what was erased elsewhere
-_SWEEP_OWN_US = 5_000_000  # where this store erased something
-_PURGE_US = 1_000_000  # between two looks for what has expired
+_SWEEP_US = 15_000_000  # between two searches for copies of contents that were erased by any process
+_SWEEP_OWN_US = 5_000_000  # the same after an erasure by this store
+_PURGE_US = 1_000_000  # between two searches for expired memories
 _PURGE = 100  # memories a step
-_FORGET_US = 60_000_000  # between two looks for records of writes that are kept no longer
-_FORGET = 1000  # records a step
-_FREED_BYTES = 16 << 20  # so much is given back to the system
-_WAIT_S = 0.005  # for the disk, a step
+_RECEIPTS_US = 60_000_000  # between two searches for outdated receipts
+_RECEIPTS = 1000  # receipts a step
+_FREED_BYTES = 16 << 20  # freed memory is returned to the system in such amounts
+_WAIT_S = 0.005  # wait for the disk in one step
 _SAVE_US = 600_000_000  # between two snapshots of one user
-_SAVE_GROWTH = 1.1  # a graph is saved again when it has grown by so much
+_SAVE_GROWTH = 1.1  # a graph is saved again when it has grown by this factor
 
 
 class Background:
-    """The pending work of one store."""
+    """The background work of one store that is yet to be done."""
 
     def __init__(
         self,
@@ -49,26 +49,31 @@ class Background:
         self._resident = resident
         self._snapshots = snapshots
         self._searcher = searcher
-        self._unfolded = searcher.changed
+        self._changed = searcher.changed
         self._unsaved: OrderedDict[int, None] = OrderedDict()
         self._saved_rows: dict[int, int] = {}
         self._saved_at: dict[int, int] = {}
-        self._swept_at = self._purged_at = self._forgot_at = 0
-        self._removed = False
-        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")  # its thread starts when needed
-        self._discarded = False  # what is being saved holds something that was erased meanwhile
+        self._swept_at = self._purged_at = self._receipts_removed_at = 0
+        self._has_erased = False
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")  # the thread starts on first use
+        self._discarded = False  # the snapshot that is being saved holds contents that were erased meanwhile
         self._saving: tuple[Pending, Future[None]] | None = None
 
-    def removed(self, uid: int, *, whole: bool) -> None:
-        """Content of a user was erased by this store: its copies here go, the write-ahead log's within seconds."""
+    def drop_copies(self, uid: int, *, whole: bool) -> None:
+        """Drop this store's copies of contents that it has erased; the write-ahead log is emptied within seconds.
+
+        Args:
+            uid: the user whose contents were erased.
+            whole: everything of the user was erased.
+        """
         if whole:
             self._resident.drop(uid)
-        self._removed = True
-        with suppress(OSError):  # the erasure is committed whatever becomes of the file; the sweep tries again
+        self._has_erased = True
+        with suppress(OSError):  # the erasure is committed anyway, and the next sweep tries again
             self._remove_snapshots(uid)
 
     def step(self, now: int) -> bool:
-        """Do one thing. True where more is waiting. `now` in microseconds.
+        """Do one step of work. Returns True if there is more to do at once. `now` is in microseconds.
 
         Raises:
             LogUnavailable: the log or the folder of snapshots cannot be used at the moment.
@@ -79,7 +84,9 @@ class Background:
             raise LogUnavailable(f"The folder of snapshots cannot be used: {error}") from error
 
     def _step(self, now: int) -> bool:
-        if not 0 <= now - self._swept_at < (_SWEEP_OWN_US if self._removed else _SWEEP_US):  # clocks are set back, too
+        if (
+            not 0 <= now - self._swept_at < (_SWEEP_OWN_US if self._has_erased else _SWEEP_US)
+        ):  # a clock may be set back
             self._swept_at = now
             self._sweep()
             return True
@@ -87,18 +94,18 @@ class Background:
             if not self._purge(now):
                 self._purged_at = now
             return True
-        if not 0 <= now - self._forgot_at < _FORGET_US:
-            if not self._forget(now):
-                self._forgot_at = now
+        if not 0 <= now - self._receipts_removed_at < _RECEIPTS_US:
+            if not self._remove_receipts(now):
+                self._receipts_removed_at = now
             return True
-        return self._fold() or self._save(now)
+        return self._maintain_index() or self._save(now)
 
     def close(self) -> None:
         """Save the graphs that a restart would have to build again, and empty the write-ahead log.
 
         Nothing that another store erased before is saved.
         """
-        with suppress(OSError, LogUnavailable, LogDamaged):  # a restart builds what cannot be saved
+        with suppress(OSError, LogUnavailable, LogDamaged):  # a restart builds the graphs that cannot be saved
             while self._saving is not None:
                 self._save(0)
             if self._snapshots is not None:
@@ -112,29 +119,31 @@ class Background:
         self._log.truncate_wal()
 
     def _sweep(self) -> None:
-        """Whatever holds content that was erased, by whichever process: the write-ahead log, snapshots, indexes."""
-        self._removed = self._log.wal_bytes() > 0 and not self._log.truncate_wal()
+        """Remove erased contents, whichever process erased them, from the write-ahead log, snapshots and indexes."""
+        self._has_erased = self._log.wal_bytes() > 0 and not self._log.truncate_wal()
         names = self._snapshots.names() if self._snapshots is not None else []
-        left = self._snapshots.abandoned() if self._snapshots is not None else []
-        uids = {name.uid for name in names} | {index.uid for index in self._resident} | {name.uid for _, name in left}
+        abandoned = self._snapshots.abandoned() if self._snapshots is not None else []
+        uids = (
+            {name.uid for name in names} | {index.uid for index in self._resident} | {name.uid for _, name in abandoned}
+        )
         with self._log.read() as connection:
-            standing = reading.positions(connection, uids)
+            positions = reading.positions(connection, uids)
             for index in self._resident:
-                position = standing.get(index.uid)
+                position = positions.get(index.uid)
                 if position is None or position.epoch != index.epoch or position.model != self._log.model:
                     self._resident.drop(index.uid)
                 elif position.removed_version > index.version:
                     try:
                         self._searcher.catch_up(connection, index, position)
                         self._resident.measure(index)
-                    except LogDamaged:  # of this user alone, and its next search says so: the others' turn comes
+                    except LogDamaged:  # its next search reports it; the other indexes go on
                         self._resident.drop(index.uid)
         if self._snapshots is not None:
             for name in names:
-                if _is_stale(name, standing.get(name.uid)):
+                if _is_stale(name, positions.get(name.uid)):
                     self._remove_snapshots(name.uid)
-            for folder, name in left:
-                if _is_stale(name, standing.get(name.uid)):
+            for folder, name in abandoned:
+                if _is_stale(name, positions.get(name.uid)):
                     self._snapshots.remove_abandoned(folder, name)
 
     def _remove_snapshots(self, uid: int) -> None:
@@ -145,7 +154,7 @@ class Background:
                 self._discarded = True
 
     def _purge(self, now: int) -> bool:
-        """Delete some of the memories whose time is over. True where there may be more."""
+        """Delete some expired memories. Returns True if there may be more."""
         with self._log.read() as connection:
             due = reading.expired(connection, now, _PURGE)
         if not due:
@@ -160,42 +169,43 @@ class Background:
                     writing.delete_memories(connection, user, keys, now)
             save_users(connection, list(locked.values()))
         for uid in locked:
-            self.removed(uid, whole=False)
+            self.drop_copies(uid, whole=False)
         return len(due) == _PURGE
 
-    def _forget(self, now: int) -> bool:
-        """Remove some records of writes that nobody sends again. True where there may be more."""
+    def _remove_receipts(self, now: int) -> bool:
+        """Remove some outdated receipts. Returns True if there may be more."""
         with self._log.read() as connection:
             if not receipts.any_outdated(connection, now):
                 return False
         with self._log.write() as connection:
-            return receipts.remove_outdated(connection, now, _FORGET) == _FORGET
+            return receipts.remove_outdated(connection, now, _RECEIPTS) == _RECEIPTS
 
-    def _fold(self) -> bool:
-        while self._unfolded:
-            uid = next(iter(self._unfolded))
+    def _maintain_index(self) -> bool:
+        """Do one step of maintenance of the index that has waited longest. Returns True if there is more to do."""
+        while self._changed:
+            uid = next(iter(self._changed))
             index = self._resident.get(uid)
             if index is not None:
                 try:
                     more = index.maintain()
                 except BaseException:
-                    self._resident.drop(uid)  # it may hold a part
+                    self._resident.drop(uid)  # the step may have been done in part
                     raise
                 self._resident.measure(index)
                 self._resident.trim()
                 if more:
-                    self._unfolded.move_to_end(uid)
+                    self._changed.move_to_end(uid)
                     return True
                 if self._resident.peak_bytes - self._resident.bytes > _FREED_BYTES:
                     self._resident.peak_bytes = self._resident.bytes
-                    _give_memory_back()
+                    _return_freed_memory()
                 if self._snapshots is not None and index.live >= self._saved_rows.get(uid, 1) * _SAVE_GROWTH:
                     self._unsaved[uid] = None
-            del self._unfolded[uid]
+            del self._changed[uid]
         return False
 
     def _save(self, now: int) -> bool:
-        """Write snapshots, one at a time; a thread of its own waits for the disk."""
+        """Save snapshots, one at a time. Another thread waits for the disk. Returns True if there is more to do."""
         if self._snapshots is None:
             return False
         if self._saving is not None:
@@ -238,21 +248,21 @@ class Background:
             self._commit(snapshots, pending)
 
     def _commit(self, snapshots: Snapshots, pending: Pending) -> None:
-        """Have the log know a snapshot, then make it the user's."""
+        """Add a snapshot's token to the log, then give the snapshot to the user."""
         with self._log.write() as connection:
             vouch(connection, pending.name.uid, pending.token)
         snapshots.commit(pending)
 
 
-def _give_memory_back() -> None:
-    """Return what folding freed to the system: glibc keeps large blocks that it has once seen freed."""
+def _return_freed_memory() -> None:
+    """Return freed memory to the system. glibc keeps large blocks once it has seen one freed."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def _is_stale(name: Name, position: Position | None) -> bool:
-    """Whether a snapshot holds what was erased, or what the log does not know: a backup of it was restored."""
+    """Whether a snapshot holds erased contents, or rows that the log lacks since a backup of it was restored."""
     if position is None or position.epoch != name.epoch:
         return True
     return not position.removed_version <= name.version <= position.version

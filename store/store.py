@@ -204,7 +204,7 @@ class Store:
         with self._users.writing([(tenant, user_id)], make=False) as (connection, locked):
             user, model_id = locked[tenant, user_id], self.log.model_id
             version = deleting.delete(connection, user, id, model_id=model_id, now=now, write_id=write_id)
-        self._background.removed(user.uid, whole=False)
+        self._background.drop_copies(user.uid, whole=False)
         return version
 
     def delete_where(self, tenant: str, user_id: str, filter: Filter, *, write_id: str | None = None) -> int:
@@ -226,7 +226,7 @@ class Store:
         except NotFound:
             return 0
         if deleted:
-            self._background.removed(user.uid, whole=False)
+            self._background.drop_copies(user.uid, whole=False)
         return deleted
 
     def erase_user(self, tenant: str, user_id: str, *, write_id: str | None = None) -> tuple[int, int]:
@@ -244,7 +244,7 @@ class Store:
             user = locked[tenant, user_id]
             now = self._micros()  # read under the lock, so that every write before it is older than the erasure
             erased, version = deleting.erase(connection, user, now=now, write_id=write_id)
-        self._background.removed(user.uid, whole=True)
+        self._background.drop_copies(user.uid, whole=True)
         return erased, version
 
     def import_lines(

@@ -1,4 +1,4 @@
-"""Snapshots: whole or not there, and never trusted before their checksum."""
+"""Snapshots exist whole or not at all, and are never read before their checksum was verified."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ def grown_since_a_backup(
     return store, backup
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-def test_a_log_that_was_put_back_gives_nobody_anothers_memories(
-    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, goes_on: bool
+@pytest.mark.parametrize("still_open", [False, True])
+def test_after_a_restored_backup_nobody_finds_another_users_memories(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, still_open: bool
 ) -> None:
-    """Labels are given again by a log that is older than an index: they are another user's then."""
+    """A log that is older than an index gives labels of the index again, to another user."""
     options = {"index": IndexOptions(switch=20), "snapshot_dir": tmp_path / "snapshots"}
     store, backup = grown_since_a_backup(open_store, tmp_path, vectors, options)
     while store.background_step():
         pass
     assert (tmp_path / "snapshots" / "0" / "1-0-50.rows").exists()
-    if goes_on:
+    if still_open:
         store.log.engine.dispose()
         (tmp_path / "log.db").write_bytes(backup)
     else:
@@ -81,7 +81,7 @@ def test_a_log_that_was_put_back_gives_nobody_anothers_memories(
         store = open_store(**options)
     add(store, "bob", vectors, range(20))
     add(store, "ann", vectors, range(50, 75))
-    if goes_on:
+    if still_open:
         (first,) = store.search([Search(T, "ann", vectors[0], 100)])
         assert isinstance(first, LogDamaged)
     (result,) = store.search([Search(T, "ann", vectors[0], 100)])
@@ -94,10 +94,10 @@ def test_a_log_that_was_put_back_gives_nobody_anothers_memories(
 def test_a_label_that_is_given_again_is_found_by_its_own_vector(
     open_store: Callable[..., Store], tmp_path: Path, vectors: Any, again: int, at_the_end: bool
 ) -> None:
-    """By the same user, of a log that was put back under a snapshot that is newer than it."""
+    """A log that was restored from a backup gives a label again to the same user, while a newer snapshot has it."""
     options = {"index": IndexOptions(switch=20), "snapshot_dir": tmp_path / "snapshots"}
     store, backup = grown_since_a_backup(open_store, tmp_path, vectors, options)
-    while store._background._fold() if at_the_end else store.background_step():
+    while store._background._maintain_index() if at_the_end else store.background_step():
         pass
     store.close()
     assert (tmp_path / "snapshots" / "0" / "1-0-50.rows").exists()
@@ -112,7 +112,7 @@ def test_a_label_that_is_given_again_is_found_by_its_own_vector(
     while store.background_step():
         pass
     store.close()
-    kept = open_store(**options)  # what is saved from here on is this log's own
+    kept = open_store(**options)  # snapshots that are saved from here on belong to this log
     (result,) = kept.search([Search(T, "ann", vectors[there[-1]], 100)])
     assert isinstance(result, SearchResult)
     assert (result.results[0].text, len(result.results)) == (f"ann {there[-1]}", len(there))
@@ -120,7 +120,7 @@ def test_a_label_that_is_given_again_is_found_by_its_own_vector(
     assert (kept.snapshots.refused, result.index) == (0, "hnsw")
 
 
-def test_the_log_knows_the_newest_snapshots_of_a_user(open_store: Callable[..., Store]) -> None:
+def test_the_log_keeps_the_tokens_of_a_users_newest_snapshots(open_store: Callable[..., Store]) -> None:
     store = open_store()
     with store.log.write() as connection:
         for n in range(70):
@@ -131,7 +131,7 @@ def test_the_log_knows_the_newest_snapshots_of_a_user(open_store: Callable[..., 
         assert not vouches(connection, 3, "69")
 
 
-def test_a_snapshot_that_is_ahead_of_its_log_goes(
+def test_a_snapshot_that_is_newer_than_the_log_is_removed(
     open_store: Callable[..., Store], tmp_path: Path, clock: Clock, vectors: Any
 ) -> None:
     store = open_store(index=OPTIONS, snapshot_dir=tmp_path / "snapshots")
@@ -153,7 +153,7 @@ def test_a_snapshot_that_is_ahead_of_its_log_goes(
     assert [path.name for path in (tmp_path / "snapshots" / "0").iterdir()] == ["lock"]
 
 
-def test_a_restart_begins_with_the_snapshot(open_store: Callable[..., Store], tmp_path: Path, vectors: Any) -> None:
+def test_a_restart_loads_the_snapshot(open_store: Callable[..., Store], tmp_path: Path, vectors: Any) -> None:
     shared, folder = tmp_path / "snapshots", tmp_path / "snapshots" / "0"
     first = open_store(index=OPTIONS, snapshot_dir=shared)
     fill(first, vectors)
@@ -197,7 +197,9 @@ def test_a_snapshot_of_something_else_is_refused(
         verify(Name(2, 0, 120))
 
 
-def test_what_a_dead_write_left_is_removed(open_store: Callable[..., Store], tmp_path: Path, vectors: Any) -> None:
+def test_files_of_an_unfinished_write_are_removed(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any
+) -> None:
     shared, folder = tmp_path / "snapshots", tmp_path / "snapshots" / "0"
     store = open_store(index=OPTIONS, snapshot_dir=shared)
     fill(store, vectors)
@@ -209,7 +211,7 @@ def test_what_a_dead_write_left_is_removed(open_store: Callable[..., Store], tmp
 
 
 def _damage(rng: np.random.Generator, data: bytes) -> bytes:
-    """Truncated, with bits flipped, with a stretch of zeros or noise, or with bytes added."""
+    """The data truncated, with flipped bits, with a stretch of noise, or with bytes added."""
     damaged = bytearray(data)
     match rng.integers(5):
         case 0:
@@ -225,7 +227,7 @@ def _damage(rng: np.random.Generator, data: bytes) -> bytes:
     return bytes(damaged)
 
 
-def test_no_damaged_snapshot_is_believed(
+def test_every_damage_is_detected(
     open_store: Callable[..., Store], tmp_path: Path, vectors: Any, rng: np.random.Generator
 ) -> None:
     shared, folder = tmp_path / "snapshots", tmp_path / "snapshots" / "0"
@@ -274,7 +276,9 @@ def test_a_damaged_snapshot_is_replaced_from_the_log(
         fresh.close()
 
 
-def test_stores_that_share_a_folder_keep_apart(open_store: Callable[..., Store], tmp_path: Path, vectors: Any) -> None:
+def test_stores_that_share_a_folder_use_separate_parts_of_it(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any
+) -> None:
     shared = tmp_path / "snapshots"
     one, other = (open_store(index=OPTIONS, snapshot_dir=shared) for _ in range(2))
     fill(one, vectors)
@@ -285,11 +289,11 @@ def test_stores_that_share_a_folder_keep_apart(open_store: Callable[..., Store],
     one.delete(T, "ann", "7")
     assert [sorted(path.name for path in (shared / n).iterdir()) for n in "01"] == [["lock"], whole]
     one._background._swept_at = 0
-    one.background_step()  # sees to what a store has left that is no longer there
+    one.background_step()  # removes stale snapshots from the folders that no store claims
     assert [path.name for path in (shared / "1").iterdir()] == ["lock"]
 
 
-def test_what_a_store_that_died_was_writing_is_removed_by_another(
+def test_unfinished_files_of_a_store_that_died_are_removed_by_another(
     open_store: Callable[..., Store], tmp_path: Path, vectors: Any
 ) -> None:
     shared = tmp_path / "snapshots"
@@ -303,7 +307,10 @@ def test_what_a_store_that_died_was_writing_is_removed_by_another(
     one._background._swept_at = 0
     one.background_step()
     assert sorted(path.name for path in (shared / "1").iterdir()) == ["1-0-120.hnsw", "1-0-120.rows", "lock"]
-    assert sorted(path.name for path in (shared / "2").iterdir()) == [*parts, "lock"]  # its store sees to it
+    assert sorted(path.name for path in (shared / "2").iterdir()) == [
+        *parts,
+        "lock",
+    ]  # this folder belongs to a store that is open
     alive.close()
 
 
@@ -318,7 +325,7 @@ def test_a_snapshot_holds_no_vector_of_a_dead_row(
     for n in gone:
         store.delete(T, "ann", str(n))
     expected = answers(store, vectors)
-    store.close()  # saves what was not saved yet
+    store.close()  # saves the index that was not saved yet
     (graph,) = (shared / "0").glob("*.hnsw")
     data = graph.read_bytes()
     unit = (vectors / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
@@ -334,7 +341,7 @@ def test_a_snapshot_holds_no_vector_of_a_dead_row(
     assert np.mean(np.array(found) == left) > 0.995
 
 
-def test_a_folder_that_goes_away_costs_nothing_but_the_snapshots(
+def test_a_store_works_without_the_folder_of_its_snapshots(
     open_store: Callable[..., Store], tmp_path: Path, vectors: Any, clock: Clock
 ) -> None:
     store = open_store(index=OPTIONS, snapshot_dir=tmp_path / "snapshots")
@@ -358,7 +365,7 @@ def test_a_folder_that_goes_away_costs_nothing_but_the_snapshots(
     store.close()
 
 
-def test_a_snapshot_whose_files_are_taken_away_is_written_at_the_end(
+def test_a_snapshot_that_could_not_be_written_is_written_on_close(
     open_store: Callable[..., Store], tmp_path: Path, vectors: Any, clock: Clock
 ) -> None:
     folder = tmp_path / "snapshots" / "0"

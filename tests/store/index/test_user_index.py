@@ -1,4 +1,4 @@
-"""The index alone: HNSW against brute force, through folding, deleting, updating and filtering."""
+"""The index alone: HNSW against brute force while rows are added, deleted, updated and filtered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIM = 32
 
 
 class Truth:
-    """The rows that an index should hold, and what it should answer."""
+    """The rows that an index should hold, and the answers that it should give."""
 
     def __init__(self, rng: np.random.Generator, options: IndexOptions, dim: int = DIM) -> None:
         self.rng = rng
@@ -57,7 +57,7 @@ class Truth:
     def fetch(self, labels: np.ndarray) -> Vector:
         return np.array([self.vectors[label] for label in labels.tolist()], np.float32)
 
-    def fold(self) -> None:
+    def settle(self) -> None:
         while self.index.maintain():
             pass
 
@@ -82,26 +82,26 @@ class Truth:
 def test_exact_below_the_switch(rng: np.random.Generator) -> None:
     truth = Truth(rng, IndexOptions(switch=2000))
     truth.add(1500)
-    truth.fold()
+    truth.settle()
     assert truth.index.kind == "exact"
     assert truth.recall() == 1.0
     truth.delete(np.arange(1, 1000))
     truth.write(np.arange(1200, 1300))
     assert truth.recall() == 1.0
-    truth.fold()
+    truth.settle()
     assert truth.recall() == 1.0
     assert truth.index.live == 501
 
 
-def test_graph_against_brute_force_through_its_life(rng: np.random.Generator) -> None:
+def test_a_graph_against_brute_force_from_its_first_row_to_its_rebuild(rng: np.random.Generator) -> None:
     truth = Truth(rng, IndexOptions(switch=500))
     truth.add(3000)
-    assert truth.recall() == 1.0  # the tail is exact before anything is folded
+    assert truth.recall() == 1.0  # all rows are still in the exact tail
     for _ in range(5):
         truth.index.maintain()
     assert truth.index.kind == "hnsw"
     assert truth.recall() >= 0.98
-    truth.fold()
+    truth.settle()
     assert truth.recall() >= 0.98
 
     one_percent = rng.choice(3000, 30, replace=False) + 1
@@ -112,20 +112,20 @@ def test_graph_against_brute_force_through_its_life(rng: np.random.Generator) ->
 
     truth.delete(rng.choice(3000, 1500, replace=False) + 1)
     assert truth.recall() >= 0.98  # before the rebuild
-    truth.fold()
+    truth.settle()
     assert truth.recall() >= 0.98
 
     truth.write(np.array(sorted(truth.vectors)))
     assert truth.recall() >= 0.98
-    truth.fold()
+    truth.settle()
     assert truth.recall() >= 0.98
     assert truth.index.live == 1500
 
 
-def test_filters_that_keep_thousands_search_the_graph(rng: np.random.Generator) -> None:
+def test_a_filter_that_matches_thousands_searches_the_graph(rng: np.random.Generator) -> None:
     truth = Truth(rng, IndexOptions(switch=500), dim=16)
     truth.add(5000)
-    truth.fold()
+    truth.settle()
     scanned: list[int] = []
 
     def fetch(labels: np.ndarray) -> Vector:
@@ -143,7 +143,7 @@ def test_filters_that_keep_thousands_search_the_graph(rng: np.random.Generator) 
 def test_changes_during_a_rebuild_are_not_lost(rng: np.random.Generator) -> None:
     truth = Truth(rng, IndexOptions(switch=200, step_s=0.0005))
     truth.add(1000)
-    truth.fold()
+    truth.settle()
     truth.delete(np.arange(1, 401))
     for step in range(60):
         truth.index.maintain()
@@ -153,7 +153,7 @@ def test_changes_during_a_rebuild_are_not_lost(rng: np.random.Generator) -> None
             truth.write(rng.choice(np.array(sorted(truth.vectors)), 3, replace=False))
             truth.add(4)
     assert truth.recall(queries=20) >= 0.98
-    truth.fold()
+    truth.settle()
     assert truth.recall(queries=20) >= 0.98
     assert truth.index.live == len(truth.vectors)
 
@@ -161,19 +161,19 @@ def test_changes_during_a_rebuild_are_not_lost(rng: np.random.Generator) -> None
 def test_a_user_that_has_become_small_is_exact_again(rng: np.random.Generator) -> None:
     truth = Truth(rng, IndexOptions(switch=200))
     truth.add(400)
-    truth.fold()
+    truth.settle()
     assert truth.index.kind == "hnsw"
     truth.delete(np.arange(1, 351))
     assert truth.recall(k=100) == 1.0
-    truth.fold()
+    truth.settle()
     assert truth.index.kind == "exact"
     assert truth.recall(k=100) == 1.0
 
 
-def test_never_fewer_than_there_are(rng: np.random.Generator) -> None:
+def test_a_search_finds_k_rows_if_there_are_k(rng: np.random.Generator) -> None:
     truth = Truth(rng, IndexOptions(switch=50, m=2, ef_construction=4, ef=4))  # a graph that falls apart
     truth.add(600)
-    truth.fold()
+    truth.settle()
     truth.delete(rng.choice(600, 110, replace=False) + 1)
     for k in (1, 10, 300, 490, 10_000):
         truth.recall(queries=5, k=k)
@@ -205,7 +205,7 @@ def test_expired_rows_are_left_out_of_graph_and_tail(rng: np.random.Generator) -
     assert sorted(found.tolist()) == list(range(1, 40, 2))
 
 
-def test_a_fold_step_is_short(rng: np.random.Generator) -> None:
+def test_a_step_of_maintenance_is_short(rng: np.random.Generator) -> None:
     truth = Truth(rng, IndexOptions(switch=500, step_s=0.005), dim=64)
     truth.add(4000)
     took = []
@@ -257,4 +257,4 @@ def test_bytes_are_what_the_process_grows_by(count: int, rows: int) -> None:
     command = [sys.executable, "-c", _MEASURE, str(count), str(rows)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True)
     grown, counted = map(int, answer.stdout.split())
-    assert 0.75 < counted / grown < 1.25, (grown, counted)  # allocators round, and hold on to what was freed
+    assert 0.75 < counted / grown < 1.25, (grown, counted)  # allocators round sizes, and keep freed memory
