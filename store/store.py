@@ -334,7 +334,7 @@ class Store:
             uid = self._users.uid(connection, (tenant, user_id))
             row = reading.by_key(connection, rows.user_key(uid, id), self.log.model_id, self._micros())
             if row is None:
-                raise NotFound(f"No memory {id!r}.", "id")
+                raise NotFound(f"there is no memory {id!r}", "id")
             vector = self._vector(row) if include_vector else None
         return rows.memory(row, user_id, None, vector)
 
@@ -382,7 +382,7 @@ class Store:
             key = rows.user_key(self._users.uid(connection, (tenant, user_id)), id)
             events = reading.events(connection, key, self._micros())
         if not events:
-            raise NotFound(f"No memory {id!r}.", "id")
+            raise NotFound(f"there is no memory {id!r}", "id")
         return events
 
     def user(self, tenant: str, user_id: str) -> UserStats:

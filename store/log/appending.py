@@ -132,7 +132,7 @@ def _recorded_results(
         if record is None or record.kind != "append":
             return receipts.write_id_reused()
         if record.answer is None:
-            return Conflict("The user was erased after this write was made.", "user_id", "erased", request.first)
+            return Conflict("the user was erased after this write was made", "user_id", "erased", request.first)
         version, memories = record.answer
         if len(memories) != len(request.memories):
             return receipts.write_id_reused()
@@ -216,7 +216,7 @@ class _Batch:
 
     def _plan_request(self, request: CheckedAppend, user: User, plan: _Plan) -> AppendResult:
         if request.issued_at <= user.erased_at:
-            raise Conflict("The user was erased after this write was sent.", "user_id", "erased", request.first)
+            raise Conflict("the user was erased after this write was sent", "user_id", "erased", request.first)
         before = user.version
         appended = []
         for position, memory in enumerate(request.memories, request.first):
@@ -233,7 +233,7 @@ class _Batch:
         """Add the row and the new state of one memory to the plan, if it changes the log."""
         key = user_key(user.uid, memory.id)
         if key in plan.states:
-            raise Conflict(f"The call contains the id {memory.id!r} twice.", "id", "duplicate_id")
+            raise Conflict(f"the call contains {memory.id!r} twice", "id", "duplicate_id")
         digest = content_hash(user.uid, memory.text, memory.canonical)
         state = self._states.get(key)
         decision = decide(memory, digest, state, request, self._with_content(digest, plan))
@@ -288,9 +288,9 @@ def decide(
             if (state.digest, state.expires_at) == (digest, memory.expires_at):
                 return Appended(memory.id, "unchanged", state.version)
             if not request.upsert:
-                raise Conflict(f"The memory {memory.id!r} has other content.", "id", "id_conflict")
+                raise Conflict(f"the memory {memory.id!r} has other content", "id", "id_conflict")
         elif request.issued_at <= state.deleted_at:
-            raise Conflict(f"The memory {memory.id!r} was deleted after this write was sent.", "id", "deleted")
+            raise Conflict(f"the memory {memory.id!r} was deleted after this write was sent", "id", "deleted")
     if request.skip_duplicates and not live:
         for duplicate in duplicates:
             return Appended(duplicate.id, "unchanged", duplicate.version)

@@ -24,7 +24,7 @@ def delete(connection: Connection, user: User, id: str, *, model_id: int, now: i
     def make() -> receipts.Answer:
         key = rows.user_key(user.uid, id)
         if reading.by_key(connection, key, model_id, now) is None:
-            raise NotFound(f"No memory {id!r}.", "id")
+            raise NotFound(f"there is no memory {id!r}", "id")
         writing.delete_memories(connection, user, [key], now)
         return [user.version]
 

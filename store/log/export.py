@@ -19,8 +19,7 @@ from sqlalchemy import Connection, func, select
 from store.log.ndjson import past_state, write_line
 from store.log.reading import VECTOR, Position, contents_of, with_contents
 from store.log.rows import CONTENT, load_vectors, memory
-from store.log.schema import history, memories
-from store.log.writing import not_expired
+from store.log.schema import history, memories, not_expired
 
 PAGE = 200
 

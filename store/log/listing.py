@@ -17,8 +17,7 @@ from store.errors import InvalidInput
 from store.log import filters
 from store.log.reading import byte_length, with_contents
 from store.log.rows import CONTENT
-from store.log.schema import contents, memories, users
-from store.log.writing import not_expired
+from store.log.schema import contents, memories, not_expired, users
 from store.records import Filter, Order
 
 _ORDERS: dict[str, tuple[Any, Any]] = {

@@ -27,8 +27,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from store.log.filters import condition
 from store.log.rows import CONTENT, damaged, load_vectors, moment
-from store.log.schema import CHUNK, contents, history, memories, meta, users
-from store.log.writing import not_expired
+from store.log.schema import CHUNK, contents, history, memories, meta, not_expired, users
 from store.records import Filter, HistoryEvent, Vector
 
 NEVER = np.iinfo(np.int64).max

@@ -102,12 +102,12 @@ def make_once(
 
 def write_id_reused() -> Conflict:
     """The error for a write id that was given to two writes."""
-    return Conflict("The write id was given to another write before.", "write_id", "write_id_reused")
+    return Conflict("was given to another write before", "write_id", "write_id_reused")
 
 
 def deleted_since() -> Conflict:
     """The error for an update that was made before and whose memory is gone."""
-    return Conflict("The update was made, and the memory was deleted since.", "id", "deleted")
+    return Conflict("the update was made, and the memory was deleted since", "id", "deleted")
 
 
 def clear_answers(connection: Connection, uid: int) -> None:

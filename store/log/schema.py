@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    or_,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -156,3 +157,8 @@ def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any
     """Insert those rows that are not in the table yet."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+
+
+def not_expired(column: Any, now: Any) -> Any:
+    """The condition that the time in `column` is later than `now`, or NULL."""
+    return or_(column.is_(None), column > now)

@@ -47,24 +47,33 @@ def update(
     Raises:
         NotFound, Conflict, InvalidInput: see `Store.update`.
     """
-    key = rows.user_key(user.uid, change.id)
 
     def make() -> receipts.Answer:
         sent = _sent_at(change, now)
-        found = reading.by_key(connection, key, model, now)
+        found = reading.by_key(connection, rows.user_key(user.uid, change.id), model, now)
         if found is None:
-            raise NotFound(f"There is no memory {change.id!r}.", "id")
+            raise NotFound(f"there is no memory {change.id!r}", "id")
         if change.issued_at is not None and sent <= max(user.erased_at, reading.deleted_at(connection, found.label)):
-            raise Conflict(f"The memory {change.id!r} was deleted after this write was sent.", "id", "deleted")
+            raise Conflict(f"the memory {change.id!r} was deleted after this write was sent", "id", "deleted")
         new = decide(change, found, dim, now)
         return [change.id, *_write(connection, user, found, new, model=model, now=now)]
 
-    id, version, updated_at, expires_at = receipts.make_once(
-        connection, user.uid, "update", make, write_id=write_id, now=now
-    )
-    if id != change.id:
+    answer = receipts.make_once(connection, user.uid, "update", make, write_id=write_id, now=now)
+    if answer[0] != change.id:
         raise receipts.write_id_reused()
-    current = reading.by_key(connection, key, model, now)
+    return _memory_of(connection, user, user_id, answer, model=model, now=now)
+
+
+def _memory_of(
+    connection: Connection, user: User, user_id: str, answer: receipts.Answer, *, model: int, now: int
+) -> Memory:
+    """The memory as an update left it, even if it was updated again since.
+
+    Raises:
+        Conflict: the memory was deleted since.
+    """
+    id, version, updated_at, expires_at = answer
+    current = reading.by_key(connection, rows.user_key(user.uid, id), model, now)
     if current is not None and current.version == version:
         return rows.memory(current, user_id)
     content = reading.contents_of(connection, user.uid, [version]).get((user.uid, version))
@@ -73,7 +82,7 @@ def update(
     text, metadata = content
     created, updated = rows.moment(current.created_at), rows.moment(updated_at)
     expires = None if expires_at is None else rows.moment(expires_at)
-    return Memory(change.id, user_id, text, orjson.loads(metadata), created, updated, expires, version)
+    return Memory(id, user_id, text, orjson.loads(metadata), created, updated, expires, version)
 
 
 def _sent_at(change: Change, now: int) -> int:
@@ -94,7 +103,7 @@ def decide(change: Change, found: Row[Any], dim: int, now: int) -> rows.Checked:
     """
     before = rows.memory(found, "")
     if change.if_version is not None and before.version != change.if_version:
-        message = f"The memory has version {before.version}, not {change.if_version}."
+        message = f"the memory has version {before.version}, not {change.if_version}"
         raise Conflict(message, "if_version", "version_mismatch")
     if isinstance(change.vector, Unset):
         vector = rows.load_vectors([found.embedding], [found.vector_crc], dim)[0]
@@ -109,7 +118,7 @@ def decide(change: Change, found: Row[Any], dim: int, now: int) -> rows.Checked:
     )
     checked = rows.checked(new, dim)
     if checked.expires_at is not None and checked.expires_at <= now:  # it has expired since the change was sent
-        raise NotFound(f"There is no memory {change.id!r}.", "id")
+        raise NotFound(f"there is no memory {change.id!r}", "id")
     return checked
 
 

@@ -147,7 +147,7 @@ class Users:
         """
         uid = self.find(connection, [name]).get(name)
         if uid is None:
-            raise NotFound(f"No user {name[1]!r}.", "user_id")
+            raise NotFound(f"there is no user {name[1]!r}", "user_id")
         return uid
 
     def _lock(self, connection: Connection, names: Sequence[Name], make: bool) -> dict[Name, User]:
@@ -160,7 +160,7 @@ class Users:
             uids |= find_users(connection, unknown)  # not remembered yet: new rows may be rolled back
         for name in wanted:
             if name not in uids:
-                raise NotFound(f"No user {name[1]!r}.", "user_id")
+                raise NotFound(f"there is no user {name[1]!r}", "user_id")
         locked = lock_users(connection, uids.values())
         return {name: locked[uids[name]] for name in wanted}
 

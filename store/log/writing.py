@@ -24,7 +24,6 @@ from sqlalchemy import (
     insert,
     literal,
     literal_column,
-    or_,
     select,
     update,
 )
@@ -174,8 +173,3 @@ def remove_memories(connection: Connection, user: User) -> None:
     connection.execute(blank(contents.c.uid == user.uid))
     for table in (history, memories):
         connection.execute(delete(table).where(table.c.uid == user.uid))
-
-
-def not_expired(column: Any, now: Any) -> Any:
-    """The condition that the time in `column` is later than `now`, or NULL."""
-    return or_(column.is_(None), column > now)
