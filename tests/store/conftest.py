@@ -1,4 +1,4 @@
-"""Logs of both kinds: SQLite in a temporary folder, and a private PostgreSQL that is started for the session."""
+"""Fixtures: logs in SQLite, in a temporary folder, and in a PostgreSQL server that is started for the test run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIM = 8
 
 
 class Clock:
-    """A clock that moves a millisecond at every look, and as far as a test says."""
+    """A clock that advances by a millisecond whenever it is read, and by as much as a test says."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -76,7 +76,7 @@ def postgres() -> Iterator[str]:
         options = " ".join(f"-c {name}={value}" for name, value in settings.items())
         start = [*control, "-o", options, "start"]
         subprocess.run(start, check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_user)
-        # Stops it when this process closes the pipe, as it does at its end, by kill -9 as well.
+        # Stops the server when this process closes the pipe. The system does that if the process is killed, too.
         stop = ["sh", "-c", 'cat; exec "$@"', "sh", *control, "-m", "immediate", "stop"]
         stopper = subprocess.Popen(
             stop,
@@ -98,7 +98,7 @@ _databases = iter(range(1_000_000))
 
 @pytest.fixture
 def postgres_url(postgres: str) -> Iterator[str]:
-    """URL of a fresh PostgreSQL database."""
+    """URL of an empty PostgreSQL database."""
     name = f"log{next(_databases)}"
     with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -109,7 +109,7 @@ def postgres_url(postgres: str) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """URL of a fresh log, of each kind in turn."""
+    """URL of a new log: the test runs once with SQLite and once with PostgreSQL."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/log.db"
     return request.getfixturevalue("postgres_url")
@@ -122,7 +122,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def open_store(url: str, clock: Clock, tmp_path: Path) -> Iterator[Callable[..., Store]]:
-    """Opens any number of stores on one log; all are closed at the end."""
+    """A function that opens a store on the test's log. All stores are closed at the end."""
     opened: list[Store] = []
 
     def open_one(**options: object) -> Store:
@@ -149,7 +149,7 @@ def store(open_store: Callable[..., Store]) -> Store:
 
 @pytest.fixture
 def pair(open_store: Callable[..., Store]) -> tuple[Store, Store]:
-    """Two stores of one log: a write is sent to the one, and again to the other."""
+    """Two stores on one log: a write is sent to one of them, and again to the other."""
     return open_store(), open_store()
 
 

@@ -1,4 +1,4 @@
-"""The processes that the crash tests kill and stop: python -m tests.store.processes kill|again|stop URL FOLDER ..."""
+"""The processes of the crash tests: python -m tests.store.processes kill|again|stop URL FOLDER ..."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def memory(batch: int, part: int) -> NewMemory:
 
 
 def write_for_ever(url: str, folder: str, first: int, acknowledged: int) -> None:
-    """Append three memories, delete the second, and say so after each; search and fold in between."""
+    """Append three memories and delete the second, for ever. Report each write, search, and do background work."""
     store = open_store(url, folder)
     for batch in count(first):
         user = f"u{batch % 2}"
@@ -57,7 +57,7 @@ def write_for_ever(url: str, folder: str, first: int, acknowledged: int) -> None
 
 
 def kill(url: str, folder: str, kills: int) -> None:
-    """Kill a writer again and again, and check after each time that nothing acknowledged is lost or half there."""
+    """Kill a writer again and again. No acknowledged write may be lost, and none may be partly there."""
     chance = random.Random(kills)
     added: set[int] = set()
     deleted: set[int] = set()
@@ -70,7 +70,7 @@ def kill(url: str, folder: str, kills: int) -> None:
             write_for_ever(url, folder, first, acknowledged)
         os.close(acknowledged)
         with os.fdopen(reading, "rb") as pipe:
-            lines = [pipe.readline()]  # it has begun
+            lines = [pipe.readline()]  # wait for the first write
             time.sleep(chance.random() * 0.03)
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -115,7 +115,10 @@ def check(store: Store, batch: int, added: set[int], deleted: set[int]) -> None:
 
 
 def write_once(store: Store, number: int) -> int:
-    """The write of that number, by its write id: an upsert, an update and a deletion in turn. Returns its version."""
+    """Make the write with that number under its write id: an upsert, an update or a deletion, in turn.
+
+    Returns the user's version after it.
+    """
     write_id = f"w{number}"
     if number % 3 == 0:
         request = Append(T, "ann", (NewMemory("m", f"text {number}", vector(1)),), upsert=True, write_id=write_id)
@@ -132,11 +135,11 @@ def write_once_for_ever(url: str, folder: str, first: int, acknowledged: int) ->
     for number in count(first):
         os.write(acknowledged, b"%d\n" % number)
         assert write_once(store, number) == number + 1
-        time.sleep(0.003)  # the answer's way to whoever waits for it: as likely to be cut as the write
+        time.sleep(0.003)  # as likely to be interrupted as the write: a kill here loses only the answer
 
 
 def again(url: str, folder: str, kills: int) -> None:
-    """Kill a writer again and again, and send the write that it was about again: each write makes one version."""
+    """Kill a writer again and again, and send its last write again. Each write must make exactly one version."""
     chance = random.Random(kills)
     store = open_store(url, folder)
     first = made = 0
@@ -162,7 +165,7 @@ def again(url: str, folder: str, kills: int) -> None:
 
 
 def stop(url: str, folder: str) -> None:
-    """Stop in the middle of a write; say how it ended when resumed. A write that did not succeed is sent again."""
+    """Stop in the middle of a write. When resumed, print how the write ended; send it again if it failed."""
     store = open_store(url, folder, lock_timeout_s=0.3)
     store.search([Search(T, "ann", vector(1), 3)])
     save_users = users.save_users

@@ -1,4 +1,4 @@
-"""Writers that are killed or stopped at any moment: nothing acknowledged is lost, nothing is half there."""
+"""Writers that are killed or stopped at any moment lose no acknowledged write and leave none half done."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(*arguments: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_writer_that_is_killed_again_and_again(url: str, tmp_path: Path) -> None:
+def test_a_writer_that_is_killed_loses_no_acknowledged_write(url: str, tmp_path: Path) -> None:
     kills = 200 if url.startswith("sqlite") else 40
     done = subprocess.run(
         run("kill", url, str(tmp_path), str(kills)), cwd=ROOT, capture_output=True, text=True, check=False
@@ -38,8 +38,8 @@ def test_a_writer_that_is_killed_again_and_again(url: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_killed_writers_last_write_is_sent_again(url: str, tmp_path: Path) -> None:
-    """Whether it was killed before its commit or after it: each write is made once."""
+def test_the_last_write_of_a_killed_writer_is_made_once(url: str, tmp_path: Path) -> None:
+    """The write is sent again, whether the writer was killed before or after its commit."""
     kills = 50
     done = subprocess.run(
         run("again", url, str(tmp_path), str(kills)), cwd=ROOT, capture_output=True, text=True, check=False
@@ -52,7 +52,7 @@ def test_a_killed_writers_last_write_is_sent_again(url: str, tmp_path: Path) -> 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.01)
 
 
@@ -64,7 +64,7 @@ def write(store: Store, user: str, id: str) -> None:
     store.append([Append(T, user, (NewMemory(id, "x", vector(1)),), issued_at=store._now())])
 
 
-def test_a_writer_that_is_stopped_in_the_middle_of_a_write(
+def test_a_writer_that_is_stopped_in_a_write_does_not_block_others(
     open_store: Callable[..., Store], url: str, tmp_path: Path
 ) -> None:
     store = open_store(lock_timeout_s=0.3, now=lambda: datetime.now(UTC))
@@ -81,7 +81,7 @@ def test_a_writer_that_is_stopped_in_the_middle_of_a_write(
         if url.startswith("postgresql"):
             write(store, "bob", "other users go on")
 
-            def released() -> bool:  # the server ends the transaction of one that does not come back
+            def released() -> bool:  # the server ends the transaction of a stopped process
                 try:
                     write(store, "ann", "second")
                 except LogUnavailable:

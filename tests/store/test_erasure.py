@@ -1,4 +1,4 @@
-"""After a deletion no file under the data directory holds the text: checked by searching the bytes."""
+"""After a deletion no file of the data folder contains the text. The tests search the bytes of all files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def files_with(folder: Path, secret: bytes) -> list[str]:
 
 
 def settle(clock: Clock, *stores: Store) -> None:
-    """The background work of at most 60 s."""
+    """Run the background work of the next 60 s."""
     for _ in range(5):
         clock.advance(11)
         for store in stores:
@@ -43,13 +43,13 @@ def put(store: Store, user: str, id: str, text: str, vector: np.ndarray, **field
     assert not isinstance(result, Exception), result
 
 
-def test_nothing_is_left_of_a_user_or_a_memory(
+def test_no_file_holds_a_deleted_memory_or_an_erased_user(
     open_store: Callable[..., Store], tmp_path: Path, clock: Clock, rng: np.random.Generator
 ) -> None:
     one, other = open_store(index=IndexOptions(switch=60)), open_store(index=IndexOptions(switch=60))
     chance = random.Random(5)
     vectors = rng.normal(size=(400, DIM)).astype(np.float32)
-    for n in range(400):  # users interleaved, texts of many sizes, so that pages split and rows move
+    for n in range(400):  # two users in turn, and texts of many sizes, so that pages split and rows move
         user = ("keep", "gone")[n % 2]
         filler = "x" * chance.randrange(0, 900)
         put(
@@ -78,7 +78,7 @@ def test_nothing_is_left_of_a_user_or_a_memory(
             assert files_with(tmp_path, vector.astype("<f4").tobytes()) == []
 
 
-def test_compacting_leaves_nothing_behind_and_gives_space_back(store: Store, tmp_path: Path, clock: Clock) -> None:
+def test_a_compaction_gives_space_back_and_leaves_no_deleted_text(store: Store, tmp_path: Path, clock: Clock) -> None:
     chance = random.Random(3)
     for n in range(300):
         put(store, "ann", str(n), f"secret-{n}-text " + "x" * chance.randrange(0, 1500), np.ones(DIM, np.float32))
@@ -89,7 +89,7 @@ def test_compacting_leaves_nothing_behind_and_gives_space_back(store: Store, tmp
     before = (tmp_path / "log.db").stat().st_size
     clock.advance(7200)
     assert compact(store.log, micros(clock(), "")) == 200
-    store.delete(T, "ann", str(next(n for n in range(300) if n not in gone)))  # a row that the compaction has moved
+    store.delete(T, "ann", str(next(n for n in range(300) if n not in gone)))  # the compaction has moved this row
     settle(clock, store)
     left = (tmp_path / "log.db").read_bytes()
     assert len(left) < before / 2
@@ -98,7 +98,7 @@ def test_compacting_leaves_nothing_behind_and_gives_space_back(store: Store, tmp
     assert list(verify(store.log)) == []
 
 
-def test_expired_memories_leave_the_files_too(store: Store, tmp_path: Path, clock: Clock) -> None:
+def test_no_file_holds_an_expired_memory(store: Store, tmp_path: Path, clock: Clock) -> None:
     from datetime import timedelta
 
     soon = clock.now + timedelta(seconds=5)
@@ -107,7 +107,7 @@ def test_expired_memories_leave_the_files_too(store: Store, tmp_path: Path, cloc
     assert files_with(tmp_path, b"secret-expired") == []
 
 
-def test_the_other_stores_snapshots_go_too(
+def test_snapshots_of_other_stores_are_removed(
     open_store: Callable[..., Store], tmp_path: Path, clock: Clock, rng: np.random.Generator
 ) -> None:
     one, other = open_store(), open_store()
@@ -127,7 +127,7 @@ def test_the_other_stores_snapshots_go_too(
     assert files_with(tmp_path, unit.astype("<f4").tobytes()[:16]) == []
 
 
-def test_one_damaged_user_does_not_keep_what_another_erased(
+def test_one_damaged_user_does_not_keep_the_erased_data_of_another(
     open_store: Callable[..., Store], tmp_path: Path, clock: Clock, rng: np.random.Generator
 ) -> None:
     one, other = open_store(), open_store()
@@ -142,7 +142,7 @@ def test_one_damaged_user_does_not_keep_what_another_erased(
     for user in ("ann", "bob"):
         one.delete(T, user, "7")
     put(one, "ann", "new", "text", vectors[0])
-    with one.log.write() as connection:  # ann's newest memory
+    with one.log.write() as connection:  # damage ann's newest memory
         connection.execute(update(contents).where(contents.c.uid == 1, contents.c.version == 102).values(vector_crc=0))
     settle(clock, other)
     assert [path.name for path in folder.iterdir()] == ["lock"]
@@ -152,7 +152,7 @@ def test_one_damaged_user_does_not_keep_what_another_erased(
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_what_another_store_erased_is_not_saved_at_the_end(
+def test_a_closing_store_saves_nothing_that_another_store_erased(
     open_store: Callable[..., Store], tmp_path: Path, clock: Clock, rng: np.random.Generator, whole: bool
 ) -> None:
     one, other = open_store(), open_store()
@@ -162,7 +162,7 @@ def test_what_another_store_erased_is_not_saved_at_the_end(
     other.search([Search(T, "ann", vectors[0], 5)])
     settle(clock, other)
     put(one, "ann", "100", "text 100", vectors[100])
-    other.search([Search(T, "ann", vectors[0], 5)])  # its graph has grown since it was saved
+    other.search([Search(T, "ann", vectors[0], 5)])  # the graph has grown since it was saved
     while other.background_step():
         pass
     folder = tmp_path / "snapshots1" / "0"

@@ -1,4 +1,4 @@
-"""The log itself: opening, damage, schema, transactions, throw-away logs."""
+"""The log's database: opening, damage, schema versions, transactions and temporary logs."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_newer_schema_is_refused(url: str) -> None:
         ("customers (id INTEGER)", False, LogUnavailable),
     ],
 )
-def test_a_file_of_something_else_is_refused_and_not_changed(
+def test_a_file_of_another_program_is_refused_and_not_changed(
     tmp_path: Path, table: str, make: bool, expected: type[Exception], mode: str
 ) -> None:
     path = tmp_path / "other.db"
@@ -118,7 +118,7 @@ def test_a_file_of_something_else_is_refused_and_not_changed(
     assert [file.name for file in tmp_path.iterdir()] == ["other.db"]
 
 
-def test_another_programs_table_is_not_taken_for_the_logs(url: str) -> None:
+def test_a_table_of_another_program_is_not_used(url: str) -> None:
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE users (id INTEGER, email TEXT)"))
@@ -128,7 +128,7 @@ def test_another_programs_table_is_not_taken_for_the_logs(url: str) -> None:
     engine.dispose()
 
 
-def test_a_log_is_made_beside_tables_of_other_names(url: str) -> None:
+def test_a_log_is_created_beside_tables_with_other_names(url: str) -> None:
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE customers (id INTEGER)"))
@@ -139,13 +139,13 @@ def test_a_log_is_made_beside_tables_of_other_names(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "mysql://x/y", "sqlite://", "memory://a/b"])
-def test_a_wrong_url_is_named(url: str) -> None:
+def test_a_wrong_url_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         Log.open(url)
     assert caught.value.param == "url"
 
 
-def test_throw_away_logs() -> None:
+def test_memory_logs() -> None:
     alone = Store.open("memory://", dim=DIM, model="fake")
     folder = alone.log.path.parent  # type: ignore[union-attr]
     fill(alone, 1)
@@ -163,7 +163,7 @@ def test_throw_away_logs() -> None:
     discard(name)
 
 
-def test_settings_that_durability_rests_on(tmp_path: Path) -> None:
+def test_sqlite_runs_with_the_settings_that_durability_needs(tmp_path: Path) -> None:
     for wanted, level in (("FULL", 2), ("NORMAL", 1)):
         log = Log.open(f"sqlite:///{tmp_path}/{wanted}.db", synchronous=wanted)  # type: ignore[arg-type]
         with log.read() as connection:
@@ -199,8 +199,8 @@ def test_a_damaged_file_is_noticed_at_open(tmp_path: Path, damage: str, rng: np.
         Store.open(f"sqlite:///{path}", dim=DIM, model="fake")
 
 
-def test_no_flipped_bit_is_served_in_silence(tmp_path: Path, rng: np.random.Generator) -> None:
-    """Bits flipped anywhere: what is answered is right, or an error says that it is not."""
+def test_flipped_bits_are_never_served(tmp_path: Path, rng: np.random.Generator) -> None:
+    """With bits flipped anywhere in the file, a store either answers correctly or raises an error."""
     path = tmp_path / "log.db"
     store = Store.open(f"sqlite:///{path}", dim=DIM, model="fake")
     fill(store, 60)
@@ -257,7 +257,7 @@ def test_a_locked_log_is_unavailable_for_writes_and_open_for_reads(open_store: C
     fill(other, 3)
 
 
-def test_a_write_waits_its_full_time_after_a_checkpoint_that_failed(tmp_path: Path) -> None:
+def test_a_failed_checkpoint_leaves_the_lock_timeout_of_writes_as_it_was(tmp_path: Path) -> None:
     log = Log.open(f"sqlite:///{tmp_path}/log.db", lock_timeout_s=3.0)
 
     def refuse(_: int, name: str | None, *__: object) -> int:
@@ -273,7 +273,7 @@ def test_a_write_waits_its_full_time_after_a_checkpoint_that_failed(tmp_path: Pa
     log.close()
 
 
-def test_a_server_that_is_gone_is_noticed_within_half_a_minute(postgres_url: str) -> None:
+def test_a_lost_server_is_noticed_within_half_a_minute(postgres_url: str) -> None:
     log = Log.open(postgres_url)
     with log.read() as connection:
         asked = connection.connection.dbapi_connection.info.get_parameters()
@@ -283,7 +283,7 @@ def test_a_server_that_is_gone_is_noticed_within_half_a_minute(postgres_url: str
     assert int(asked["tcp_user_timeout"]) <= 30_000
 
 
-def test_a_commit_that_is_not_answered_is_not_called_undone(postgres_url: str) -> None:
+def test_a_commit_without_an_answer_has_an_unknown_outcome(postgres_url: str) -> None:
     with closing(Log.open(postgres_url)) as log, psycopg.connect(postgres_url, autocommit=True) as other:
 
         def lose(connection: Connection) -> None:
@@ -300,7 +300,7 @@ def test_a_commit_that_is_not_answered_is_not_called_undone(postgres_url: str) -
 
 
 def test_a_log_does_not_change_its_model_under_a_writer(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL: who finds the log empty may wait for a writer, and must look again."""
+    """PostgreSQL: a store that finds the log empty may have to wait for a writer, and must then look again."""
     old = Store.open(postgres_url, dim=DIM, model="old")
     written, waits = threading.Event(), threading.Event()
     save_users = users.save_users

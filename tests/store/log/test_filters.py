@@ -1,4 +1,4 @@
-"""Filters mean the same on SQLite, on PostgreSQL and in the plain-Python evaluator here."""
+"""Filters mean the same on SQLite, on PostgreSQL and in the evaluator in plain Python below."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MISSING = object()
 
 
 def matches(filter: dict[str, Any], metadata: dict[str, Any]) -> bool:
-    """What a filter means, said once more in plain Python."""
+    """Whether a filter matches, evaluated in plain Python."""
     return all(_part(key, value, metadata) for key, value in filter.items())
 
 
@@ -206,7 +206,7 @@ def log(url: str) -> Any:
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(documents=st.lists(_metadata, min_size=1, max_size=8), tried=st.lists(_filters, min_size=1, max_size=4))
-def test_sql_means_what_python_means(log: Log, documents: list[dict[str, Any]], tried: list[dict[str, Any]]) -> None:
+def test_sql_and_python_agree(log: Log, documents: list[dict[str, Any]], tried: list[dict[str, Any]]) -> None:
     with log.write() as connection:
         connection.execute(delete(memories))
         connection.execute(delete(contents))
@@ -233,7 +233,7 @@ def test_sql_means_what_python_means(log: Log, documents: list[dict[str, Any]], 
         ({"created_at": {"lt": "2026-01-02T00:00:00Z"}, "size": 3.0}, [1]),
     ],
 )
-def test_examples(log: Log, filter: dict[str, Any], expected: list[int]) -> None:
+def test_examples_of_the_grammar(log: Log, filter: dict[str, Any], expected: list[int]) -> None:
     documents = [
         {"color": "red", "tags": ["x", "y"]},
         {"color": "green", "size": 3},
@@ -281,7 +281,7 @@ def test_examples(log: Log, filter: dict[str, Any], expected: list[int]) -> None
         ({"updated_at": {"contains": "2026"}}, "filter.updated_at.contains"),
     ],
 )
-def test_what_is_wrong_is_named(filter: dict[str, Any], param: str) -> None:
+def test_an_error_has_the_path_of_what_is_wrong(filter: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         filters.check(filter)
     assert caught.value.param == param
@@ -334,8 +334,8 @@ def test_a_path_may_be_as_deep_as_metadata(log: Log) -> None:
         (lambda key, items: filters.check({key: {"in": items}}), "filter.{}.in.3"),
     ],
 )
-def test_items_below_a_long_key_cost_what_others_cost(read: Callable[[str, list[str]], Any], path: str) -> None:
-    """A path of each item, with the key in it, took 17 s here; a body has room for a hundred times as many items."""
+def test_a_long_key_does_not_make_its_items_slow(read: Callable[[str, list[str]], Any], path: str) -> None:
+    """Making the path of every item took 17 s here. A body can contain a hundred times as many items."""
     key = "k" * (1 << 23)
     began = time.process_time()
     read(key, ["x"] * 25_000)

@@ -1,4 +1,4 @@
-"""verify, compact and reembed, on SQLite and PostgreSQL."""
+"""Counting, verifying, compacting and reembedding, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fill(store: Store, user: str = "ann", count: int = 20) -> None:
 
 
 def new_vectors(texts: Sequence[str]) -> Any:
-    """A model of four dimensions."""
+    """Vectors of a model with four dimensions."""
     return [[len(text), text.count("1") + 1, hash(text[-1]) % 7, 1] for text in texts]
 
 
@@ -86,12 +86,12 @@ def test_damage_is_found_and_never_served(
     assert len(sound.results) == 3
 
 
-def test_compacting_forgets_what_was_deleted_but_not_that_it_was(store: Store, log: Log, clock: Clock) -> None:
+def test_a_compaction_removes_tombstones_and_remembers_the_deletions(store: Store, log: Log, clock: Clock) -> None:
     fill(store)
     before = clock.now
     store.search([Search(T, "ann", EYE[0], 5)])
     store.delete_where(T, "ann", {"n": {"lt": 5}})
-    assert compact(log, micros(clock(), "")) == 0  # too fresh
+    assert compact(log, micros(clock(), "")) == 0  # the tombstones are too young
     clock.advance(7200)
     assert compact(log, micros(clock(), "")) == 5
     assert count(log) == Counts(1, 15, 0, 0, 0, "fake", DIM)
@@ -105,7 +105,7 @@ def test_compacting_forgets_what_was_deleted_but_not_that_it_was(store: Store, l
     assert store.append([Append(T, "ann", (NewMemory("1", "x", EYE[1]),), issued_at=clock())])[0].version == 26
 
 
-def test_moving_to_another_model(store: Store, log: Log, url: str, open_store: Callable[..., Store]) -> None:
+def test_reembedding(store: Store, log: Log, url: str, open_store: Callable[..., Store]) -> None:
     fill(store)
     fill(store, "bob", 3)
     store.update(T, "ann", "7", metadata={"n": 70})
@@ -116,7 +116,7 @@ def test_moving_to_another_model(store: Store, log: Log, url: str, open_store: C
 
     def embed(texts: Sequence[str]) -> Any:
         seen.extend(texts)
-        if len(seen) == 12:  # meanwhile the old model serves on
+        if len(seen) == 12:  # stores go on serving the old model meanwhile
             store.update(T, "ann", "0", text="written meanwhile 1", vector=EYE[0])
             store.delete(T, "ann", "9")
             store.append([Append(T, "bob", (NewMemory("9", "came meanwhile", EYE[0]),), issued_at=store._now())])
@@ -157,7 +157,7 @@ def test_moving_to_another_model(store: Store, log: Log, url: str, open_store: C
         reembed(log, "new", embed)
 
 
-def test_a_blank_text_of_an_older_log_moves_on(store: Store, log: Log, open_store: Callable[..., Store]) -> None:
+def test_a_blank_text_of_an_older_log_is_kept(store: Store, log: Log, open_store: Callable[..., Store]) -> None:
     blank = " \n"
     memories = (NewMemory("1", blank, EYE[0]), NewMemory("2", "tea", EYE[1]))
     store.append([Append(T, "ann", memories, issued_at=store._now())])
@@ -178,7 +178,7 @@ def test_a_blank_text_of_an_older_log_moves_on(store: Store, log: Log, open_stor
     assert (got.text, np.asarray(got.vector).tolist()) == (blank, new_vectors(["."])[0])
 
 
-def test_an_interrupted_move_goes_on(store: Store, log: Log) -> None:
+def test_an_interrupted_reembedding_continues(store: Store, log: Log) -> None:
     fill(store)
     calls: list[int] = []
 
@@ -197,7 +197,7 @@ def test_an_interrupted_move_goes_on(store: Store, log: Log) -> None:
     assert list(verify(log)) == []
 
 
-def test_a_move_that_ended_after_the_switch_is_brought_to_its_end(
+def test_a_reembedding_that_was_interrupted_after_the_switch_is_completed(
     store: Store, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store)
@@ -216,7 +216,7 @@ def test_a_move_that_ended_after_the_switch_is_brought_to_its_end(
     assert list(verify(log)) == []
 
 
-def test_old_vectors_are_forgotten_under_the_locks_of_their_users(
+def test_old_vectors_are_blanked_under_the_locks_of_their_users(
     store: Store, log: Log, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store)
@@ -234,14 +234,14 @@ def test_old_vectors_are_forgotten_under_the_locks_of_their_users(
     hasty.close()
 
 
-def test_users_who_come_while_a_log_is_verified_are_no_problem(store: Store, log: Log) -> None:
+def test_users_that_are_added_while_a_log_is_verified_are_no_problem(store: Store, log: Log) -> None:
     fill(store, count=500)
     assert list(verify(log, lambda rows: fill(store, "bob") if rows == 500 else None)) == []
     assert count(log).users == 2
 
 
 @pytest.mark.parametrize("wrong", [[[1.0]], [[0.0] * 4] * 20, [[float("nan")] * 4] * 20, [[1.0, 2.0]] * 19])
-def test_vectors_that_cannot_be_kept_stop_the_move(store: Store, log: Log, wrong: Any) -> None:
+def test_unusable_vectors_stop_a_reembedding(store: Store, log: Log, wrong: Any) -> None:
     fill(store)
     with pytest.raises(InvalidInput):
         reembed(log, "new", lambda texts: wrong)

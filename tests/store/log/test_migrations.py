@@ -1,6 +1,6 @@
-"""Logs of every schema version that was ever written: today's store opens each and reads what was written.
+"""Today's store opens a log of every older schema version and reads what was written.
 
-`fixtures/seed.py` says how the logs were made.
+The logs are in `fixtures`; `fixtures/seed.py` describes how they were made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.store.log.fixtures import seed
 
 FIXTURES = Path(seed.__file__).parent
 VERSIONS = (1, 2, 3)
-AFTER = seed.BEGIN + timedelta(hours=13, minutes=1)  # write ids are remembered still, and one memory has expired
+AFTER = seed.BEGIN + timedelta(hours=13, minutes=1)  # the records of writes are still kept, and one memory has expired
 
 
 def load(url: str, version: int) -> None:
@@ -45,7 +45,7 @@ def load(url: str, version: int) -> None:
 
 @pytest.fixture
 def open_version(url: str) -> Iterator[Callable[[int], Store]]:
-    """Opens the log that a store of some schema version wrote."""
+    """A function that opens the log that a store of some schema version wrote."""
     opened: list[Store] = []
 
     def open_one(version: int) -> Store:
@@ -68,7 +68,7 @@ def empty(url: str) -> None:
 
 
 def schema_of(url: str) -> list[tuple[Any, ...]]:
-    """Every table, column, index, constraint and sequence of a database, without the white space of its DDL."""
+    """All tables, columns, indexes, constraints and sequences of a database. White space in its DDL is ignored."""
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     try:
         return _of_sqlite(engine) if url.startswith("sqlite") else _of_postgresql(engine)
@@ -103,7 +103,7 @@ def _of_postgresql(engine: Engine) -> list[tuple[Any, ...]]:
 def test_the_newest_store_reads_what_an_older_one_read(open_version: Callable[[int], Store], version: int) -> None:
     """Users, memories with their vectors, histories, exports and searches, to the last byte."""
     expected = json.loads((FIXTURES / f"v{version}.json").read_text())
-    if version == 1:  # its store still showed the history of a memory that had expired
+    if version == 1:  # the store of version 1 still returned the history of an expired memory
         assert len(expected["default ann"]["history"]["passing"]) == 1
         expected["default ann"]["history"]["passing"] = []
     store = open_version(version)
@@ -113,7 +113,7 @@ def test_the_newest_store_reads_what_an_older_one_read(open_version: Callable[[i
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_an_older_log_holds_what_was_written(open_version: Callable[[int], Store], version: int) -> None:
-    """A few of the memories by hand, so that the recorded answers are not the only witness."""
+    """Some of the memories are checked by hand, independently of the recorded answers."""
     store = open_version(version)
     nested = store.get("default", "ann", "nested", include_vector=True)
     assert nested.text == "quotes ' \" and\nlines, 漢字 🎈"
@@ -139,7 +139,7 @@ def test_an_older_log_holds_what_was_written(open_version: Callable[[int], Store
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_an_older_log_is_written_on(open_version: Callable[[int], Store], version: int) -> None:
-    """New rows get new labels, a deletion wins over a write that is older, an expired memory is removed."""
+    """New memories are added, a write that is older than a deletion is refused, and an expired memory is removed."""
     store = open_version(version)
     before = store.user("default", "ann")
     late = Append("default", "ann", (NewMemory("deleted", "Ann's secret.", seed.vector(5)),), issued_at=seed.BEGIN)
@@ -149,7 +149,7 @@ def test_an_older_log_is_written_on(open_version: Callable[[int], Store], versio
     assert not isinstance(written, Exception) and written.version == before.version + 1
     while store.background_step():
         pass
-    assert store.user("default", "ann").memories == before.memories  # one came, one had expired
+    assert store.user("default", "ann").memories == before.memories  # one was added, one has expired
     assert list(verify(store.log)) == []
 
 
@@ -187,8 +187,8 @@ def test_a_migrated_schema_equals_a_fresh_one(open_version: Callable[[int], Stor
     assert schema_of(url) == fresh
 
 
-def test_opening_makes_the_tables_that_the_program_declares(url: str) -> None:
-    """The statements are written for the tables of the schema, which the frozen steps must lead to."""
+def test_the_migrations_create_the_tables_that_the_program_declares(url: str) -> None:
+    """The migrations lead to the tables that the program's statements are written for."""
     with closing(Log.open(url)):
         migrated = schema_of(url)
     empty(url)

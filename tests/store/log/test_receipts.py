@@ -1,4 +1,4 @@
-"""Writes that are sent again: made once, answered alike, on SQLite and PostgreSQL."""
+"""Writes that are sent again under their write id are made once and get the same answer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def test_an_update_that_changed_nothing_changes_nothing_later(pair: tuple[Store,
 
 
 @pytest.mark.parametrize("gone", ["deleted", "again", "erased", "expired", "imported"])
-def test_an_update_whose_memory_is_gone_says_so(pair: tuple[Store, Store], clock: Clock, gone: str) -> None:
+def test_an_update_whose_memory_was_deleted_since_is_a_conflict(
+    pair: tuple[Store, Store], clock: Clock, gone: str
+) -> None:
     one, other = pair
     put(one, "ann", new("1"))
     one.update(T, "ann", "1", metadata={"n": 1}, write_id="w1")
@@ -81,7 +83,7 @@ def test_an_update_whose_memory_is_gone_says_so(pair: tuple[Store, Store], clock
         case "expired":
             other.update(T, "ann", "1", expires_at=clock.now + timedelta(seconds=5))
             clock.advance(10)
-        case "imported":  # its version is there again, and may be another state's
+        case "imported":  # the version exists again, but may belong to another state
             other.erase_user(T, "ann")
             other.import_lines(T, "ann", lines)
     before = texts(one)
@@ -107,7 +109,7 @@ def test_a_deletion_is_made_once(pair: tuple[Store, Store]) -> None:
 
 @pytest.mark.parametrize("before", [0, 3])
 def test_a_deletion_by_filter_is_made_once(pair: tuple[Store, Store], before: int) -> None:
-    """Also where there was nothing to delete, not even a user."""
+    """This includes deletions that found no memory or no user."""
     one, other = pair
     if before:
         put(one, "ann", *(new(str(n), metadata={"k": 1}) for n in range(before)))
@@ -162,8 +164,8 @@ def test_a_call_is_made_once(pair: tuple[Store, Store]) -> None:
     assert records(one) == 2
 
 
-def test_a_call_names_a_user_twice(pair: tuple[Store, Store]) -> None:
-    """The first request of a call is not taken for its second."""
+def test_a_call_may_contain_a_user_twice(pair: tuple[Store, Store]) -> None:
+    """The first request of a call is not mistaken for its second."""
     answers = []
     for store in pair:
         options: dict[str, Any] = {"upsert": True, "issued_at": store._now(), "write_id": "w1"}
@@ -174,7 +176,7 @@ def test_a_call_names_a_user_twice(pair: tuple[Store, Store]) -> None:
     assert texts(pair[0]) == {"1": "another's", "2": "another's"}
 
 
-def test_a_call_comes_twice_in_one_batch(store: Store) -> None:
+def test_a_batch_may_contain_a_call_twice(store: Store) -> None:
     def upsert(text: str, write_id: str | None) -> list[Append]:
         return [Append(T, "ann", (new("1", text),), upsert=True, issued_at=store._now(), write_id=write_id)]
 
@@ -187,8 +189,8 @@ def test_a_call_comes_twice_in_one_batch(store: Store) -> None:
     assert texts(store) == {"1": "a third's"}
 
 
-def test_a_call_of_a_user_that_was_erased_since_stays_erased(pair: tuple[Store, Store]) -> None:
-    """However late the second try says that it was issued."""
+def test_a_call_of_a_user_that_was_erased_since_is_a_conflict(pair: tuple[Store, Store]) -> None:
+    """Even if the second attempt claims to have been issued later."""
     one, other = pair
     for store in pair:
         options = {"upsert": True, "issued_at": store._now(), "write_id": "w1"}
@@ -206,7 +208,7 @@ def test_a_call_of_a_user_that_was_erased_since_stays_erased(pair: tuple[Store, 
 
 
 @pytest.mark.parametrize("seconds", [-60, 0])
-def test_what_is_over_before_it_begins_is_refused(store: Store, clock: Clock, seconds: float) -> None:
+def test_an_expiry_before_the_write_was_sent_is_refused(store: Store, clock: Clock, seconds: float) -> None:
     later = clock.now + timedelta(hours=1)
     put(store, "ann", new("1", expires_at=later), new("2"))
     now = store._now()
@@ -218,7 +220,7 @@ def test_what_is_over_before_it_begins_is_refused(store: Store, clock: Clock, se
         assert isinstance(refused, InvalidInput)
         assert (refused.message, refused.param) == ("must be in the future", "1.expires_at")
         assert not isinstance(before, Exception)
-        assert not isinstance(after, Exception)  # it is the error of its call alone
+        assert not isinstance(after, Exception)  # only the wrong call fails
     with pytest.raises(InvalidInput) as caught:
         store.update(T, "ann", "1", expires_at=over, issued_at=now)
     assert (caught.value.message, caught.value.param) == ("must be in the future", "expires_at")
@@ -228,7 +230,7 @@ def test_what_is_over_before_it_begins_is_refused(store: Store, clock: Clock, se
 
 
 @pytest.mark.parametrize("purged", [False, True])
-def test_what_is_over_by_now_is_answered_as_the_first_time(
+def test_a_write_is_answered_as_the_first_time_even_if_its_memory_has_expired(
     pair: tuple[Store, Store], clock: Clock, purged: bool
 ) -> None:
     one, other = pair
@@ -249,7 +251,9 @@ def test_what_is_over_by_now_is_answered_as_the_first_time(
     assert texts(other) == {"twin": "tea"}
 
 
-def test_an_end_that_is_over_by_now_is_answered_as_the_first_time(pair: tuple[Store, Store], clock: Clock) -> None:
+def test_an_update_is_answered_as_the_first_time_even_if_its_expiry_has_passed(
+    pair: tuple[Store, Store], clock: Clock
+) -> None:
     one, other = pair
     put(one, "ann", new("1"))
     soon = clock.now + timedelta(seconds=5)
@@ -265,7 +269,7 @@ def test_an_end_that_is_over_by_now_is_answered_as_the_first_time(pair: tuple[St
     assert other.get(T, "ann", "1").expires_at is None
 
 
-def test_what_failed_is_tried_anew(store: Store) -> None:
+def test_a_write_that_failed_is_made_when_it_is_sent_again(store: Store) -> None:
     with pytest.raises(NotFound):
         store.delete(T, "ann", "1", write_id="w1")
     put(store, "ann", new("1"))
@@ -280,13 +284,13 @@ def test_what_failed_is_tried_anew(store: Store) -> None:
     assert put(store, "ann", new("2"), new("1", "other"), write_id="w3").version == 5
 
 
-def test_users_and_tenants_have_write_ids_of_their_own(store: Store) -> None:
+def test_write_ids_of_users_and_tenants_are_separate(store: Store) -> None:
     for tenant, user in ((T, "ann"), (T, "bob"), ("other", "ann")):
         store.append([Append(tenant, user, (new("1"),), upsert=True, issued_at=store._now(), write_id="w1")])
     assert [store.user(*name).memories for name in ((T, "ann"), (T, "bob"), ("other", "ann"))] == [1, 1, 1]
 
 
-def test_a_write_id_names_one_write(store: Store) -> None:
+def test_a_write_id_cannot_be_used_for_two_writes(store: Store) -> None:
     put(store, "ann", new("1"), new("2"), write_id="w1")
     store.update(T, "ann", "1", metadata={"a": 1}, write_id="w2")
     reused = [
@@ -306,7 +310,7 @@ def test_a_write_id_names_one_write(store: Store) -> None:
     assert store.user(T, "ann").version == 3
 
 
-def test_a_wrong_write_id_is_named(store: Store) -> None:
+def test_a_wrong_write_id_is_refused(store: Store) -> None:
     put(store, "ann", new("1"))
     for call in (
         lambda: store.update(T, "ann", "1", write_id=""),
@@ -329,7 +333,7 @@ def test_a_wrong_write_id_is_named(store: Store) -> None:
     assert texts(store) == {"1": "text 1"}
 
 
-def test_records_are_purged_after_an_hour(store: Store, clock: Clock) -> None:
+def test_records_are_removed_after_an_hour(store: Store, clock: Clock) -> None:
     put(store, "ann", new("1"))
     store.append_together(
         [[Append(T, "bob", (new(str(n)),), issued_at=store._now(), write_id=f"w{n}")] for n in range(1100)]
@@ -358,8 +362,8 @@ def test_records_are_purged_after_an_hour(store: Store, clock: Clock) -> None:
     assert records(store) == 0
 
 
-def test_a_purge_waits_for_nobody(postgres_url: str, clock: Clock) -> None:
-    """PostgreSQL: neither do it and an erasure wait for each other in a ring."""
+def test_removing_records_skips_those_that_are_locked(postgres_url: str, clock: Clock) -> None:
+    """PostgreSQL: so it cannot deadlock with an erasure."""
     one, other = (Store.open(postgres_url, dim=DIM, model="fake", now=clock, lock_timeout_s=5) for _ in range(2))
     for user in ("ann", "bob"):
         put(one, user, new("1"), write_id="w")
@@ -377,7 +381,7 @@ def test_a_purge_waits_for_nobody(postgres_url: str, clock: Clock) -> None:
         store.close()
 
 
-def test_a_record_that_is_damaged_is_not_taken_for_none(store: Store) -> None:
+def test_a_damaged_record_is_an_error(store: Store) -> None:
     put(store, "ann", new("1"), upsert=True, write_id="w1")
     store.delete(T, "ann", "1", write_id="w2")
     with store.log.write() as connection:
@@ -389,7 +393,7 @@ def test_a_record_that_is_damaged_is_not_taken_for_none(store: Store) -> None:
     assert texts(store) == {}
 
 
-def test_records_of_an_erased_user_say_nothing_of_it(store: Store) -> None:
+def test_records_of_an_erased_user_hold_nothing_about_its_memories(store: Store) -> None:
     put(store, "ann", new("an id"), write_id="w1")
     put(store, "bob", new("1"), write_id="w1")
     store.update(T, "ann", "an id", metadata={"secret": 1}, write_id="w2")
@@ -406,7 +410,7 @@ def test_records_of_an_erased_user_say_nothing_of_it(store: Store) -> None:
     ]
 
 
-def test_batches_cost_no_more_statements_without_write_ids(store: Store) -> None:
+def test_batches_without_write_ids_run_no_statement_for_records(store: Store) -> None:
     put(store, "ann", new("0"))
     statements: list[str] = []
     event.listen(store.log.engine, "before_cursor_execute", lambda *seen: statements.append(seen[2]))
@@ -430,7 +434,7 @@ def test_batches_cost_no_more_statements_without_write_ids(store: Store) -> None
     assert [statement.split()[0] for statement in cost(7, write_id="w")] == ["SELECT"]
 
 
-def test_records_outlive_compaction_and_stay_out_of_exports(store: Store, clock: Clock) -> None:
+def test_records_survive_a_compaction_and_are_not_exported(store: Store, clock: Clock) -> None:
     put(store, "ann", new("1"), new("2"))
     store.delete(T, "ann", "1", write_id="w1")
     answer = store.update(T, "ann", "2", metadata={"a": 1}, write_id="w2")
@@ -444,7 +448,7 @@ def test_records_outlive_compaction_and_stay_out_of_exports(store: Store, clock:
     assert list(verify(store.log)) == []
 
 
-def test_a_log_of_schema_1_is_brought_forward(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_of_schema_1_gets_records(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS[:1])
         old = Store.open(url, dim=DIM, model="fake")

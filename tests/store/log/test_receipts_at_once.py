@@ -1,4 +1,4 @@
-"""Writes that two stores try at the same moment, and those whose first store dies: made once, answered alike."""
+"""Writes that two stores try at the same moment, or whose first store dies, are made once and get the same answer."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("kind", WRITES)
-def test_a_store_that_dies_before_it_answers(
+def test_a_write_whose_store_died_before_answering_is_made_once(
     pair: tuple[Store, Store], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = pair
     put(one, "ann", new("1", metadata={"k": 1}), new("2", metadata={"k": 1}))
 
-    def die(uids: object) -> None:  # the first that comes after the commit
+    def die(uids: object) -> None:  # called right after the commit
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -59,7 +59,7 @@ def test_a_store_that_dies_before_it_answers(
 
 @pytest.fixture
 def race(url: str) -> Iterator[Callable[[Callable[[Store], object]], list[object]]]:
-    """Lets two stores, each in its own thread, make one call at the same moment; their answers."""
+    """A function that runs a call on two stores at the same moment, in a thread each, and returns both results."""
     together = threading.Barrier(2)
 
     def run(store: Store, call: Callable[[Store], object]) -> object:
@@ -77,7 +77,7 @@ def race(url: str) -> Iterator[Callable[[Callable[[Store], object]], list[object
 
 
 @pytest.mark.parametrize("kind", WRITES)
-def test_two_stores_try_one_write_at_the_same_moment(race: Any, store: Store, kind: str) -> None:
+def test_one_write_on_two_stores_at_the_same_moment(race: Any, store: Store, kind: str) -> None:
     for round in range(25):
         store.erase_user(T, "ann")
         with store.log.write() as connection:
@@ -89,7 +89,7 @@ def test_two_stores_try_one_write_at_the_same_moment(race: Any, store: Store, ki
         assert store.user(T, "ann").version == version + (2 if kind == "delete_where" else 1)
 
 
-def test_two_stores_try_the_first_write_of_a_user_at_the_same_moment(race: Any, store: Store) -> None:
+def test_the_first_write_of_a_user_on_two_stores_at_the_same_moment(race: Any, store: Store) -> None:
     def upsert(user: str) -> Callable[[Store], Any]:
         return lambda store: put(store, user, new("1"), upsert=True, write_id="w")
 
@@ -102,10 +102,10 @@ def test_two_stores_try_the_first_write_of_a_user_at_the_same_moment(race: Any, 
 
 
 @pytest.mark.parametrize("kind", WRITES)
-def test_the_second_try_waits_for_the_first(
+def test_the_second_attempt_waits_for_the_first(
     postgres_url: str, clock: Clock, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL, where two writers may be at work: the second has begun before the first has committed."""
+    """PostgreSQL, which allows two writers at once: the second begins before the first has committed."""
     one, other = (Store.open(postgres_url, dim=DIM, model="fake", now=clock, lock_timeout_s=30) for _ in range(2))
     put(one, "ann", new("1", metadata={"k": 1}), new("2", metadata={"k": 1}))
     other.get(T, "ann", "1")
@@ -134,7 +134,7 @@ def test_the_second_try_waits_for_the_first(
         store.close()
 
 
-def test_a_write_that_was_undone_leaves_no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_was_rolled_back_leaves_no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     put(store, "ann", new("1"))
 
     def fail(*arguments: Any) -> None:

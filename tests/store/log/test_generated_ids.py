@@ -1,4 +1,4 @@
-"""Appends whose ids were made for them: sent again, they are answered as the first time."""
+"""Appends with generated ids: an append that is sent again returns the answer of the first time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.store.conftest import Clock
 from tests.store.log.test_receipts import T, new, put, texts
 
 
-def test_a_made_id_is_added_once(pair: tuple[Store, Store], clock: Clock) -> None:
+def test_a_generated_id_is_added_once(pair: tuple[Store, Store], clock: Clock) -> None:
     one, other = pair
     put(one, "ann", new("0"))
     sent = one._now()
@@ -41,7 +41,7 @@ def test_a_made_id_is_added_once(pair: tuple[Store, Store], clock: Clock) -> Non
     assert (texts(one), one.user(T, "ann").version) == (before, version)
     assert one.get(T, "ann", "a").metadata == {"by": "a third"}
     clock.advance(600)
-    assert add(other) == first  # "a" has expired and is not purged yet
+    assert add(other) == first  # "a" has expired and is not removed yet
     assert set(texts(one)) == {"0", "b"}
     one.erase_user(T, "ann")
     late = add(other)
@@ -49,7 +49,7 @@ def test_a_made_id_is_added_once(pair: tuple[Store, Store], clock: Clock) -> Non
     assert (late.param, late.code) == ("0.user_id", "erased")
 
 
-def test_a_made_id_comes_twice_in_one_batch(store: Store) -> None:
+def test_a_batch_contains_a_generated_id_twice(store: Store) -> None:
     at = store._now()
     add = [Append(T, "ann", (new("a", generated_id=True), new("b", generated_id=True)), issued_at=at)]
     upsert = [Append(T, "ann", (new("a", "another's"),), upsert=True, issued_at=at)]
@@ -59,7 +59,7 @@ def test_a_made_id_comes_twice_in_one_batch(store: Store) -> None:
     assert texts(store) == {"a": "another's", "b": "text b"}
 
 
-def test_a_made_id_finds_its_own_first_try_before_a_twin(store: Store) -> None:
+def test_a_first_attempt_is_found_before_a_duplicate(store: Store) -> None:
     put(store, "ann", new("0", "tea"))
     sent = store._now()
     skip = {"on_duplicate": "skip", "issued_at": sent}
@@ -70,7 +70,7 @@ def test_a_made_id_finds_its_own_first_try_before_a_twin(store: Store) -> None:
         assert result == AppendResult([Appended("b", "added", 2)], 2)
 
 
-def test_a_made_id_that_was_compacted_away_stays_away(store: Store, clock: Clock) -> None:
+def test_a_memory_that_a_compaction_removed_is_not_added_again(store: Store, clock: Clock) -> None:
     sent = store._now()
     for id in "ab":
         put(store, "ann", new(id, generated_id=True), issued_at=sent)

@@ -1,0 +1,74 @@
+"""What an append does with one memory, decided without a database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from store import Appended, Conflict, InvalidInput
+from store.log.appending import CheckedAppend, decide
+from store.log.existing import State
+from store.log.rows import Checked
+
+NOW = 1000
+SAME, OTHER = b"same", b"other"
+
+
+def memory(expires_at: int | None = None, *, generated_id: bool = False) -> Checked:
+    return Checked("1", "text", "{}", b"{}", expires_at, b"", 0, generated_id)
+
+
+def request(*, upsert: bool = False, skip: bool = False) -> CheckedAppend:
+    return CheckedAppend(("default", "ann"), [], skip, upsert, NOW, 0, None)
+
+
+def live(digest: bytes = SAME, expires_at: int | None = None, id: str = "1") -> State:
+    return State(id, 7, digest, expires_at, None, 3)
+
+
+def deleted(at: int) -> State:
+    return State("1", 7, b"", None, at, 3)
+
+
+@pytest.mark.parametrize(
+    ("state", "new", "how", "duplicates", "decision"),
+    [
+        (None, memory(), request(), [], "added"),
+        (None, memory(NOW + 1), request(), [], "added"),
+        (live(), memory(), request(), [], Appended("1", "unchanged", 7)),
+        (live(OTHER), memory(), request(upsert=True), [], "updated"),
+        (live(SAME, 5), memory(), request(upsert=True), [], "updated"),
+        (live(SAME, 5), memory(5), request(), [], Appended("1", "unchanged", 7)),
+        (deleted(NOW - 1), memory(), request(), [], "added"),
+        (live(OTHER), memory(generated_id=True), request(), [], Appended("1", "added", 3)),
+        (deleted(NOW), memory(generated_id=True), request(), [], Appended("1", "added", 3)),
+        (None, memory(), request(skip=True), [live(id="2"), live(id="3")], Appended("2", "unchanged", 7)),
+        (None, memory(), request(), [live(id="2")], "added"),
+        (None, memory(NOW), request(skip=True), [live(id="2")], Appended("2", "unchanged", 7)),
+        (live(OTHER), memory(), request(upsert=True, skip=True), [live(id="2")], "updated"),
+        (deleted(NOW - 1), memory(), request(skip=True), [live(id="2")], Appended("2", "unchanged", 7)),
+    ],
+)
+def test_a_memory_is_added_updated_or_left(
+    state: State | None, new: Checked, how: CheckedAppend, duplicates: list[State], decision: Any
+) -> None:
+    assert decide(new, SAME, state, how, duplicates) == decision
+
+
+@pytest.mark.parametrize(
+    ("state", "new", "error", "field", "code"),
+    [
+        (live(OTHER), memory(), Conflict, "id", "id_conflict"),
+        (live(SAME, 5), memory(), Conflict, "id", "id_conflict"),
+        (deleted(NOW), memory(), Conflict, "id", "deleted"),
+        (None, memory(NOW), InvalidInput, "expires_at", None),
+        (deleted(NOW - 1), memory(NOW), InvalidInput, "expires_at", None),
+    ],
+)
+def test_a_memory_is_refused(
+    state: State | None, new: Checked, error: type[Conflict | InvalidInput], field: str, code: str | None
+) -> None:
+    with pytest.raises(error) as caught:
+        decide(new, SAME, state, request(), [])
+    assert (caught.value.field, caught.value.code, caught.value.position) == (field, code, None)
