@@ -146,11 +146,19 @@ def _wait_until_ready(plan: Plan, app_name: str) -> dict[str, str]:
                 if answer.status_code == 200:
                     body: dict[str, str] = answer.json()
                     return body
-                last = f"/health/ready answered {answer.status_code}"
+                last = f"/health/ready answered {answer.status_code}: {_message(answer)}"
             except httpx.TransportError as error:
                 last = f"{type(error).__name__} from {plan.host}:{plan.port}"
             time.sleep(0.1)
     raise CannotStart(f"not ready within {READY_WITHIN_S:g} s: {last}")
+
+
+def _message(answer: httpx.Response) -> str:
+    """The message of an error that a gateway answers; the text of any other answer, such as one of HAProxy itself."""
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(answer.text.split())
 
 
 def _reason(application: Any) -> str:

@@ -161,4 +161,4 @@ def test_a_log_of_another_model_is_one_line_that_says_what_to_do(launch: Launch,
     line = refused(launch(FAKE_ARGS), within_s=100)
     assert line.startswith("memserve: ")
     assert "another" in line
-    assert "python -m store reembed" in line
+    assert "memserve log reembed" in line

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from deployments.serving import launch, plan, ray_internals
@@ -121,3 +122,16 @@ def test_another_ray_is_refused_in_one_line(
     assert launch.serve(Path("serve_config.yaml")) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("memserve: memserve needs Ray 2.59.3, and Ray 2.60.0 is installed: run pip install")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"json": {"error": {"message": "Not ready. store: no answer"}}}, "Not ready. store: no answer"),
+        ({"text": "Internal Server\nError"}, "Internal Server Error"),
+        ({"json": {"error": "no"}}, '{"error":"no"}'),
+        ({"json": []}, "[]"),
+    ],
+)
+def test_a_server_that_is_not_ready_is_quoted(answer: dict[str, Any], message: str) -> None:
+    assert launch._message(httpx.Response(503, **answer)) == message
