@@ -34,9 +34,10 @@ TAGS = {
 }
 
 API_INTRODUCTION = """
-All bodies are JSON in UTF-8 unless a route says otherwise. Times are RFC 3339 and are answered in UTC. A field that is
-`null` in a request counts as left out, and an unknown field is refused. The id of a user or of a memory has 1 to 256
-characters, none of them a control character; new ids must not be `.` or `..`. In a path an id is percent-encoded.
+All bodies are JSON in UTF-8 unless a route says otherwise. Times are RFC 3339 and are answered in UTC. An unknown
+field is refused. A field that is `null` in a request, if it may be, counts as left out unless its meaning says
+otherwise. The id of a user or of a memory has 1 to 256 characters, none of them a control character; new ids must not
+be `.` or `..`. In a path an id is percent-encoded.
 
 A running server has this description at `/docs`, and as an OpenAPI document at `/openapi.json`. The same document is
 in the repository as `openapi.json`.
@@ -151,7 +152,7 @@ def _route(method: str, path: str, operation: Schema, document: Schema) -> Itera
         yield from ("", "| parameter | in | type | default | meaning |", "|---|---|---|---|---|")
         for parameter in parameters:
             schema = parameter.get("schema") or parameter["content"]["application/json"]["schema"]
-            kind = type_of(schema, in_request=True) + (" as JSON" if "content" in parameter else "")
+            kind = type_of(schema) + (" as JSON" if "content" in parameter else "")
             default = "required" if parameter["required"] else _default(schema)
             yield _row(f"`{parameter['name']}`", parameter["in"], kind, default, _meaning(parameter, schema))
     if body := operation.get("requestBody"):
@@ -159,8 +160,7 @@ def _route(method: str, path: str, operation: Schema, document: Schema) -> Itera
         optional = "" if body.get("required") else " (optional)"
         if "$ref" in content["schema"]:
             name = _name_of(content["schema"])
-            yield from ("", f"Body{optional}:", "")
-            yield from _object(document["components"]["schemas"][name], name)
+            yield from ("", *_object(document["components"]["schemas"][name], name, f"Body{optional}: "))
         else:
             yield from ("", f"Body{optional}: `{media_type}`.")
     status, answer = _answer(operation)
@@ -172,7 +172,7 @@ def _route(method: str, path: str, operation: Schema, document: Schema) -> Itera
         media_type, content = list(answer["content"].items())[-1]
         if "$ref" in content["schema"]:
             name = _name_of(content["schema"])
-            yield from (f"Answer: {status}.", "", *_object(document["components"]["schemas"][name], name))
+            yield from _object(document["components"]["schemas"][name], name, f"Answer: {status}. ")
         else:
             kind = type_of(content["schema"]) if media_type == "application/json" else f"`{media_type}`"
             yield f"Answer: {status}, {kind}."
@@ -192,18 +192,19 @@ def _answer(operation: Schema) -> tuple[str, Schema]:
     return next((status, answer) for status, answer in operation["responses"].items() if status < "300")
 
 
-def _object(schema: Schema, name: str) -> Iterator[str]:
-    """A table of an object's fields. The names of objects in requests end in Body."""
+def _object(schema: Schema, name: str, heading: str = "") -> Iterator[str]:
+    """What an object is, behind `heading`, and a table of its fields. The names of objects in requests end in Body."""
     in_request = name.endswith("Body")
-    if description := schema.get("description"):
-        yield _prose(description)
+    # A body's description begins with its route, which the page has in the heading above.
+    description = re.sub(r"^`[A-Z]+ /[^`]*`: (.)", lambda found: found[1].upper(), schema.get("description", ""))
+    yield heading + _prose(description)
     if rule := _rule(schema):
         yield from ("", rule)
     required = schema.get("required", [])
     titles = ("field", "type", "default", "meaning") if in_request else ("field", "type", "meaning")
     yield from ("", _row(*titles), "|---" * len(titles) + "|")
     for field, of in schema["properties"].items():
-        kind = type_of(of, in_request=in_request)
+        kind = type_of(of)
         if in_request:
             default = "required" if field in required else _default(of)
             yield _row(f"`{field}`", kind, default, of.get("description", ""))
@@ -293,21 +294,22 @@ def _setting(name: str, of: Schema) -> str:
     live = any(name in names for names in RELOADABLE.values())
     variable = ENV_PREFIX + name.replace(".", "__").upper()
     meaning = of["description"] + (" *Live.*" if live else "")
-    return _row(f"`{name}`", type_of(of, in_request=True), _default(of), meaning, f"`{variable}`")
+    return _row(f"`{name}`", type_of(of, with_null=False), _default(of), meaning, f"`{variable}`")
 
 
 # Both.
 
 
-def type_of(schema: Schema, *, in_request: bool = False) -> str:
-    """A JSON Schema in words, with its limits but for patterns. In a request null means left out: not mentioned."""
+def type_of(schema: Schema, *, with_null: bool = True) -> str:
+    """A JSON Schema in words, with its limits but for patterns; without mention of null if `with_null` is False."""
     if "$ref" in schema:
         name = _name_of(schema)
         return f"[{name}](#{name.lower()})"
     if "anyOf" in schema:
-        kinds = [type_of(one, in_request=in_request) for one in schema["anyOf"] if one.get("type") != "null"]
+        kinds = [type_of(one, with_null=with_null) for one in schema["anyOf"] if one.get("type") != "null"]
+        kind = " or ".join(kinds)
         has_null = len(kinds) < len(schema["anyOf"])
-        return " or ".join([*kinds, "null"] if has_null and not in_request else kinds)
+        return kind + (", or null" if "," in kind else " or null") * (has_null and with_null)
     if "enum" in schema:
         return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
     if "const" in schema:
@@ -320,13 +322,13 @@ def type_of(schema: Schema, *, in_request: bool = False) -> str:
         case "integer" | "number" as kind:
             return _within(kind, schema, "minimum", "maximum")
         case "array":
-            items = _plural(type_of(schema["items"], in_request=in_request))
+            items = _plural(type_of(schema["items"], with_null=with_null))
             return _within(f"list of {items}", schema, "minItems", "maxItems", "items")
         case "object":
             values = schema.get("additionalProperties")
             if not isinstance(values, dict):
                 return "object"
-            return f"object of {_plural(type_of(values, in_request=in_request))}"
+            return f"object of {_plural(type_of(values, with_null=with_null))}"
         case "boolean":
             return "boolean"
     raise ValueError(f"no words for {schema}")

@@ -39,15 +39,16 @@ def test_a_check_names_an_outdated_file_and_leaves_it_alone(
 
 
 @pytest.mark.parametrize(
-    ("schema", "in_request", "words"),
+    ("schema", "with_null", "words"),
     [
         ({"type": "integer", "minimum": 1, "maximum": 1000}, True, "integer, 1 to 1000"),
         ({"type": "integer", "minimum": 1024}, True, "integer, at least 1024"),
         ({"type": "number", "exclusiveMinimum": 0.0, "maximum": 1.0}, True, "number, above 0, at most 1"),
         ({"type": "string", "minLength": 1}, True, "string, not empty"),
         ({"type": "string", "format": "date-time"}, True, "time"),
-        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, True, "string"),
-        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, False, "string or null"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, False, "string"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, True, "string or null"),
+        ({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}, True, "integer, at least 1, or null"),
         ({"enum": ["add", "skip"], "type": "string"}, True, '`"add"`, `"skip"`'),
         (
             {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}, "maxItems": 9},
@@ -58,8 +59,8 @@ def test_a_check_names_an_outdated_file_and_leaves_it_alone(
         ({"type": "object", "additionalProperties": {"type": "integer"}}, False, "object of integers"),
     ],
 )
-def test_a_type_is_shown_with_its_limits(schema: dict[str, Any], in_request: bool, words: str) -> None:
-    assert GENERATE["type_of"](schema, in_request=in_request) == words
+def test_a_type_is_shown_with_its_limits(schema: dict[str, Any], with_null: bool, words: str) -> None:
+    assert GENERATE["type_of"](schema, with_null=with_null) == words
 
 
 def test_every_route_and_every_object_it_refers_to_is_on_the_page() -> None:
