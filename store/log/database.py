@@ -396,9 +396,8 @@ def _postgresql_engine(url: URL, lock_timeout_s: float) -> Engine:
 
     @event.listens_for(engine, "after_cursor_execute")
     def _arm_timeout(connection: Connection, *arguments: Any) -> None:
-        if arguments[
-            -1
-        ]:  # PostgreSQL 15 drops the timeout after a pipeline, which psycopg uses to run one statement for many rows
+        # psycopg runs one statement for many rows as a pipeline, after which PostgreSQL 15 forgets the timeout.
+        if arguments[-1]:
             connection.connection.cursor().execute("SELECT 1")
 
     return engine
