@@ -122,5 +122,5 @@ def _save(
     if "normalize" in more:
         modules.append(Normalize())
     network = SentenceTransformer(modules=modules, device="cpu", prompts={"query": "search query: ", "document": ""})
-    network.save(str(folder / "model"))
+    network.save(str(folder / "model"), create_model_card=False)  # rendering one takes as long as all the rest
     return folder / "model"
