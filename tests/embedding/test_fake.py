@@ -1,4 +1,4 @@
-"""The fake model is deterministic, and texts that share words are closer."""
+"""The fake model: it is deterministic, and texts that share words are closer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.fake import FakeModel
 
 
-async def test_vectors_are_unit_deterministic_and_closer_with_shared_words() -> None:
+async def test_vectors_are_deterministic_of_length_one_and_closer_with_shared_words() -> None:
     engine = Engine(FakeModel(dim=64))
     answer = await engine.embed_one(EmbedRequest(["a red fox", "the red fox", "quarterly results"]))
     again = await Engine(FakeModel(dim=64)).embed_one(EmbedRequest(["a red fox"]))
@@ -18,7 +18,7 @@ async def test_vectors_are_unit_deterministic_and_closer_with_shared_words() -> 
     assert near > far + 0.3
 
 
-async def test_its_tokens_have_places() -> None:
+async def test_its_tokens_have_character_offsets() -> None:
     model = FakeModel()
     tokens = (await model.split(["a cat a"]))[0]
     assert [(token.text, token.start, token.stop) for token in tokens] == [("a", 0, 1), ("cat", 2, 5), ("a", 6, 7)]

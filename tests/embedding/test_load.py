@@ -1,4 +1,4 @@
-"""From settings to a model."""
+"""Loading the model that the settings describe."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from deployments.embedding.load import load_model, resolve
 from deployments.errors import ModelUnavailable
 
 
-def test_the_default_name_is_the_packaged_folder(minilm_folder: Path) -> None:
+def test_the_default_name_resolves_to_the_packaged_folder(minilm_folder: Path) -> None:
     assert Path(resolve("all-MiniLM-L6-v2")) == minilm_folder
 
 
-def test_a_folder_is_itself_and_another_name_is_the_hubs(tmp_path: Path) -> None:
+def test_a_folder_and_a_hub_name_resolve_to_themselves(tmp_path: Path) -> None:
     assert resolve(str(tmp_path)) == str(tmp_path)
     assert resolve("intfloat/e5-small-v2") == "intfloat/e5-small-v2"
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./missing", "~/missing", "a/b/c"])
-def test_a_path_that_is_not_there_is_one_clear_line(name: str) -> None:
+def test_a_path_that_does_not_exist_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ModelUnavailable, match=f"There is no model at '{name}': it is not a folder"):
         load_model("local", name)
 
 
-def test_a_hub_model_that_is_not_here_is_not_fetched() -> None:
+def test_a_hub_model_that_is_not_on_disk_is_not_downloaded() -> None:
     with pytest.raises(ModelUnavailable) as unavailable:
         load_model("local", "no-such-owner/no-such-model")
     assert str(unavailable.value) == (

@@ -1,4 +1,4 @@
-"""Dimensions, output types, base64."""
+"""The output formats of vectors: dimensions, types, base64."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_bits_are_packed_as_sentence_transformers_packs_them() -> None:
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
 
 
-def test_bytes_span_minus_one_to_one_at_length_one() -> None:
+def test_int8_and_uint8_scale_to_length_one_and_span_minus_one_to_one() -> None:
     vectors = np.asarray([[-1, 0, 0], [0, 0.6, -0.8], [0, 3, 4], [0, 0, 0]], np.float32)
     assert quantise(vectors, "int8").tolist() == [[-127, 0, 0], [0, 76, -102], [0, 76, 102], [0, 0, 0]]
     assert quantise(vectors, "uint8").tolist() == [[1, 128, 128], [128, 204, 26], [128, 204, 230], [128, 128, 128]]
@@ -45,11 +45,11 @@ def test_bytes_span_minus_one_to_one_at_length_one() -> None:
 
 @pytest.mark.parametrize("length", [1, 0.01, 100])
 def test_int8_keeps_the_direction(length: float) -> None:
-    """Of long and short vectors too, which models without a last step that normalises make."""
+    """Also that of long and short vectors, which come from models whose last step does not normalise."""
     vectors = units(50, 384)
     bytes_ = quantise(vectors * np.float32(length), "int8").astype(np.float32)
     cosines = np.sum(vectors * bytes_, axis=1) / np.linalg.norm(bytes_, axis=1)
-    assert cosines.min() > 0.998  # a step is 1/127, a value of a unit vector of 384 dimensions about 1/20
+    assert cosines.min() > 0.998  # a step is 1/127; a value of a unit vector of 384 dimensions is about 1/20
 
 
 def test_base64_is_the_little_endian_rows() -> None:

@@ -1,4 +1,4 @@
-"""Packing: never over the budget, nobody passed over more than twice, nobody starves."""
+"""Packing: no batch exceeds the budget, no text is passed over more than twice, no text starves."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from deployments.embedding.packing import MAX_PASSES, pick
 
 @dataclass
 class Text:
-    """A waiting text, with the passes counted here and not by the batcher."""
+    """A queued text. These tests count how often it is passed over; the batcher is not involved."""
 
     cost: int
     passed_over: int = 0
 
 
 def leave(waiting: list[Text], budget: int) -> list[Text]:
-    """Pick a batch, check the rules, and take it out of `waiting`."""
+    """Pick a batch, check the rules, and remove the batch from `waiting`."""
     chosen = pick(waiting, budget)
     assert len(set(chosen)) == len(chosen) > 0
     batch = [waiting[index] for index in chosen]
@@ -38,13 +38,13 @@ arrivals = st.lists(st.lists(lengths, max_size=12), min_size=1, max_size=20)
 
 @settings(max_examples=1_000, deadline=None)
 @given(arrivals, st.integers(1, 600), st.data())
-def test_never_over_budget_and_never_passed_over_thrice(
+def test_no_batch_exceeds_the_budget_and_no_text_is_passed_over_three_times(
     rounds: list[list[int]], budget: int, data: st.DataObject
 ) -> None:
     waiting: list[Text] = []
     for arrived in rounds:
         waiting += [Text(length) for length in arrived]
-        if waiting and data.draw(st.booleans()):  # a caller goes away
+        if waiting and data.draw(st.booleans()):  # a call is cancelled
             waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
         if waiting:
             leave(waiting, budget)
@@ -54,7 +54,7 @@ def test_never_over_budget_and_never_passed_over_thrice(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(lengths, min_size=1, max_size=40), st.lists(lengths, min_size=1, max_size=8), st.integers(300, 2000))
-def test_the_oldest_leaves_with_the_next_batch_however_many_keep_arriving(
+def test_the_oldest_text_is_in_the_next_batch_however_many_keep_arriving(
     queue: list[int], stream: list[int], budget: int
 ) -> None:
     waiting = [Text(length) for length in queue]
@@ -78,18 +78,18 @@ def test_a_smaller_budget_in_between_breaks_no_rule(queue: list[int], budget: in
         turn += 1
 
 
-def test_like_lengths_travel_together() -> None:
+def test_texts_of_similar_lengths_share_a_batch() -> None:
     waiting = [Text(length) for length in (5, 200, 6, 190, 5, 210, 7, 195)]
     first = sorted(text.cost for text in leave(waiting, 840))
     second = sorted(text.cost for text in leave(waiting, 840))
     assert (first, second) == ([5, 5, 6, 7], [190, 195, 200, 210])
 
 
-def test_what_fits_goes_in_one_batch() -> None:
+def test_texts_that_fit_into_one_batch_share_it() -> None:
     waiting = [Text(length) for length in (10, 12, 8)]
     assert len(leave(waiting, 64)) == 3
 
 
-def test_a_text_over_the_budget_goes_alone() -> None:
+def test_a_text_over_the_budget_runs_alone() -> None:
     waiting = [Text(500), Text(3), Text(4)]
     assert [text.cost for text in leave(waiting, 100)] == [500]

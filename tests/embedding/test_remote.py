@@ -27,7 +27,7 @@ def vector(given: Any) -> np.ndarray:
 
 
 class Provider:
-    """Answers embeddings; `failures` are (status, body) pairs that it answers first."""
+    """An OpenAI-compatible server. It first gives the answers in `failures`, which are pairs of status and body."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -96,19 +96,19 @@ async def test_vectors_are_the_providers_bit_for_bit_and_in_order(
     assert isinstance(texts, EmbedResult) and isinstance(ids, EmbedResult)
     assert np.array_equal(texts.vectors, np.stack([vector(f"query: {text}") for text in "abc"]))
     assert np.array_equal(ids.vectors, vector([5, 6])[None])
-    # Texts and token ids do not share a call; everything else does.
+    # One call holds texts or token ids, not both. Apart from that, all inputs share a call.
     assert [request["input"] for request in provider.requests] == [["query: a", "query: b", "query: c"], [[5, 6]]]
     assert provider.requests[0]["model"] == "their-model" and set(provider.keys) == {"Bearer secret"}
     await engine.close()
 
 
-async def test_the_dimension_is_asked_for_when_it_is_not_given(provider: Provider) -> None:
+async def test_the_provider_is_asked_for_the_dimension_if_it_is_not_given(provider: Provider) -> None:
     model = remote(provider, dim=None)
     assert (model.info.dim, model.info.name, model.info.device) == (DIM, "their-model", "remote")
     await model.close()
 
 
-async def test_a_busy_provider_is_asked_again(provider: Provider) -> None:
+async def test_a_call_to_a_busy_provider_is_retried(provider: Provider) -> None:
     provider.failures = [(429, {"error": {"message": "slow down"}}), (500, {})]
     engine = Engine(remote(provider))
     assert (await engine.embed_one(EmbedRequest(["a"]))).vectors.shape == (1, DIM)
@@ -117,19 +117,19 @@ async def test_a_busy_provider_is_asked_again(provider: Provider) -> None:
 
 
 @pytest.mark.parametrize(("upstream", "status"), [(429, 503), (503, 503), (504, 504), (500, 502), (401, 502)])
-async def test_its_failures_carry_its_message(provider: Provider, upstream: int, status: int) -> None:
+async def test_the_providers_failures_carry_its_message(provider: Provider, upstream: int, status: int) -> None:
     provider.failures = [(upstream, {"error": {"message": "what the upstream said"}})] * 9
     engine = Engine(remote(provider))
     answers = await engine.embed([EmbedRequest(["a"]), EmbedRequest(["b"])])
     for answer in answers:
         assert isinstance(answer, UpstreamFailed)
         assert (answer.status, str(answer)) == (status, "what the upstream said")
-    # Retried as often as it may be, not in halves; a refused key is not retried.
+    # The call is retried as often as allowed, but not in halves. A refused key is not retried.
     assert len(provider.requests) == (1 if upstream == 401 else 3)
     await engine.close()
 
 
-async def test_its_400_is_the_culprits_alone(provider: Provider) -> None:
+async def test_a_400_of_the_provider_fails_only_the_bad_input(provider: Provider) -> None:
     provider.refuse = "far too long"
     engine = Engine(remote(provider))
     good, bad, fine = await engine.embed([EmbedRequest([text]) for text in ("a", "far too long", "b")])
@@ -155,7 +155,7 @@ async def test_its_400_is_the_culprits_alone(provider: Provider) -> None:
         b"",
     ],
 )
-async def test_an_answer_that_makes_no_sense_is_a_502(provider: Provider, broken: Any) -> None:
+async def test_a_malformed_answer_is_a_502(provider: Provider, broken: Any) -> None:
     provider.broken = broken
     engine = Engine(remote(provider))
     (answer,) = await engine.embed([EmbedRequest(["a"])])
@@ -166,14 +166,14 @@ async def test_an_answer_that_makes_no_sense_is_a_502(provider: Provider, broken
 @pytest.mark.parametrize(
     "broken", [b"{", {"data": [{"index": 0, "embedding": 1.0}]}, {"data": [{"index": 0, "embedding": []}]}]
 )
-def test_an_answer_that_makes_no_sense_is_one_line_at_the_start(provider: Provider, broken: Any) -> None:
+def test_a_malformed_answer_at_the_start_is_refused_in_one_line(provider: Provider, broken: Any) -> None:
     provider.broken = broken
     with pytest.raises(ModelUnavailable, match="does not answer"):
         remote(provider, dim=None)
 
 
 @pytest.mark.parametrize("indices", [[0, 0, 1], [1, 2, 3], [0, 2, 2], ["0", "1", "2"], [None, None, None]])
-async def test_vectors_whose_places_are_not_known_are_nobodys(provider: Provider, indices: list[Any]) -> None:
+async def test_vectors_that_cannot_be_matched_to_the_inputs_are_refused(provider: Provider, indices: list[Any]) -> None:
     provider.broken = {"data": [{"index": index, "embedding": [1.0] * DIM} for index in indices]}
     engine = Engine(remote(provider))
     answers = await engine.embed([EmbedRequest([text]) for text in "abc"])
@@ -182,7 +182,7 @@ async def test_vectors_whose_places_are_not_known_are_nobodys(provider: Provider
     await engine.close()
 
 
-async def test_a_provider_that_is_away_is_a_503_and_at_the_start_one_line(provider: Provider) -> None:
+async def test_an_unreachable_provider_is_a_503_and_at_the_start_one_line(provider: Provider) -> None:
     engine = Engine(remote(provider, max_retries=0))
     provider.server.shutdown()
     provider.server.server_close()
@@ -203,7 +203,7 @@ async def test_a_provider_that_is_silent_is_a_504() -> None:
     silent.server_close()
 
 
-def test_openais_own_api_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_api_of_openai_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ModelUnavailable, match="OPENAI_API_KEY holds no key"):
         load_model("openai", "text-embedding-3-small")

@@ -1,4 +1,4 @@
-"""The CUDA path. Needs a card; what of it is arithmetic on shapes is tested without one in test_local.py."""
+"""The CUDA path. Needs a card; its arithmetic on shapes is tested without one, in test_model.py."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from deployments.embedding.outputs import EmbedResult
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
 Sentences = Callable[..., list[str]]
 
-# The least cosine to float32's vector: in bfloat16 `encode` itself comes down to 0.9998 on these texts. The nearest of
-# another of them is at 0.76.
+# The least cosine to the vector in float32. On these texts, `encode` in bfloat16 itself comes down to 0.9998. The
+# nearest vector of another text is at 0.76.
 SAME = 0.999
 
 
@@ -53,7 +53,7 @@ def test_it_runs_unpadded_in_bfloat16(model: LocalModel) -> None:
     assert (model.info.device, model.info.dtype, model.pads) == ("cuda:0", "bfloat16", False)
 
 
-async def test_large_and_small_batches_keep_encodes_direction(
+async def test_large_and_small_batches_give_the_directions_of_encode(
     model: LocalModel, reference: tuple[list[str], np.ndarray]
 ) -> None:
     texts, expected = reference
@@ -69,7 +69,7 @@ async def test_large_and_small_batches_keep_encodes_direction(
         assert worst_cosine(part.vectors, expected[:size]) >= SAME
 
 
-async def test_forwards_in_flight_do_not_mix_their_batches(
+async def test_concurrent_forwards_do_not_mix_their_batches(
     model: LocalModel, reference: tuple[list[str], np.ndarray]
 ) -> None:
     texts, expected = reference
@@ -79,19 +79,19 @@ async def test_forwards_in_flight_do_not_mix_their_batches(
     assert worst_cosine(vectors, expected) >= SAME
 
 
-async def test_a_text_alone_is_itself_in_any_batch(model: LocalModel, sentences: Sentences) -> None:
+async def test_the_vector_of_a_text_is_the_same_in_any_batch(model: LocalModel, sentences: Sentences) -> None:
     tokens = [one for one in await model.tokenize(sentences(64, 2), "", "end") if isinstance(one, Tokens)]
     alone = (await model.forward(tokens[:1]))[0]
     for size in range(1, 64):
         together = (await model.forward(tokens[:size]))[0]
-        # Other shapes, other kernels.
+        # Other shapes use other kernels.
         assert worst_cosine(alone[None], together[None]) >= SAME
 
 
-async def test_what_makes_the_host_wait_runs_without_graphs(
+async def test_a_model_that_makes_the_host_wait_runs_without_graphs(
     minilm_folder: Path, tmp_path: Path, sentences: Sentences
 ) -> None:
-    """Weighted mean pooling asks the card how many tokens there are."""
+    """Weighted mean pooling reads the number of tokens back from the card."""
     folder = tmp_path / "weightedmean"
     shutil.copytree(minilm_folder, folder)
     (folder / "1_Pooling" / "config.json").write_text('{"embedding_dimension": 384, "pooling_mode": "weightedmean"}')
@@ -107,7 +107,7 @@ async def test_what_makes_the_host_wait_runs_without_graphs(
     await weighted.close()
 
 
-async def test_float32_is_encode(minilm_folder: Path, sentences: Sentences) -> None:
+async def test_float32_vectors_are_those_of_encode(minilm_folder: Path, sentences: Sentences) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     single = load_model("local", device="cuda", dtype="float32")
     assert isinstance(single, LocalModel) and single.pads

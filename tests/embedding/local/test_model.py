@@ -1,4 +1,4 @@
-"""A local model's vectors are `SentenceTransformer.encode`'s."""
+"""The vectors of a local model are those of `SentenceTransformer.encode`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 
 def encoder(folder: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
-    """The reference."""
+    """The model as sentence-transformers loads it: the reference."""
     return SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": dtype}).to(
         dtype
     )
@@ -46,7 +46,7 @@ def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "mpnet"])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("more", [(), ("dense",), ("normalize",), ("dense", "normalize")])
-async def test_every_chain_of_modules_gives_encodes_vectors(
+async def test_every_chain_of_modules_gives_the_vectors_of_encode(
     sentences: Sentences, tiny: Callable[..., Path], kind: str, pooling: str, more: tuple[str, ...]
 ) -> None:
     folder = tiny(kind, pooling, *more)
@@ -56,7 +56,7 @@ async def test_every_chain_of_modules_gives_encodes_vectors(
     assert ours.shape == theirs.shape == (40, 24 if "dense" in more else 32)
     assert ours.dtype == np.float32 and ours.flags["C_CONTIGUOUS"]
     assert np.abs(ours - theirs).max() <= 1e-5
-    assert model.pads == (kind == "mpnet")  # its attention has a bias that the unpadded form does not know
+    assert model.pads == (kind == "mpnet")  # its attention has a bias, which the unpadded form lacks
     await model.close()
 
 
@@ -71,7 +71,7 @@ async def test_every_chain_of_modules_gives_encodes_vectors(
         ("roberta", "weightedmean", False),
     ],
 )
-async def test_other_families_too(
+async def test_other_families_give_the_vectors_of_encode(
     sentences: Sentences, tiny: Callable[..., Path], kind: str, pooling: str, pads: bool
 ) -> None:
     folder = tiny(kind, pooling, "normalize")
@@ -83,12 +83,12 @@ async def test_other_families_too(
 
 
 def test_a_model_that_is_given_more_than_token_ids_is_refused(tiny: Callable[..., Path]) -> None:
-    """GPT-2 adds a vector for the segment of a token, which BERT's tokenizer gives: `encode` does, and nothing here."""
+    """GPT-2 adds a vector for the segment of a token. BERT's tokenizer gives segments to `encode`, but not here."""
     with pytest.raises(ModelUnavailable, match=r"gives other vectors here than by encode \(1 - cosine is 0\.\d+\)"):
         LocalModel(str(tiny("gpt2", "lasttoken")), device="cpu", dtype="float32")
 
 
-async def test_a_lower_limit_of_tokens_is_kept(sentences: Sentences, tiny: Callable[..., Path]) -> None:
+async def test_a_lower_limit_of_tokens_is_respected(sentences: Sentences, tiny: Callable[..., Path]) -> None:
     folder = tiny("bert")
     model, reference = LocalModel(str(folder), device="cpu", dtype="float32", max_tokens=5), encoder(folder)
     reference.max_seq_length = 5
@@ -99,7 +99,7 @@ async def test_a_lower_limit_of_tokens_is_kept(sentences: Sentences, tiny: Calla
 
 
 def changed(folder: Path, into: Path, **more: Any) -> Path:
-    """A copy of a model with other settings of its first module."""
+    """Copy a model and change settings of its first module."""
     shutil.copytree(folder, into)
     settings = into / "sentence_bert_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | more))
@@ -110,7 +110,7 @@ def changed(folder: Path, into: Path, **more: Any) -> Path:
 @pytest.mark.parametrize(
     ("settings", "limits"),
     [
-        ({"query_length": 9, "document_length": 70}, (64, 9, 70)),  # 80 positions, and 64 of them for all others
+        ({"query_length": 9, "document_length": 70}, (64, 9, 70)),  # of 80 positions, other inputs may use 64
         ({"query_length": 9}, (64, 9, 64)),
         ({"query_length": 9, "processing_kwargs": {"text": {"max_length": 21}}}, (21, 21, 21)),
     ],
@@ -149,7 +149,7 @@ async def test_queries_and_documents_have_the_lengths_that_encode_gives_them(
     await model.close()
 
 
-async def test_no_length_is_more_than_there_are_positions(tiny: Callable[..., Path], tmp_path: Path) -> None:
+async def test_no_limit_exceeds_the_number_of_positions(tiny: Callable[..., Path], tmp_path: Path) -> None:
     """`encode_document` fails on such texts."""
     folder = changed(tiny("roberta"), tmp_path / "changed", document_length=500)
     model = LocalModel(str(folder), device="cpu", dtype="float32", max_tokens=70)
@@ -171,7 +171,7 @@ def test_a_model_that_fills_up_its_queries_is_refused(tiny: Callable[..., Path],
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("include_prompt", [True, False])
-async def test_prompts_are_encodes(
+async def test_prompts_are_pooled_as_by_encode(
     sentences: Sentences, tiny: Callable[..., Path], pooling: str, include_prompt: bool
 ) -> None:
     folder = tiny("bert", pooling, include_prompt=include_prompt)
@@ -190,10 +190,10 @@ async def test_prompts_are_encodes(
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("roberta", 79), ("mpnet", 78)])
-async def test_positions_that_start_behind_the_padding_index_end_sooner(
+async def test_if_positions_start_behind_the_padding_index_fewer_tokens_fit(
     tiny: Callable[..., Path], kind: str, limit: int
 ) -> None:
-    """The table has 80; sentence-transformers takes that for the length, and fails on longer texts."""
+    """The table has 80 entries. sentence-transformers takes 80 for the limit, and fails on texts of that length."""
     folder = tiny(kind, longest=None)
     model, reference = LocalModel(str(folder), device="cpu", dtype="float32"), encoder(folder)
     assert (reference.max_seq_length, model.info.max_tokens) == (80, limit)
@@ -206,7 +206,7 @@ async def test_positions_that_start_behind_the_padding_index_end_sooner(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 async def test_a_text_that_overflows_spoils_no_other(tiny: Callable[..., Path], tmp_path: Path, dtype: str) -> None:
-    """Texts share the rows of an attention, and a bias hides no number that is none."""
+    """Texts share rows of the attention, and a bias does not hide a number that is not finite."""
     network = encoder(tiny("bert"))
     poison, *good = network.tokenizer.convert_tokens_to_ids(["poison", "one", "two", "three", "four"])
     network[0].model.embeddings.word_embeddings.weight.data[poison] = torch.nan
@@ -222,7 +222,7 @@ async def test_a_text_that_overflows_spoils_no_other(tiny: Callable[..., Path], 
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
-async def test_a_padding_token_that_a_text_holds_has_the_place_that_encode_gives_it(
+async def test_a_padding_token_within_a_text_has_the_position_that_encode_gives_it(
     tiny: Callable[..., Path], kind: str
 ) -> None:
     folder = tiny(kind)
@@ -232,10 +232,10 @@ async def test_a_padding_token_that_a_text_holds_has_the_place_that_encode_gives
     await model.close()
 
 
-async def test_a_full_batch_in_a_bounded_shape_gives_the_same_vectors(
+async def test_a_batch_filled_up_to_a_fixed_shape_gives_the_same_vectors(
     sentences: Sentences, tiny: Callable[..., Path]
 ) -> None:
-    """What CUDA graphs replay: filler texts behind, empty texts in front."""
+    """CUDA graphs replay such batches: filler texts follow the batch, empty texts precede it."""
     from deployments.embedding.local import unpadded
 
     for pooling in ("mean", "cls", "max"):
@@ -266,7 +266,7 @@ def minilm() -> LocalModel:
 
 
 @pytest.mark.parametrize("kind", ["bert", "mpnet"])  # without padding, and with it
-async def test_a_forward_that_ran_out_of_memory_holds_none_while_its_halves_are_tried(
+async def test_a_forward_that_ran_out_of_memory_frees_its_activations_before_the_halves_run(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     model = LocalModel(str(tiny(kind)), device="cpu", dtype="float32")
@@ -287,10 +287,10 @@ async def test_a_forward_that_ran_out_of_memory_holds_none_while_its_halves_are_
 
 
 @pytest.mark.parametrize(("code", "lost"), [(2, None), (700, "CUDA error: as the driver said")])
-async def test_a_driver_without_memory_is_no_lost_device(
+async def test_the_device_is_not_lost_if_the_driver_is_out_of_memory(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, code: int, lost: str | None
 ) -> None:
-    """2 is cudaErrorMemoryAllocation, after which the context goes on; 700 is cudaErrorIllegalAddress."""
+    """2 is cudaErrorMemoryAllocation, after which the context can be used; 700 is cudaErrorIllegalAddress."""
     model = LocalModel(str(tiny("bert")), device="cpu", dtype="float32")
 
     def forward(features: dict[str, Any], prompt_tokens: int = 0) -> torch.Tensor:
@@ -305,11 +305,13 @@ async def test_a_driver_without_memory_is_no_lost_device(
     await model.close()
 
 
-def test_the_packaged_model_is_the_published_one(minilm_folder: Path) -> None:
+def test_the_packaged_weights_are_the_published_ones(minilm_folder: Path) -> None:
     assert hashlib.sha256((minilm_folder / "model.safetensors").read_bytes()).hexdigest() == MINILM_SHA256
 
 
-async def test_minilm_is_encode_in_float32(sentences: Sentences, minilm: LocalModel, minilm_folder: Path) -> None:
+async def test_minilm_in_float32_gives_the_vectors_of_encode(
+    sentences: Sentences, minilm: LocalModel, minilm_folder: Path
+) -> None:
     texts = sentences(48, seed=4, longest=200)
     ours = await vectors_of(minilm, texts)
     assert not minilm.pads
@@ -319,10 +321,10 @@ async def test_minilm_is_encode_in_float32(sentences: Sentences, minilm: LocalMo
     assert (info.device, info.dtype, info.revision) == ("cpu", "float32", "e409ba3376d570a8-float32")
 
 
-async def test_a_text_alone_is_itself_in_any_batch(
+async def test_the_vector_of_a_text_is_the_same_in_any_batch(
     sentences: Sentences, tiny: Callable[..., Path], minilm: LocalModel
 ) -> None:
-    """1,000 random batches with a small model, 20 with the large one: float32 rounding is all that may differ."""
+    """Up to float32 rounding, in 1,000 random batches of a small model and 20 of the large one."""
     random = np.random.default_rng(5)
     small = LocalModel(str(tiny("bert", "mean", "normalize")), device="cpu", dtype="float32")
     for model, batches in ((small, 1_000), (minilm, 20)):
@@ -339,8 +341,8 @@ async def test_a_text_alone_is_itself_in_any_batch(
 
 
 @pytest.mark.slow
-async def test_what_is_normalised_in_half_precision_has_length_one(sentences: Sentences, minilm_folder: Path) -> None:
-    """As `encode` leaves them, squared lengths go from 0.993 to 1.008."""
+async def test_vectors_normalised_in_half_precision_have_length_one(sentences: Sentences, minilm_folder: Path) -> None:
+    """The squared lengths that `encode` gives range from 0.993 to 1.008."""
     model = LocalModel(str(minilm_folder), device="cpu", dtype="bfloat16")
     assert np.abs(np.linalg.norm(await vectors_of(model, sentences(60, seed=3)), axis=1) - 1).max() < 1e-6
     await model.close()
@@ -360,7 +362,7 @@ async def test_minilm_in_half_precision_keeps_its_direction(
 
 @pytest.mark.parametrize("kind", ["modernbert", "nomic", "qwen"])
 async def test_rotary_frequencies_are_not_rounded(tiny: Callable[..., Path], kind: str) -> None:
-    """To bfloat16 they were: the cosines of angles were off by up to 0.15 at token 512 (Qwen3), by 1.3 at 8,000."""
+    """If rounded to bfloat16, the cosines of angles are off by up to 0.15 at token 512 (Qwen3), by 1.3 at 8,000."""
     folder = tiny(kind, "mean", "dense")
     model = LocalModel(str(folder), device="cpu", dtype="bfloat16")
     loaded = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32}).named_buffers()
@@ -381,13 +383,13 @@ def test_dtype_auto_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda answer=amx: answer)
         assert choose_dtype("auto", "cpu") is expected
     for in_hardware, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        # A card of before 2020 has it emulated only.
+        # Cards from before 2020 only emulate it.
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=in_hardware: answer)
         assert choose_dtype("auto", "cuda:0") is expected
         assert choose_dtype("float16", "cuda:0") is torch.float16
 
 
-async def test_truncation_keeps_the_special_tokens_and_the_asked_for_end(minilm: LocalModel) -> None:
+async def test_truncation_keeps_the_special_tokens_and_the_requested_end(minilm: LocalModel) -> None:
     words = [f"w{index}" for index in range(300)]
     full = (await minilm.tokenize([" ".join(words)], "", "none"))[0]
     assert isinstance(full, int) and full > 256
@@ -400,9 +402,9 @@ async def test_truncation_keeps_the_special_tokens_and_the_asked_for_end(minilm:
     assert isinstance(exact, Tokens) and len(exact) == 256 and not exact.truncated
 
 
-async def test_a_prompt_that_was_cut_away_is_not_cut_out_of_the_pooling(tiny: Callable[..., Path]) -> None:
+async def test_pooling_leaves_out_only_what_truncation_left_of_the_prompt(tiny: Callable[..., Path]) -> None:
     model = LocalModel(str(tiny("bert", "mean", include_prompt=False)), device="cpu", dtype="float32")
-    for words, leading in ((59, 4), (60, 3), (61, 2), (70, 1)):  # [CLS] search query: and 64 tokens in all
+    for words, leading in ((59, 4), (60, 3), (61, 2), (70, 1)):  # the prompt has 4 tokens with [CLS], the limit is 64
         (tokens,) = await model.tokenize(["a " * words], "search query: ", "start")
         assert isinstance(tokens, Tokens)
         assert (tokens.prompt_tokens, tokens.truncated) == (leading, leading < 4)
@@ -421,7 +423,7 @@ async def test_token_ids_are_used_verbatim(minilm: LocalModel) -> None:
     assert (as_ids.tokens.tolist(), bare.tokens.tolist()) == ([5], [3])
 
 
-async def test_tokens_and_their_places(minilm: LocalModel) -> None:
+async def test_tokens_have_character_offsets(minilm: LocalModel) -> None:
     tokens: list[Any] = (await minilm.split(["Cats sat"]))[0]
     assert [(token.text, token.special, token.start, token.stop) for token in tokens] == [
         ("[CLS]", True, None, None),
@@ -433,7 +435,7 @@ async def test_tokens_and_their_places(minilm: LocalModel) -> None:
     assert await minilm.decode([[token.id for token in tokens]]) == ["cats sat"]
 
 
-def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelUnavailable) as unavailable:
         load_model("local", str(tmp_path))

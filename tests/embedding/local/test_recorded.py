@@ -1,4 +1,4 @@
-"""A recorded forward gives what the model's modules give, for any batch, or it is not used."""
+"""A recorded forward gives the vectors of the model's modules for any batch, or it is not used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def features_of(lengths: list[int], dtype: torch.dtype = torch.float32) -> Featu
 
 
 def mean_of_ids(features: Features) -> torch.Tensor:
-    """(texts, 1): of the token ids of each."""
+    """A forward for tests: the mean token id of each text, (texts, 1)."""
     lengths = features["cu_seq_lens_q"].diff()
     sums = torch.zeros(lengths.shape[0]).index_add(0, features["seq_idx"][0], features["input_ids"][0].float())
     return (sums / lengths)[:, None]
@@ -51,7 +51,7 @@ def mean_of_ids(features: Features) -> torch.Tensor:
         ("roberta", "weightedmean"),
     ],
 )
-async def test_a_recording_is_the_model_bit_for_bit(
+async def test_a_recording_gives_the_vectors_of_the_model_bit_for_bit(
     tiny: Callable[..., Path], kind: str, pooling: str, dtype: str
 ) -> None:
     model = LocalModel(str(tiny(kind, pooling, "dense", "normalize")), device="cpu", dtype=dtype)
@@ -67,7 +67,7 @@ async def test_a_recording_is_the_model_bit_for_bit(
     await model.close()
 
 
-async def test_recordings_run_in_several_threads(tiny: Callable[..., Path]) -> None:
+async def test_a_recording_can_run_in_several_threads_at_once(tiny: Callable[..., Path]) -> None:
     model = LocalModel(str(tiny("bert")), device="cpu", dtype="float32", num_threads=1)
     random = np.random.default_rng(4)
     batches = [
@@ -80,7 +80,7 @@ async def test_recordings_run_in_several_threads(tiny: Callable[..., Path]) -> N
     await model.close()
 
 
-def test_a_forward_that_any_batch_takes_alike_is_recorded() -> None:
+def test_a_forward_that_treats_all_batches_alike_is_recorded() -> None:
     recorded = Recorded(mean_of_ids, [], [features_of(lengths) for lengths in LENGTHS])
     features = features_of([2, 7, 50, 50, 1])
     assert torch.equal(recorded(features), mean_of_ids(features))
@@ -121,14 +121,16 @@ def by_failing_later(features: Features) -> torch.Tensor:
         (by_failing_later, r"start \(0\) \+ length \(5\) exceeds dimension size \(1\)"),
     ],
 )
-def test_a_forward_that_depends_on_the_batch_is_not(forward: Callable[[Features], torch.Tensor], reason: str) -> None:
-    """The first two would do the same for all of the batches that are compared."""
+def test_a_forward_that_decides_by_the_batch_is_refused(
+    forward: Callable[[Features], torch.Tensor], reason: str
+) -> None:
+    """The first two give the same vectors for all batches that are compared: only torch's warnings show them."""
     with pytest.raises(NotRecordable, match=rf"^{reason}[^\n]*$"):
         Recorded(forward, [], [features_of(lengths) for lengths in LENGTHS])
 
 
 def test_no_warning_is_lost_while_other_threads_run() -> None:
-    """Raised from within an operator, one in seventeen was, and in a quiet process one in ten thousand."""
+    """When warnings were raised as errors inside operators, one in 17 was lost; in a quiet process, one in 10,000."""
     ended, interval = threading.Event(), sys.getswitchinterval()
 
     def work() -> None:
@@ -151,7 +153,7 @@ def test_no_warning_is_lost_while_other_threads_run() -> None:
             thread.join()
 
 
-async def test_an_operator_that_fails_says_why_in_one_line(tiny: Callable[..., Path]) -> None:
+async def test_the_error_of_an_operator_is_one_line(tiny: Callable[..., Path]) -> None:
     model = LocalModel(str(tiny("bert")), device="cpu", dtype="float32")
     assert model._forward._recorded is not None
     with pytest.raises(RuntimeError, match=r"^index out of range in self$"):
@@ -175,11 +177,11 @@ def test_packed_layers_are_recorded_with_their_own_weights() -> None:
     features = features_of([2, 7, 50, 50, 1], torch.bfloat16)
     recorded = Recorded(forward, packed, samples)
     assert torch.equal(recorded(features), forward(features))
-    with pytest.raises(NotRecordable, match="Tensor"):  # a recording holds no weight that is not given to it
+    with pytest.raises(NotRecordable, match="Tensor"):  # the weight of the second layer is no argument
         Recorded(forward, packed[:1], samples)
 
 
-async def test_a_model_that_cannot_be_recorded_is_run_as_it_is(
+async def test_a_model_that_cannot_be_recorded_runs_unrecorded(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = str(tiny("bert"))

@@ -1,4 +1,4 @@
-"""As many threads as jobs at once, the same one again and again, each set up as it starts."""
+"""Threads: as many as jobs run at once, the last used first, each set up when it starts."""
 
 import asyncio
 import threading
@@ -6,7 +6,7 @@ import threading
 from deployments.embedding.local.threads import Threads
 
 
-async def test_one_job_after_the_other_runs_in_one_thread() -> None:
+async def test_jobs_one_after_the_other_run_in_the_same_thread() -> None:
     begun: list[tuple[int, int]] = []
     threads = Threads("work", lambda number: begun.append((number, threading.get_ident())), 7)
     used = {await threads.run(threading.get_ident) for _ in range(50)}
@@ -14,7 +14,7 @@ async def test_one_job_after_the_other_runs_in_one_thread() -> None:
     threads.close()
 
 
-async def test_jobs_at_once_have_a_thread_each_and_leave_them_to_later_ones() -> None:
+async def test_concurrent_jobs_have_a_thread_each_and_later_jobs_reuse_them() -> None:
     threads = Threads("work", lambda: None)
     meet = threading.Barrier(3, timeout=10)
 
@@ -29,7 +29,7 @@ async def test_jobs_at_once_have_a_thread_each_and_leave_them_to_later_ones() ->
     threads.close()
 
 
-async def test_after_an_error_or_a_cancelled_caller_the_thread_is_used_again() -> None:
+async def test_a_thread_is_reused_after_an_error_or_a_cancelled_call() -> None:
     threads = Threads("work", lambda: None)
     before = await threads.run(threading.get_ident)
     failed = await asyncio.gather(threads.run(int, "x"), return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Attention over texts that lie end to end, against plain attention of each text."""
+"""Attention over texts that lie end to end, compared with plain attention over each text."""
 
 import pytest
 import torch
@@ -24,8 +24,8 @@ def layout_of(flat: unpadded.Flat, dtype: torch.dtype) -> tiling.Tiles:
     ids=["plain", "causal", "window", "grouped"],
 )
 @pytest.mark.parametrize("lengths", [LENGTHS, [12], [16], [12, 20], [4, 11], [15, 16], [40], [48], [33, 40]], ids=str)
-def test_each_text_attends_to_itself_alone(lengths: list[int], causal: bool, reach: int | None, key_heads: int) -> None:
-    """Also a text alone, which lies as it should when it is rounded up and is not gathered, and what looks like one."""
+def test_each_text_attends_only_to_itself(lengths: list[int], causal: bool, reach: int | None, key_heads: int) -> None:
+    """Covers single texts, which lie in place and are not gathered, and batches that look like single texts."""
     flat = unpadded.round_up(flat_of(lengths))
     tokens = len(flat.ids)
     random = torch.Generator().manual_seed(0)
@@ -51,13 +51,13 @@ def test_each_text_attends_to_itself_alone(lengths: list[int], causal: bool, rea
         alone = scaled_dot_product_attention(
             query[:, :, own], key[:, :, own], value[:, :, own], attn_mask=near, is_causal=causal, enable_gqa=True
         )
-        # Padded places weigh exactly nothing; sums of another length may round another way.
+        # Padded places have a weight of exactly zero, but sums of another length may be rounded differently.
         torch.testing.assert_close(out[0, own], alone[0].transpose(0, 1), rtol=0, atol=1e-6)
         start += length
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_filler_behind_a_batch_changes_no_text(dtype: torch.dtype) -> None:
+def test_filler_behind_a_batch_changes_no_result(dtype: torch.dtype) -> None:
     flat = flat_of(LENGTHS)
     rounded = unpadded.round_up(flat)
     assert len(flat.ids) == 145
