@@ -26,15 +26,15 @@ from deployments.api.openapi import ERRORS
 from deployments.embedding.outputs import Timings
 from deployments.errors import HttpError, InvalidRequest, LocatedError, TooLarge, to_http
 from deployments.requests import bodies
-from deployments.requests.fields import HeldId, Id
+from deployments.requests.fields import NewId, StoredId
 from deployments.requests.origin import Origin
 from deployments.service import Memserve
 
 logger = logging.getLogger("memserve.api")
 
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
-_ID = TypeAdapter(Id)
-_HELD_ID = TypeAdapter(HeldId)
+_NEW_ID = TypeAdapter(NewId)
+_STORED_ID = TypeAdapter(StoredId)
 _MAX_PARAMETERS = 32
 
 Query = TypeVar("Query", bound=BaseModel)
@@ -109,7 +109,7 @@ def decode_id(segment: str, name: str, *, new: bool = False) -> str:
         InvalidRequest: the segment is not an id.
     """
     try:
-        return (_ID if new else _HELD_ID).validate_python(unquote_to_bytes(segment).decode())
+        return (_NEW_ID if new else _STORED_ID).validate_python(unquote_to_bytes(segment).decode())
     except UnicodeDecodeError as error:
         raise InvalidRequest("must be percent-encoded UTF-8", name) from error
     except ValidationError as error:

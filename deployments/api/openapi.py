@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from deployments.api import answers
-from deployments.requests.fields import HeldId
+from deployments.requests.fields import StoredId
 from deployments.requests.origin import MAX_KEY_LENGTH
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -103,7 +103,7 @@ def _query_parameters(query: type[BaseModel]) -> list[dict[str, Any]]:
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
-    schemas = {"user_id": TypeAdapter(HeldId).json_schema(), "memory_id": TypeAdapter(HeldId).json_schema()}
+    schemas = {"user_id": TypeAdapter(StoredId).json_schema(), "memory_id": TypeAdapter(StoredId).json_schema()}
     return [
         {"name": name, "in": "path", "required": True, "schema": schemas.get(name, {"type": "string"})}
         for name in _PATH_PARAMETER.findall(path)

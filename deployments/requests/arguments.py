@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from deployments.errors import InvalidRequest
 from deployments.requests.bodies import check
-from deployments.requests.fields import HeldId, Id
+from deployments.requests.fields import NewId, StoredId
 
 
 class _Ids(BaseModel):
@@ -18,15 +18,15 @@ class _Ids(BaseModel):
 
 
 class _NewUser(_Ids):
-    user_id: Id
+    user_id: NewId
 
 
 class _User(_Ids):
-    user_id: HeldId
+    user_id: StoredId
 
 
 class _Memory(_User):
-    memory_id: HeldId
+    memory_id: StoredId
 
 
 def items(given: Any, name: str) -> list[Any]:

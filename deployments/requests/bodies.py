@@ -29,9 +29,9 @@ from deployments.requests.fields import (
     Cursor,
     Filter,
     FilterInQuery,
-    Id,
     Limit,
     Metadata,
+    NewId,
     Prefix,
     Text,
     Time,
@@ -79,7 +79,7 @@ class RequestBody(_Wire):
     __pydantic_extra__: dict[Annotated[str, AfterValidator(_refuse_unknown_field)], Any]
 
 
-class Within:
+class Nested:
     """Annotates a body within another.
 
     Its first unknown field becomes a wrong key of a mapping, whose path pydantic knows.
@@ -182,7 +182,7 @@ class NewMemoryBody(RequestBody):
 
     text: Text
     """Must not be blank."""
-    id: Id | None = None
+    id: NewId | None = None
     """Your own id makes a retry safe: the same content under it is `unchanged`. Default: the server makes a UUID."""
     metadata: Metadata = Field(default_factory=dict)
     """Any JSON object, up to 32 levels deep, with integers of at most 64 bits. Default: empty."""
@@ -195,7 +195,7 @@ class NewMemoryBody(RequestBody):
 class UserMemoryBody(NewMemoryBody):
     """One memory to add, with its user, for a call that carries memories of many users."""
 
-    user_id: Id
+    user_id: NewId
     """The user who is to remember it. It need not exist yet."""
 
 
@@ -206,7 +206,7 @@ class AddBody(NewMemoryBody):
 
     text: Text | None = None  # type: ignore[assignment]
     """Must not be blank. For a single memory."""
-    memories: list[Annotated[NewMemoryBody, Within()]] | None = Field(
+    memories: list[Annotated[NewMemoryBody, Nested()]] | None = Field(
         None, min_length=1, max_length=MAX_INPUTS, fail_fast=True
     )
     """Several memories, which are all written or none."""
@@ -240,7 +240,7 @@ class AddBody(NewMemoryBody):
 class AddManyBody(RequestBody):
     """`POST /v1/memories`: memories of many users in one call."""
 
-    memories: list[Annotated[UserMemoryBody, Within()]] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
+    memories: list[Annotated[UserMemoryBody, Nested()]] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     """All of them are written or none."""
     on_duplicate: Literal["add", "skip"] = "add"
     """`skip` adds no memory whose text and metadata its user already has, and answers with the id of that one."""
@@ -377,7 +377,7 @@ def _first_violation(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"The body is not valid JSON: {first['ctx']['error']}.", None, "invalid_json")
     if kind == "extra_forbidden":
         return _unknown_field(path)
-    if kind == "literal_error" and first["loc"][-1] == "[key]":  # `Within`
+    if kind == "literal_error" and first["loc"][-1] == "[key]":  # `Nested`
         return _unknown_field(path.removesuffix(".[key]"))
     if kind == "missing":
         return InvalidRequest("is required", path, "missing_field")

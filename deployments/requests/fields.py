@@ -98,9 +98,9 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
 
 Prefix = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_control_characters)]
 # An id of a user or memory in the log, which may be older than the rules for new ids.
-HeldId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
+StoredId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
 # The id of a new user or memory.
-Id = Annotated[HeldId, AfterValidator(_no_dot_segment)]
+NewId = Annotated[StoredId, AfterValidator(_no_dot_segment)]
 Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_not_blank)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
 Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator
 
 from deployments.errors import InvalidRequest
-from deployments.requests.bodies import MAX_INPUTS, Ids, Inputs, RequestBody, Within, as_list, check_inputs
+from deployments.requests.bodies import MAX_INPUTS, Ids, Inputs, Nested, RequestBody, as_list, check_inputs
 from deployments.requests.fields import Text
 
 
@@ -67,9 +67,9 @@ class SentencesBody(RequestBody):
 class SimilarityBody(RequestBody):
     """`POST /similarity`: compare one text with others."""
 
-    inputs: Annotated[SentencesBody, Within()]
+    inputs: Annotated[SentencesBody, Nested()]
     """The texts."""
-    parameters: Annotated[PromptBody, Within()] | None = None
+    parameters: Annotated[PromptBody, Nested()] | None = None
     """How they are prepared."""
 
 
