@@ -57,7 +57,7 @@ async def test_lines_do_not_depend_on_where_the_stream_is_cut(lines: list[bytes]
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
     chunks = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     found = [each async for each in split_lines(stream(chunks), 100)]
-    if lines and not lines[-1]:  # what follows the last newline is no line if it is empty
+    if lines and not lines[-1]:  # the last newline is not followed by another line
         lines = lines[:-1]
     assert found == lines
 
@@ -134,7 +134,7 @@ async def test_a_line_that_is_embedded_keeps_its_numbers() -> None:
     assert target.embedded == [["a"]]
 
 
-async def test_a_piece_is_pickled_as_it_is() -> None:
+async def test_parsed_lines_survive_pickling() -> None:
     target = Target()
     await target.run(line("1", metadata={"a": [1, None]}, expires_at="2100-01-01T00:00:00Z"))
     ((sent,),) = target.pieces

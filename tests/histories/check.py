@@ -1,16 +1,17 @@
-"""Judges a history: can one order of the operations explain what the clients of a log were answered?
+"""Checks a history: is there one order of the operations that explains every answer that the clients of a log got?
 
-`check` demands linearizability of each user: every operation takes effect at one moment between its beginning and its
-end, and every answer is that of a store that did them one after the other (`perform`, the whole specification). So an
-operation that began after another had ended comes after it, a read shows the state of one version and nothing else,
-no write is lost, doubled or given another's version, and no user meets another's memories. A refusal (404, 409) is an
-answer like any other. A write whose outcome its client does not know took effect at any time after it began, or never.
+`check` requires that each user's history is linearizable: every operation takes effect at one moment between its
+beginning and its end, and every answer is that of a store that did the operations one after the other (`perform` is the
+whole specification). So an operation that began after another had ended comes after it; a read shows the state of
+exactly one version; no write is lost, repeated or given the version of another; and no user sees another's memories. A
+refusal (404, 409) is an answer like any other. A write whose outcome its client does not know took effect at any time
+after it began, or never.
 
-To look for such an order is hopeless in general and quick here: versions are the witness. Appends, erasures and
-searches say at which version they stood; what says less (a 204, a list, a refusal) is tried where it fits
-(Wing and Gong, https://doi.org/10.1006/jpdc.1993.1015, with the choices that versions leave).
+Finding such an order is intractable in general and quick here, because answers name versions. Appends, erasures and
+searches say at which version they took effect. Answers that say less (a 204, a list, a refusal) are tried at each
+version that fits (Wing and Gong, https://doi.org/10.1006/jpdc.1993.1015, with the choices that versions leave).
 
-Nothing here knows Ray, HTTP or time: a history is a list of `Event`.
+Nothing here depends on Ray, HTTP or time: a history is a list of `Event`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tests.histories.versions import at_least, claimed_by, stands_at
 
 
 def check(history: Iterable[Event]) -> list[Violation]:
-    """The first violation of each user; none where the history can be explained."""
+    """The first violation of each user; empty if the history can be explained."""
     by_user: defaultdict[str, list[Event]] = defaultdict(list)
     owners: dict[str, str] = {}
     for event in history:
@@ -48,7 +49,7 @@ def _texts(operation: Operation) -> Iterator[str]:
 
 
 def _with_ids(number: int, event: Event, events: Sequence[Event]) -> Event:
-    """The event with the ids that the store gave: from its answer, or else from whoever saw its texts."""
+    """The event with the ids that the store generated: from its answer, or else from reads of its texts."""
     operation = event.operation
     if not isinstance(operation, Append) or all(new.id is not None for new in operation.memories):
         return event
@@ -61,7 +62,7 @@ def _with_ids(number: int, event: Event, events: Sequence[Event]) -> Event:
     return replace(event, operation=replace(operation, memories=memories))
 
 
-# What can be said without looking for an order.
+# Violations that can be found without searching for an order.
 
 
 def _foreign(events: Sequence[Event], owners: dict[str, str]) -> Violation | None:
@@ -88,7 +89,7 @@ def _reused(events: Sequence[Event]) -> Violation | None:
 
 
 def _out_of_order(events: Sequence[Event]) -> Violation | None:
-    """An event before one that had ended when it began."""
+    """An event whose version comes before that of an event that had ended when it began."""
     by_end = sorted((event for event in events if event.answer is not None), key=lambda event: event.ended)
     floor, witness, ended = 0, None, 0
     for event in events:

@@ -11,12 +11,12 @@ from tests.histories.records import Event, Found, One, Refused, Removed, Search,
 from tests.histories.specification import State, mismatch, perform
 from tests.histories.versions import at_least, claimed_by
 
-SUSPECTS = 4  # events to blame that are tried
+SUSPECTS = 4  # so many events are tried as the cause of a violation
 
 
 @dataclass(slots=True)
 class _Frame:
-    """A place in the search: what was assigned before it, and the writes that may come next with what they leave."""
+    """A point of the search: the events assigned so far, and the writes that may come next with their states."""
 
     assigned: int
     first: int
@@ -27,8 +27,8 @@ class _Frame:
 class Linearization:
     """Assigns a version to every event of one user, in the order of versions.
 
-    At each version the reads that fit are assigned as early as real time allows, which takes nothing from the others;
-    only where several writes may have made the next version is there a choice.
+    At each version the reads that fit are assigned as early as real time allows, which restricts no other event. There
+    is a choice only if several writes may have made the next version.
     """
 
     def __init__(self, events: Sequence[Event]) -> None:
@@ -52,14 +52,14 @@ class Linearization:
                 self._deletions.append(n)
         self._assigned = [False] * len(events)
         self._trail: list[int] = []
-        self._first = 0  # events before it, in the order of their beginnings, are all assigned or unknown
-        self._earliest = 0  # as many of `by_end` are assigned without a gap
-        self._dead_ends: dict[tuple[Event, ...], tuple[int, Violation]] = {}  # the deepest for each events to blame
+        self._first = 0  # all events before it, ordered by their beginning, are assigned or unknown
+        self._earliest = 0  # the first so many of `by_end` are all assigned
+        self._dead_ends: dict[tuple[Event, ...], tuple[int, Violation]] = {}  # the deepest by the events to blame
 
     def violation(self) -> Violation | None:
-        """Why there is no such order; None where there is one.
+        """The reason why there is no such order; None if there is one.
 
-        Best a read or a refusal without which there would be one; else what the furthest way ended at.
+        If possible, a read or a refusal without which there would be an order; else the end of the longest attempt.
         """
         if self._search():
             return None
@@ -106,13 +106,13 @@ class Linearization:
         self._first, self._earliest = frame.first, frame.earliest
 
     def _limit(self) -> float:
-        """The end of the event that ended first of those not assigned: what began later comes after it."""
+        """The earliest end of an event that is not assigned. Events that began later come after it."""
         while self._earliest < len(self._by_end) and self._assigned[self._by_end[self._earliest]]:
             self._earliest += 1
         return self._events[self._by_end[self._earliest]].ended if self._earliest < len(self._by_end) else math.inf
 
     def _settle(self, state: State) -> None:
-        """Assign what only reads, or changes nothing, and fits this state."""
+        """Assign the events that change nothing and fit this state."""
         progress = True
         while progress:
             progress = False
@@ -128,7 +128,7 @@ class Linearization:
                 n += 1
 
     def _reads(self, event: Event, state: State) -> bool:
-        """Whether the answer is that of this state, and leaves it as it is."""
+        """Whether the event gets its answer in this state and does not change it."""
         answer = event.answer
         if isinstance(answer, Found) and answer.version not in (None, state.version):
             return False
@@ -147,7 +147,7 @@ class Linearization:
         return _Frame(len(self._trail), self._first, self._earliest, choices)
 
     def _choices(self, state: State) -> tuple[list[tuple[int, State]], Violation | None]:
-        """The writes that may have made the next version, and the states that they leave; or why there is none."""
+        """The writes that may have made the next version, with their states; or the reason why there is none."""
         limit, version = self._limit(), state.version
         for n in self._reads_at[version]:
             if not self._assigned[n]:
@@ -190,7 +190,7 @@ class Linearization:
         return self._blame(self._by_end[self._earliest], state)
 
     def _blame(self, n: int, state: State) -> Violation:
-        """Why an event fits neither this state nor, as it would have been assigned, one before."""
+        """The reason why an event fits neither this state nor an earlier one, in which it would have been assigned."""
         event = self._events[n]
         expected, after = perform(event, state)
         difference = mismatch(event, expected, state)

@@ -1,4 +1,4 @@
-"""What a history is made of: operations, the answers to them, events, and what is wrong with them."""
+"""The parts of a history: operations, answers, events, and violations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Where = tuple[str, Any]  # a metadata key and the value that it must have
 
 @dataclass(frozen=True, slots=True)
 class New:
-    """A memory to append; without an id the store gives one. No two memories of a history say the same text."""
+    """A memory to append. Without an id the store generates one. No two memories of a history have the same text."""
 
     text: str
     vector: Vector
@@ -30,7 +30,7 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Change what is not None. `text` and `vector` come together."""
+    """Change the fields that are not None. `text` and `vector` come together."""
 
     id: str
     text: str | None = None
@@ -61,7 +61,7 @@ class Get:
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """All that match, by `updated_at`: in the order of versions."""
+    """All memories that match, ordered by `updated_at`, which is the order of versions."""
 
     where: Where | None = None
 
@@ -91,7 +91,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """(id, status, version) of each memory, and the user's version where the answer says it."""
+    """(id, status, version) of each memory, and the user's version if the answer tells it."""
 
     entries: tuple[tuple[str, str, int], ...]
     version: int | None = None
@@ -99,7 +99,7 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Memories of a list or of a search; the version and the kind of index of a search."""
+    """The memories of a list or a search; of a search also the version and the kind of index."""
 
     memories: tuple[Seen, ...]
     version: int | None = None
@@ -113,7 +113,7 @@ class One:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """How many memories a deletion removed; the user's version where the answer says it."""
+    """The number of memories that a deletion removed, and the user's version if the answer tells it."""
 
     count: int
     version: int | None = None
@@ -131,11 +131,11 @@ Answer = Appended | Found | One | Removed | Refused
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Event:
-    """One operation of one client, on one clock. Two that say the same are two.
+    """One operation of one client. All events of a history are timed by one clock; equal events are distinct.
 
     Args:
-        answer: None where the client does not know what became of it; then `ended` is infinite.
-        client: who it was, for the explanation.
+        answer: None if the client does not know the outcome. Then `ended` is infinite.
+        client: names the client in explanations.
     """
 
     user: str
@@ -147,12 +147,14 @@ class Event:
 
     def __str__(self) -> str:
         end = "..." if math.isinf(self.ended) else f"{self.ended:.4f}"
-        return f"{said(self.operation)} -> {said(self.answer)} [{self.began:.4f} {end}] {self.client}".rstrip()
+        return (
+            f"{described(self.operation)} -> {described(self.answer)} [{self.began:.4f} {end}] {self.client}".rstrip()
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """What cannot be explained, in one sentence, and the events that show it."""
+    """A sentence that says what cannot be explained, and the events that show it."""
 
     user: str
     rule: Literal[
@@ -176,7 +178,7 @@ def memories_of(answer: Answer | None) -> Sequence[Seen]:
     return answer.memories if isinstance(answer, Found) else [answer.memory] if isinstance(answer, One) else []
 
 
-def said(thing: Operation | Answer | Seen | None) -> str:
+def described(thing: Operation | Answer | Seen | None) -> str:
     """A value in a few words."""
     match thing:
         case None:
@@ -203,7 +205,7 @@ def said(thing: Operation | Answer | Seen | None) -> str:
             newest = max((seen.version for seen in memories), default=0)
             return f"{len(memories)} memories, the newest v{newest}; version {version}"
         case One(memory):
-            return said(memory)
+            return described(memory)
         case Removed(count, version):
             return f"{count} removed; version {version}"
         case Refused(code):

@@ -1,4 +1,4 @@
-"""The specification: what a store answers that does one operation after the other."""
+"""The specification: the answers of a store that does one operation after the other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.histories.records import (
     Update,
     Vector,
     Where,
-    said,
+    described,
 )
 
 SCORE_TOLERANCE = 1e-5  # scores are sums of float32 products, rounded to six decimals
@@ -43,15 +43,15 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A user at one version. `buried`, `erased`: until when its deletions, its erasure may have taken place.
+    """A user at one version. `deleted`, `erased`: the latest times of its memories' deletions and of its own erasure.
 
-    A write that was sent before the deletion of its memory, or the erasure of its user, may be refused: which of the
-    two came first only the server's clock can tell.
+    A write that was sent before its memory was deleted, or its user erased, may be refused, since only the server's
+    clock can tell which came first.
     """
 
     version: int = 0
     held: dict[str, _Held] = field(default_factory=dict)
-    buried: dict[str, float] = field(default_factory=dict)
+    deleted: dict[str, float] = field(default_factory=dict)
     erased: float = -math.inf
 
     def matching(self, where: Where | None) -> dict[str, _Held]:
@@ -62,7 +62,7 @@ class State:
 
 
 def perform(event: Event, state: State) -> tuple[Answer, State]:
-    """What the operation is answered, and the state that it leaves."""
+    """The answer to the operation, and the state after it."""
     operation = event.operation
     if isinstance(operation, Append):
         return _append(operation, state)
@@ -131,16 +131,16 @@ def _update(user: str, operation: Update, state: State) -> tuple[Answer, State]:
 
 def _without(ids: Sequence[str], event: Event, state: State) -> State:
     held = {id: held for id, held in state.held.items() if id not in ids}
-    buried = {**state.buried, **dict.fromkeys(ids, event.ended)}
-    return State(state.version + len(ids), held, buried, state.erased)
+    deleted = {**state.deleted, **dict.fromkeys(ids, event.ended)}
+    return State(state.version + len(ids), held, deleted, state.erased)
 
 
 def mismatch(event: Event, expected: Answer, state: State) -> str | None:
-    """What is wrong with the event's answer, where the specification has another in that state; None: nothing."""
+    """How the event's answer differs from the one that the specification gives in that state; None if it does not."""
     answer = event.answer
     if isinstance(answer, Refused) and answer.code in ("deleted", "erased"):
         ids = _written_ids(event.operation)
-        late = max([state.erased, *(state.buried.get(id, -math.inf) for id in ids)])
+        late = max([state.erased, *(state.deleted.get(id, -math.inf) for id in ids)])
         return None if late >= event.began else "refused for a deletion that had ended before it was sent"
     if isinstance(answer, Appended) and isinstance(expected, Appended):
         same = answer.entries == expected.entries and answer.version in (None, expected.version)
@@ -150,7 +150,7 @@ def mismatch(event: Event, expected: Answer, state: State) -> str | None:
         return _found_difference(event, answer, expected, state)
     else:
         same = answer == expected
-    return None if same else f"expected {said(expected)}"
+    return None if same else f"expected {described(expected)}"
 
 
 def _written_ids(operation: Operation) -> list[str]:
@@ -160,7 +160,7 @@ def _written_ids(operation: Operation) -> list[str]:
 
 
 def _found_difference(event: Event, answer: Found, expected: Found, state: State) -> str | None:
-    """As `mismatch`. A graph may miss a neighbour: there the nearest are only held to be memories of this state."""
+    """As `mismatch`. Since a graph may miss a neighbour, its results must only be memories of this state."""
     operation = event.operation
     whole = [seen.id for seen in expected.memories]
     given = [seen.id for seen in answer.memories]
@@ -170,7 +170,7 @@ def _found_difference(event: Event, answer: Found, expected: Found, state: State
         if held is None:
             return f"{seen.id!r} is not there at version {state.version}"
         if _seen(event.user, seen.id, held) != replace(seen, score=None):
-            return f"{seen.id!r} is {said(_seen(event.user, seen.id, held))} at version {state.version}"
+            return f"{seen.id!r} is {described(_seen(event.user, seen.id, held))} at version {state.version}"
         if isinstance(operation, Search):
             score = _cosine(operation.vector, held.vector)
             if seen.score is None or abs(seen.score - score) > SCORE_TOLERANCE:

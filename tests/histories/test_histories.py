@@ -1,4 +1,4 @@
-"""The checker passes histories of a store that is right, and finds every planted fault."""
+"""The checker accepts the histories of a correct store, and finds every planted fault."""
 
 import heapq
 import math
@@ -88,7 +88,7 @@ def get(n: int, answer: Answer, began: float, ended: float) -> Event:
 GONE = Refused("not_found")
 
 
-def test_nothing_is_right() -> None:
+def test_an_empty_history_is_accepted() -> None:
     assert check([]) == []
     assert check([look(0, [], 0, 1), get(1, GONE, 0, 1), delete(1, GONE, 0, 1)]) == []
 
@@ -103,7 +103,7 @@ def test_a_read_may_see_either_side_of_a_write_that_it_overlaps() -> None:
     assert rules([write, get(1, GONE, 11, 12)]) == ["wrong answer"]
 
 
-def test_a_later_read_is_not_older_than_an_earlier_one() -> None:
+def test_a_later_read_must_not_be_older_than_an_earlier_one() -> None:
     write = add(1, 1, 0, 10)
     after, before = look(1, [shown(1, 1)], 1, 2), look(0, [], 3, 4)
     assert rules([write, after, before]) == ["out of order"]
@@ -111,18 +111,18 @@ def test_a_later_read_is_not_older_than_an_earlier_one() -> None:
     assert check([write, before, replace(after, began=3.5, ended=5)]) == []
 
 
-def test_a_write_whose_outcome_is_unknown_happens_when_it_may() -> None:
+def test_a_write_of_unknown_outcome_may_take_effect_at_any_later_time() -> None:
     seen = look(1, [shown(1, 1)], 20, 21)
     assert check([lost_add(1, 0), look(0, [], 10, 11)]) == []
     assert check([lost_add(1, 0), look(0, [], 10, 11), seen]) == []
     assert rules([lost_add(1, 0), seen, look(0, [], 22, 23)]) == ["out of order"]
-    assert rules([lost_add(1, 30), seen]) != []  # it was seen before it was sent
+    assert rules([lost_add(1, 30), seen]) != []  # it was read before it was sent
     assert check([lost_add(1, 0), add(2, 2, 5, 6), look(2, [shown(1, 1), shown(2, 2)], 7, 8)]) == []
     assert check([add(1, 1, 0, 1), delete(1, None, 2), look(1, [shown(1, 1)], 3, 4), look(2, [], 5, 6)]) == []
 
 
-def test_what_says_no_version_is_tried_in_each_order() -> None:
-    """Three deletions at once; which came when only the reads say, and they say it late."""
+def test_events_without_a_version_are_tried_in_each_order() -> None:
+    """Three deletions overlap. Only later reads tell their order."""
     writes = [add(1, 1, 0, 1), add(2, 2, 0, 1), add(3, 3, 0, 1)]
     deletions = [delete(n, Removed(1), 2, 9) for n in (1, 2, 3)]
     orders = {(1, 2, 3), (1, 3, 2), (2, 1, 3), (2, 3, 1), (3, 1, 2), (3, 2, 1)}
@@ -138,7 +138,7 @@ def test_what_says_no_version_is_tried_in_each_order() -> None:
     assert rules([*writes, *deletions, *got, get(2, One(shown(2, 2)), 6, 7)]) == ["wrong answer"]
 
 
-def test_a_refusal_for_a_deletion_needs_one_that_may_have_come_later_than_the_write_was_sent() -> None:
+def test_a_refusal_because_of_a_deletion_needs_a_deletion_that_may_be_later_than_the_write() -> None:
     begin = [add(1, 1, 0, 1), delete(1, Removed(1), 4, 6)]
     refused = Event("ann", Append((new(1),)), Refused("deleted"), 5, 9)
     assert check([*begin, refused]) == []
@@ -149,7 +149,7 @@ def test_a_refusal_for_a_deletion_needs_one_that_may_have_come_later_than_the_wr
     assert rules([begin[0], erased, replace(refused, answer=Refused("erased"), began=7)]) == ["wrong answer"]
 
 
-def test_a_read_does_not_see_half_a_write() -> None:
+def test_a_read_must_not_see_a_part_of_a_write() -> None:
     both = Event("ann", Append((new(1), new(2))), Appended((("id-1", "added", 1), ("id-2", "added", 2)), 2), 0, 9)
     assert check([both, look(2, [shown(1, 1), shown(2, 2)], 1, 2)]) == []
     assert rules([both, look(1, [shown(1, 1)], 1, 2)]) == ["torn write"]
@@ -167,7 +167,7 @@ def test_an_explanation_names_the_events() -> None:
 
 
 class Simulation:
-    """Clients on a real store. Each operation begins, takes effect later, and ends later still, on one clock."""
+    """Clients of a real store. Each operation begins, takes effect later and ends later still, by one clock."""
 
     def __init__(self, folder: Path, seed: int, clients: int = 6) -> None:
         self.rng = random.Random(seed)
@@ -184,7 +184,7 @@ class Simulation:
         self.clients = clients
 
     def run(self, operations: int) -> list[Event]:
-        """The history of so many operations."""
+        """Do so many operations, and return their history."""
         rng = self.rng
         begun = [(rng.expovariate(1.0), client) for client in range(self.clients)]
         waiting = [(began + rng.expovariate(1.0), client, began) for began, client in begun]
@@ -270,12 +270,12 @@ def histories(tmp_path_factory: pytest.TempPathFactory) -> list[list[Event]]:
     return recorded
 
 
-def test_a_right_store_passes(histories: list[list[Event]]) -> None:
+def test_a_correct_store_is_accepted(histories: list[list[Event]]) -> None:
     for history in histories:
         assert [str(violation) for violation in check(history)] == []
 
 
-def test_the_simulation_meets_every_kind_of_answer(histories: list[list[Event]]) -> None:
+def test_the_simulation_yields_every_kind_of_answer(histories: list[list[Event]]) -> None:
     events = [event for history in histories for event in history]
     refusals = {event.answer.code for event in events if isinstance(event.answer, Refused)}
     assert {"id_conflict", "not_found", "version_mismatch", "deleted"} <= refusals
@@ -291,7 +291,7 @@ Plant = Callable[[list[Event], random.Random], list[Event]]
 
 
 def is_whole(event: Event) -> bool:
-    """A search that found all that there is, and something."""
+    """Whether the event is a search that found every memory, and at least one."""
     operation, answer = event.operation, event.answer
     whole = isinstance(operation, Search) and operation.top_k == workload.ALL and operation.where is None
     return whole and isinstance(answer, Found) and bool(answer.memories)
@@ -320,7 +320,7 @@ def put(history: list[Event], old: Event, fresh: Event) -> list[Event]:
 def pairs(
     history: list[Event], first: Callable[[Event], bool], then: Callable[[Event], bool]
 ) -> list[tuple[Event, Event]]:
-    """Events of one user of which the first had ended when the second began; the next few of each."""
+    """Pairs of events of one user, of which the first had ended when the second began; the next few for each event."""
     found = []
     for a in filter(first, history):
         after = [b for b in history if b.user == a.user and a.ended < b.began and then(b)]
@@ -329,7 +329,7 @@ def pairs(
 
 
 def stale_search(history: list[Event], rng: random.Random) -> list[Event]:
-    """A search answers what an older one did, though a newer version had been shown meanwhile."""
+    """A search repeats the answer of an older one, although a newer version had been read meanwhile."""
     choices = [
         (old, late)
         for old, shown in pairs(history, is_whole, is_whole)
@@ -341,7 +341,7 @@ def stale_search(history: list[Event], rng: random.Random) -> list[Event]:
 
 
 def stale_list(history: list[Event], rng: random.Random) -> list[Event]:
-    """A list shows a memory that a search had not shown any more."""
+    """A list shows a memory that an earlier search no longer showed."""
 
     def is_list(event: Event) -> bool:
         return event.operation == List() and event.answer is not None
@@ -369,7 +369,7 @@ def lost_memory(history: list[Event], rng: random.Random) -> list[Event]:
 
 
 def never_visible(history: list[Event], rng: random.Random) -> list[Event]:
-    """A memory that was acknowledged is in no answer to anybody."""
+    """A memory that was acknowledged is in no answer."""
     writes = [
         (event, event.answer.entries[0][0])
         for event in history
@@ -386,7 +386,7 @@ def never_visible(history: list[Event], rng: random.Random) -> list[Event]:
 
 
 def doubled_memory(history: list[Event], rng: random.Random) -> list[Event]:
-    """A retried append has left its memory twice."""
+    """A retried append has added its memory twice."""
     event = rng.choice([event for event in history if is_whole(event)])
     twin = replace(rng.choice(memories(event)), id="given-again")
     return put(history, event, with_memories(event, sorted([*memories(event), twin], key=lambda s: -(s.score or 0.0))))
@@ -406,7 +406,7 @@ def foreign_memory(history: list[Event], rng: random.Random) -> list[Event]:
 
 
 def resurrected(history: list[Event], rng: random.Random) -> list[Event]:
-    """A memory is there that was deleted."""
+    """A deleted memory is found again."""
     choices = []
     for before, gone in pairs(history, is_whole, lambda e: isinstance(e.operation, Delete) and e.answer == Removed(1)):
         assert isinstance(gone.operation, Delete)
@@ -419,7 +419,7 @@ def resurrected(history: list[Event], rng: random.Random) -> list[Event]:
 
 
 def other_field(field: str) -> Plant:
-    """One memory of one answer with another text, metadata, version or score."""
+    """One memory of one answer has another text, metadata, version or score."""
 
     def plant(history: list[Event], rng: random.Random) -> list[Event]:
         event = rng.choice([event for event in history if is_whole(event) and len(memories(event)) > 1])
@@ -449,7 +449,7 @@ def reused_version(history: list[Event], rng: random.Random) -> list[Event]:
 
 
 def hidden_write(history: list[Event], rng: random.Random) -> list[Event]:
-    """Nobody says that he wrote what others see."""
+    """A memory is read that no event wrote."""
     shown = {seen.text for event in history if is_whole(event) for seen in memories(event)}
     said = Counter(new.text for e in history if isinstance(e.operation, Append) for new in e.operation.memories)
     writes = [
@@ -463,7 +463,7 @@ def hidden_write(history: list[Event], rng: random.Random) -> list[Event]:
 
 
 def doubled_update(history: list[Event], rng: random.Random) -> list[Event]:
-    """An update that was applied again took a version that nobody knows of."""
+    """An update was applied twice, and its second version is in no answer."""
     updates = pairs(history, lambda e: isinstance(e.operation, Update) and isinstance(e.answer, One), is_whole)
     update, _ = rng.choice(updates)
     assert isinstance(update.answer, One)
@@ -491,7 +491,7 @@ def doubled_update(history: list[Event], rng: random.Random) -> list[Event]:
 
 
 def torn_write(history: list[Event], rng: random.Random) -> list[Event]:
-    """A search shows the first memory of an append, and not its last."""
+    """A search shows the first memory of an append but not its last."""
     torn = []
     for event in history:
         if isinstance(event.answer, Appended) and isinstance(event.operation, Append):
@@ -506,7 +506,7 @@ def torn_write(history: list[Event], rng: random.Random) -> list[Event]:
 
 
 def unjustified(make: Callable[[Seen], tuple[Operation, Refused]]) -> Plant:
-    """A refusal while a memory stood unchanged between two searches."""
+    """An operation is refused although its memory did not change between two searches."""
 
     def plant(history: list[Event], rng: random.Random) -> list[Event]:
         a, b = rng.choice([(a, b) for a, b in pairs(history, is_whole, is_whole) if same(a, b)])
@@ -518,7 +518,7 @@ def unjustified(make: Callable[[Seen], tuple[Operation, Refused]]) -> Plant:
 
 
 def same(a: Event, b: Event) -> list[Seen]:
-    """Memories that stood unchanged between two searches."""
+    """The memories that did not change between two searches."""
     there = {(seen.id, seen.version) for seen in memories(b)}
     return [seen for seen in memories(a) if (seen.id, seen.version) in there]
 
@@ -568,7 +568,7 @@ def test_a_planted_answer_is_found(histories: list[list[Event]], fault: str) -> 
 
 
 class Faulty(Simulation):
-    """A store that does wrong once, at the first chance after its 60th operation."""
+    """A store that is wrong once, at the first opportunity after its 60th operation."""
 
     fault: str
     updates: list[Update]
@@ -601,7 +601,7 @@ class Faulty(Simulation):
         return super().perform(user, operation, sent)
 
     def update_again(self, user: str, operation: Operation) -> None:
-        """Apply an update a second time, once its memory has been given another text."""
+        """Apply an update a second time, after its memory got another text."""
         for past in self.updates:
             now = super().perform(user, Get(past.id), self.now)
             if isinstance(now, One) and now.memory.text != past.text:

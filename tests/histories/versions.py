@@ -1,4 +1,4 @@
-"""What an answer says of the versions at which its operation took place."""
+"""The versions at which an operation took effect, as far as its answer tells."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.histories.records import Appended, Erase, Event, Found, One, Removed,
 
 
 def claimed_by(event: Event) -> list[tuple[int, str]]:
-    """(version, id) that the answer says were written. An update may have found its memory as it is at that version."""
+    """(version, id) that were written, by the answer. An update that changed nothing names an older version."""
     if isinstance(event.answer, Appended):
         return [(version, id) for id, status, version in event.answer.entries if status != "unchanged"]
     if isinstance(event.operation, Update) and isinstance(event.answer, One):
@@ -17,7 +17,7 @@ def claimed_by(event: Event) -> list[tuple[int, str]]:
 
 
 def stands_at(event: Event) -> tuple[int, int] | None:
-    """(first, last) version at which the answer puts the event; None where it does not say."""
+    """(first, last) version of the event; None if the answer does not tell."""
     if isinstance(event.operation, Search) and isinstance(event.answer, Found) and event.answer.version is not None:
         return event.answer.version, event.answer.version
     claims = [] if isinstance(event.operation, Update) else claimed_by(event)
@@ -25,7 +25,7 @@ def stands_at(event: Event) -> tuple[int, int] | None:
 
 
 def at_least(event: Event) -> int:
-    """The version that there was when the event took effect, at least."""
+    """The lowest version that the user can have had when the event took effect."""
     stood = stands_at(event)
     seen = [memory.version for memory in memories_of(event.answer)]
     return max([stood[1] if stood else 0, *seen])

@@ -1,4 +1,4 @@
-"""Stores that work on one log at the same moment, each in its own thread as each replica in its own process."""
+"""Stores that use one log at the same time, each in its own thread, as replicas do in their processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_fresh_postgresql_log_is_opened_by_many_at_once(postgres_url: str) -> 
 
 
 def test_batches_of_the_same_new_users_in_any_order(url: str) -> None:
-    """Neither do they wait for each other in a ring, nor is a row or a version lost or given twice."""
+    """The writers do not deadlock, and no row or version is lost or given twice."""
     batches = 15
 
     def write(writer: int) -> None:
@@ -91,7 +91,7 @@ def test_no_update_is_lost(url: str) -> None:
     first.close()
 
 
-def test_a_reader_never_sees_half_a_write_nor_goes_back(url: str) -> None:
+def test_a_reader_sees_whole_writes_and_never_an_older_version(url: str) -> None:
     batches, size = 30, 5
 
     def write() -> None:

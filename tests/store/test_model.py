@@ -1,4 +1,4 @@
-"""Every operation, by two stores on one log that stand for two replicas, against plain dictionaries."""
+"""Every operation, by two stores on one log as two replicas are, against a model of plain dictionaries."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ new_memories = st.lists(
 
 @dataclass
 class Known:
-    """What the model knows of one user."""
+    """The model of one user."""
 
     version: int = 0
     erased_at: Any = None
     memories: dict[str, Memory] = field(default_factory=dict)
     deleted_at: dict[str, Any] = field(default_factory=dict)
     events: dict[str, list[tuple[str, str | None]]] = field(default_factory=dict)
-    deaths: Counter[str] = field(default_factory=Counter)  # by id; an import replaces the events, and not these
-    imported: dict[str, int] = field(default_factory=dict)  # by id: the version that its history begins with since
+    deaths: Counter[str] = field(default_factory=Counter)  # deletions by id; imports do not reset them
+    imported: dict[str, int] = field(default_factory=dict)  # by id: the version at which the imported history begins
 
 
 class Replicas(RuleBasedStateMachine):
@@ -98,7 +98,7 @@ class Replicas(RuleBasedStateMachine):
         self.folder.cleanup()
 
     def live(self, user: tuple[str, str]) -> dict[str, Memory]:
-        """What is there and has not expired; what has expired and is touched by a write becomes a tombstone."""
+        """The memories that have not expired. An expired one becomes a tombstone when a write touches it."""
         found = self.known[user].memories
         return {id: m for id, m in found.items() if m.expires_at is None or m.expires_at > self.clock.now}
 
@@ -151,7 +151,7 @@ class Replicas(RuleBasedStateMachine):
         user = (request.tenant, request.user_id)
         known = self.known[user]
         for id in [id for id, m in known.memories.items() if m.expires_at is not None and m.expires_at <= now]:
-            if any(new.id == id for new in request.memories):  # it gives way, at the time when its own was over
+            if any(new.id == id for new in request.memories):  # it is deleted, at the time at which it expired
                 known.deleted_at[id] = known.memories[id].expires_at
                 self.bury(user, id)
         if isinstance(result, Conflict):
@@ -214,7 +214,7 @@ class Replicas(RuleBasedStateMachine):
         assert result.version >= known.version
 
     def pick(self, user: tuple[str, str], number: int) -> str:
-        """An id, of a memory that is there where any is."""
+        """An id: that of an existing memory if there is any."""
         there = sorted(self.known[user].memories)
         return there[number % len(there)] if there else str(number)
 
@@ -385,7 +385,7 @@ class Replicas(RuleBasedStateMachine):
             ours = sorted(matching, key=lambda m: m.version if order == "updated_at" else m.created_at, reverse=falling)
             if order == "updated_at":
                 assert [m.id for m in found] == [m.id for m in ours]
-            else:  # memories of one batch share their time
+            else:  # memories of one batch have one time
                 assert [m.created_at for m in found] == [m.created_at for m in ours]
                 assert sorted(map(key, found)) == sorted(map(key, ours))
 
@@ -406,7 +406,7 @@ class Replicas(RuleBasedStateMachine):
                 self.stores[n].history(*user, id)
             return
         events = [(event.event, event.text) for event in self.stores[n].history(*user, id)]
-        if id in self.known[user].memories and id not in self.live(user):  # the purge may have been there
+        if id in self.known[user].memories and id not in self.live(user):  # it may have been purged
             assert [event for event, _ in events[: len(expected)]] == [event for event, _ in expected]
         else:
             assert events[: len(expected)] == expected
@@ -432,7 +432,7 @@ class Replicas(RuleBasedStateMachine):
 
     @invariant()
     def everyone_is_found(self) -> None:
-        """Searches on one of the stores, in turn; every third time on none, so that indexes fall behind."""
+        """Search on the stores in turn, and every third time on none, so that indexes fall behind."""
         self.steps += 1
         if self.stores and self.steps % 3:
             requests = [Search(*user, VECTORS[self.steps % 7], 100) for user in USERS]
@@ -441,7 +441,7 @@ class Replicas(RuleBasedStateMachine):
 
     @invariant()
     def forget_purged(self) -> None:
-        """What has expired may be purged at any time; the model follows as soon as it is seen."""
+        """An expired memory may be purged at any time. The model follows once it is."""
         if not self.stores:
             return
         for user, known in self.known.items():

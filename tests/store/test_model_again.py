@@ -1,4 +1,4 @@
-"""The model of test_model.py, whose writes are all sent again: at once, and now and then long after, all of them."""
+"""The model of test_model.py, with every write repeated at once, and now and then all writes repeated later."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tests.store.test_model import VECTORS, Known, Replicas, _settings, run_on_p
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A write that was made: how to send it again, and what is known of its user and of the memory it left."""
+class SentWrite:
+    """A write that was made, how to send it again, and the model of its user and memory."""
 
     send: Callable[[Store], Any]
     answer: Any
     user: tuple[str, str]
-    known: Known | None = None  # where an erasure is answered with a Conflict
+    known: Known | None = None  # of a write that is answered with a Conflict after an erasure
     id: str | None = None  # of an update
     deaths: int = 0
-    made: str | None = None  # of an append without a write id: the id that was made for it
+    made: str | None = None  # the generated id, of an append without a write id
 
 
 class Sender:
-    """A store of the machine; its writes go to the other one a second time, and are answered alike."""
+    """A store of the machine. Its writes are sent to the other store as well, which must answer alike."""
 
     def __init__(self, store: Store, machine: Again) -> None:
         self.store = store
@@ -43,7 +43,7 @@ class Sender:
         now = self.machine.clock.now
         for sender in self.machine.stores:
             assert send(sender.store) == answer  # type: ignore[attr-defined]
-        self.machine.clock.now = now  # the model asks it when the first was made
+        self.machine.clock.now = now  # the model reads the time of the first write
         return answer
 
     def append(self, requests: Sequence[Append]) -> list[AppendResult | StoreError]:
@@ -59,7 +59,7 @@ class Sender:
             user = request.tenant, request.user_id
             late = replace(request, issued_at=now)
             self.machine.sent.append(
-                Sent(lambda store, late=late: store.append([late])[0], answer, user, self.machine.known[user])  # type: ignore[misc]
+                SentWrite(lambda store, late=late: store.append([late])[0], answer, user, self.machine.known[user])  # type: ignore[misc]
             )
         return answers
 
@@ -71,7 +71,7 @@ class Sender:
             return store.update(tenant, user_id, id, write_id=name, **changes)
 
         answer = self._twice(send)
-        self.machine.sent.append(Sent(send, answer, user, known, id, known.deaths[id]))
+        self.machine.sent.append(SentWrite(send, answer, user, known, id, known.deaths[id]))
         return answer
 
     def delete(self, *where: Any) -> Any:
@@ -90,14 +90,14 @@ class Sender:
             return getattr(store, method)(*where, write_id=name)
 
         answer = self._twice(send)
-        self.machine.sent.append(Sent(send, answer, (where[0], where[1])))
+        self.machine.sent.append(SentWrite(send, answer, (where[0], where[1])))
         return answer
 
 
 class Again(Replicas):
     def __init__(self) -> None:
         super().__init__()
-        self.sent: list[Sent] = []
+        self.sent: list[SentWrite] = []
         self.names = iter(range(1_000_000))
 
     def open(self, number: int) -> Store:
@@ -107,7 +107,7 @@ class Again(Replicas):
         return f"w{next(self.names)}"
 
     @rule(n=stores, user=users, text=texts, skip=st.booleans())
-    def add_with_a_made_id(self, n: int, user: tuple[str, str], text: str, skip: bool) -> None:
+    def add_with_a_generated_id(self, n: int, user: tuple[str, str], text: str, skip: bool) -> None:
         memory = NewMemory(self.write_id(), text, VECTORS[0], generated_id=True)
         request = Append(*user, (memory,), "skip" if skip else "add", issued_at=self.clock.now)
 
@@ -117,10 +117,10 @@ class Again(Replicas):
         answer = send(self.stores[n].store)  # type: ignore[attr-defined]
         self._expect_append(request, answer, self.clock.now)
         if isinstance(answer, AppendResult) and answer.memories[0].status == "added":
-            self.sent.append(Sent(send, answer, user, self.known[user], made=memory.id))
+            self.sent.append(SentWrite(send, answer, user, self.known[user], made=memory.id))
 
-    def first_answer(self, sent: Sent) -> Any:
-        """What the append was answered; with the version that an import has given to what it added, where one has."""
+    def first_answer(self, sent: SentWrite) -> Any:
+        """The first answer to the append. If an import has replaced what it added, with the version of the import."""
         imported = None if sent.made is None else self.known[sent.user].imported.get(sent.made)
         if sent.made is None or imported is None:
             return sent.answer

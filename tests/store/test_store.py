@@ -1,4 +1,4 @@
-"""The face of the store, on SQLite and PostgreSQL: what each call answers, to the field."""
+"""Each call of the store, on SQLite and PostgreSQL, with every field of its answer."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_the_same_id_with_other_content_is_a_conflict_of_that_request_alone(stor
     assert sorted(find(store, "ann")) == ["1", "3"]
 
 
-def test_the_requests_of_one_call_stand_or_fall_together(store: Store) -> None:
+def test_the_requests_of_one_call_are_all_written_or_none(store: Store) -> None:
     put(store, "bob", new("1"))
     at = store._now()
     clashing = [
@@ -187,7 +187,7 @@ def test_duplicates_are_skipped_on_request(store: Store) -> None:
         (NewMemory("1", "x", EYE[0], {}, datetime(2030, 1, 1)), "expires_at"),
     ],
 )
-def test_what_cannot_be_stored_is_named(store: Store, memory: NewMemory, param: str) -> None:
+def test_a_field_that_cannot_be_stored_is_named(store: Store, memory: NewMemory, param: str) -> None:
     at = store._now()
     results = store.append(
         [Append(T, "ann", (new("7"), memory), issued_at=at), Append(T, "ann", (new("8"),), issued_at=at)]
@@ -290,7 +290,7 @@ def test_update_changes_what_is_given(store: Store) -> None:
     ]
 
 
-def test_a_deleted_memory_leaves_only_its_dates(store: Store) -> None:
+def test_the_history_of_a_deleted_memory_has_only_its_dates(store: Store) -> None:
     put(store, "ann", new("1"), new("2"))
     store.update(T, "ann", "1", metadata={"secret": 1})
     assert store.delete(T, "ann", "1") == 4
@@ -305,7 +305,7 @@ def test_a_deleted_memory_leaves_only_its_dates(store: Store) -> None:
     assert [event.text for event in store.history(T, "ann", "1")] == [None, None, None, "again"]
 
 
-def test_a_write_that_was_on_its_way_does_not_bring_back_what_was_erased(store: Store) -> None:
+def test_a_write_does_not_restore_what_was_erased_after_it_was_sent(store: Store) -> None:
     put(store, "ann", new("1"), new("2"))
     sent = store._now()
     store.delete(T, "ann", "1")
@@ -322,7 +322,7 @@ def test_a_write_that_was_on_its_way_does_not_bring_back_what_was_erased(store: 
     assert isinstance(put(store, "nobody", new("1"), issued_at=sent), Conflict)
 
 
-def test_an_update_that_was_on_its_way_does_not_bring_back_what_was_erased(store: Store) -> None:
+def test_an_update_does_not_restore_what_was_erased_after_it_was_sent(store: Store) -> None:
     put(store, "ann", new("1"), new("2"))
     sent = store._now()
     store.delete(T, "ann", "1")
@@ -338,7 +338,7 @@ def test_an_update_that_was_on_its_way_does_not_bring_back_what_was_erased(store
     assert store.update(T, "ann", "2", metadata={"a": 1}, issued_at=store._now()).metadata == {"a": 1}
 
 
-def test_what_has_expired_is_gone(store: Store, clock: Clock) -> None:
+def test_an_expired_memory_is_gone(store: Store, clock: Clock) -> None:
     put(store, "ann", new("1", expires_at=clock.now + timedelta(seconds=5)), new("2"))
     assert find(store, "ann") == ["2", "1"]
     clock.advance(10)
@@ -388,7 +388,7 @@ def test_pages_follow_one_another(store: Store) -> None:
 
 
 @pytest.mark.parametrize("key", [[2**63, 1], [1, 2**64 - 1], [True, 1], [1.5, 1], [1], ["a", 1]])
-def test_a_cursor_that_was_made_up_is_refused(store: Store, key: list[Any]) -> None:
+def test_a_forged_cursor_is_refused(store: Store, key: list[Any]) -> None:
     put(store, "ann", new("1"))
     with pytest.raises(InvalidInput) as caught:
         store.list(T, "ann", order="created_at", cursor=listing._encode("created_at", key))
@@ -425,7 +425,7 @@ def test_users_and_their_sizes(store: Store) -> None:
     assert store.user(T, "ann") == UserStats("ann", 1, 1, size, "exact", True)
 
 
-def test_least_recently_used_indexes_leave_first(open_store: Callable[..., Store]) -> None:
+def test_the_least_recently_used_indexes_are_evicted_first(open_store: Callable[..., Store]) -> None:
     store = open_store(index_budget_bytes=8000)
     for name in ("a", "b", "c", "d"):
         put(store, name, *(new(str(n), n % DIM, text=name + str(n)) for n in range(40)))
@@ -468,10 +468,10 @@ def test_large_users_are_searched_through_the_graph(open_store: Callable[..., St
     first = store.search([Search(T, "ann", vectors[7], 5)])[0]
     while store.background_step():
         pass
-    folded = store.search([Search(T, "ann", vectors[7], 5)])[0]
+    merged = store.search([Search(T, "ann", vectors[7], 5)])[0]
     assert isinstance(first, SearchResult)
-    assert isinstance(folded, SearchResult)
-    assert (first.index, folded.index) == ("exact", "hnsw")
-    assert first.results == folded.results
+    assert isinstance(merged, SearchResult)
+    assert (first.index, merged.index) == ("exact", "hnsw")
+    assert first.results == merged.results
     put(store, "ann", NewMemory("new", "x", vectors[7]))
     assert len(find(store, "ann", k=1000)) == 201

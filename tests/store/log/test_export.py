@@ -1,4 +1,4 @@
-"""NDJSON out and in, on SQLite and PostgreSQL."""
+"""Exports and imports as NDJSON, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = "default"
 
 
 def fill(store: Store, clock: Clock, count: int = 450) -> None:
-    """Several pages, with history, gaps where memories were deleted, and awkward values."""
+    """Add several pages of memories with history, deleted ones among them, and awkward values."""
     rng = np.random.default_rng(1)
     vectors = (rng.normal(size=(count, DIM)) * rng.choice([1e-6, 1, 1e6], size=(count, 1))).astype(np.float32)
     for first in range(0, count, 150):
@@ -80,7 +80,7 @@ def test_export_import_export_is_the_same_byte_for_byte(
     log.close()
 
 
-def test_an_export_that_others_write_to_holds_each_memory_once(open_store: Callable[..., Store], clock: Clock) -> None:
+def test_an_export_holds_each_memory_once_while_others_write(open_store: Callable[..., Store], clock: Clock) -> None:
     store, writer = open_store(), open_store()
     fill(store, clock)
     ids = {orjson.loads(line)["id"] for line in store.export(T, "ann")}
@@ -111,7 +111,7 @@ def test_an_export_of_a_user_that_is_erased_meanwhile_fails(store: Store, clock:
         list(lines)
 
 
-def test_pages_go_on_where_the_last_ended(store: Store, clock: Clock) -> None:
+def test_each_page_starts_after_the_one_before(store: Store, clock: Clock) -> None:
     fill(store, clock)
     deduplicator, given, cursor = Deduplicator(), [], None
     while True:
@@ -122,7 +122,7 @@ def test_pages_go_on_where_the_last_ended(store: Store, clock: Clock) -> None:
     assert given == list(store.export(T, "ann"))
 
 
-def test_an_import_that_was_on_its_way_does_not_bring_back_what_was_erased(store: Store) -> None:
+def test_an_import_does_not_restore_what_was_erased_after_it_was_sent(store: Store) -> None:
     line, other = (orjson.dumps({"id": id, "text": "tea", "vector": [1.0] * DIM}) for id in "12")
     sent = store._now()
     store.import_lines(T, "ann", [line, other], issued_at=sent)
@@ -179,7 +179,7 @@ def test_importing_into_a_user_with_memories_gives_new_versions(store: Store, cl
     assert [event.text for event in store.history(T, "bob", "3")] == ["own"]
 
 
-def test_searches_go_on_when_what_was_deleted_is_imported_again(open_store: Callable[..., Store], clock: Clock) -> None:
+def test_searches_find_a_deleted_memory_that_is_imported_again(open_store: Callable[..., Store], clock: Clock) -> None:
     stores = open_store(), open_store()
     vectors = np.eye(DIM, dtype=np.float32)
     made = tuple(NewMemory(f"m{n}", f"text {n}", vectors[n]) for n in range(3))
@@ -202,7 +202,7 @@ def test_searches_go_on_when_what_was_deleted_is_imported_again(open_store: Call
 def test_the_exports_of_two_users_can_be_imported_as_one(store: Store, clock: Clock) -> None:
     vectors = np.eye(DIM, dtype=np.float32)
     lines = []
-    for user, versions in (("ann", (1, 3)), ("bob", (3, 8))):  # what is ann's version is in bob's history
+    for user, versions in (("ann", (1, 3)), ("bob", (3, 8))):  # a version of ann's memory is in bob's history as well
         made = tuple(NewMemory(f"{user} {n}", f"{user} {n}", vectors[n]) for n in range(versions[0]))
         store.append([Append(T, user, made, issued_at=clock())])
         for n in range(versions[1] - versions[0]):
@@ -217,7 +217,7 @@ def test_the_exports_of_two_users_can_be_imported_as_one(store: Store, clock: Cl
     assert list(verify(store.log)) == []
 
 
-def test_what_was_erased_in_one_history_is_not_said_by_another(store: Store, clock: Clock) -> None:
+def test_an_erased_state_gets_no_text_from_another_history(store: Store, clock: Clock) -> None:
     vectors = np.eye(DIM, dtype=np.float32)
 
     def add(user: str, id: str) -> None:
@@ -244,12 +244,12 @@ def test_what_was_erased_in_one_history_is_not_said_by_another(store: Store, clo
         store.delete(T, name, "x")
         assert [event.text for event in store.history(T, name, "y")] == ["bob y", "bob again", "bob at last"]
     both = [*store.export(T, "ann"), *store.export(T, "bob")]
-    assert store.import_lines(T, "gil", both) == Imported(2, 0)  # in one part
+    assert store.import_lines(T, "gil", both) == Imported(2, 0)  # in one page
     assert [(event.event, event.text) for event in store.history(T, "gil", "x")] == pasts["ann", "x"]
     assert list(verify(store.log)) == []
 
 
-def test_a_history_that_names_a_tombstones_version_gets_its_own(store: Store, clock: Clock) -> None:
+def test_a_history_with_the_version_of_a_tombstone_gets_new_versions(store: Store, clock: Clock) -> None:
     vector = np.ones(DIM, np.float32)
     for id in ("kept", "gone"):
         store.append([Append(T, "ann", (NewMemory(id, id, vector),), issued_at=clock())])
@@ -276,8 +276,8 @@ def test_a_minimal_line_is_enough(store: Store) -> None:
     assert store.get(T, "ann", "1").text == "tea"
 
 
-def test_a_line_whose_time_is_over_is_taken_and_goes(store: Store, clock: Clock) -> None:
-    """An export that was kept for a while comes back, but for what has expired since."""
+def test_an_expired_line_is_imported_and_then_deleted(store: Store, clock: Clock) -> None:
+    """An old export can be imported. The memories that have expired since are gone at once."""
     memories = tuple(
         NewMemory(id, f"text {id}", np.ones(DIM, np.float32), expires_at=clock.now + timedelta(seconds=seconds))
         for id, seconds in (("1", 5), ("2", 500))
@@ -293,7 +293,7 @@ def test_a_line_whose_time_is_over_is_taken_and_goes(store: Store, clock: Clock)
 
 
 def purge(store: Store, clock: Clock) -> None:
-    """Delete what has expired, as a store that is idle does each second."""
+    """Delete expired memories, as an idle store does each second."""
     clock.advance(2)
     while store.background_step():
         pass
@@ -305,7 +305,7 @@ def expiring(clock: Clock, id: str, seconds: float | None) -> bytes:
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_an_import_is_sent_again_after_some_of_it_has_expired(store: Store, clock: Clock, kept: bool) -> None:
+def test_an_import_is_repeated_after_some_of_its_memories_have_expired(store: Store, clock: Clock, kept: bool) -> None:
     lines = [expiring(clock, "1", 5), expiring(clock, "2", 500 if kept else 6)]
     sent = clock()
     assert store.import_lines(T, "ann", lines, issued_at=sent) == Imported(2, 0)
@@ -325,8 +325,8 @@ def test_an_import_is_sent_again_after_some_of_it_has_expired(store: Store, cloc
     assert list(verify(store.log)) == []
 
 
-def test_what_has_expired_elsewhere_is_no_reason_to_refuse_an_import(store: Store, clock: Clock) -> None:
-    """A user whose last memory expires between the sending of an import and its first line was not erased."""
+def test_an_import_is_not_refused_because_another_memory_has_expired(store: Store, clock: Clock) -> None:
+    """If a user's last memory expires after the import was sent, the user was not erased."""
     store.import_lines(T, "ann", [expiring(clock, "old", 5)], issued_at=clock())
     sent = clock()
     clock.advance(10)
@@ -335,7 +335,7 @@ def test_what_has_expired_elsewhere_is_no_reason_to_refuse_an_import(store: Stor
 
 
 @pytest.mark.parametrize("begin", [True, False])
-def test_an_expired_line_brings_nothing_back_that_was_erased(store: Store, clock: Clock, begin: bool) -> None:
+def test_an_expired_line_restores_nothing_that_was_erased(store: Store, clock: Clock, begin: bool) -> None:
     lines = [expiring(clock, "1", 5), expiring(clock, "2", None), expiring(clock, "3", 500)]
     sent = clock()
     store.import_lines(T, "ann", lines, issued_at=sent)
@@ -343,7 +343,7 @@ def test_an_expired_line_brings_nothing_back_that_was_erased(store: Store, clock
         store.delete(T, "ann", id)
     clock.advance(10)
     purge(store, clock)
-    for line in lines[1:]:  # deleted before its time was over
+    for line in lines[1:]:  # deleted before it expired
         with pytest.raises(Conflict) as late:
             store.import_lines(T, "ann", [lines[0], line], begin=begin, issued_at=sent)
         assert (late.value.param, late.value.code) == ("1.id", "deleted")
@@ -382,7 +382,7 @@ def test_an_expired_line_brings_nothing_back_that_was_erased(store: Store, clock
         ({"history": [{"event": "added", "at": "2026-01-01T00:00:00Z", "version": 9}]}, "1.history.0.version"),
     ],
 )
-def test_a_wrong_line_is_named_and_nothing_of_its_part_is_written(
+def test_a_wrong_line_is_named_and_nothing_of_its_page_is_written(
     store: Store, change: dict[str, Any], param: str
 ) -> None:
     right = {"id": "1", "text": "tea", "vector": [1.0] * DIM, "version": 5}
@@ -423,7 +423,7 @@ def test_numbers_come_back_as_they_were(store: Store) -> None:
 
 
 @pytest.mark.parametrize("line", [b"{", b"[]", b"\xff", b'"x"', b'{"id": NaN}'])
-def test_a_line_that_is_no_object(store: Store, line: bytes) -> None:
+def test_a_line_that_is_not_a_json_object_is_refused(store: Store, line: bytes) -> None:
     with pytest.raises(InvalidInput) as caught:
         store.import_lines(T, "ann", [line])
     assert caught.value.param == "0"
