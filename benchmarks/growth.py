@@ -124,7 +124,7 @@ def memories(counts: Sequence[int], folder: Path) -> Row:
         began = time.perf_counter()
         while store.background_step():
             pass
-        fold_s = time.perf_counter() - began
+        build_s = time.perf_counter() - began
         warm = milliseconds(partial(search, store, "ann", query) for query in draw(CALLS))
         added = milliseconds(
             partial(append, store, "ann", NewMemory(f"new-{n}", TEXT, vector)) for n, vector in enumerate(draw(CALLS))
@@ -137,7 +137,7 @@ def memories(counts: Sequence[int], folder: Path) -> Row:
                 "search_p50_ms": warm[0],
                 "search_p99_ms": warm[1],
                 "durable_add_p50_ms": added[0],
-                "index_build_s": fold_s if count > 2_000 else None,  # a smaller index is a matrix: nothing to build
+                "index_build_s": build_s if count > 2_000 else None,  # a smaller index is a matrix: nothing to build
                 "index_mb": store.resident.bytes / 1e6,
             }
         )

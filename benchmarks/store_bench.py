@@ -58,7 +58,7 @@ def fill(store: Store, user: str, vectors: Any, batch: int = 500) -> None:
             raise result
 
 
-def fold(store: Store) -> list[float]:
+def build(store: Store) -> list[float]:
     """Run background steps until none is left. Returns the seconds that each took."""
     steps = []
     more = True
@@ -129,11 +129,11 @@ def large(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]
     queries = iter(draw(20_000))
     before = resident_bytes()
     yield f"search at {n:,}, cold, no snapshot", timed(lambda: store.search([Search(T, "ann", next(queries))]), 1)
-    yield f"search at {n:,}, not folded yet", timed(lambda: store.search([Search(T, "ann", next(queries))]), 100)
+    yield f"search at {n:,}, graph not built yet", timed(lambda: store.search([Search(T, "ann", next(queries))]), 100)
     began = time.perf_counter()
-    steps = fold(store)
-    yield f"fold {n:,}, s", round(time.perf_counter() - began, 1)
-    yield "a fold step", {f"p{q}_ms": round(float(np.percentile(steps, q)) * 1000, 1) for q in (50, 99, 100)}
+    steps = build(store)
+    yield f"build the graph of {n:,}, s", round(time.perf_counter() - began, 1)
+    yield "one background step", {f"p{q}_ms": round(float(np.percentile(steps, q)) * 1000, 1) for q in (50, 99, 100)}
     yield f"bytes a memory at {n:,}, counted", round(store.resident.bytes / n)
     yield f"bytes a memory at {n:,}, RSS", round((resident_bytes() - before) / n)
     yield f"search at {n:,}, warm", timed(lambda: store.search([Search(T, "ann", next(queries))]), 2000)
@@ -147,7 +147,7 @@ def large(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]
     store.delete_where(T, "ann", {"n": {"lt": n // 2}})
     truth = dict(list(truth.items())[n // 2 :])
     yield "recall@10, half deleted, before the rebuild", recall(store, "ann", truth)
-    fold(store)
+    build(store)
     yield "recall@10, half deleted, rebuilt", recall(store, "ann", truth)
     store.close()
 
@@ -158,14 +158,14 @@ def updated(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, An
     store = open_store(folder / "updated.db")
     fill(store, "ann", draw(n))
     store.search([Search(T, "ann", draw(1)[0])])
-    fold(store)
+    build(store)
     vectors = draw(n)
     for first in range(0, n, 500):
         made = tuple(NewMemory(f"ann-{first + i}", f"new {i}", v) for i, v in enumerate(vectors[first : first + 500]))
         store.append([Append(T, "ann", made, upsert=True)])
     truth = {f"ann-{i}": v for i, v in enumerate(vectors)}
     yield f"recall@10 at {n:,}, every memory updated, before the rebuild", recall(store, "ann", truth)
-    fold(store)
+    build(store)
     yield f"recall@10 at {n:,}, every memory updated, rebuilt", recall(store, "ann", truth)
     store.close()
 
@@ -262,7 +262,7 @@ def switch(_: Path, __: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     for n in (500, 1000, 2000, 4000, 8000):
         vectors = draw(n)
         changes = Changes(np.arange(n), np.arange(n) + 1, np.ones(n, np.bool_), np.full(n, NEVER), vectors)
-        took = {}
+        took: dict[str, float] = {}
         for kind, options in (("exact", IndexOptions(switch=10**9)), ("hnsw", IndexOptions(switch=1))):
             index = UserIndex(1, 0, DIM, options)
             index.apply(changes)
