@@ -59,7 +59,7 @@ def checked(call: Sequence[Append], dim: int) -> list[CheckedAppend]:
             try:
                 rows.append(checked_memory(memory, dim))
             except InvalidInput as error:
-                raise InvalidInput(error.message, error.field, error.code, position) from error
+                raise error.at(error.field, position) from error
         user = request.tenant, request.user_id
         skip = request.on_duplicate == "skip"
         issued_at = micros(request.issued_at, "issued_at")
@@ -223,7 +223,7 @@ class _Batch:
             try:
                 appended.append(self._plan_memory(memory, request, user, plan))
             except (Conflict, InvalidInput) as error:
-                raise type(error)(error.message, error.field, error.code, position) from error
+                raise error.at(error.field, position) from error
         version = user.version
         if version == before and any(one.status == "added" for one in appended):
             version = max(one.version for one in appended)  # an earlier attempt added them: return its version

@@ -200,7 +200,7 @@ def _read_items(read: Callable[[Any, str], Any], operand: list[Any], path: str) 
         try:
             items.append(read(item, path))
         except InvalidInput as error:
-            raise InvalidInput(error.message, f"{path}.{number}") from error
+            raise error.at(f"{path}.{number}") from error
     return items
 
 
