@@ -146,7 +146,7 @@ class Engine:
             bisect=True,
             clock=clock,
         )
-        select = oldest_call
+        select = oldest_call  # the baseline: each request is a batch, and it fails as a whole
         if queue_enabled:
             select = pick if model.pads else oldest_first
         self._device: Batcher[_Text, _Vector] = Batcher(
@@ -251,6 +251,7 @@ class Engine:
                     raise InvalidRequest(message, None, None, position)
 
     async def _tokenize(self, inputs: list[_Input]) -> list[Tokens | int | Exception]:
+        """Tokenize a batch of inputs, with one call of the model for all that are to be tokenized alike."""
         alike: dict[tuple[bool, str, Truncate, InputType | None], list[int]] = {}
         for index, one in enumerate(inputs):
             input_type = one.input_type if one.input_type in self.info.max_tokens_of else None
@@ -276,6 +277,7 @@ class Engine:
         return tokens
 
     async def _forward(self, texts: list[_Text]) -> list[_Vector | Exception]:
+        """Run a batch of texts. Returns a vector or an error for each."""
         started = self._clock()
         try:
             matrix = await self.model.forward([text.tokens for text in texts])  # (texts, dim) float32

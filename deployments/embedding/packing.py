@@ -10,9 +10,9 @@ Guarantees:
   text and leaves it in the queue.
 
 How: let b = 1 + MAX_PASSES - (times the oldest text was passed over). Take as many of the oldest texts as fit into b
-batches, sort them by length, and cut them into b batches. The batch with the oldest text is the next one. The texts
-left of these fit into b - 1 batches, and each was passed over at most once more. By induction, no text exceeds
-`MAX_PASSES`; within this rule, as many texts as possible are sorted by length.
+batches, sort them by length, and cut them into b batches. The batch with the oldest text is the next one. The others
+fit into b - 1 batches, and their texts were passed over at most once more. By induction, no text exceeds `MAX_PASSES`;
+within this rule, as many texts as possible are sorted by length.
 """
 
 from __future__ import annotations
