@@ -5,7 +5,7 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic_core import from_json
 
 MAX_PAGE = 1_000
@@ -101,7 +101,7 @@ Prefix = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_co
 StoredId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
 # The id of a new user or memory.
 NewId = Annotated[StoredId, AfterValidator(_no_dot_segment)]
-Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_not_blank)]
+Text = Annotated[str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "minLength": 1})]
 Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
 Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
 # Validation stops at the first wrong number: a body has room for millions, and each would get an error of its own.

@@ -80,6 +80,21 @@ async def test_a_memory_has_the_fields_that_it_was_added_with(api: httpx.AsyncCl
     assert refused(await api.get("/v1/users/bob/memories/1")) == (404, "id", None)
 
 
+@pytest.mark.parametrize("text", ["", " "])
+async def test_the_message_of_an_error_begins_with_the_path(api: httpx.AsyncClient, text: str) -> None:
+    answer = await api.post(ANN, json={"memories": [{"text": "a"}, {"text": text}]})
+    assert answer.json()["error"] == {
+        "message": "memories.1.text: must not be empty",
+        "type": "invalid_request_error",
+        "param": "memories.1.text",
+        "code": None,
+    }
+    with_vector = {"text": "a", "vector": [1.0]}
+    for body, path in (({"memories": [{"text": "a"}, with_vector]}, "memories.1.vector"), (with_vector, "vector")):
+        message = (await api.post(ANN, json=body)).json()["error"]["message"]
+        assert message == f"{path}: has 1 dimensions; the model has {DIM}"
+
+
 async def test_pages_continue_while_others_write(api: httpx.AsyncClient) -> None:
     await add(api, *({"id": str(n), "text": f"text {n}", "metadata": {"n": n}} for n in range(10)))
     seen: list[str] = []
