@@ -208,38 +208,44 @@ class Background:
         """Save snapshots, one at a time. Another thread waits for the disk. Returns True if there is more to do."""
         if self._snapshots is None:
             return False
-        if self._saving is not None:
-            pending, written = self._saving
-            if wait([written], timeout=_WAIT_S).not_done:
-                return True
+        if self._saving is None:
+            return self._begin_saving(self._snapshots, now)
+        pending, written = self._saving
+        if not wait([written], timeout=_WAIT_S).not_done:
             self._saving = None
-            try:
-                written.result()
-                if not self._discarded:
-                    self._commit(self._snapshots, pending)
-                    return True
-            except LogUnavailable:
-                self._saved_rows.pop(pending.name.uid, None)
-                raise
-            except (OSError, ValueError) as error:
-                self._saved_rows.pop(pending.name.uid, None)
-                raise LogUnavailable(f"A snapshot could not be written: {error}") from error
-            finally:
-                self._snapshots.discard(pending)
-            return True
+            self._finish_saving(self._snapshots, pending, written)
+        return True
+
+    def _begin_saving(self, snapshots: Snapshots, now: int) -> bool:
+        """Write the graph of one index that is due. Returns False if there is none."""
         for uid in list(self._unsaved):
             if 0 <= now - self._saved_at.get(uid, -_SAVE_US) < _SAVE_US:
                 continue
             del self._unsaved[uid]
             index = self._resident.get(uid)
-            begun = self._snapshots.begin(index) if index is not None else None
-            if index is not None and begun is not None:
+            pending = snapshots.begin(index) if index is not None else None
+            if index is not None and pending is not None:
                 self._saved_rows[uid] = index.live
                 self._saved_at[uid] = now
                 self._discarded = False
-                self._saving = begun, self._disk.submit(self._snapshots.finish, begun)
+                self._saving = pending, self._disk.submit(snapshots.finish, pending)
                 return True
         return False
+
+    def _finish_saving(self, snapshots: Snapshots, pending: Pending, written: Future[None]) -> None:
+        """Commit a snapshot that was written, unless contents that it holds were erased meanwhile."""
+        try:
+            written.result()
+            if not self._discarded:
+                self._commit(snapshots, pending)
+        except LogUnavailable:
+            self._saved_rows.pop(pending.name.uid, None)
+            raise
+        except (OSError, ValueError) as error:
+            self._saved_rows.pop(pending.name.uid, None)
+            raise LogUnavailable(f"A snapshot could not be written: {error}") from error
+        finally:
+            snapshots.discard(pending)
 
     def _save_now(self, snapshots: Snapshots, index: UserIndex) -> None:
         pending = snapshots.begin(index)

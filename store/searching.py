@@ -92,10 +92,7 @@ class Searcher:
             index.apply(changes)
         index.version = position.version
         if fresh and index.live != position.live:
-            raise LogDamaged(
-                f"The log is damaged: a user has {index.live} memories where {position.live} were written. "
-                "See: memserve log verify"
-            )
+            raise rows.damaged(f"a user has {index.live} memories, but {position.live} were counted")
         self.changed[index.uid] = None
 
     def _search_one(
@@ -182,7 +179,7 @@ class Searcher:
             results = []
             for label, score, vector in zip(labels, hits.scores.tolist(), vectors, strict=True):
                 if label not in found:
-                    raise LogDamaged("The log is damaged: an indexed memory is missing. See: memserve log verify")
+                    raise rows.damaged("an indexed memory is missing")
                 results.append(rows.memory(found[label], request.user_id, score, vector))
         except LogDamaged as error:
             return error

@@ -441,7 +441,7 @@ class Store:
             if cursor is None:
                 cursor = export.begin_export(connection, position)
             if cursor.epoch != position.epoch:
-                raise Conflict("The user was erased while it was exported.", "user_id", "erased")
+                raise Conflict("the user was erased during its export", "user_id", "erased")
             return export.export_page(
                 connection,
                 uid,

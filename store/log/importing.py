@@ -99,7 +99,7 @@ def import_lines(
             after `issued_at`.
     """
     if issued_at is not None and issued_at <= user.erased_at:
-        raise Conflict("was sent before the user was erased", None, "erased", lines[0].line.position)
+        raise Conflict("the user was erased after this import was sent", None, "erased", lines[0].line.position)
     keys = [user_key(user.uid, checked.line.id) for checked in lines]
     known = _known(connection, keys)
     fresh = [
@@ -108,10 +108,10 @@ def import_lines(
         if not _has_expired(checked.line, known.get(key))
     ]
     tombstones = {key: known[key] for key, _ in fresh if key in known and known[key].deleted}
-    for key, checked in fresh if issued_at is not None else ():
+    for key, (line, _, _) in fresh if issued_at is not None else ():
         if key in tombstones and issued_at <= tombstones[key].updated_at:
-            line = checked.line
-            raise Conflict(f"was sent before the memory {line.id!r} was deleted", "id", "deleted", line.position)
+            message = f"the memory {line.id!r} was deleted after this import was sent"
+            raise Conflict(message, "id", "deleted", line.position)
     labels = {key: row.label for key, row in tombstones.items()}
     named = [state.version for _, checked in fresh for state in checked.line.history]
     taken = _taken_versions(connection, user.uid, named, set(labels.values()))
@@ -172,7 +172,7 @@ def _plan(
             existing = row.content_hash, row.expires_at
         if existing is not None:
             if existing != content:
-                raise Conflict(f"the id {line.id!r} has other content", "id", "id_conflict", line.position)
+                raise Conflict(f"the memory {line.id!r} has other content", "id", "id_conflict", line.position)
             continue
         past_versions = _advance(user, line, taken)
         user.live += 1
