@@ -1,5 +1,7 @@
 """Attention over texts that lie end to end, compared with plain attention over each text."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -54,6 +56,40 @@ def test_each_text_attends_only_to_itself(lengths: list[int], causal: bool, reac
         # Padded places have a weight of exactly zero, but sums of another length may be rounded differently.
         torch.testing.assert_close(out[0, own], alone[0].transpose(0, 1), rtol=0, atol=1e-6)
         start += length
+
+
+@pytest.mark.parametrize(
+    ("causal", "window", "key_heads", "options"),
+    [
+        (False, None, 4, {}),
+        (True, None, 4, {"window_size": (-1, 0)}),
+        (False, 4, 4, {"window_size": (3, 3)}),
+        (False, None, 2, {"enable_gqa": True}),
+    ],
+    ids=["plain", "causal", "window", "grouped"],
+)
+def test_on_cuda_flash_attention_is_called_with_the_texts_and_what_their_tokens_see(
+    monkeypatch: pytest.MonkeyPatch, causal: bool, window: int | None, key_heads: int, options: dict[str, Any]
+) -> None:
+    """Without a card, the call is recorded instead."""
+    calls: list[tuple[Any, ...]] = []
+
+    def record(*given: Any, **more: Any) -> torch.Tensor:
+        calls.append((*given, more))
+        return torch.zeros(145, 4, 8)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", record)
+    query = torch.randn(1, 4, 145, 8)
+    key, value = torch.randn(2, 1, key_heads, 145, 8)
+    spans = unpadded.Spans(torch.from_numpy(flat_of(LENGTHS).bounds), 40)
+    out, _ = unpadded.attend(
+        torch.nn.Module(), query, key, value, None, scaling=0.5, layout=spans, is_causal=causal, sliding_window=window
+    )
+    assert out.shape == (1, 145, 4, 8)
+    ((*given, more),) = calls
+    expected = [*(one[0].transpose(0, 1) for one in (query, key, value)), spans.bounds, spans.bounds]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(given[:5], expected, strict=True))
+    assert (given[5:], more) == ([40, 40], {"scale": 0.5, **options})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
