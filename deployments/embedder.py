@@ -25,12 +25,11 @@ from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
 from deployments.settings import Settings
 
+logger = logging.getLogger("memserve.embedder")
+
 # One call carries many requests; its reply holds a result or an error for each, in order.
 EmbedCall = Sequence[EmbedRequest]
 EmbedReply = list[EmbedResult | Exception]
-
-
-logger = logging.getLogger("memserve.embedder")
 
 
 class Embedder:
@@ -59,7 +58,7 @@ class Embedder:
 
     # Must be async: Serve runs other methods in a thread, and the queues belong to the event loop.
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Serve calls this after the constructor and whenever `user_config` has changed."""
+        """Apply `user_config`. Serve calls this after the constructor and whenever `user_config` has changed."""
         if self._live.take(user_config):
             queue = self._live.settings.queue
             self._intake.set_max_batch_size(queue.max_batch_size)
