@@ -24,7 +24,7 @@ from deployments.settings import first_problem
 
 READY_WITHIN_S = 300.0
 OBJECT_STORE_BYTES = 256 * 1024**2
-TRACEBACK = "Traceback (most recent call last):\n"
+FRAME = '\n  File "'  # how each frame of a traceback begins
 
 
 def serve(config: Path) -> int:
@@ -163,21 +163,21 @@ def _message(answer: httpx.Response) -> str:
 
 def _reason(application: Any) -> str:
     """The error that failed the deployment, in one line, from Serve's status of the application."""
-    messages = [one.message for one in application.deployments.values() if TRACEBACK in one.message]
+    messages = [one.message for one in application.deployments.values() if FRAME in one.message]
     return last_error(messages[-1] if messages else application.message)
 
 
 def last_error(message: str) -> str:
     """The first line of the last exception in a message, without its class.
 
-    Python indents the frames of a traceback; the first line that is not indented holds the exception. A message without
-    a traceback is one of `build_app`, whose errors are one line: the last.
+    Python indents the frames of a traceback; the first line after the last frame that is not indented holds the
+    exception. A message without a traceback is one of `build_app`, whose errors are one line: the last.
     """
-    _, header, rest = message.rpartition(TRACEBACK)
-    lines = [line for line in rest.splitlines() if line and not line[0].isspace()]
+    _, frame, rest = message.rpartition(FRAME)
+    lines = [line for line in rest.splitlines()[1 if frame else 0 :] if line and not line[0].isspace()]
     if not lines:
         return "no reason given"
-    if not header:
+    if not frame:
         return lines[-1]
     kind, _, said = lines[0].partition(": ")
     return said or kind

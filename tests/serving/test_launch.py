@@ -98,7 +98,12 @@ FRAMES = '  File "a.py", line 1, in f\n    raise Error(\n    ^^^^^^^^^^^^\n'
         # A message of several lines: the first.
         (f"{TRACEBACK}{FRAMES}torch.OutOfMemoryError: no memory\nTry this.\n  Or that.\n", "no memory"),
         (f"{TRACEBACK}{FRAMES}AssertionError\n", "AssertionError"),
-        (f"{TRACEBACK}", "no reason given"),
+        # Ray leaves out the header of a traceback that follows its cause.
+        (
+            f"{TRACEBACK}{FRAMES}KeyError: 1\n\nThe above ...:\n\nray::A.b()\n{FRAMES}a.b.Error: wrong",
+            "wrong",
+        ),
+        (f"{TRACEBACK}{FRAMES}", "no reason given"),
         ("", "no reason given"),
     ],
 )
