@@ -1,4 +1,4 @@
-"""The background work of a store: maintain indexes, save snapshots, delete what has expired or was erased.
+"""The background work of a store: maintain indexes, save snapshots, delete expired memories, remove erased contents.
 
 Guarantees: a step takes some milliseconds, except for hnswlib's own write of a large graph (0.1 to 0.3 s at 100,000
 rows) and for emptying SQLite's write-ahead log, which takes as long as the disk does. If steps are called at least

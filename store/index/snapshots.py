@@ -36,7 +36,7 @@ _LOCK = "lock"
 
 
 class Name(NamedTuple):
-    """The parts of a snapshot's file name. They serve to find it; the header is what is trusted."""
+    """The parts of a snapshot's file name. They serve to find it; only the header is trusted."""
 
     uid: int
     epoch: int
