@@ -301,7 +301,7 @@ class Memserve:
         """
         origin = origin or Origin.fresh()
         ids = arguments.memory(user_id, memory_id)
-        given = bodies.check(bodies.UpdateBody, changes).model_dump(exclude_unset=True)
+        given = bodies.check(bodies.UpdateBody, changes).changes()
         while True:
             try:
                 changed = await self._store.write(

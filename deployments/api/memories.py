@@ -128,7 +128,7 @@ async def patch_memory(memserve: Memserve, request: Request) -> Response:
     user, memory = _user_id(request), _memory_id(request)
     read_query(request, bodies.NoQuery)
     raw = await read_body(request, memserve.max_body_bytes)
-    changes = bodies.parse(bodies.UpdateBody, raw).model_dump(exclude_unset=True)
+    changes = bodies.parse(bodies.UpdateBody, raw).changes()
     return json_response(await memserve.update(user, memory, origin=origin_of(request, raw), **changes))
 
 

@@ -32,6 +32,7 @@ from deployments.requests.fields import (
     Limit,
     Metadata,
     NewId,
+    OrNull,
     Prefix,
     Text,
     Time,
@@ -163,7 +164,7 @@ class EmbeddingsBody(RequestBody):
     """A text, a list of token ids, or a list of either with at most 2,048 items; none of them empty."""
     model: str | None = None
     """Must be the served model, if it is given."""
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: OrNull[Literal["float", "base64"]] = "float"
     """`base64` is of the little-endian bytes of a vector."""
     dimensions: int | None = Field(None, ge=1)
     """Keep so many dimensions and scale to length one again. At most the dimensions of the model."""
@@ -171,9 +172,9 @@ class EmbeddingsBody(RequestBody):
     """Accepted for OpenAI's clients, and ignored."""
     input_type: Literal["query", "document"] | None = None
     """Chooses the prompt and the longest input of models that distinguish the two."""
-    truncate: Literal["none", "end", "start"] = "end"
+    truncate: OrNull[Literal["none", "end", "start"]] = "end"
     """The end at which an input is cut that is longer than the model reads; `none` refuses it."""
-    output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] = "float"
+    output_dtype: OrNull[Literal["float", "int8", "uint8", "binary", "ubinary"]] = "float"
     """The type of a dimension. `binary` and `ubinary` have one bit for each, eight to a byte."""
 
 
@@ -184,7 +185,7 @@ class NewMemoryBody(RequestBody):
     """Must not be blank."""
     id: NewId | None = None
     """Your own id makes a retry safe: the same content under it is `unchanged`. Default: the server makes a UUID."""
-    metadata: Metadata = Field(default_factory=dict)
+    metadata: OrNull[Metadata] = Field(default_factory=dict)
     """Any JSON object, up to 32 levels deep, with integers of at most 64 bits. Default: empty."""
     expires_at: Time | None = None
     """A time in the future, with its time zone, at which the memory is forgotten. Default: never."""
@@ -206,19 +207,21 @@ class AddBody(NewMemoryBody):
 
     text: Text | None = None  # type: ignore[assignment]
     """Must not be blank. For a single memory."""
+    metadata: Metadata | None = None  # type: ignore[assignment]
+    """Any JSON object, up to 32 levels deep, with integers of at most 64 bits. Default: empty."""
     memories: list[Annotated[NewMemoryBody, Nested()]] | None = Field(
         None, min_length=1, max_length=MAX_INPUTS, fail_fast=True
     )
     """Several memories, which are all written or none."""
-    on_duplicate: Literal["add", "skip"] = "add"
+    on_duplicate: OrNull[Literal["add", "skip"]] = "add"
     """`skip` adds no memory whose text and metadata the user already has, and answers with the id of that one."""
-    upsert: bool = False
+    upsert: OrNull[bool] = False
     """Whether other content under an id replaces what it holds. If not, that is a 409."""
 
     @model_validator(mode="after")
     def _check_one_form(self) -> "AddBody":
-        fields = {"text", "id", "metadata", "expires_at", "vector"} & self.model_fields_set
-        inline = [name for name in sorted(fields) if getattr(self, name) is not None]
+        fields = ("expires_at", "id", "metadata", "text", "vector")
+        inline = [name for name in fields if getattr(self, name) is not None]
         if self.memories is None and self.text is None:
             raise ValueError("Give either text or memories.")
         if self.memories is not None and inline:
@@ -232,7 +235,11 @@ class AddBody(NewMemoryBody):
         assert self.text is not None
         return [
             NewMemoryBody.model_construct(
-                text=self.text, id=self.id, metadata=self.metadata, expires_at=self.expires_at, vector=self.vector
+                text=self.text,
+                id=self.id,
+                metadata=self.metadata or {},
+                expires_at=self.expires_at,
+                vector=self.vector,
             )
         ]
 
@@ -242,9 +249,9 @@ class AddManyBody(RequestBody):
 
     memories: list[Annotated[UserMemoryBody, Nested()]] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     """All of them are written or none."""
-    on_duplicate: Literal["add", "skip"] = "add"
+    on_duplicate: OrNull[Literal["add", "skip"]] = "add"
     """`skip` adds no memory whose text and metadata its user already has, and answers with the id of that one."""
-    upsert: bool = False
+    upsert: OrNull[bool] = False
     """Whether other content under an id replaces what it holds. If not, that is a 409."""
 
 
@@ -257,13 +264,13 @@ class SearchBody(RequestBody):
     """The text to search for."""
     vector: Vector | None = None
     """Your own embedding to search for, with the dimensions of the model."""
-    top_k: int = Field(10, ge=1, le=MAX_TOP_K)
+    top_k: OrNull[Annotated[int, Field(ge=1, le=MAX_TOP_K)]] = 10
     """How many memories are wanted."""
     filter: Filter | None = None
     """Only memories that match this filter."""
     min_score: float | None = Field(None, ge=-1.0, le=1.0)
     """Only memories with at least this score."""
-    include_vectors: bool = False
+    include_vectors: OrNull[bool] = False
     """Whether the memories are answered with their vectors."""
 
     @model_validator(mode="after")
@@ -276,25 +283,33 @@ class SearchBody(RequestBody):
 class UpdateBody(RequestBody):
     """`PATCH /v1/users/{user_id}/memories/{memory_id}`: the fields that are given replace those of the memory.
 
-    Metadata is replaced as a whole. With `expires_at: null` the memory no longer expires.
+    Metadata is replaced as a whole. With `expires_at: null` the memory no longer expires. A null in another field
+    changes nothing.
     """
 
-    model_config = _body_config(anyOf=[{"required": [name]} for name in ("text", "metadata", "expires_at")])
+    model_config = _body_config(
+        anyOf=[_required("text", "string"), _required("metadata", "object"), {"required": ["expires_at"]}]
+    )
 
-    text: Text = Field(default=cast(str, None))
+    text: Text | None = None
     """The new text, which is embedded. Must not be blank."""
-    metadata: Metadata = Field(default=cast(dict[str, Any], None))
+    metadata: Metadata | None = None
     """The new metadata, as a whole."""
     expires_at: Time | None = None
     """A time in the future, with its time zone; `null` keeps the memory for ever."""
-    if_version: int = Field(default=cast(int, None), ge=1)
+    if_version: int | None = Field(None, ge=1)
     """Change only this version of the memory. If it has another one, that is a 409."""
 
     @model_validator(mode="after")
     def _check_any_change(self) -> "UpdateBody":
-        if not {"text", "metadata", "expires_at"} & self.model_fields_set:
+        if self.changes().keys() <= {"if_version"}:
             raise ValueError("Give at least one of text, metadata and expires_at.")
         return self
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that were given, by name; `expires_at` may be None."""
+        given = self.model_dump(exclude_unset=True)
+        return {name: value for name, value in given.items() if value is not None or name == "expires_at"}
 
 
 class DeleteBody(RequestBody):

@@ -3,14 +3,30 @@
 import math
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
-from pydantic_core import from_json
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, StringConstraints, WithJsonSchema
+from pydantic_core import CoreSchema, PydanticUseDefault, from_json
+from pydantic_core.core_schema import no_info_after_validator_function, nullable_schema
 
 MAX_PAGE = 1_000
 MAX_METADATA_DEPTH = 32
 _DATE_OF_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
+
+Value = TypeVar("Value")
+
+
+class _NullIsLeftOut:
+    """Annotates a field with a default: null in the request stands for the default, and the JSON schema allows it."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(_default_for_null, nullable_schema(handler(source)))
+
+
+def _default_for_null(value: Value | None) -> Value:
+    if value is None:
+        raise PydanticUseDefault
+    return value
 
 
 def _no_control_characters(value: str) -> str:
@@ -96,6 +112,8 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
     raise ValueError(f"must not be nested more than {MAX_METADATA_DEPTH} levels deep")
 
 
+# The type of a field whose default is not null. Clients that send null for what they do not set get the default.
+OrNull = Annotated[Value, _NullIsLeftOut()]
 Prefix = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_control_characters)]
 # An id of a user or memory in the log, which may be older than the rules for new ids.
 StoredId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]

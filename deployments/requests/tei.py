@@ -6,7 +6,7 @@ from pydantic import Field, PlainValidator
 
 from deployments.errors import InvalidRequest
 from deployments.requests.bodies import MAX_INPUTS, Ids, Inputs, Nested, RequestBody, as_list, check_inputs
-from deployments.requests.fields import Text
+from deployments.requests.fields import OrNull, Text
 
 
 class PromptBody(RequestBody):
@@ -14,7 +14,7 @@ class PromptBody(RequestBody):
 
     truncate: bool | None = None
     """Whether an input that is longer than the model reads is cut. If not, it is refused."""
-    truncation_direction: Literal["right", "Right", "left", "Left"] = "right"
+    truncation_direction: OrNull[Literal["right", "Right", "left", "Left"]] = "right"
     """The end at which it is cut."""
     prompt_name: str | None = None
     """One of the prompts that `GET /info` names. Default: the model's default prompt."""
@@ -49,7 +49,7 @@ class EmbedBody(PromptBody):
 
     inputs: Annotated[Inputs, PlainValidator(_check_inputs, json_schema_input_type=Inputs)]
     """A text, a list of token ids, or a list of either with at most 2,048 items; none of them empty."""
-    normalize: bool = True
+    normalize: OrNull[bool] = True
     """Whether vectors are scaled to length one."""
     dimensions: int | None = Field(None, ge=1)
     """Keep so many dimensions. At most the dimensions of the model."""
@@ -78,7 +78,7 @@ class TokenizeBody(RequestBody):
 
     inputs: Annotated[str | list[str], PlainValidator(_check_texts, json_schema_input_type=str | list[str])]
     """A text or a list of at most 2,048, with 1,048,576 characters at most together."""
-    add_special_tokens: bool = True
+    add_special_tokens: OrNull[bool] = True
     """Whether special tokens such as `[CLS]` are included."""
 
 

@@ -101,6 +101,8 @@ def past_state(row: Any, text: str | None, metadata: str | None) -> dict[str, An
 def parse_lines(lines: Iterable[bytes], clock: Callable[[], datetime], first: int = 0) -> Iterator[ImportLine]:
     """Parse and check lines as they come. Positions count from `first`; empty lines count too, and are skipped.
 
+    A field that is null counts as left out.
+
     Args:
         clock: gives the time of memories whose lines have no times, and the time after which a line's own are refused.
 
@@ -117,6 +119,7 @@ def parse_lines(lines: Iterable[bytes], clock: Callable[[], datetime], first: in
 
 
 def _json_object(data: bytes) -> dict[str, Any]:
+    """The fields of a line that are not null."""
     try:
         # Not orjson, which turns integers beyond 64 bits into floats. They must be refused.
         line = from_json(data, allow_inf_nan=False, cache_strings="keys")
@@ -124,7 +127,7 @@ def _json_object(data: bytes) -> dict[str, Any]:
         raise InvalidInput(f"is not valid JSON: {error}", None, "invalid_json") from error
     if not isinstance(line, dict):
         raise InvalidInput("must be a JSON object")
-    return line
+    return {name: value for name, value in line.items() if value is not None}
 
 
 def _import_line(line: dict[str, Any], position: int, now: int) -> ImportLine:

@@ -289,8 +289,15 @@ async def test_the_document_describes_every_answer_and_the_idempotency_key(api: 
         ("/v1/users/ann/memories", {"text": "a", "memories": None, "id": None, "expires_at": None, "vector": None}),
         ("/v1/users/ann/memories", {"text": None, "memories": [{"text": "a"}]}),
         ("/v1/users/ann/memories/search", {"query": "q", "vector": None, "filter": None, "min_score": None}),
+        ("/v1/users/ann/memories", {"text": "a", "metadata": None, "on_duplicate": None, "upsert": None}),
+        ("/v1/users/ann/memories", {"memories": [{"text": "a", "metadata": None}], "metadata": None}),
+        ("/v1/memories", {"memories": [{"text": "a", "user_id": "ann", "metadata": None}], "upsert": None}),
         ("/v1/users/ann/memories/search", {"query": None, "vector": [1.0] * DIM}),
+        ("/v1/users/ann/memories/search", {"query": "q", "top_k": None, "include_vectors": None}),
         ("/v1/embeddings", {"input": "a", "model": None, "dimensions": None, "user": None, "input_type": None}),
+        ("/v1/embeddings", {"input": "a", "encoding_format": None, "truncate": None, "output_dtype": None}),
+        ("/embed", {"inputs": "a", "normalize": None, "truncate": None, "truncation_direction": None}),
+        ("/tokenize", {"inputs": "a", "add_special_tokens": None}),
     ],
 )
 async def test_the_document_allows_null_for_a_field_that_may_be_left_out(app: LocalApp, path: str, body: Any) -> None:

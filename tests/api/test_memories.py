@@ -207,6 +207,17 @@ async def test_an_unchanged_text_keeps_the_vector_that_was_given(api: httpx.Asyn
     assert (await api.get(f"{ANN}/1?include_vectors=true")).json()["vector"] == axis
 
 
+async def test_null_in_an_update_changes_nothing_but_the_expiry(api: httpx.AsyncClient) -> None:
+    memory = {"id": "1", "text": "tea", "metadata": {"k": 1}, "expires_at": "2099-01-01T00:00:00Z"}
+    await api.post(ANN, json=memory)
+    nulls = {"text": None, "metadata": None, "expires_at": None, "if_version": None}
+    changed = (await api.patch(f"{ANN}/1", json=nulls)).json()
+    assert (changed["text"], changed["metadata"], "expires_at" in changed) == ("tea", {"k": 1}, False)
+    refused = await api.patch(f"{ANN}/1", json={"text": None, "metadata": None})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == "Give at least one of text, metadata and expires_at."
+
+
 async def test_an_update_of_another_version_is_a_conflict(api: httpx.AsyncClient) -> None:
     await add(api, {"id": "1", "text": "tea"})
     assert (await api.patch(f"{ANN}/1", json={"metadata": {"n": 1}, "if_version": 1})).json()["version"] == 2

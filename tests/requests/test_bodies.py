@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from deployments.errors import InvalidRequest
-from deployments.requests import bodies
+from deployments.requests import bodies, tei
 
 
 def violation(model: type[BaseModel], values: Any) -> tuple[str | None, str | None]:
@@ -136,11 +136,10 @@ def test_a_valid_body_is_not_changed() -> None:
 
 
 def test_an_update_distinguishes_null_from_a_missing_field() -> None:
-    assert bodies.parse(bodies.UpdateBody, b'{"expires_at": null}').model_dump(exclude_unset=True) == {
-        "expires_at": None
-    }
+    assert bodies.parse(bodies.UpdateBody, b'{"expires_at": null}').changes() == {"expires_at": None}
+    assert bodies.parse(bodies.UpdateBody, b'{"text": "a"}').changes() == {"text": "a"}
     east = datetime(2030, 1, 1, 3, tzinfo=timezone(timedelta(hours=3)))
-    given = bodies.check(bodies.UpdateBody, {"expires_at": east, "if_version": 3}).model_dump(exclude_unset=True)
+    given = bodies.check(bodies.UpdateBody, {"expires_at": east, "if_version": 3}).changes()
     assert given == {"expires_at": datetime(2030, 1, 1, tzinfo=UTC), "if_version": 3}
 
 
@@ -149,10 +148,9 @@ def test_an_update_distinguishes_null_from_a_missing_field() -> None:
     [
         ({}, None),
         ({"if_version": 1}, None),
-        ({"text": None}, "text"),
-        ({"metadata": None}, "metadata"),
+        ({"text": None}, None),
+        ({"metadata": None, "if_version": 1}, None),
         ({"text": "a", "if_version": 0}, "if_version"),
-        ({"text": "a", "if_version": None}, "if_version"),
         ({"text": "a", "if_version": "1"}, "if_version"),
         ({"id": "b", "text": "a"}, "id"),
         ({"text": "a", "vector": [1.0]}, "vector"),
@@ -246,3 +244,47 @@ def test_the_document_of_a_body_takes_known_fields_only() -> None:
     assert schema["properties"]["memories"]["anyOf"][0]["items"] == {"$ref": "#/$defs/NewMemoryBody"}
     kinds = bodies.EmbeddingsBody.model_json_schema()["properties"]["input"]["anyOf"]
     assert kinds[0] == {"type": "string"} and kinds[2] == {"items": {"type": "integer"}, "type": "array"}
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "nulls"),
+    [
+        (
+            bodies.EmbeddingsBody,
+            {"input": "a"},
+            "model encoding_format dimensions user input_type truncate output_dtype",
+        ),
+        (bodies.AddBody, {"text": "a"}, "id metadata expires_at vector memories on_duplicate upsert"),
+        (bodies.AddBody, {"memories": [{"text": "a"}]}, "text id metadata expires_at vector on_duplicate upsert"),
+        (bodies.AddManyBody, {"memories": [{"text": "a", "user_id": "ann"}]}, "on_duplicate upsert"),
+        (bodies.UserMemoryBody, {"text": "a", "user_id": "ann"}, "id metadata expires_at vector"),
+        (bodies.SearchBody, {"query": "a"}, "vector top_k filter min_score include_vectors"),
+        (bodies.SearchBody, {"vector": [1.0]}, "query top_k filter min_score include_vectors"),
+        (tei.EmbedBody, {"inputs": "a"}, "truncate truncation_direction prompt_name normalize dimensions"),
+        (tei.SimilarityBody, {"inputs": {"source_sentence": "a", "sentences": ["b"]}}, "parameters"),
+        (tei.PromptBody, {}, "truncate truncation_direction prompt_name"),
+        (tei.TokenizeBody, {"inputs": "a"}, "add_special_tokens"),
+    ],
+)
+def test_null_stands_for_the_default_of_every_field_that_has_one(
+    model: type[BaseModel], values: dict[str, Any], nulls: str
+) -> None:
+    names = nulls.split()
+    assert {name for name, field in model.model_fields.items() if not field.is_required()} <= {*names, *values}
+    plain = bodies.parse(model, orjson.dumps(values))
+    given = {**values, **dict.fromkeys(names)}
+    for read in (bodies.parse(model, orjson.dumps(given)), bodies.check(model, given)):
+        assert read.model_dump() == plain.model_dump()
+    properties = model.model_json_schema()["properties"]
+    assert [name for name in names if {"type": "null"} not in properties[name]["anyOf"]] == []
+
+
+def test_null_in_a_memory_of_a_list_stands_for_the_default() -> None:
+    nulls = dict.fromkeys(["id", "metadata", "expires_at", "vector"])
+    body = bodies.parse(bodies.AddBody, orjson.dumps({"memories": [{"text": "a", **nulls}]}))
+    assert body.items()[0].model_dump() == {"text": "a", **nulls, "metadata": {}}
+
+
+def test_null_in_an_update_changes_nothing_but_the_expiry() -> None:
+    raw = b'{"text": null, "metadata": {"k": null}, "expires_at": null, "if_version": null}'
+    assert bodies.parse(bodies.UpdateBody, raw).changes() == {"metadata": {"k": None}, "expires_at": None}

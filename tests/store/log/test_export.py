@@ -276,6 +276,18 @@ def test_a_minimal_line_is_enough(store: Store) -> None:
     assert store.get(T, "ann", "1").text == "tea"
 
 
+def test_null_in_a_line_stands_for_a_field_that_is_left_out(store: Store) -> None:
+    line = {"id": "1", "text": "tea", "vector": [1.0] * DIM}
+    names = ("metadata", "created_at", "updated_at", "expires_at", "version", "event", "history", "model")
+    store.import_lines(T, "ann", [json.dumps(line).encode()])
+    store.import_lines(T, "bob", [json.dumps({**line, **dict.fromkeys(names)}).encode()])
+    (plain,), (nulls,) = (list(store.export(T, user)) for user in ("ann", "bob"))
+    fields, given = json.loads(plain), json.loads(nulls)
+    for name in ("created_at", "updated_at"):
+        assert fields.pop(name) <= given.pop(name)
+    assert given == fields
+
+
 def test_an_expired_line_is_imported_and_then_deleted(store: Store, clock: Clock) -> None:
     """An old export can be imported. The memories that have expired since are gone at once."""
     memories = tuple(
