@@ -1,8 +1,6 @@
 """The circumstances of a measurement: commit, processor, card, versions. The host is not named.
 
-    python -m benchmarks.machine
-
-prints them, and the requirements that are not installed or have another version.
+python -m benchmarks.machine    # prints them, and the requirements that this environment does not meet
 """
 
 import os
@@ -59,7 +57,7 @@ def gpus() -> list[str]:
 
 
 def slug(cpu: str, cores: int, gpus: list[str]) -> str:
-    """A file name for a kind of machine: its card or else its processor, and the number of its cores."""
+    """A file name for a kind of machine: the card (or the processor if there is no card) and the number of cores."""
     kind = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", (gpus[0] if gpus else cpu).lower())
     count = f"{len(gpus)}x-" if len(gpus) > 1 else ""
     return f"{count}{re.sub(r'[^a-z0-9]+', '-', kind).strip('-') or 'unknown'}-{cores}-cores"
@@ -80,10 +78,12 @@ def _version(package: str) -> str | None:
 
 
 def provenance(commit: str | None = None) -> dict[str, Any]:
-    """Commit, whether the tree differs from it (None: unknown), machine, versions, command line, load average.
+    """The commit, machine, versions, command line and load average of a measurement.
+
+    `dirty` is whether the working tree differs from the commit; None if that is unknown.
 
     Args:
-        commit: the commit of a copy that has no git folder.
+        commit: the commit, if this copy is not a git repository.
     """
     changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
     return {
@@ -107,7 +107,7 @@ def _program() -> str:
 
 
 def missing() -> list[str]:
-    """Requirements of the server in pyproject.toml that are not installed here, or in another version."""
+    """The server's requirements in pyproject.toml that are not installed here, or not in the required version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = [*project["dependencies"], *project["optional-dependencies"]["server"]]
     return [gap for entry in listed if (gap := _gap(Requirement(entry)))]
@@ -117,7 +117,7 @@ def _gap(needed: Requirement) -> str | None:
     found = _version(needed.name)
     if found is None:
         return str(needed)
-    return None if needed.specifier.contains(found, prereleases=True) else f"{needed} ({found} is)"
+    return None if needed.specifier.contains(found, prereleases=True) else f"{needed} (installed: {found})"
 
 
 def stem(found: dict[str, Any]) -> str:
@@ -128,5 +128,5 @@ def stem(found: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     gaps = missing() or "nothing that pyproject.toml lists"
-    for key, value in {**provenance(), "not installed, or in another version": gaps}.items():
+    for key, value in {**provenance(), "not installed, or not in the required version": gaps}.items():
         print(f"{key}: {value}")

@@ -1,12 +1,13 @@
-"""`make bench`: throughput and latency of one memserve over HTTP, with the client on the same cores.
+"""`make bench`: throughput and latency of one memserve server over HTTP, with the client on the same cores.
 
     python -m benchmarks.suite             # about 9 minutes on two cores
     python -m benchmarks.suite --quick     # about 2
 
-Closed loop: embed, add, search and mixed with one short text a request and 1, 4, 16, 64 and 256 clients; 32 texts a
-request with 1, 4, 16 and 64 clients (one gateway does not admit 256 x 32 texts); medium and mixed lengths with enough
-clients to keep the server busy. Open loop: embed, add, search and mixed at shares of the closed loop's best rate. Each
-repeat goes through all cells in a different order, so that a change in the machine's speed affects all of them.
+Closed loop: embed, add, search and mixed jobs with one short text per request and 1, 4, 16, 64 and 256 clients; 32
+texts per request with 1, 4, 16 and 64 clients (one gateway does not admit 256 x 32 texts); texts of medium and mixed
+lengths with enough clients to keep the server busy. Open loop: embed, add, search and mixed jobs at fractions of the
+closed loop's best rate. Each repeat measures all cells in a different order, so that a change in the machine's speed
+affects all of them.
 
 Writes benchmarks/results/<machine>-<commit>.json, a Markdown report beside it, and its plots.
 """
@@ -28,7 +29,7 @@ from benchmarks.load import send
 from benchmarks.server import Args, load, memserve, merged, parse_args, profile
 from benchmarks.workload import filling, seed_of
 
-PROCESSES_START_S = 0.8  # start of the load generator; an estimate for the progress bar
+PROCESSES_START_S = 0.8  # how long the load generator takes to start; an estimate for the progress bar
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Open:
-    """One open-loop measurement, at a share of the closed loop's best rate for this job."""
+    """One open-loop measurement, at a fraction (`share`) of the closed loop's best rate for this job."""
 
     job: str
     share: float
@@ -51,7 +52,7 @@ class Open:
 
 @dataclass(frozen=True)
 class Plan:
-    """The measurements, their number and their duration."""
+    """What is measured, how often, and for how long."""
 
     cells: tuple[Cell, ...]
     opens: tuple[Open, ...]
@@ -71,7 +72,7 @@ class Plan:
 
 
 def cells(clients: Iterable[int], clients_of_32: Iterable[int], busy: int, busy_of_32: int) -> tuple[Cell, ...]:
-    """The cells of a plan. They are not the full cross product."""
+    """The cells of a plan. Not all combinations are measured."""
     single = [Cell(job, 1, "short", n) for job in ("embed", "add", "search", "mixed") for n in clients]
     many = [Cell(job, 32, "short", n) for job in ("embed", "add") for n in clients_of_32]
     long = [Cell(job, 1, length, busy) for job in ("embed", "add") for length in ("medium", "mixed")]
@@ -126,7 +127,7 @@ def arguments_of(cell: Cell, plan: Plan, processes: int) -> list[object]:
 
 
 def most(closed: Iterable[dict[str, Any]], job: str) -> float:
-    """The best rate of a job in requests of one short text: the median at the best number of clients."""
+    """The highest rate of a job with one short text per request: the best median of all numbers of clients."""
     return max(
         spread([run["requests_per_s"] for run in row["runs"]]).median
         for row in closed
@@ -135,7 +136,7 @@ def most(closed: Iterable[dict[str, Any]], job: str) -> float:
 
 
 def measure(url: str, plan: Plan, seed: int, processes: int) -> dict[str, Any]:
-    """Run a plan against a server. Returns `{"closed": [...], "open": [...]}`, one item with its runs for each cell."""
+    """Run a plan against a server. Returns `{"closed": [...], "open": [...]}`; each item is a cell and its runs."""
     asyncio.run(fill(url, plan.memories_a_user, seed))
     closed = [{**asdict(cell), "runs": []} for cell in plan.cells]
     open_loop: list[dict[str, Any]] = [{**asdict(one), "runs": []} for one in plan.opens]
@@ -169,10 +170,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="repeats of the closed loop; default: 3, with --quick 1")
     parser.add_argument("--processes", type=int, default=max(1, machine.cores() // 4), help="load generator processes")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--args", type=parse_args, default={}, help="settings over this machine's profile, as JSON")
+    parser.add_argument(
+        "--args", type=parse_args, default={}, help="JSON settings that override this machine's profile"
+    )
     parser.add_argument("--model", help="a model other than the default")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--commit", help="the commit of a copy without git")
+    parser.add_argument("--commit", help="the commit, if this copy is not a git repository")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL

@@ -1,6 +1,6 @@
-"""An environment for each peer under .venv-peers/. It is made on the first run, and again if its requirements change.
+"""Makes a virtual environment for each peer under .venv-peers/, and makes it again if its requirements change.
 
-If an installation fails, the error has pip's last message, so that the report can say why a peer is missing.
+If an installation fails, the error contains pip's last message. The report gives it as the reason for the missing peer.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ _VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.v
 
 
 class CannotInstall(Exception):
-    """An environment could not be installed. The message is pip's last one."""
+    """An environment could not be installed. The message is the last message of pip."""
 
 
 def python_of(environment: str | None) -> Path:
-    """The interpreter of an environment. None is memserve's own."""
+    """The interpreter of an environment, or of memserve's own environment for None."""
     return ENVIRONMENTS / environment / "bin" / "python" if environment else Path(sys.executable)
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers.litserve --model FOLDER --port 8300
 
-A request has one or more texts. LitServe batches requests, and `predict` embeds all texts of a batch in one call. Its
-own OpenAI route is not used: it requires a `model` field and serialises lists of numbers with pydantic.
+A request has one or more texts. LitServe batches requests, and `predict` embeds all texts of a batch in one call.
+LitServe's own OpenAI route is not used: it requires a `model` field and serialises lists of numbers with pydantic.
 """
 
 from itertools import accumulate, chain, pairwise

@@ -7,14 +7,19 @@ from benchmarks.peers.table import Job
 
 @dataclass(frozen=True)
 class Scenario:
-    """One table. `load` is passed to the load generator. Slow answers need a longer window (`stretch`)."""
+    """One comparison, reported as one table.
+
+    Attributes:
+        load: arguments of the load generator.
+        stretch: a factor on the time to warm up and to measure. Slow answers need more time.
+    """
 
     key: str
     title: str
     job: Job
     load: tuple[str, ...] = ()
     users: tuple[str, ...] = ()  # the users whose memories are searched by vector
-    engine: str | None = None  # length of the texts for memserve's bare engine, which is measured as well
+    engine: str | None = None  # if set, memserve's bare engine is measured as well, with texts of this length
     stretch: float = 1.0
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
 

@@ -106,7 +106,7 @@ def test_provenance_has_the_versions_but_no_host() -> None:
     assert {"ray", "torch", "numpy"} <= set(found["versions"])
     assert socket.gethostname() not in json.dumps({**found, "command": ""})
     assert missing() == []
-    assert _gap(Requirement("numpy>=99")) == f"numpy>=99 ({version('numpy')} is)"
+    assert _gap(Requirement("numpy>=99")) == f"numpy>=99 (installed: {version('numpy')})"
     assert _gap(Requirement("no-such-package[extra]")) == "no-such-package[extra]"
     assert stem({**MACHINE, "dirty": True}).endswith("-01234567-dirty")
 
