@@ -1,4 +1,4 @@
-"""The Store deployment: methods by name, and background work while no call waits."""
+"""The Store deployment: methods are called by name, and background work runs while no call waits."""
 
 import asyncio
 import pickle
@@ -55,7 +55,7 @@ async def test_background_work_yields_to_calls_but_not_for_ever(app: LocalApp, m
     await asyncio.gather(*(caller() for _ in range(4)))
     overdue = (time.monotonic() - began) / 0.1
     assert done.count("call") == 100
-    assert 1 <= done.count("fold") <= overdue + 3  # at the end fewer callers are left, and no call waits
+    assert 1 <= done.count("fold") <= overdue + 3  # at the end few callers are left, so the store has idle moments
 
 
 async def test_an_error_of_the_store_is_returned_as_a_value(app: LocalApp) -> None:
@@ -73,7 +73,7 @@ async def test_every_name_in_the_list_is_a_method_of_the_store() -> None:
     assert {name for name in METHODS if callable(getattr(Store, name, None))} == METHODS
 
 
-async def test_a_method_travels_as_its_name(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_carries_only_the_name_of_its_method(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gateway and a store of two versions must understand each other even if a class or a module was renamed."""
     sent: list[bytes] = []
     dumps = pickle.dumps
@@ -84,7 +84,7 @@ async def test_a_method_travels_as_its_name(app: LocalApp, monkeypatch: pytest.M
 
 
 async def test_a_replica_can_be_stopped_twice(tmp_path: Path) -> None:
-    """Serve stops it, and Python does when the object is collected."""
+    """Serve calls `__del__`, and Python calls it again when the object is collected."""
     app = await LocalApp.start(tmp_path)
     for _ in range(2):
         app.store.deployment.__del__()

@@ -1,4 +1,4 @@
-"""The HTTP application: the routes of all modules over one service. No Ray."""
+"""Builds the HTTP application: the routes of all modules, served by one service. Does not use Ray."""
 
 from collections.abc import Callable
 
@@ -28,8 +28,8 @@ async def get_ready(memserve: Memserve, request: Request) -> Response:
     _, own_port = request.scope.get("server") or (None, None)
     if request.app.state.behind_haproxy and request_id_is_missing(request.headers, own_port):
         raise Unavailable(
-            f"Not ready. haproxy: it adds no {HEADER} to requests, so that a write that it resends would be stored "
-            "twice; start Ray with the variables that `memserve env` prints",
+            f"Not ready. haproxy: it adds no {HEADER} to requests, so a write that it resends would be stored twice; "
+            "start Ray with the variables that `memserve env` prints",
             None,
             "not_ready",
         )
@@ -37,7 +37,7 @@ async def get_ready(memserve: Memserve, request: Request) -> Response:
 
 
 def build_api(memserve: Memserve, on_error: Callable[[Exception], None], *, behind_haproxy: bool = False) -> FastAPI:
-    """The ASGI application of one gateway replica. It calls `on_error` with the error of every request that fails.
+    """The ASGI application of one gateway replica. If a request fails, `on_error` is called with its error.
 
     Args:
         behind_haproxy: whether HAProxy is in front. Readiness then requires the header that makes resent writes safe.

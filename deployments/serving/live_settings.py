@@ -1,9 +1,9 @@
-"""Settings that change while a replica runs: what every deployment does with its `user_config`.
+"""Applies the `user_config` of a deployment: settings that change while a replica runs.
 
-A wrong `user_config` changes nothing: the replica keeps its settings and logs why. Raising an error would be worse:
-Serve stops a replica whose `reconfigure` raises, and the next one would fail as it starts, so that one mistyped name
-would take the deployment down. `memserve check` and `memserve serve` refuse a wrong `user_config` before anything is
-deployed.
+An invalid `user_config` changes nothing: the replica keeps its settings and logs the reason. Raising an error would be
+worse. Serve stops a replica whose `reconfigure` raises, and its replacement would fail when it starts: one mistyped
+name would take the deployment down. `memserve check` and `memserve serve` refuse an invalid `user_config` before
+anything is deployed.
 """
 
 import logging
@@ -17,10 +17,10 @@ logger = logging.getLogger("memserve.settings")
 
 
 class LiveSettings:
-    """The settings of one replica as they are now.
+    """The current settings of one replica.
 
     Attributes:
-        settings: those of `args:`, changed by the last `user_config` that was right.
+        settings: the settings of `args:`, overridden by the last valid `user_config`.
     """
 
     def __init__(self, settings: Settings, deployment: str) -> None:
@@ -29,11 +29,11 @@ class LiveSettings:
         self.settings = settings
 
     def take(self, user_config: Mapping[str, Any] | None) -> bool:
-        """Change `settings` and the log level. Returns False, and changes nothing, if `user_config` is wrong."""
+        """Change `settings` and the log level. Returns False, and changes nothing, if `user_config` is invalid."""
         try:
             self.settings = with_user_config(self._base, self._deployment, user_config)
         except ValueError as error:
-            logger.error("user_config refused, the settings stay as they are: %s", error)
+            logger.error("user_config refused, the settings are unchanged: %s", error)
             return False
         logs.set_level(self.settings.log_level)
         logger.info("user_config applied: %s", user_config)

@@ -1,8 +1,8 @@
-"""What a start will do, decided and checked before anything is started.
+"""Plans the start of a server: the config file and this machine are checked before anything is started.
 
-A plan is a config file that has been read and checked, and what it needs of this machine: an address to listen on, free
-ports, a folder for the data. Whatever is wrong is one line (`CannotStart`). The checks cannot cover what only starting
-shows, for instance a model whose weights are damaged.
+A plan holds the checked config file and the resources that it needs on this machine: an address to listen on, free
+ports, a folder for the data. Every problem is reported in one line (`CannotStart`). Some problems, such as a model with
+damaged weights, only appear when the server starts.
 """
 
 import errno
@@ -30,20 +30,20 @@ from deployments.settings import (
     with_user_config,
 )
 
-# Each server on this machine claims a run of 100 ports.
+# Each server on this machine claims a block of 100 ports.
 GATEWAY_PORTS = range(30_000, 32_000, 100)
 
 
 class CannotStart(Exception):
-    """The reason, in one line."""
+    """The server cannot start. The message is the reason, in one line."""
 
 
 class Plan(NamedTuple):
-    """What is to be served.
+    """A checked config file, and the address, data location and environment of the server to start.
 
     Attributes:
-        config: the config file as it was read.
-        data: where the memories lie: a path, or a database URL without its password.
+        config: the parsed config file.
+        data: where the memories are stored: a path, or a database URL without its password.
         env: variables to set before Ray starts.
     """
 
@@ -56,7 +56,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(path: Path) -> Plan:
-    """Read and check a config file and what it needs of this machine. Makes the data folder. Raises CannotStart."""
+    """Read a config file, and check it and the resources that it needs. Makes the data folder. Raises CannotStart."""
     config, settings = read_config(path)
     http = dict(config.get("http_options") or {})
     host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
@@ -88,7 +88,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
         user_configs = {one["name"]: one.get("user_config") for one in application.get("deployments") or []}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise CannotStart(
-            f"{path}: needs exactly one entry under `applications:`, and mappings under its `args:` and `http_options:`"
+            f"{path}: needs exactly one entry under `applications:`; its `args:` and the file's `http_options:` must be "
+            "mappings"
         ) from error
     try:
         settings = load(args)
@@ -102,20 +103,20 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
             with_user_config(settings, name, user_config)
         except KeyError as error:
             known = ", ".join(sorted(RELOADABLE))
-            raise CannotStart(f"{path}: deployments: there is no {name!r}, only {known}") from error
+            raise CannotStart(f"{path}: deployments: {name!r} is not one of {known}") from error
         except ValueError as error:
             raise CannotStart(f"{path}: {error}") from error
     return config, settings
 
 
 def _check_model(model: ModelSettings) -> None:
-    """Refuse a local model that is not there, before replicas try to load it. Raises CannotStart, ModelUnavailable."""
+    """Refuse a local model that cannot be found, before replicas load it. Raises CannotStart, ModelUnavailable."""
     if model.provider != "local":
         return
     path = resolve(model.name)
     if Path(path).is_dir():
         if not any((Path(path) / name).is_file() for name in ("modules.json", "config.json")):
-            raise CannotStart(f"model.name: the folder {path!r} holds no model (no modules.json, no config.json)")
+            raise CannotStart(f"model.name: the folder {path!r} has no model (no modules.json, no config.json)")
         return
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -147,9 +148,9 @@ def _are_free(ports: Iterable[int]) -> bool:
 def _environment() -> dict[str, str]:
     """Variables to set before Ray starts. A variable that the user has set keeps its value.
 
-    If HAProxy's default ports are taken, it gets ports from the end of the claimed run; Serve gives ports to gateways
-    from its beginning. A port that is free now in the kernel's ephemeral range would not do: Ray may have taken it by
-    the time HAProxy starts.
+    If HAProxy's default ports are taken, HAProxy gets the last ports of the claimed block. Serve assigns ports to
+    gateways from the start of the block. HAProxy must not get a port of the kernel's ephemeral range: even if it is
+    free now, Ray may take it before HAProxy starts.
     """
     first = _claim_gateway_ports()
     last = first + GATEWAY_PORTS.step - 1
@@ -160,7 +161,7 @@ def _environment() -> dict[str, str]:
 
 
 def _claim_gateway_ports() -> int:
-    """Claim a run of ports that no other server on this machine uses, until this process ends. Returns its first."""
+    """Claim a block of ports that no other server uses, until this process ends. Returns its first port."""
     for first in GATEWAY_PORTS:
         try:
             lock = os.open(f"{tempfile.gettempdir()}/memserve-ports-{first}.lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -174,11 +175,13 @@ def _claim_gateway_ports() -> int:
         if _are_free(range(first, first + GATEWAY_PORTS.step)):
             return first  # the descriptor stays open, which keeps the claim
         os.close(lock)
-    raise CannotStart(f"no free run of ports between {GATEWAY_PORTS.start} and {GATEWAY_PORTS.stop}")
+    raise CannotStart(
+        f"no {GATEWAY_PORTS.step} consecutive ports are free between {GATEWAY_PORTS.start} and {GATEWAY_PORTS.stop}"
+    )
 
 
 def _prepare_data(url: str) -> str:
-    """Make the folder of a SQLite log. Returns where the data lies, without a password. Raises CannotStart."""
+    """Make the folder of a SQLite log. Returns where the data is stored, without a password. Raises CannotStart."""
     url = absolute_log_url(url, Path.cwd())
     prefix = "sqlite:///"
     if not url.startswith(prefix):

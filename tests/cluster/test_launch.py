@@ -60,7 +60,10 @@ def test_a_taken_port_is_one_line(launch: Launch, tmp_path: Path) -> None:
     [
         ({"model": {"nmae": "x"}}, "model.nmae: unknown setting"),
         ({"embeder": {}}, "embeder: unknown setting"),
-        (["model"], "needs exactly one entry under `applications:`, and mappings under its `args:`"),
+        (
+            ["model"],
+            "needs exactly one entry under `applications:`; its `args:` and the file's `http_options:` must be",
+        ),
         ({"queue": {"max_batch_size": 0}}, "queue.max_batch_size: Input should be greater than or equal to 1"),
         ({"model": {"name": "/no/such/model"}}, "There is no model at '/no/such/model'"),
         ({"store": {"url": "sqlite:////proc/no/memserve.db"}}, "store.url: cannot make /proc/no"),
@@ -79,9 +82,7 @@ def test_a_config_that_is_not_there_is_one_line(launch: Launch, tmp_path: Path) 
 def test_a_folder_that_holds_no_model_is_one_line(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     line = refused(launch({"model": {"name": str(tmp_path / "model")}}))
-    assert (
-        line == f"memserve: model.name: the folder '{tmp_path}/model' holds no model (no modules.json, no config.json)"
-    )
+    assert line == f"memserve: model.name: the folder '{tmp_path}/model' has no model (no modules.json, no config.json)"
 
 
 def test_a_hub_model_that_cannot_be_had_is_one_line(launch: Launch, tmp_path: Path) -> None:

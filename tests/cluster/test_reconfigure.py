@@ -21,7 +21,7 @@ def as_before(elastic: Elastic) -> Iterator[None]:
 
 
 def log_says(elastic: Elastic, deployment: str, reason: str) -> bool:
-    return f"user_config refused, the settings stay as they are: {reason}" in elastic.log_of(deployment)
+    return f"user_config refused, the settings are unchanged: {reason}" in elastic.log_of(deployment)
 
 
 def embeds_in_s(http: httpx.Client) -> float:

@@ -87,7 +87,7 @@ async def test_a_gateway_applies_a_right_user_config_and_refuses_a_wrong_one(
     assert [await embedded_now() for _ in range(2)] == [1, 1]
     assert (await app.http.post("/v1/embeddings", content=b" " * 1025)).status_code == 413
     await app.gateway.reconfigure({"cache": {"max_byts": 1_000_000}})
-    assert "user_config refused, the settings stay as they are: user_config of Gateway: cache.max_byts" in caplog.text
+    assert "user_config refused, the settings are unchanged: user_config of Gateway: cache.max_byts" in caplog.text
     assert [await embedded_now() for _ in range(2)] == [1, 1]
     await app.gateway.reconfigure({})
     assert [await embedded_now() for _ in range(2)] == [1, 0]
@@ -114,7 +114,7 @@ async def test_a_store_takes_another_budget(app: LocalApp) -> None:
     [
         ([{"name": "Embedder", "user_config": {"queue": {"batch_wait_s": 0.01}}}, {"name": "Store"}], 0, " is right\n"),
         ([{"name": "Embedder", "user_config": {"queue": {"batch_wait": 1}}}], 1, "Embedder: queue.batch_wait: not a "),
-        ([{"name": "Embeder"}], 1, "deployments: there is no 'Embeder', only Embedder, Gateway, Store\n"),
+        ([{"name": "Embeder"}], 1, "deployments: 'Embeder' is not one of Embedder, Gateway, Store\n"),
     ],
 )
 def test_a_config_file_is_checked_without_starting_anything(
