@@ -39,7 +39,7 @@ docs: $(INSTALLED)
 bench: $(BENCH_INSTALLED)
 	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
 
-# memserve beside other servers, in about 25 minutes after the first installs; `BENCH_ARGS=--quick` takes 8.
+# Compares memserve with other servers, in about 25 minutes after the first installs; `BENCH_ARGS=--quick` takes 8.
 bench-peers: $(BENCH_INSTALLED)
 	$(BIN)/python -m benchmarks.peers $(BENCH_ARGS)
 

@@ -1,4 +1,4 @@
-"""Measure a GPU host: the engine beside the card's matrix rate and beside `encode`, and durable adds over HTTP.
+"""Measure a GPU host: the engine compared with the card's matrix rate and with `encode`, and durable adds over HTTP.
 
     python -m benchmarks.gpu engine                # matrix rate, texts/s, share of the rate, `encode` on the same card
     python -m benchmarks.gpu serve                 # durable single adds and embeds over HTTP, on all cores

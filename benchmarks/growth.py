@@ -6,7 +6,7 @@
 
 Users and memories are measured in the store itself, because the time of an HTTP request would hide the growth. Words
 and replicas are measured through the server. The vectors in the store are synthetic; store_bench.py describes them.
-Writes benchmarks/results/growth-<machine>-<commit>.json, a Markdown report beside it, and its plots.
+Writes benchmarks/results/growth-<machine>-<commit>.json, a Markdown report next to it, and its plots.
 """
 
 import argparse
@@ -197,7 +197,7 @@ def words(counts: Sequence[int], settings: Args, timing: Timing) -> Row:
 
 
 def embedders(counts: Sequence[int], settings: Args, timing: Timing) -> Row:
-    """More and more embedder replicas on this machine, with one text a request and with 32."""
+    """More and more embedder replicas on this machine, with one text per request and with 32."""
     rows: list[Row] = []
     gpus = len(machine.gpus())
     for count in tqdm(counts, desc="replicas"):

@@ -75,8 +75,8 @@ class Result:
     """The figures of one run: answered requests and texts a second, latencies in milliseconds, errors by status.
 
     `refused` holds the latency percentiles of the requests that were answered with 429 in an open loop.
-    `late_p99_ms` is the delay of the generator itself in an open loop. If it is not small beside p50, the generator is
-    the limit, and the latencies are too high, never too low.
+    `late_p99_ms` is the delay of the generator itself in an open loop. If it is not small compared with p50, the
+    generator is the limit, and the latencies are too high, never too low.
     """
 
     requests_per_s: float
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--job", choices=JOBS, default=plain.job)
     parser.add_argument("--clients", type=int, default=plain.clients, help="closed loop: concurrent requests")
     parser.add_argument("--rate", type=float, help="open loop: requests a second; --clients is ignored")
-    parser.add_argument("--size", type=int, default=plain.size, help="texts in a request")
+    parser.add_argument("--size", type=int, default=plain.size, help="texts per request")
     parser.add_argument("--length", default=plain.length, help="short, medium, mixed, or a number of words")
     parser.add_argument("--users", type=int, default=plain.users)
     parser.add_argument("--distinct", type=int, help="draw repeatedly from so many texts")

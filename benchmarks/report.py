@@ -1,6 +1,6 @@
 """Write the report of a result: Markdown tables and SVG plots from its JSON. Measures nothing.
 
-    python -m benchmarks.report benchmarks/results/FILE.json ...              # the report beside each file
+    python -m benchmarks.report benchmarks/results/FILE.json ...              # writes each report next to its file
     python -m benchmarks.report --publish benchmarks/results/FILE.json ...    # into docs/benchmarks/<kind>.{json,md}
 
 The plots need matplotlib (`pip install -e '.[bench]'`). Without it the report has only its tables and says so. It may
@@ -105,7 +105,7 @@ def suite_report(found: Found) -> list[str]:
         rows.append(
             [cell_name(row), row["clients"], ranged(of_runs(seen, "texts_per_s")), *latency, errors(seen) or "none"]
         )
-    head = ["job, texts a request", "clients", "texts/s", "p50 ms", "p90 ms", "p99 ms", "errors"]
+    head = ["job, texts per request", "clients", "texts/s", "p50 ms", "p90 ms", "p99 ms", "errors"]
     parts.append(table(head, rows))
     parts += [
         "\n## Open loop\n",
@@ -167,7 +167,7 @@ def growth_report(found: Found) -> list[str]:
 
 
 def reference_table(found: Found) -> str:
-    """AgentMem's published ratios and rates beside memserve's."""
+    """AgentMem's published ratios and rates, compared with memserve's."""
     rows = []
     for row in found["scenarios"]:
         seen = row["runs"]
@@ -355,8 +355,8 @@ class Kind(NamedTuple):
 KINDS = {
     "suite": Kind("memserve under load", suite_report, suite_plots),
     "growth": Kind("Cost as work grows", growth_report, growth_plots),
-    "reference": Kind("memserve beside AgentMem", lambda found: [reference_table(found)]),
-    "peers": Kind("memserve beside other servers", peers_report),
+    "reference": Kind("memserve compared with AgentMem", lambda found: [reference_table(found)]),
+    "peers": Kind("memserve compared with other servers", peers_report),
     "scaling": Kind("Replicas that follow the load", scaling_report, scaling_plots),
     "overload": Kind("More load than one embedder can serve", overload_report),
     "engine": Kind("The engine without HTTP and Ray", engine_report),
@@ -366,7 +366,7 @@ KINDS = {
 
 
 def markdown(found: Found) -> str:
-    """The report of a result. `stem`: the name of its files; `drawn`: whether its plots are beside it."""
+    """The report of a result. `stem`: the name of its files; `drawn`: whether its plots were drawn."""
     kind = KINDS[found["kind"]]
     parts = [f"# {kind.title}\n"]
     if "commit" in found:
@@ -377,7 +377,7 @@ def markdown(found: Found) -> str:
 
 
 def write(path: Path) -> list[Path]:
-    """Write the report of a result beside its JSON. Returns the files."""
+    """Write the report of a result next to its JSON. Returns the files."""
     found: Found = {**json.loads(path.read_text()), "stem": path.stem, "drawn": find_spec("matplotlib") is not None}
     plots = KINDS[found["kind"]].plots
     drawn = plots(found, path.parent) if plots and found["drawn"] else []
@@ -387,7 +387,7 @@ def write(path: Path) -> list[Path]:
 
 
 def save(found: Found, path: Path) -> list[Path]:
-    """Write a result as JSON, and its report beside it. Returns the files."""
+    """Write a result as JSON, and its report next to it. Returns the files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     return [path, *write(path)]

@@ -113,7 +113,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def end(process: "subprocess.Popen[bytes]", within_s: float) -> None:
-    """Terminate a process, wait, and kill whatever is left of it: a server that hangs must not cost a result."""
+    """Terminate a process, wait, and kill its remaining processes: a server that hangs must not lose the result."""
     everyone = family(process.pid)
     process.terminate()
     try:

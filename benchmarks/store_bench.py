@@ -171,7 +171,7 @@ def updated(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, An
 
 
 def commits(folder: Path, _: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """Group commit beside one transaction for each row."""
+    """Group commit, compared with one transaction for each row."""
     store = open_store(folder / "commits.db")
     vectors = draw(256)
 
@@ -211,7 +211,7 @@ print(json.dumps({"open_ms": round((opened - imported) * 1000, 2), "start_ms": r
 
 
 def many_users(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """A log of many users, of which 1,000 are searched, beside a log of 1,000 users."""
+    """A log of many users, of which 1,000 are searched, compared with a log of 1,000 users."""
     vectors = draw(1000)
     sizes = (1000, options.users)
     paths = {users: folder / f"users{users}.db" for users in sizes}

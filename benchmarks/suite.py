@@ -9,7 +9,7 @@ lengths with enough clients to keep the server busy. Open loop: embed, add, sear
 closed loop's best rate. Each repeat measures all cells in a different order, so that a change in the machine's speed
 affects all of them.
 
-Writes benchmarks/results/<machine>-<commit>.json, a Markdown report beside it, and its plots.
+Writes benchmarks/results/<machine>-<commit>.json, a Markdown report next to it, and its plots.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""memserve beside other servers: `make bench-peers`."""
+"""Compares memserve with other servers: `make bench-peers`."""

@@ -1,4 +1,4 @@
-"""The README's plot: memserve beside the peers, from the JSON of a run. Measures nothing.
+"""The README's plot of memserve and its peers, drawn from the JSON of a run. Measures nothing.
 
     python -m benchmarks.peers.plot docs/benchmarks/peers.json docs/images/peers.svg
 
@@ -117,7 +117,7 @@ def svg(found: dict[str, Any]) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-            'role="img" aria-label="Throughput and latency of memserve beside other servers">',
+            'role="img" aria-label="Throughput and latency of memserve and other servers">',
             f"<style>{STYLE}</style>",
             f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',
             *lines,

@@ -63,12 +63,12 @@ def fastest(runs: dict[str, list[Found]], wanted: Callable[[str], bool]) -> str 
 
 
 def summary(found: Found) -> str:
-    """One row for each scenario: memserve beside the fastest of the other servers."""
+    """One row for each scenario: memserve and the fastest of the other servers."""
     return comparison(found, "fastest other server", lambda name: name.split()[0] not in (ENGINE, OURS, BASELINE))
 
 
 def comparison(found: Found, title: str, wanted: Callable[[str], bool]) -> str:
-    """One row for each scenario: memserve beside the fastest of the contenders that are wanted."""
+    """One row for each scenario: memserve and the fastest of the contenders that are wanted."""
     rows = []
     for scenario in SCENARIOS:
         runs = found["runs"].get(scenario.key, {})

@@ -1,4 +1,4 @@
-"""`make bench-peers`: memserve beside other servers, each with its best settings, on the same cores in one run.
+"""`make bench-peers`: memserve and other servers, each with its best settings, on the same cores in one run.
 
     python -m benchmarks.peers                        # about 25 minutes on two cores, after the first installs
     python -m benchmarks.peers --quick                # about 8 minutes: bfloat16 only, three short rounds
@@ -6,7 +6,7 @@
     python -m benchmarks.peers --only baseline --baseline ../older    # memserve and another checkout of it
 
 Each peer has its own environment under .venv-peers/, which is made on the first run. Writes
-benchmarks/results/peers-<commit>.json and a Markdown report beside it. All servers and their processes end with it.
+benchmarks/results/peers-<commit>.json and a Markdown report next to it. All servers and their processes end with it.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", type=keys, help="measure these peers beside memserve; separate them by commas")
+    parser.add_argument("--only", type=keys, help="measure memserve and only these peers, separated by commas")
     parser.add_argument("--baseline", type=checkout, help="another checkout of memserve, measured in the same rounds")
     parser.add_argument("--scenarios", type=scenario_keys, help="measure these scenarios; separate them by semicolons")
     parser.add_argument("--quick", action="store_true", help="bfloat16 only, three rounds of 1.5 s")

@@ -26,21 +26,21 @@ class Scenario:
 
 SMALL = tuple(f"user-{n}" for n in range(10))
 SCENARIOS = (
-    Scenario("64 x 1", "64 clients, one short text a request", "embed", ("--clients", "64")),
-    Scenario("1 x 1", "1 client, one short text a request", "embed", ("--clients", "1"), stretch=0.6),
+    Scenario("64 x 1", "64 clients, one short text per request", "embed", ("--clients", "64")),
+    Scenario("1 x 1", "1 client, one short text per request", "embed", ("--clients", "1"), stretch=0.6),
     Scenario(
-        "8 x 32", "8 clients, 32 short texts a request", "embed", ("--clients", "8", "--size", "32"), engine="short"
+        "8 x 32", "8 clients, 32 short texts per request", "embed", ("--clients", "8", "--size", "32"), engine="short"
     ),
     Scenario(
         "8 x 32 mixed",
-        "8 clients, 32 texts of 4 to 200 words a request",
+        "8 clients, 32 texts of 4 to 200 words per request",
         "embed",
         ("--clients", "8", "--size", "32", "--length", "mixed"),
         engine="mixed",
         stretch=2.0,
         dtypes=("bfloat16",),
     ),
-    Scenario("add", "64 clients, one short memory added a request", "add", ("--clients", "64")),
+    Scenario("add", "64 clients, one short memory added per request", "add", ("--clients", "64")),
     Scenario(
         "search", "64 clients, a search by text in 1,000 memories", "search", ("--clients", "64", "--users", "10")
     ),

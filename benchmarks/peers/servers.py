@@ -106,7 +106,7 @@ class Server:
         self.wait_until_ready(within_s)
 
     def end(self) -> None:
-        """Terminate the server, wait, and kill whatever it left."""
+        """Terminate the server, wait, and kill the processes that it left."""
         self._signal_all(signal.SIGCONT)
         end(self._process, END_WITHIN_S)
 

@@ -12,7 +12,7 @@ Every search asks for all memories of its user. The answer must have each memory
 was sent. At the end every user is listed, and must have each acknowledged memory once. The main figure is the time from
 the step up until the 99th percentile of a second is below the target for five seconds in a row.
 
-Writes benchmarks/results/scaling-<machine>-<commit>.json, a Markdown report beside it, and its plot.
+Writes benchmarks/results/scaling-<machine>-<commit>.json, a Markdown report next to it, and its plot.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--target-ms", type=float, default=500.0, help="target of the 99th percentile")
     parser.add_argument("--high", type=float, default=PHASES[1].share, help="the load after the step, in embedders")
     parser.add_argument("--stretch", type=float, default=1.0, help="factor for the duration of all phases")
-    parser.add_argument("--args", type=parse_args, default={}, help="settings over those of the scenario, as JSON")
+    parser.add_argument("--args", type=parse_args, default={}, help="JSON settings that override the scenario's")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--commit", help="the commit of a copy without git")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)

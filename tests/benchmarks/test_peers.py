@@ -87,7 +87,7 @@ def test_the_report_compares_memserve_with_its_baseline_scenario_by_scenario() -
         "peers": {**FOUND["peers"], "baseline": {"title": "memserve at 0123abc", "versions": {}}},
         "runs": {**FOUND["runs"], "64 x 1": {**FOUND["runs"]["64 x 1"], **older}},
     }
-    row = "| 64 clients, one short text a request | 600 | memserve at 0123abc, bfloat16 | 500 | 1.20 |"
+    row = "| 64 clients, one short text per request | 600 | memserve at 0123abc, bfloat16 | 500 | 1.20 |"
     assert row in "\n".join(tables(found)).splitlines()
     assert summary(found) == summary(FOUND)
 
@@ -210,7 +210,7 @@ FOUND: dict[str, Any] = {
 
 def test_the_summary_names_the_fastest_of_the_other_servers() -> None:
     assert summary(FOUND).splitlines()[2:] == [  # no slower server, no bare engine, no scenario without another server
-        "| 64 clients, one short text a request | 600 | one model behind a lock 1.2, bfloat16 | 100 | 6.00 |",
+        "| 64 clients, one short text per request | 600 | one model behind a lock 1.2, bfloat16 | 100 | 6.00 |",
     ]
 
 

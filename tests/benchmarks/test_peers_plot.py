@@ -1,4 +1,4 @@
-"""The README's plot beside the peers: what it shows of a result, and that the committed one is today's."""
+"""The README's plot of memserve and its peers: its content, and that the committed plot is up to date."""
 
 import json
 from pathlib import Path

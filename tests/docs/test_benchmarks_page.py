@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md and the figures of README.md are medians of the newest report beside others."""
+"""The tables of docs/benchmarks.md and the figures of README.md are medians of the newest comparison with others."""
 
 import json
 import re
