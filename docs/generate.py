@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # this tree, whatever is installed
+sys.path.insert(0, str(ROOT))  # import from this tree, not from an installed memserve
 
 from deployments.api.build import build_api  # noqa: E402
 from deployments.settings import ENV_PREFIX, EVERYDAY, RELOADABLE, Settings  # noqa: E402
@@ -34,10 +34,10 @@ TAGS = {
 }
 
 API_INTRODUCTION = """
-All bodies are JSON in UTF-8 unless a route says otherwise. Times are RFC 3339 and are answered in UTC. An unknown
-field is refused. A field that is `null` in a request, if it may be, counts as left out unless its meaning says
-otherwise. The id of a user or of a memory has 1 to 256 characters, none of them a control character; new ids must not
-be `.` or `..`. In a path an id is percent-encoded.
+All bodies are JSON in UTF-8 unless a route says otherwise. Times are in RFC 3339 format; answers give them in UTC.
+Unknown fields are refused. If a field may be `null`, `null` means the same as leaving the field out, unless its
+description says otherwise. The id of a user or of a memory has 1 to 256 characters, none of them a control character;
+new ids must not be `.` or `..`. In a path an id is percent-encoded.
 
 A running server has this description at `/docs`, and as an OpenAPI document at `/openapi.json`. The same document is
 in the repository as `openapi.json`.
@@ -59,11 +59,12 @@ Every 4xx and 5xx answer has the same body:
 }
 ```
 
-`param` is the path of the field that is wrong, counted from 0, or null. `code` is a stable name of the reason, or null.
+`param` is the path of the invalid field, or null; positions count from 0. `code` is a stable name of the reason, or
+null.
 
 | status | `type` | meaning |
 |---|---|---|
-| 400 | `invalid_request_error` | the request is wrong and cannot succeed as it stands |
+| 400 | `invalid_request_error` | the request is invalid and would fail again |
 | 404 | `not_found_error` | there is no such memory, model or route |
 | 405 | `invalid_request_error` | the route exists, but not with this method |
 | 409 | `conflict_error` | the state of the log contradicts the request: the id is taken, the version is another one |
@@ -168,7 +169,7 @@ def _route(method: str, path: str, operation: Schema, document: Schema) -> Itera
     if not answer.get("content"):
         yield f"Answer: {status}, without a body."
     else:
-        # An answer that is a stream names its own media type beside FastAPI's guess.
+        # The route of a streamed answer declares its media type, and FastAPI adds the one that it guesses.
         media_type, content = list(answer["content"].items())[-1]
         if "$ref" in content["schema"]:
             name = _name_of(content["schema"])
@@ -183,7 +184,7 @@ def _route(method: str, path: str, operation: Schema, document: Schema) -> Itera
         status: answer for status, answer in operation["responses"].items() if status.isdecimal() and status >= "400"
     }
     if own:
-        yield from ("", "Errors, beside those of [every route](#errors):", "")
+        yield from ("", "Errors, in addition to those of [every route](#errors):", "")
         yield from (f"- {status}: {answer['description']}" for status, answer in sorted(own.items()))
 
 
@@ -214,7 +215,7 @@ def _object(schema: Schema, name: str, heading: str = "") -> Iterator[str]:
 
 
 def _rule(schema: Schema) -> str:
-    """Which fields exclude each other, of a body that says so."""
+    """The fields of a body that exclude each other, if its schema has such rules."""
     for word, quantity in (("oneOf", "exactly one"), ("anyOf", "at least one")):
         if word in schema:
             names = [f"`{branch['required'][0]}`" for branch in schema[word]]

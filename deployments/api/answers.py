@@ -8,11 +8,11 @@ from typing_extensions import TypedDict  # which pydantic asks for before Python
 
 
 class ErrorDetailAnswer(TypedDict):
-    """What went wrong."""
+    """The details of an error."""
 
     message: Annotated[str, Field(description="One sentence for a reader.")]
     type: Annotated[str, Field(description="The kind of the error; it follows from the status.")]
-    param: Annotated[str | None, Field(description="The path of the wrong field (`memories.3.text`).")]
+    param: Annotated[str | None, Field(description="The path of the invalid field (`memories.3.text`).")]
     code: Annotated[str | None, Field(description="A stable name of the reason, for programs.")]
 
 
@@ -90,31 +90,31 @@ class InfoAnswer(TypedDict):
 
 
 class AddedAnswer(TypedDict):
-    """What became of one memory."""
+    """The result for one memory."""
 
     id: str
     status: Annotated[
         Literal["added", "unchanged", "updated"],
-        Field(description="`unchanged` if the memory was there already, `updated` if its content was replaced."),
+        Field(description="`unchanged` if the memory already existed, `updated` if its content was replaced."),
     ]
     version: Annotated[int, Field(description="The version of the memory.")]
 
 
 class AddedMemoriesAnswer(TypedDict):
-    """What became of the memories of one user, in the order of the request."""
+    """The results for the memories of one user, in the order of the request."""
 
     memories: list[AddedAnswer]
     version: Annotated[int, Field(description="The version of the user after the write.")]
 
 
 class AddedForUserAnswer(AddedAnswer):
-    """What became of one memory, and whose it is."""
+    """The result for one memory, with its user."""
 
     user_id: str
 
 
 class AddedForUsersAnswer(TypedDict):
-    """What became of the memories of many users, in the order of the request."""
+    """The results for the memories of many users, in the order of the request."""
 
     memories: list[AddedForUserAnswer]
 
@@ -127,7 +127,7 @@ class MemoryAnswer(TypedDict):
     text: str
     metadata: dict[str, Any]
     created_at: Annotated[datetime, Field(description="When it was added.")]
-    updated_at: Annotated[datetime, Field(description="When it was added or changed last.")]
+    updated_at: Annotated[datetime, Field(description="When it was added or last changed.")]
     version: Annotated[int, Field(description="The version of the user with which it was written.")]
     expires_at: NotRequired[Annotated[datetime, Field(description="Present if the memory expires.")]]
     vector: NotRequired[Annotated[list[float], Field(description="Present if the request asked for it.")]]
@@ -140,7 +140,7 @@ class FoundMemoryAnswer(MemoryAnswer):
 
 
 class FoundAnswer(TypedDict):
-    """What was found."""
+    """The memories that were found."""
 
     results: Annotated[list[FoundMemoryAnswer], Field(description="Best first; of equal scores the newest first.")]
     index: Annotated[Literal["exact", "hnsw"], Field(description="The kind of index that was searched.")]
@@ -155,13 +155,13 @@ class MemoriesPageAnswer(TypedDict):
 
 
 class DeletedAnswer(TypedDict):
-    """What was deleted."""
+    """The number of deleted memories."""
 
     deleted: Annotated[int, Field(description="How many memories.")]
 
 
 class DeletedUserAnswer(DeletedAnswer):
-    """What was deleted of a user."""
+    """The number of deleted memories of a user."""
 
     version: Annotated[int, Field(description="The version of the user after the deletion.")]
 
@@ -183,7 +183,7 @@ class HistoryAnswer(TypedDict):
 
 
 class ListedUserAnswer(TypedDict):
-    """What the log holds of a user."""
+    """A user, and the size of their memories in the log."""
 
     user_id: str
     memories: Annotated[int, Field(description="How many there are.")]
@@ -199,24 +199,24 @@ class UsersPageAnswer(TypedDict):
 
 
 class UserAnswer(ListedUserAnswer):
-    """What is kept of a user."""
+    """A user, the size of their memories in the log, and their index."""
 
     index: Annotated[
         Literal["exact", "hnsw"] | None,
-        Field(description="The kind of the user's index; null if the replica that answers has it not in memory."),
+        Field(description="The kind of the user's index; null if the replica that answers does not have it in memory."),
     ]
     resident: Annotated[bool, Field(description="Whether the replica that answers has the index in memory.")]
 
 
 class ImportedAnswer(TypedDict):
-    """What became of the lines of an import."""
+    """The number of imported lines."""
 
     imported: Annotated[int, Field(description="Memories that were new.")]
-    unchanged: Annotated[int, Field(description="Memories that were there already.")]
+    unchanged: Annotated[int, Field(description="Memories that already existed.")]
 
 
 class LiveAnswer(TypedDict):
-    """The process runs."""
+    """The process is running."""
 
     status: Literal["live"]
 

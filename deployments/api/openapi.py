@@ -21,7 +21,7 @@ from deployments.requests.origin import MAX_KEY_LENGTH
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {
         "model": answers.ErrorAnswer,
-        "description": "400 the request is wrong, 404 not found, 405 wrong method, 409 conflict, 413 the body is too "
+        "description": "400 the request is invalid, 404 not found, 405 wrong method, 409 conflict, 413 the body is too "
         "large, 429 too much work is queued (with Retry-After)",
     },
     "5XX": {
@@ -88,7 +88,7 @@ def takes(
 
 
 def fails(reasons: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route: its own errors, by status, beside those of every route."""
+    """`responses` of a route: its own errors, by status, in addition to those of every route."""
     return {status: {"model": answers.ErrorAnswer, "description": reason} for status, reason in reasons.items()}
 
 
