@@ -40,7 +40,7 @@ DRAIN_WAIT_S = 0.5
 # Replicas report once a second; policies see the means of five seconds.
 METRICS_INTERVAL_S = 1.0
 LOOK_BACK_PERIOD_S = 5.0
-# A new version starts beside the old one, and an old replica stops when a new one is ready: up to ten replicas are
+# A new version starts while the old one runs, and an old replica stops when a new one is ready: up to ten replicas are
 # replaced one at a time.
 MAX_SURGE_PERCENT = 10
 

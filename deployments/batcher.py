@@ -123,7 +123,7 @@ class Batcher(Generic[Item, Result]):
         select: picks the next batch. It takes the queued items, oldest first, and the budget; it returns indices, at
             least one.
         max_queued: the most cost units that may be queued; None for no limit. A call that finds the queue empty is
-            admitted whatever it costs, so that no call is impossible.
+            admitted whatever it costs: otherwise a call could be too large ever to be admitted.
         bisect: run the halves of a failed batch again, down to single items.
         prefetch: batches beyond `in_flight` that may start while at least `prefetch_at` cost units are queued. They
             keep a distant `run` fed. With less in the queue they would only split what could share a batch.

@@ -76,7 +76,7 @@ class Embedder:
         self._metrics.call(reply)
         return reply
 
-    # The intake returns tasks instead of awaiting them, so that a short call need not wait for a long one beside it.
+    # The intake returns tasks instead of awaiting them, so that a short call need not wait for a long one in its batch.
     @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0, max_concurrent_batches=64)
     async def _intake(self, calls: list[EmbedCall]) -> list[asyncio.Task[EmbedReply]]:
         return [asyncio.create_task(self._engine.embed(call)) for call in calls]

@@ -129,7 +129,7 @@ def located(name: str, *, in_list: bool = True, beside: Collection[str] = ()) ->
     Args:
         name: the field of the request that holds the items; empty if one item is the request itself.
         in_list: the request holds a list: `memories.3.text`. If not, it holds one item: `input`, or `text`.
-        beside: fields that the request has once for all items, beside the list.
+        beside: fields next to the list, which the request has once for all items.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """memserve without HTTP and without Serve: the calls that HTTP routes and handles have in common.
 
 Guarantees:
-- Input that is wrong is refused here, before it shares a batch with the input of other callers.
+- Invalid input is refused here, before it shares a batch with the input of other callers.
 - A write is acknowledged only after the log has committed it.
 - Both doors validate alike and give the same errors. An error names its field by the path in the caller's request.
 

@@ -382,7 +382,7 @@ def with_user_config(settings: Settings, deployment: str, user_config: Mapping[s
 
     Raises:
         KeyError: there is no such deployment.
-        ValueError: in one line, the first setting that is wrong or cannot change while the server runs.
+        ValueError: in one line, the first setting that is invalid or cannot change while the server runs.
     """
     if not isinstance(user_config, Mapping | None):
         raise ValueError(f"user_config of {deployment}: must be a mapping")

@@ -99,7 +99,7 @@ class StoreReplica:
         """Call a method of the store by its name.
 
         Returns:
-            its answer, or its StoreError as a value: a wrong request is not a failure of this replica.
+            its answer, or its StoreError as a value: an invalid request is not a failure of this replica.
 
         Raises:
             ValueError: the name is not one of METHODS.

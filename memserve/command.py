@@ -110,7 +110,7 @@ def check(config: Path) -> None:
     CONFIG is a Serve config file, ./serve_config.yaml by default. Checks `args:` and each `user_config:`.
 
     \b
-    Exit status: 0 if CONFIG is right, 1 if not.
+    Exit status: 0 if CONFIG is valid, 1 if not.
 
     \b
     Example:

@@ -98,7 +98,7 @@ def reembed(url: str, model: str, server: str, *, api_key: str | None = None, ba
 
     Args:
         server: URL of a memserve that runs the new model.
-        batch: texts in one request to it.
+        batch: texts per request.
 
     Raises:
         httpx.HTTPError, httpx.InvalidURL: the server cannot be reached.

@@ -1,7 +1,7 @@
 """The errors of the store, and `LocatedError`, the base of every error that a caller may see.
 
 StoreError
-├── InvalidInput      the request can never succeed; `position` and `field` say where it is wrong
+├── InvalidInput      the request can never succeed; `position` and `field` locate the invalid value
 ├── NotFound          no such memory or user
 ├── Conflict          the state of the log contradicts the request
 ├── LogUnavailable    the log cannot be read or written at the moment; safe to retry unless `code` is outcome_unknown
@@ -21,7 +21,7 @@ OUTCOME_UNKNOWN = "outcome_unknown"
 
 
 class LocatedError(Exception):
-    """An error that says which part of the request it is about. As a string it is `3.text: must not be empty`.
+    """An error with the path of the invalid value in the request. As a string it is `3.text: must not be empty`.
 
     Args:
         message: one sentence for the caller. It does not name the field: `str` puts the path in front of it.

@@ -152,7 +152,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def origin_of(request: Request, body: bytes = b"") -> Origin:
-    """The origin of a write. Raises InvalidRequest if a header is wrong."""
+    """The origin of a write. Raises InvalidRequest if a header is invalid."""
     scope = request.scope
     target = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"  # RawPath made `path` the raw one
     return Origin.of_request(request.headers, request.method, target, body)
@@ -207,7 +207,7 @@ def api_without_routes(on_error: Callable[[Exception], None]) -> FastAPI:
 
     @api.exception_handler(ClientDisconnect)
     async def _gone(_: Request, __: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it; Serve's metrics count it under this status
+        return Response(status_code=499)  # the client is gone; Serve's metrics count the request under this status
 
     @api.exception_handler(Exception)
     async def _unknown(request: Request, error: Exception) -> Response:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The memory of an entry beside its vector: the key, the objects and the slot in the dictionary.
+# The memory of an entry in addition to its vector: the key, the objects and the slot in the dictionary.
 _ENTRY_BYTES = 400
 
 Key = bytes

@@ -37,7 +37,7 @@ class RemoteModel(Model):
         max_retries: attempts after the first.
 
     Raises:
-        ModelUnavailable: there is no key for OpenAI's own API, or the provider did not tell the dimension.
+        ModelUnavailable: there is no key for OpenAI's own API, or the dimension could not be learned from the provider.
     """
 
     max_batch_tokens = 32_768
@@ -96,7 +96,7 @@ class RemoteModel(Model):
 
         Raises:
             UpstreamFailed: with status 502, 503 or 504 and the provider's message.
-            InvalidRequest: the provider says that an input is wrong.
+            InvalidRequest: the provider refuses an input.
         """
         vectors = np.empty((len(batch), self.info.dim), np.float32)
         # One call may hold texts or token ids, not both.

@@ -42,7 +42,7 @@ def check(config: Path) -> int:
         read_config(config)
     except CannotStart as reason:
         return _refuse(reason)
-    print(f"{config} is right")
+    print(f"{config} is valid")
     return 0
 
 

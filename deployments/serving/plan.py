@@ -88,8 +88,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
         user_configs = {one["name"]: one.get("user_config") for one in application.get("deployments") or []}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise CannotStart(
-            f"{path}: needs exactly one entry under `applications:`; its `args:` and the file's `http_options:` must be "
-            "mappings"
+            f"{path}: needs exactly one entry under `applications:`; its `args:` and the file's `http_options:` must "
+            "be mappings"
         ) from error
     try:
         settings = load(args)

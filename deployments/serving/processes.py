@@ -1,4 +1,4 @@
-"""No process outlives the server: whatever ends it, everything that it started ends too.
+"""No process outlives the server: however the server ends, all processes that it started end too.
 
 Two processes guarantee this. The supervisor only waits, and ends what is left when the server process is gone, even if
 that was killed by `kill -9`. The kernel signals the server process when the supervisor dies. Both are subreapers
@@ -21,7 +21,7 @@ TERMINATE_WITHIN_S = 5.0
 
 
 def supervise(serve: Callable[[], int]) -> int:
-    """Run `serve` in a process of its own, pass signals on to it, and end whatever it leaves behind.
+    """Run `serve` in a process of its own, pass signals on to it, and end all processes that it leaves behind.
 
     Returns:
         its exit status; 1 if a signal ended it.

@@ -1,8 +1,9 @@
 """How many replicas may run and what each reserves, on a machine or cluster of a given size.
 
 All replicas that may run fit into the CPUs together, with room for one more of each deployment, because a new version
-starts beside the old one. A share of a CPU is what Ray reserves, not a limit. An embedder computes with as many threads
-as it has whole CPUs, and at least one. On a CPU several embedders of one thread embed more than one of several threads.
+starts while the old one runs. A share of a CPU is reserved by Ray, but not enforced as a limit. An embedder computes
+with as many threads as it has whole CPUs, and at least one. On a CPU several embedders of one thread embed more than
+one of several threads.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The log: one SQL database, SQLite or PostgreSQL, that holds the truth.
+"""The log: one SQL database, SQLite or PostgreSQL, that holds all durable data.
 
 Guarantees:
 - If a `write()` block ends without an exception, its transaction is on disk (SQLite: WAL with synchronous FULL unless
@@ -460,7 +460,7 @@ def _from_driver(original: BaseException, error: Exception) -> StoreError:
     message = str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
     if any(sign in message.lower() for sign in _SIGNS_OF_DAMAGE):
         return LogDamaged(f"The log is damaged: {message}. {_ADVICE}")
-    # For SQLite's driver a wrong statement (SQLITE_ERROR) is an OperationalError as well.
+    # SQLite's driver raises OperationalError for an invalid statement (SQLITE_ERROR) as well.
     wrong_statement = getattr(original, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR
     lost = getattr(error, "connection_invalidated", False)
     if lost or (isinstance(error, OperationalError | sqlite3.OperationalError) and not wrong_statement):

@@ -106,7 +106,7 @@ def condition(filter: Filter, dialect: str) -> Condition:
         dialect: `sqlite` or `postgresql`.
 
     Raises:
-        InvalidInput: `field` is the path of what is wrong: `filter.AND.0.age.foo`.
+        InvalidInput: `field` is the path of the invalid part: `filter.AND.0.age.foo`.
     """
     return _to_sql(_Parser().parse(filter, "filter", 0), _PostgreSQL() if dialect == "postgresql" else _SQLite())
 

@@ -107,7 +107,7 @@ def parse_lines(lines: Iterable[bytes], clock: Callable[[], datetime], first: in
         clock: gives the time of memories whose lines have no times, and the time after which a line's own are refused.
 
     Raises:
-        InvalidInput: a line cannot be used; with its position and the field that is wrong.
+        InvalidInput: a line is invalid; the error has its position and the invalid field.
     """
     for position, data in enumerate(lines, first):
         if data.strip():

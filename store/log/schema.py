@@ -101,7 +101,7 @@ contents = Table(
 
 Rows are only added at the end, and erased by overwriting them in place with blanks of the same size. If a row moves to
 another page, SQLite's secure_delete does not overwrite the copy that stays behind in the old one. These rows never
-move, because no row beside them grows, shrinks or is removed, except by VACUUM, which rewrites every page.
+move, because no other row of their page grows, shrinks or is removed, except by VACUUM, which rewrites every page.
 """
 
 history = Table(

@@ -99,7 +99,7 @@ def decide(change: Change, found: Row[Any], dim: int, now: int) -> rows.Checked:
     Raises:
         Conflict: the memory has another version than the change expects.
         NotFound: the memory would have expired already.
-        InvalidInput: a new value is wrong.
+        InvalidInput: a new value is invalid.
     """
     before = rows.memory(found, "")
     if change.if_version is not None and before.version != change.if_version:

@@ -1,4 +1,4 @@
-"""`user_config` under load: a right one takes effect at once in the same processes, a wrong one changes nothing."""
+"""`user_config` under load: a valid one takes effect at once in the same processes, an invalid one changes nothing."""
 
 import functools
 import time
@@ -58,7 +58,7 @@ def test_settings_change_under_load_without_a_restart(elastic: Elastic) -> None:
         until(lambda: refuses(http, 2049), 20.0)
         until(lambda: embeds_in_s(http) > BATCH_WAIT_S, 20.0)
 
-        # A wrong one: its deployment keeps all of its settings and logs why; nothing restarts, nothing fails.
+        # An invalid one: its deployment keeps all settings and logs the reason; nothing restarts, nothing fails.
         for name, user_config, reason in (
             ("Gateway", {"gateway": {"max_body_bites": 4096}}, "gateway.max_body_bites: not a setting that can change"),
             ("Embedder", {"queue": {"enabled": False}}, "queue.enabled: not a setting that can change"),
@@ -72,7 +72,7 @@ def test_settings_change_under_load_without_a_restart(elastic: Elastic) -> None:
         answered = load.answers
         until(lambda: load.answers > answered + 20, 30.0)
 
-        # One that is right beside a wrong one is applied.
+        # A valid one is applied even if another deployment's is invalid.
         elastic.deploy(user_configs={**right, "Gateway": {"gateway": {"max_body_bytes": 4096}}, "Store": {"queue": 5}})
         until(lambda: not refuses(http, 2049) and refuses(http, 4097), 20.0)
         until(functools.partial(log_says, elastic, "Store", "user_config of Store: queue: not a setting"), 20.0)

@@ -1,4 +1,4 @@
-"""docs/api.md, docs/settings.md and openapi.json are what the code says today."""
+"""docs/api.md, docs/settings.md and openapi.json are up to date with the code."""
 
 import runpy
 import subprocess

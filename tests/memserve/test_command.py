@@ -65,7 +65,7 @@ def test_every_help_has_an_example_and_no_broken_line(path: str) -> None:
 
 def test_check_says_whether_a_config_file_is_right(config: Path) -> None:
     result = run("check", str(config))
-    assert (result.exit_code, result.output) == (0, f"{config} is right\n")
+    assert (result.exit_code, result.output) == (0, f"{config} is valid\n")
     config.write_text("applications: [{args: {modle: {}}}]")
     result = run("check", str(config))
     assert (result.exit_code, result.stderr) == (1, f"memserve: {config}: modle: unknown setting\n")

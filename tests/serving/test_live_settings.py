@@ -1,4 +1,4 @@
-"""`user_config` changes settings while a replica runs; a wrong one changes nothing."""
+"""`user_config` changes settings while a replica runs; an invalid one changes nothing."""
 
 import logging
 from collections.abc import Iterator
@@ -112,7 +112,7 @@ async def test_a_store_takes_another_budget(app: LocalApp) -> None:
 @pytest.mark.parametrize(
     ("deployments", "status", "says"),
     [
-        ([{"name": "Embedder", "user_config": {"queue": {"batch_wait_s": 0.01}}}, {"name": "Store"}], 0, " is right\n"),
+        ([{"name": "Embedder", "user_config": {"queue": {"batch_wait_s": 0.01}}}, {"name": "Store"}], 0, " is valid\n"),
         ([{"name": "Embedder", "user_config": {"queue": {"batch_wait": 1}}}], 1, "Embedder: queue.batch_wait: not a "),
         ([{"name": "Embeder"}], 1, "deployments: 'Embeder' is not one of Embedder, Gateway, Store\n"),
     ],

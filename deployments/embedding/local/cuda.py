@@ -159,7 +159,7 @@ class _Graph:
                 vectors(_features((self._ids, self._bounds), sample))
             worker.stream.synchronize()
             # An operator that makes the host wait cannot be captured (weighted mean pooling has one). A capture that
-            # fails is not undone: torch's allocator goes on as if it were in progress, and does not release its cache
+            # fails is not undone: torch's allocator continues as if it were in progress, and does not release its cache
             # when memory is short. So this run raises instead, before the capture.
             torch.cuda.set_sync_debug_mode("error")
             try:

@@ -43,7 +43,7 @@ class Forward:
 
     Args:
         network: a SentenceTransformer, for inference only. Its layers are changed in place.
-        spec: what it asks for.
+        spec: its requirements.
         samples: a few texts, ready for the forward.
         expected: (samples, dim) float32, their vectors as `encode` gives them.
 

@@ -4,7 +4,7 @@ The modules of a model are written in Python. For a short text, Python takes as 
 interpreter's lock meanwhile. A recording takes batches of any shape and calls the same kernels, so its vectors are
 bit for bit those of the modules.
 
-A recording is wrong if the model's code decides something by a value or a size. So it is checked: torch warns about
+A recording is wrong if the model's code branches on a value or a size. So it is checked: torch warns about
 such code while it records, and some batches run both ways and are compared.
 """
 

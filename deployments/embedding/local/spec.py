@@ -94,7 +94,7 @@ def load_network(path: str, *, name: str, device: str, dtype: torch.dtype, allow
         raise ModelUnavailable(f"The model {name!r} reads chat messages, which are not served.")
     if network[0].query_expansion is not None:
         raise ModelUnavailable(f"The model {name!r} fills up queries with masks, which is not served.")
-    return network.eval()  # not .to(dtype): it would round rotary frequencies, which are float32 beside any weights
+    return network.eval()  # not .to(dtype): it would round rotary frequencies, which must stay float32
 
 
 def spec_of(network: Any, path: str, *, name: str, device: str, dtype: torch.dtype, max_tokens: int | None) -> Spec:
@@ -106,7 +106,7 @@ def spec_of(network: Any, path: str, *, name: str, device: str, dtype: torch.dty
         max_tokens: an upper limit of all input lengths, in tokens; None for the model's own.
 
     Raises:
-        ModelUnavailable: the model does not say how long an input may be.
+        ModelUnavailable: the model does not specify how long an input may be.
     """
     limits = {kind: min(limit, max_tokens or limit) for kind, limit in longest_inputs(network).items()}
     prompts = {key: prompt or "" for key, prompt in (network.prompts or {}).items()}
@@ -151,7 +151,7 @@ def longest_inputs(network: Any) -> dict[InputType | None, int]:
     usual = always or network.max_seq_length or positions
     if not usual:
         raise ModelUnavailable(
-            "The model does not say how long an input may be: set max_seq_length in its sentence_bert_config.json."
+            "The model does not specify how long an input may be: set max_seq_length in its sentence_bert_config.json."
         )
     asked: dict[InputType | None, int] = {
         None: usual,

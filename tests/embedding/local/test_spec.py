@@ -13,7 +13,7 @@ from deployments.errors import ModelUnavailable
 
 
 def network(max_seq_length: int | None, positions: int | None, **lengths: int | None) -> Any:
-    """As much of a loaded model as says how long its inputs may be."""
+    """The parts of a loaded model that determine how long its inputs may be."""
     model = torch.nn.Module()
     model.config = SimpleNamespace(max_position_embeddings=positions)  # type: ignore[assignment]
     first = SimpleNamespace(
