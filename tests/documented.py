@@ -73,4 +73,5 @@ class Document:
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\\{[^/]*?\\\}", "[^/]+", re.escape(path)))
+    pattern = re.escape(path).replace(r"\{model_id\}", ".+")  # the name of a model may hold slashes
+    return re.compile(re.sub(r"\\\{[^/]*?\\\}", "[^/]+", pattern))

@@ -80,5 +80,11 @@ async def _card(memserve: Memserve) -> dict[str, Any]:
 
 
 def _check_served(name: str, served: str) -> None:
-    if name != served:
+    """Refuse the name of another model.
+
+    A model has two names: with its organisation on the hub, and without. If it was configured without one, it is
+    looked up among sentence-transformers' own models, as sentence-transformers does.
+    """
+    organisation, _, bare = served.rstrip("/").rpartition("/")
+    if name not in (served, bare if organisation else f"sentence-transformers/{served}"):
         raise ModelNotFound(f"{name!r} is not served here; {served!r} is", "model", "model_not_found")

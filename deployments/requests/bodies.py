@@ -27,6 +27,7 @@ from pydantic_core.core_schema import ChainSchema, any_schema, chain_schema, dic
 from deployments.errors import InvalidRequest
 from deployments.requests.fields import (
     Cursor,
+    EmbeddedText,
     Filter,
     FilterInQuery,
     Limit,
@@ -141,7 +142,7 @@ def as_list(given: Inputs) -> list[str] | list[list[int]]:
 
 
 def _check_text(text: str, path: str) -> None:
-    if not text.strip():
+    if not text:
         raise InvalidRequest("must not be empty", path, "empty_input")
     try:
         encodable(text)
@@ -163,7 +164,7 @@ class EmbeddingsBody(RequestBody):
     input: Annotated[Inputs, PlainValidator(check_inputs, json_schema_input_type=Inputs)]
     """A text, a list of token ids, or a list of either with at most 2,048 items; none of them empty."""
     model: str | None = None
-    """Must be the served model, if it is given."""
+    """Must be the served model, if it is given; with or without its organisation on the hub."""
     encoding_format: OrNull[Literal["float", "base64"]] = "float"
     """`base64` is of the little-endian bytes of a vector."""
     dimensions: int | None = Field(None, ge=1)
@@ -260,7 +261,7 @@ class SearchBody(RequestBody):
 
     model_config = _body_config(oneOf=[_required("query", "string"), _required("vector", "array")])
 
-    query: Text | None = None
+    query: EmbeddedText | None = None
     """The text to search for."""
     vector: Vector | None = None
     """Your own embedding to search for, with the dimensions of the model."""

@@ -32,13 +32,18 @@ def _default_for_null(value: Value | None) -> Value:
 def _no_control_characters(value: str) -> str:
     if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in value):
         raise ValueError("must not contain control characters")
+    return storable_text(value)
+
+
+def storable_text(value: str) -> str:
+    """`value`, if both SQLite and PostgreSQL can hold it. Raises ValueError."""
+    if "\0" in value:
+        raise ValueError("must not contain NUL")
     return encodable(value)
 
 
 def encodable(value: str) -> str:
-    """`value`, if both SQLite and PostgreSQL can hold it. Raises ValueError."""
-    if "\0" in value:
-        raise ValueError("must not contain NUL")
+    """`value`, if it is Unicode. Raises ValueError."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -54,6 +59,12 @@ def _no_dot_segment(value: str) -> str:
 
 def _not_blank(value: str) -> str:
     if not value.strip():
+        raise ValueError("must not be empty")
+    return storable_text(value)
+
+
+def _not_empty(value: str) -> str:
+    if not value:
         raise ValueError("must not be empty")
     return encodable(value)
 
@@ -94,10 +105,10 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
                 for key in node:
                     if not isinstance(key, str):
                         raise ValueError("must have strings as keys")
-                    encodable(key)
+                    storable_text(key)
             for child in node.values() if isinstance(node, dict) else node:
                 if isinstance(child, str):
-                    encodable(child)
+                    storable_text(child)
                 elif isinstance(child, int):
                     if not -(2**63) <= child < 2**63:
                         raise ValueError("must hold integers of at most 64 bits")
@@ -119,7 +130,10 @@ Prefix = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_co
 StoredId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
 # The id of a new user or memory.
 NewId = Annotated[StoredId, AfterValidator(_no_dot_segment)]
+# The text of a memory.
 Text = Annotated[str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "minLength": 1})]
+# A text that is embedded and not stored. White space alone has a vector, and so has NUL.
+EmbeddedText = Annotated[str, AfterValidator(_not_empty), WithJsonSchema({"type": "string", "minLength": 1})]
 Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
 Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
 # Validation stops at the first wrong number: a body has room for millions, and each would get an error of its own.

@@ -6,7 +6,7 @@ from pydantic import Field, PlainValidator
 
 from deployments.errors import InvalidRequest
 from deployments.requests.bodies import MAX_INPUTS, Ids, Inputs, Nested, RequestBody, as_list, check_inputs
-from deployments.requests.fields import OrNull, Text
+from deployments.requests.fields import EmbeddedText, OrNull
 
 
 class PromptBody(RequestBody):
@@ -58,9 +58,9 @@ class EmbedBody(PromptBody):
 class SentencesBody(RequestBody):
     """A text, and the texts that it is compared with."""
 
-    source_sentence: Text
+    source_sentence: EmbeddedText
     """The text that the others are compared with."""
-    sentences: list[Text] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
+    sentences: list[EmbeddedText] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     """The others."""
 
 

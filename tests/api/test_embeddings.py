@@ -1,8 +1,13 @@
 """The routes of the model in OpenAI's form, in this process, on the fake model."""
 
+from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import httpx
+import pytest
+
+from tests.local_app import LocalApp
 
 
 async def vectors(api: httpx.AsyncClient, **body: Any) -> list[Any]:
@@ -17,3 +22,63 @@ async def test_null_stands_for_the_default_of_an_option(api: httpx.AsyncClient) 
     nulls = dict.fromkeys(["model", "encoding_format", "dimensions", "user", "input_type", "truncate", "output_dtype"])
     assert await vectors(api, input=["green tea", "a train"], **nulls) == plain
     assert [type(value) for value in plain[0][:2]] == [float, float]
+
+
+async def test_nul_is_embedded_but_not_stored(app: LocalApp) -> None:
+    api = app.http
+    texts = ["\0", "green\0tea"]
+    nul, tea = await vectors(api, input=texts)
+    assert app.model.texts == texts
+    assert (await api.post("/embed", json={"inputs": texts})).json() == [nul, tea]
+    compared = {"source_sentence": "\0", "sentences": ["\0"]}
+    assert (await api.post("/similarity", json={"inputs": compared})).json() == [pytest.approx(1)]
+    ((token,),) = (await api.post("/tokenize", json={"inputs": "\0"})).json()
+    assert (token["text"], token["start"], token["stop"]) == ("\0", 0, 1)
+    found = await api.post("/v1/users/ann/memories/search", json={"query": "green\0tea"})
+    assert (found.status_code, found.json()["results"]) == (200, [])
+    for body, param in (({"text": "green\0tea"}, "text"), ({"text": "a", "metadata": {"k": "\0"}}, "metadata")):
+        refused = await api.post("/v1/users/ann/memories", json=body)
+        assert (refused.status_code, refused.json()["error"]["message"]) == (400, f"{param}: must not contain NUL")
+
+
+async def test_the_model_decides_about_white_space(api: httpx.AsyncClient) -> None:
+    """The fake model has no special tokens, so that white space has no tokens; see tests/embedding/local for others."""
+    for given, param in ((" \n", "input"), (["a", "\t"], "input.1")):
+        answer = await api.post("/v1/embeddings", json={"input": given})
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"{param}: holds nothing to embed")
+    assert (await api.post("/tokenize", json={"inputs": [" ", "a"]})).json()[0] == []
+    for given, param in (("", "input"), ([], "input"), (["a", ""], "input.1")):
+        error = (await api.post("/v1/embeddings", json={"input": given})).json()["error"]
+        assert (error["message"], error["code"]) == (f"{param}: must not be empty", "empty_input")
+
+
+@pytest.mark.parametrize(
+    ("served", "accepted", "refused"),
+    [
+        (
+            "all-MiniLM-L6-v2",
+            ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"],
+            ["other/all-MiniLM-L6-v2", "all-minilm-l6-v2", ""],
+        ),
+        (
+            "sentence-transformers/all-MiniLM-L6-v2",
+            ["sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"],
+            ["sentence-transformers/sentence-transformers/all-MiniLM-L6-v2", "other/all-MiniLM-L6-v2"],
+        ),
+        ("BAAI/bge-small-en-v1.5", ["bge-small-en-v1.5"], ["sentence-transformers/bge-small-en-v1.5", "BAAI"]),
+        ("/models/minilm/", ["minilm", "/models/minilm/"], ["", "models"]),
+    ],
+)
+async def test_a_hub_name_of_the_served_model_is_the_model(
+    app: LocalApp, served: str, accepted: list[str], refused: list[str]
+) -> None:
+    app.model.model.info = replace(app.model.model.info, name=served)
+    for name in accepted:
+        answer = await app.http.post("/v1/embeddings", json={"input": "tea", "model": name})
+        assert (answer.status_code, answer.json()["model"]) == (200, served)
+        for segment in (name, quote(name, safe="")):
+            found = await app.http.get(f"/v1/models/{segment}")
+            assert (found.status_code, found.json()["id"]) == (200, served)
+    for name in refused:
+        error = (await app.http.post("/v1/embeddings", json={"input": "tea", "model": name})).json()["error"]
+        assert (error["param"], error["code"]) == ("model", "model_not_found")

@@ -112,6 +112,7 @@ async def test_info_describes_the_model(api: httpx.AsyncClient) -> None:
         ("/embed", {"inputs": "a", "input": "b"}, "input"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, "inputs.sentences"),
         ("/similarity", {"inputs": {"source_sentence": "", "sentences": ["b"]}}, "inputs.source_sentence"),
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b", ""]}}, "inputs.sentences.1"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b", " "]}}, "inputs.sentences.1"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["poison"]}}, "inputs.sentences.0"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"], "more": 1}}, "inputs.more"),

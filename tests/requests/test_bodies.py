@@ -97,6 +97,25 @@ def test_half_a_surrogate_pair_is_refused() -> None:
         bodies.check(bodies.AddBody, {"text": "a", "metadata": {"k": ["\udfff"]}})
 
 
+def test_white_space_and_nul_may_be_embedded_but_not_remembered() -> None:
+    for text in (" ", "\n\t", "\0", "a\0b"):
+        assert bodies.check_inputs(text) == text
+        assert bodies.check_inputs(["a", text]) == ["a", text]
+        assert bodies.parse(bodies.SearchBody, orjson.dumps({"query": text})).query == text
+        inputs = tei.SentencesBody(source_sentence=text, sentences=[text])
+        assert (inputs.source_sentence, inputs.sentences) == (text, [text])
+        assert violation(bodies.AddBody, {"text": text}) == ("text", None)
+        assert violation(bodies.UpdateBody, {"text": text}) == ("text", None)
+    for model, values, param in (
+        (bodies.EmbeddingsBody, {"input": ""}, "input"),
+        (bodies.EmbeddingsBody, {"input": ["a", ""]}, "input.1"),
+        (bodies.EmbeddingsBody, {"input": []}, "input"),
+        (bodies.SearchBody, {"query": ""}, "query"),
+        (tei.SimilarityBody, {"inputs": {"source_sentence": "a", "sentences": [""]}}, "inputs.sentences.0"),
+    ):
+        assert violation(model, values)[0] == param
+
+
 @pytest.mark.parametrize("token", [2**63, -1, True, 1.0, None])
 def test_a_token_id_fits_64_bits(token: Any) -> None:
     for given, param in (([5, token], "input.1"), ([[5], [token]], "input.1.0")):

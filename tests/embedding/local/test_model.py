@@ -82,6 +82,16 @@ async def test_other_families_give_the_vectors_of_encode(
     await model.close()
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+async def test_white_space_and_nul_have_the_vectors_of_encode(tiny: Callable[..., Path], kind: str) -> None:
+    folder = tiny(kind)
+    model = LocalModel(str(folder), device="cpu", dtype="float32")
+    texts = [" ", "\n\t", "\0", "green\0tea", " tea "]
+    result = await Engine(model).embed_one(EmbedRequest(texts))
+    assert np.abs(result.vectors - encoder(folder).encode(texts)).max() <= 1e-5
+    await model.close()
+
+
 def test_a_model_that_is_given_more_than_token_ids_is_refused(tiny: Callable[..., Path]) -> None:
     """GPT-2 adds a vector for the segment of a token. BERT's tokenizer gives segments to `encode`, but not here."""
     with pytest.raises(ModelUnavailable, match=r"gives other vectors here than by encode \(1 - cosine is 0\.\d+\)"):
