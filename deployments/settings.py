@@ -181,10 +181,10 @@ class Replicas(_Section):
         "cluster have room for.",
     )
     upscale_delay_s: float = Field(
-        3.0, ge=0.0, description="How long the load must ask for more replicas before one is added, in seconds."
+        3.0, ge=0.0, description="How long the load must need more replicas before one is added, in seconds."
     )
     downscale_delay_s: float = Field(
-        60.0, ge=0.0, description="How long the load must ask for fewer replicas before one is removed, in seconds."
+        60.0, ge=0.0, description="How long the load must need fewer replicas before one is removed, in seconds."
     )
 
     @model_validator(mode="after")
@@ -226,7 +226,7 @@ class EmbedderSettings(Replicas):
         None,
         ge=0.0,
         description="The share of a GPU that Ray reserves for one embedder. By default 0.33 if there are GPUs, so that "
-        "one embedder computes while the answers of another travel.",
+        "one embedder computes while another sends its answers.",
     )
     num_threads: int | None = Field(
         None,

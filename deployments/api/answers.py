@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
-from typing_extensions import TypedDict  # which pydantic asks for before Python 3.12
+from typing_extensions import TypedDict  # which pydantic requires before Python 3.12
 
 
 class ErrorDetailAnswer(TypedDict):

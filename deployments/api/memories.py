@@ -31,7 +31,7 @@ routes = Routes("memories")
     openapi_extra=takes(body=bodies.AddBody, idempotency_key=True),
 )
 async def post_user_memories(memserve: Memserve, request: Request) -> Response:
-    """Add one memory or many to a user. The answer comes when they are committed."""
+    """Add one memory or many to a user. The answer is sent after they are committed."""
     user = _user_id(request, new=True)
     read_query(request, bodies.NoQuery)
     raw = await read_body(request, memserve.max_body_bytes)
@@ -48,7 +48,7 @@ async def post_user_memories(memserve: Memserve, request: Request) -> Response:
     openapi_extra=takes(body=bodies.AddManyBody, idempotency_key=True),
 )
 async def post_memories(memserve: Memserve, request: Request) -> Response:
-    """Add memories of many users in one call, all of them or none. The answer comes when they are committed."""
+    """Add memories of many users in one call, all of them or none. The answer is sent after they are committed."""
     read_query(request, bodies.NoQuery)
     raw = await read_body(request, memserve.max_body_bytes)
     body = bodies.parse(bodies.AddManyBody, raw)

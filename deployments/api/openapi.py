@@ -1,7 +1,7 @@
 """The OpenAPI document: what a route takes, what it answers (deployments/api/answers.py), and how it fails.
 
-The handlers read and shape for themselves (deployments/api/http.py), so that FastAPI can derive none of this from them.
-The document is made from the declarations of the routes.
+The handlers parse requests and build answers themselves (deployments/api/http.py), so FastAPI cannot derive any of this
+from them. The document is made from the declarations of the routes.
 """
 
 import re
@@ -26,8 +26,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     },
     "5XX": {
         "model": answers.ErrorAnswer,
-        "description": "500 the server failed, 502 and 504 a remote model failed, 503 a part of the server is away "
-        "(with Retry-After)",
+        "description": "500 the server failed, 502 and 504 a remote model failed, 503 a part of the server is not "
+        "available (with Retry-After)",
     },
 }
 """The errors of every route."""
@@ -43,7 +43,7 @@ TIMES: dict[str, Any] = {
         )
     }
 }
-"""The headers of an answer with vectors, which say how long each stage took."""
+"""The headers of an answer with vectors: how long each stage took."""
 
 MEMORY_NOT_FOUND = "the user has no such memory"
 WRITE_CONFLICT = (

@@ -46,7 +46,7 @@ async def delete_user(memserve: Memserve, request: Request) -> Response:
     responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}},
 )
 async def get_export(memserve: Memserve, request: Request) -> Response:
-    """Export all memories of a user as NDJSON: one memory with its vector and history a line."""
+    """Export all memories of a user as NDJSON: one line for each memory, with its vector and history."""
     pieces = memserve.export(_user_id(request))
     first = await anext(pieces, b"")  # an error of the first piece still gets a status of its own
 
