@@ -11,7 +11,7 @@ from deployments.serving import launch
 
 
 def main(argv: list[str]) -> int:
-    """Serve until a signal, or check or print what was asked for. Returns the exit status."""
+    """Serve until a signal arrives, check a config file, or print variables. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deployments", description="Serve memserve on this machine.")
     parser.add_argument("config", nargs="?", default="serve_config.yaml", type=Path, help="a Serve config file")
     only = parser.add_mutually_exclusive_group()

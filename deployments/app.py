@@ -34,8 +34,8 @@ APP_NAME = "memserve"
 MAX_ONGOING_REQUESTS = 4_096
 CONSTRUCTOR_RETRIES = 2
 HEALTH_CHECK_PERIOD_S = 1.0  # the time within which a killed replica is noticed
-# A replica that ends still takes calls for this long. Routers learn of its end meanwhile; a later call is refused, and
-# its router sends it to another replica.
+# A replica that is being stopped still accepts calls for this long, in which routers learn that it stops. A later call
+# is refused, and its router sends it to another replica.
 DRAIN_WAIT_S = 0.5
 # Replicas report once a second; policies see the means of five seconds.
 METRICS_INTERVAL_S = 1.0

@@ -126,7 +126,7 @@ class Batcher(Generic[Item, Result]):
             admitted whatever it costs: otherwise a call could be too large ever to be admitted.
         bisect: run the halves of a failed batch again, down to single items.
         prefetch: batches beyond `in_flight` that may start while at least `prefetch_at` cost units are queued. They
-            keep a distant `run` fed. With less in the queue they would only split what could share a batch.
+            keep a distant `run` busy. If fewer are queued, they would only split items that could share a batch.
         clock: seconds, monotonic.
 
     `reconfigure` changes `in_flight`, `budget`, `max_queued`, `prefetch` and `prefetch_at` of a running batcher.

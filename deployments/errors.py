@@ -11,12 +11,12 @@
     │   └── ShuttingDown            503  this process ended before it began the work
     └── UpstreamFailed              502, 503 or 504  upstream_error, with the upstream's message
 
-The errors of the package store/ stand in the same table. Every error takes positional arguments and passes them to
+The errors of the package store/ are in the same table. Every error takes positional arguments and passes them to
 `super().__init__`, so that it survives pickling between replicas.
 
-Code below the edge raises errors with the position of an item in the list that it was given, and the field within the
-item. `renumbered` follows an item through a list that was made of another one. `located` turns position and field into
-the path in the caller's request, once, in the service or the route.
+Code below the service raises errors with the position of an item in the list that it was given, and the field within
+the item. If that list was made from another one, `renumbered` gives the error the position in the other list. `located`
+turns position and field into the path in the caller's request, once, in the service or the route.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Overloaded(MemserveError):
 
 
 class Unavailable(MemserveError):
-    """A part that the request needs is away at the moment.
+    """A part of the server that the request needs is not available at the moment.
 
     The request is safe to retry after `retry_after_s`, unless `code` is `OUTCOME_UNKNOWN`.
     """
@@ -109,7 +109,7 @@ class UpstreamFailed(MemserveError):
 
 @contextmanager
 def renumbered(positions: Sequence[int], field: str | None = None) -> Iterator[None]:
-    """Around a call with items taken from a longer list: an error about the n-th is about `positions[n]` of that list.
+    """A context for a call with items from a longer list: changes an error's position n to `positions[n]` of that list.
 
     Args:
         field: the field of the longer list's items that the call was given, if it was not given whole items.
@@ -124,7 +124,7 @@ def renumbered(positions: Sequence[int], field: str | None = None) -> Iterator[N
 
 @contextmanager
 def located(name: str, *, in_list: bool = True, beside: Collection[str] = ()) -> Iterator[None]:
-    """Around a call with the items of a request: turn the position and the field of an error into its path.
+    """A context for a call with the items of a request: turns the position and the field of an error into its path.
 
     Args:
         name: the field of the request that holds the items; empty if one item is the request itself.
@@ -156,7 +156,7 @@ class HttpError(NamedTuple):
     retry_after_s: float | None
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """The OpenAI error shape; the path stands in front of the message."""
+        """The OpenAI error shape. The message begins with the path."""
         message, param = _shortened(self.message), None
         if self.param is not None:
             param = _shortened(self.param)

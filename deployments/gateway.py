@@ -93,7 +93,7 @@ def _calls_in_flight(embedder: EmbedderSettings) -> int:
     """The calls that keep every replica busy.
 
     On a CPU one call for each replica makes the fullest batches if the requests are small, since the cores have other
-    work while an answer is on its way; a backlog that makes a batch by itself is sent ahead. A GPU would be idle while
-    an answer is on its way, so it gets two calls.
+    work while an answer is being returned; a backlog that is large enough for a batch is sent earlier. A GPU would be
+    idle while an answer is being returned, so it gets two calls.
     """
     return (embedder.max_replicas or 1) * (2 if embedder.num_gpus else 1)

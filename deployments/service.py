@@ -3,7 +3,8 @@
 Guarantees:
 - Invalid input is refused here, before it shares a batch with the input of other callers.
 - A write is acknowledged only after the log has committed it.
-- Both doors validate alike and give the same errors. An error names its field by the path in the caller's request.
+- HTTP routes and handle calls validate alike and raise the same errors. An error has the path of its field in the
+  caller's request.
 
 Nothing here is durable: a call that waits is lost with the process. HAProxy or the client may send it again.
 """
@@ -440,7 +441,7 @@ class Memserve:
         return {"model": info.name, "device": info.device, "dtype": info.dtype}
 
 
-# The store's nouns as callers get them (deployments/api/answers.py describes the same).
+# The store's values as answers to callers (deployments/api/answers.py describes the same).
 
 
 def _added(entry: Appended) -> Fields:

@@ -121,7 +121,7 @@ class StoreReplica:
         return found if isinstance(found, StoreError) else (self._name, found)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """The share of time in which calls were in hand. Serve reads it each second, for autoscaling."""
+        """The share of time in which a call was in progress. Serve reads it each second, for autoscaling."""
         return {BUSY: self._busy.share()}
 
     async def _work_in_background(self) -> None:
@@ -133,7 +133,7 @@ class StoreReplica:
                 try:
                     more = await self._in_worker(self._store.background_step)
                     pause_s = 0.0 if more else _IDLE_S
-                except Exception as error:  # later erasures need later steps, so the loop must go on
+                except Exception as error:  # later erasures need later steps, so the loop must continue
                     expected = isinstance(error, StoreError)
                     logger.warning("Background work of the store failed: %s", error, exc_info=not expected)
                     pause_s = _FAILED_S

@@ -1,4 +1,4 @@
-"""Errors survive pickling, get their path at the edge, and have one place in the table to HTTP."""
+"""Errors survive pickling, get the path of their field, and are mapped to one HTTP status each."""
 
 import pickle
 

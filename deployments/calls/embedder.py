@@ -1,6 +1,6 @@
 """The gateway's calls to the embedder: batched, behind a cache of vectors.
 
-Requests that arrive while a call is on its way are batched into the next one, so that hundreds of small HTTP requests
+Requests that arrive while a call is in progress are batched into the next one, so that hundreds of small HTTP requests
 become a few handle calls.
 """
 
@@ -83,14 +83,14 @@ class EmbedderCalls:
         return self._info
 
     async def info(self) -> ModelInfo:
-        """The model's info. An embedder is asked for it once."""
+        """The model's info. It is fetched from an embedder once."""
         if self._info is None:
             await self.ping()
         assert self._info is not None
         return self._info
 
     async def ping(self) -> None:
-        """Ask an embedder for its model's info, past every queue. Raises Unavailable if none answers."""
+        """Ask an embedder for its model's info, without queueing. Raises Unavailable if none answers."""
         self._info = await resilient(self._handle.info.remote, "embedder")
 
     async def embed(
@@ -179,7 +179,7 @@ class _Limits(TypedDict):
 
 
 def _limits(in_flight: int, call_tokens: int, max_queued_tokens: int) -> _Limits:
-    """Limits of the batcher. A quarter of a call is worth sending before another call has come back."""
+    """Limits of the batcher. A quarter of a call is worth sending while another call is in progress."""
     return {
         "in_flight": in_flight,
         "budget": call_tokens,

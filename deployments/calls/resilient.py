@@ -33,7 +33,7 @@ async def resilient(call: Callable[[], Awaitable[Answer]], deployment: str, *, w
 
     Args:
         deployment: its name, for errors.
-        writes: the call writes. If its replica was lost, the write may have been made, and no later error may deny it.
+        writes: the call writes. If its replica was lost, the write may have been made, so later errors must say so.
 
     Raises:
         Overloaded: the deployment refuses more work.
@@ -78,7 +78,7 @@ class UnbatchedCalls:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Around a call. Raises Overloaded if `MAX_UNBATCHED_CALLS` are running."""
+        """A context for one call. Raises Overloaded if `MAX_UNBATCHED_CALLS` are running."""
         if self._running >= MAX_UNBATCHED_CALLS:
             raise Overloaded(f"The {self._deployment} has more work than it admits; try again later.")
         self._running += 1

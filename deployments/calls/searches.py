@@ -1,12 +1,12 @@
-"""Searches on their way to the store: searches for the same replica share a call, whichever users they are for.
+"""The gateway's searches in the store. Searches for the same replica share a call, whichever users they are for.
 
-Routing keeps a partition of users on one replica, but does not say on which. Therefore each answer names the replica
-that gave it, and the partitions that were last answered by the same replica share calls. A call is routed by one of its
-partitions, each in turn. If replicas have come or gone, the answer comes from another replica, and that partition moves
-there.
+Routing keeps a partition of users on one replica, but the gateway does not know on which. Therefore each answer names
+the replica that gave it, and the partitions that were last answered by the same replica share calls. A call is routed
+by one of its partitions, each in turn. If replicas have been added or removed and the answer comes from another
+replica, that partition moves there.
 
-All of this is a hint. A search that reaches another replica gets the same answer, after that replica has caught up with
-the log.
+This only affects speed. A search that reaches another replica gets the same answer, after that replica has caught up
+with the log.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,9 +17,9 @@ from store import Search, SearchResult, StoreError
 Answers = Sequence[SearchResult | StoreError]
 Ask = Callable[[int, list[Search]], Awaitable[tuple[str, Answers]]]
 
-IN_FLIGHT = 2  # calls: the replica works on one while the other is on its way
+IN_FLIGHT = 2  # calls: the replica works on one while the other is being sent
 SEARCHES = 64  # in one call
-QUEUED_CALLS = 64  # so many full calls may wait for a store; more work is refused with `Overloaded`
+QUEUED_CALLS = 64  # full calls that may wait for a store; more work is refused with `Overloaded`
 _UNKNOWN = ""
 
 

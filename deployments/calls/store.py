@@ -1,7 +1,7 @@
 """The gateway's calls to the store: writes go to any replica, reads to the one that is warm for the user's partition.
 
-A method of the store is named on the way (`"get"`), so that gateways and stores of two versions understand each other
-even if a class or a module was renamed between them. Callers pass the method itself (`Store.get`), for its types.
+A call carries the name of the store's method (`"get"`). So gateways and stores of two versions work together even if a
+class or a module was renamed between them. Callers pass the method itself (`Store.get`), for its types.
 """
 
 import hashlib
@@ -144,5 +144,5 @@ class StoreCalls:
         return _result(await resilient(lambda: self._handle.run.remote(name, *args, **options), "store", writes=True))
 
     async def ping(self) -> None:
-        """Read the log, past every queue."""
+        """Read the log, without queueing."""
         _result(await resilient(lambda: self._handle.run.remote(Store.ping.__name__), "store"))

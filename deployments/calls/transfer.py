@@ -37,7 +37,7 @@ class _Piece(NamedTuple):
 
 
 async def export_pieces(page_after: PageAfter) -> AsyncIterator[bytes]:
-    """All lines of an export, some hundred at a time."""
+    """All lines of an export, a few hundred at a time."""
     deduplicator = Deduplicator()
     cursor: ExportCursor | None = None
     while True:
@@ -64,7 +64,7 @@ async def import_pieces(chunks: AsyncIterable[bytes], *, max_line_bytes: int, em
     """
     imported = unchanged = 0
     async for piece in _pieces(split_lines(chunks, max_line_bytes)):
-        lines = await asyncio.to_thread(_parsed, piece)  # a piece takes some 10 ms of the processor
+        lines = await asyncio.to_thread(_parsed, piece)  # a piece takes about 10 ms of CPU time
         done = await write(await _with_vectors(lines, embed))
         imported, unchanged = imported + done.imported, unchanged + done.unchanged
     return Imported(imported, unchanged)

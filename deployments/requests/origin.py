@@ -45,7 +45,7 @@ class Origin:
 
     @classmethod
     def fresh(cls) -> Origin:
-        """The origin of a write that nobody will resend."""
+        """The origin of a write that will not be resent."""
         return cls(uuid.uuid4().hex, datetime.now(UTC))
 
     @classmethod

@@ -1,7 +1,7 @@
-"""How many embedders and stores the work needs: the arithmetic, and Serve's policies around it.
+"""The number of embedders and stores that the load needs: the formulas, and Serve's policies that use them.
 
-Calls between deployments carry many requests each, so their number says little. The policies count tokens, and the time
-in which a replica is busy. Serve asks them some three times a second, with means over the last seconds:
+Calls between deployments carry many requests each, so the policies do not count calls. They count tokens, and the time
+in which a replica is busy. Serve calls them about three times a second, with means over the last seconds:
 
     by backlog   waiting tokens, of gateways and embedders / (tokens/s of one busy embedder * target_drain_s)
     by use       sum over the embedders of the share of the time in which a call was in progress / target_busy

@@ -1,4 +1,4 @@
-"""How often Python searches a replica for cycles of dead objects.
+"""Makes Python search a replica less often for cycles of dead objects.
 
 Python searches all objects whenever the objects that survived have grown by a quarter since the last full search. Serve
 freezes the objects that a replica made as it started, and frozen objects do not count. Waiting requests and cached
@@ -9,7 +9,7 @@ young, such as those of exceptions, are found by the searches of young objects, 
 
 import gc
 
-# Collections of the middle generation before a full one. Each comes after some 7,000 objects were made and not freed,
+# Collections of the middle generation before a full one. Each runs after about 7,000 objects were made and not freed,
 # so that dead cycles that were not found young hold at most about two million objects.
 _FULL_AFTER = 300
 

@@ -1,7 +1,7 @@
 """Ray, HAProxy and the application on this machine, in the foreground: start, wait until ready, stop.
 
 Guarantees one line on standard output when the server answers, and one line on standard error and exit status 1 if it
-cannot start. deployments/serving/processes.py sees to it that nothing outlives the server.
+cannot start. deployments/serving/processes.py makes sure that no process outlives the server.
 """
 
 import logging

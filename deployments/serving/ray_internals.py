@@ -42,7 +42,7 @@ def wrong_ray() -> str | None:
 # What: Ray renders haproxy.cfg from a template of its own and copies the value of RAY_SERVE_HAPROXY_RETRY_ON into the
 #   section `defaults` unchanged. A value of several lines therefore adds directives. The first line is the value of
 #   `retry-on`, the others are ours.
-# Why: a request that a gateway had in hand when it died is sent to another gateway, or kept until there is one. HAProxy
+# Why: if a gateway dies, its unanswered requests are sent to another gateway, or kept until there is one. HAProxy
 #   cannot know whether the request took effect. The id that HAProxy adds to each request lets the log recognise a write
 #   that arrives twice (deployments/requests/origin.py).
 # Without it: requests fail whenever a gateway dies. If only the id is missing, resent writes are stored twice;

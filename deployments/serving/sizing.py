@@ -14,7 +14,7 @@ from deployments.settings import EmbedderSettings, Settings
 CORES_PER_GATEWAY = 4
 CORES_PER_STORE = 4
 CORES_PER_OTHER = 8  # embedders leave one core of this many to gateways, stores, HAProxy and Ray
-# Two embedders on a GPU, so that one computes while the answers of the other travel, and room for one of a new version.
+# Two embedders on a GPU, so that one computes while the other sends answers, and room for one of a new version.
 GPU_SHARE = 0.33
 
 

@@ -39,7 +39,7 @@ async def test_a_probe_starts_no_embedder_if_there_may_be_none(tmp_path: Path) -
 
 
 async def test_behind_haproxy_readiness_needs_its_request_id(app: LocalApp) -> None:
-    """Without it, a write that HAProxy resends would be stored twice, and nobody would notice."""
+    """Without it, a write that HAProxy resends would be stored twice, without any error."""
     api = build_api(app.gateway, on_error=app.errors.append, behind_haproxy=True)
 
     async def gateway(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""Work past a limit is refused with 429 and Retry-After, on every route, until there is room again."""
+"""Work beyond a limit is refused with 429 and Retry-After, on every route, until there is room again."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

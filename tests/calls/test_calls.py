@@ -1,4 +1,4 @@
-"""The gateway's calls: batched while one is on its way, cut into pieces, refused past the limit, cached, resent."""
+"""The gateway's calls: batched while one is in progress, cut into pieces, refused beyond the limit, cached, resent."""
 
 import asyncio
 from collections.abc import Sequence

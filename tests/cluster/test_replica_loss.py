@@ -14,7 +14,7 @@ BACK_WITHIN_S = 30.0
 
 
 def is_ready(http: httpx.Client) -> bool:
-    """Whether /health/ready answers 200 in time. A prober takes no answer for a no as well."""
+    """Whether /health/ready answers 200 in time. No answer counts as not ready."""
     try:
         return http.get("/health/ready", timeout=TRUTH_WITHIN_S).status_code == 200
     except httpx.TransportError:

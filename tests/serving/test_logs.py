@@ -1,4 +1,4 @@
-"""Records of `memserve` reach the handlers of Serve's logger, at the level that was asked for."""
+"""Records of `memserve` reach the handlers of Serve's logger, at the requested level."""
 
 import logging
 import logging.handlers

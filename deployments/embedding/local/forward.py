@@ -129,7 +129,7 @@ class Forward:
         """Run one batch. Returns (batch, dim) float32, C-contiguous, in the order of `batch`.
 
         Raises:
-            torch.AcceleratorError: of the device; `is_out_of_memory` says whether it can go on.
+            torch.AcceleratorError: of the device; `is_out_of_memory` says whether the process can continue.
             RuntimeError: an operator failed, or there is no memory.
         """
         try:

@@ -1,7 +1,7 @@
 """A sentence-transformers model on this machine's CPU or GPU.
 
 The vectors are those of `SentenceTransformer.encode`: the model's own tokenizer and modules run, and only the loop
-around them is ours. spec.py loads the model and reads what it asks for, tokenizers.py tokenizes, forward.py runs it.
+around them is ours. spec.py loads the model and reads its requirements, tokenizers.py tokenizes, forward.py runs it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Loads a model with sentence-transformers and reads what it asks for.
+"""Loads a model with sentence-transformers and reads its requirements.
 
-A model that asks for something that is not served here is refused with one line for an operator.
+A model that needs something that is not supported here is refused, with one line for the operator.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a loaded model asks of the code that tokenizes its inputs and runs it.
+    """The requirements of a loaded model for the code that tokenizes its inputs and runs it.
 
     Attributes:
         info: name, dimension, limits and prompts.
@@ -98,7 +98,7 @@ def load_network(path: str, *, name: str, device: str, dtype: torch.dtype, allow
 
 
 def spec_of(network: Any, path: str, *, name: str, device: str, dtype: torch.dtype, max_tokens: int | None) -> Spec:
-    """Read what a loaded model asks for. Changes nothing.
+    """Read the requirements of a loaded model. Changes nothing.
 
     Args:
         path: the folder or hub name that it was loaded from.

@@ -1,4 +1,4 @@
-"""Attention on CPU over texts that lie end to end, computed in tiles. Each tile is one dense attention.
+"""Attention on CPU over concatenated texts, computed in tiles. Each tile is one dense attention.
 
 A tile has rows of equal width, and a row has places for tokens. A text longer than `SHARED` has a row to itself.
 Shorter texts share rows, and a bias hides them from each other: attention over few tokens costs by the number of matrix

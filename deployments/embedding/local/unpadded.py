@@ -1,12 +1,12 @@
-"""Forwards without padding: the texts of a batch lie end to end, and each attends only to itself.
+"""Forwards without padding: the texts of a batch are concatenated, and each attends only to itself.
 
 All parts of an encoder but its attention work token by token, so a batch of mixed lengths costs only its real tokens.
 The model's own modules run. Only the function that its attention layers call is replaced, through the interface that
 transformers has for this. On CUDA in half precision it is torch's variable-length flash attention; on CPU it is a dense
 attention over texts in tiles (tiling.py).
 
-Whether a model gives the same vectors this way is measured, not assumed: forward.py runs a few texts both ways and
-compares the vectors.
+Each model is tested, because some may give other vectors this way: forward.py embeds a few texts with and without
+padding and compares the vectors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IMPLEMENTATION = "memserve_unpadded"
 
 
 class Spans(NamedTuple):
-    """Where the texts of a batch lie, in the form that attention on CUDA takes.
+    """The places of the texts in a batch, in the form that attention on CUDA takes.
 
     Attributes:
         bounds: (texts + 1,) int32 on the device, where each text begins and ends.
@@ -61,12 +61,13 @@ class Flat:
 
 
 def flatten(batch: Sequence[Tokens], first_position: int) -> Flat:
-    """Lay the texts of a batch end to end, shortest first.
+    """Concatenate the texts of a batch, shortest first.
 
     Args:
         batch: not empty.
         first_position: the position that the model gives to the first token of a text. If positions start behind a
-            padding index, as in RoBERTa and its kin, padding tokens within a text get this index and are not counted.
+            padding index, as in RoBERTa and similar models, padding tokens within a text get this index and are not
+            counted.
     """
     lengths = np.fromiter((len(tokens) for tokens in batch), np.int64, len(batch))
     order = np.argsort(lengths, kind="stable")
@@ -116,8 +117,8 @@ def fill(flat: Flat, tokens: int, texts: int, longest: int) -> Flat:
 def round_up(flat: Flat) -> Flat:
     """Append filler tokens to a batch, up to a multiple of `TILE` tokens, for half precision on CPU.
 
-    oneDNN makes a program for each number of tokens, which takes longer than a small product, and keeps 1,024 of them.
-    With batches of any length, it would discard programs and make them again for ever.
+    oneDNN compiles a kernel for each number of tokens, which takes longer than a small product, and keeps 1,024 of
+    them. With batches of any length, it would keep discarding kernels and compiling them again.
     """
     tokens = -(-len(flat.ids) // TILE) * TILE
     return flat if tokens == len(flat.ids) else fill(flat, tokens, len(flat.bounds), max(flat.longest, TILE))
@@ -162,14 +163,14 @@ def as_features(
         "position_ids": positions[None],
         "seq_idx": text_of[None],
         "cu_seq_lens_q": bounds,
-        # transformers takes a mask of four dimensions as it is, and does not build one of tokens x tokens in vain.
+        # transformers uses a mask of four dimensions unchanged. Else it would build an unused one of tokens x tokens.
         "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool, device=bounds.device),
         "layout": layout,
     }
 
 
 def first_position(model: torch.nn.Module) -> int:
-    """The position that a model gives to a first token: behind the padding index in RoBERTa and its kin, else 0."""
+    """The position that a model gives to a first token: behind the padding index in models like RoBERTa, else 0."""
     for module in model.modules():
         padding_idx = getattr(module, "padding_idx", None)
         table = getattr(module, "position_embeddings", None)
@@ -205,11 +206,11 @@ def attend(
     layout: Tiles | Spans | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over a padded batch, or over texts that lie end to end.
+    """Attention over a padded batch, or over concatenated texts.
 
     Args:
         query, key, value: (1, heads, tokens, head_dim); key and value may have fewer heads.
-        layout: where the texts lie; None if the batch is padded, for which transformers' own attention runs.
+        layout: the places of the texts; None if the batch is padded, for which transformers' own attention runs.
 
     Returns:
         (1, tokens, heads, head_dim), and None for the weights.

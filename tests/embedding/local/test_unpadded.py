@@ -1,4 +1,4 @@
-"""Attention over texts that lie end to end, compared with plain attention over each text."""
+"""Attention over concatenated texts, compared with plain attention over each text."""
 
 from typing import Any
 
