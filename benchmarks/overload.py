@@ -1,4 +1,4 @@
-"""How soon requests are refused if more is asked for than one embedder can serve.
+"""How soon requests are refused if there are more than one embedder can serve.
 
     python -m benchmarks.overload [--seconds 6] [--rounds 5]
 

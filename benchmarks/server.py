@@ -49,7 +49,7 @@ def profile(cores: int = cores(), gpus: int = len(gpus())) -> Args:
     """Numbers of replicas that use a whole machine, of which the client needs a part. CPUs are memserve's defaults.
 
     On a CPU there is one embedder of one thread for each core, and from four cores on one core in eight is left for the
-    rest. On GPUs there are two embedders a card, so that one tokenizes and copies while the other computes, and one
+    rest. On GPUs there are two embedders per card, so that one tokenizes and copies while the other computes, and one
     gateway for every two cores, because JSON and not the card is the limit. There is one store: SQLite has one writer.
     """
     if gpus:

@@ -1,6 +1,6 @@
 """Seeded texts, and the requests that carry them.
 
-The same seed makes the same requests. No two texts are equal unless `distinct` asks for it, so that the cache does not
+The same seed makes the same requests. No two texts are equal unless `distinct` is given, so that the cache does not
 answer a request by accident.
 """
 

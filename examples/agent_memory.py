@@ -54,7 +54,7 @@ class UserMemory:
         return [memory["text"] for memory in answer.json()["results"]]
 
     def remember(self, message: str) -> None:
-        """Keep a message. The answer comes when it is on disk.
+        """Keep a message. Returns when it is on disk.
 
         With an Idempotency-Key the request may be sent again after a lost answer: it is written once.
         """

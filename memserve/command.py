@@ -46,7 +46,7 @@ class LogFailed(Failed):
 
 @contextmanager
 def _needs_server(failed: type[Failed] = Failed) -> Iterator[None]:
-    """Around the imports of a subcommand: say how to install the server if it is missing."""
+    """A context for the imports of a subcommand. If the server is not installed, the error says how to install it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -57,7 +57,7 @@ def _needs_server(failed: type[Failed] = Failed) -> Iterator[None]:
 
 @contextmanager
 def _reported() -> Iterator[None]:
-    """Around the work of `memserve log`: report an error of the log, a file or a server in one line."""
+    """A context for the work of `memserve log`. Reports an error of the log, a file or a server in one line."""
     import httpx
 
     from store import StoreError
@@ -206,7 +206,7 @@ def export(url: str, tenant: str, user: str, file: str) -> None:
 def import_(url: str, tenant: str, user: str, file: str) -> None:
     """Add the memories in FILE, NDJSON as `export` writes it, to a user; by default from standard input.
 
-    A log that is not there is made. Memories that the user has already are left as they are.
+    The log is created if it does not exist. Memories that the user already has are left unchanged.
 
     \b
     Example:

@@ -1,6 +1,6 @@
 """The background work of a store: maintain indexes, save snapshots, delete expired memories, remove erased contents.
 
-Guarantees: a step takes some milliseconds, except for hnswlib's own write of a large graph (0.1 to 0.3 s at 100,000
+Guarantees: a step takes a few milliseconds, except for hnswlib's own write of a large graph (0.1 to 0.3 s at 100,000
 rows) and for emptying SQLite's write-ahead log, which takes as long as the disk does. If steps are called at least
 every 10 s, no file of this store holds erased contents 60 s after the erasure, whichever process erased them.
 """
@@ -136,7 +136,7 @@ class Background:
                     try:
                         self._searcher.catch_up(connection, index, position)
                         self._resident.measure(index)
-                    except LogDamaged:  # its next search reports it; the other indexes go on
+                    except LogDamaged:  # its next search reports it; the other indexes are not affected
                         self._resident.drop(index.uid)
         if self._snapshots is not None:
             for name in names:

@@ -69,7 +69,7 @@ def stats(url: str) -> None:
 
 
 def verify(url: str) -> int:
-    """Check every memory as it is served. Prints each problem; returns their number."""
+    """Check every memory. Prints each problem; returns their number."""
     log = Log.open(url, quick_check_bytes=0, make=False)
     problems = 0
     try:

@@ -1,4 +1,4 @@
-"""The nouns of the store, each defined once. All are frozen values that can be pickled and shared between threads.
+"""The value types of the store: requests and results. All are frozen, and can be pickled and shared between threads.
 
 Times are aware datetimes in UTC, with microseconds. Vectors are `(dim,) float32`, as the model made them (not
 normalised). `score` is cosine similarity in [-1, 1], rounded to six decimals.
@@ -105,7 +105,7 @@ class _Pickled:
 
 @dataclass(frozen=True, slots=True)
 class Memory(_Pickled):
-    """A memory as the log holds it. `vector: (dim,) float32` is set only if it was asked for."""
+    """A memory as the log holds it. `vector: (dim,) float32` is set only if it was requested."""
 
     id: str
     user_id: str

@@ -1,7 +1,7 @@
 """Searches: the user's index is caught up with the log and searched, then the rows that it found are fetched.
 
 Guarantees: all requests of one call are answered from one state of the log, that of their read transaction, in which
-the indexes are caught up and the rows are fetched. If data of one user is damaged, only the requests that meet it fail.
+the indexes are caught up and the rows are fetched. If data of one user is damaged, only the requests that read it fail.
 
 A search of indexes in memory takes one statement for the users' versions and one for the rows that were found, however
 many requests the call has, and one more for each request that asks for vectors.

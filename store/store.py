@@ -257,7 +257,7 @@ class Store:
         begin: bool = True,
         issued_at: datetime | None = None,
     ) -> Imported:
-        """Import NDJSON, as `export` makes it, some hundred lines a transaction.
+        """Import NDJSON, as `export` makes it, a few hundred lines per transaction.
 
         Args:
             first: the position of the first line, in errors.
@@ -408,10 +408,10 @@ class Store:
         return UsersPage([self._stats(*row) for row in found], following)
 
     def export(self, tenant: str, user_id: str) -> Iterator[bytes]:
-        """NDJSON: one memory with vector and history a line, ending in a newline, in the order of versions.
+        """NDJSON in the order of versions: one line for each memory, with its vector and history, ending in a newline.
 
-        The log is read page by page. Each memory comes once; one that changes meanwhile comes as it was before or after
-        the change. Memories that are added meanwhile do not come.
+        The log is read page by page. Each memory is exported once. If it changes meanwhile, its state before or after
+        the change is exported. Memories that are added meanwhile are left out.
 
         Raises:
             Conflict: the user was erased meanwhile.
@@ -428,7 +428,7 @@ class Store:
     def export_page(self, tenant: str, user_id: str, cursor: ExportCursor | None = None) -> ExportPage:
         """Some lines of an export, from the beginning or from a page's `next_cursor`.
 
-        The pages of an export must pass through one `Deduplicator`, which drops memories that came before.
+        The pages of an export must pass through one `Deduplicator`, which drops memories of earlier pages.
 
         Raises:
             Conflict: the user was erased since the first page.

@@ -1,4 +1,4 @@
-"""args win, the environment fills gaps, unknown keys are refused by name, and every setting is documented."""
+"""args override the environment, unknown keys are refused by name, and every setting is documented."""
 
 from pathlib import Path
 from typing import Any

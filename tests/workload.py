@@ -1,7 +1,7 @@
 """Random operations on one user, and the store's answers as a history records them (tests/histories).
 
 Every text is unique and names its user. Its vector is the fake model's, so that both sides compute the same bits.
-Ids come from a small pool, so that appends meet existing memories, deleted ones, and each other.
+Ids come from a small pool, so that appends hit existing memories, deleted ones, and each other.
 """
 
 import random
@@ -63,7 +63,7 @@ def vector_of(text: str) -> Vector:
 
 
 class Workload:
-    """Operations on one user. They are chosen by earlier answers, so that most of them find a memory.
+    """Operations on one user. They are chosen from earlier answers, so that most of them find a memory.
 
     Args:
         memories: about how many memories to keep; more are deleted by a filter.

@@ -153,7 +153,7 @@ async def offer(url: str, phases: Sequence[Phase], per_s: float, started: float,
 
 
 async def capacity(url: str, seed: int) -> float:
-    """Answered requests with texts a second, in a closed loop of some clients."""
+    """The rate of answered requests with texts, per second, in a closed loop of a few clients."""
     async with aiohttp.ClientSession(url) as session:
         client = Client(session, "calibration", seed_of(seed, "calibration"))
         end = time.monotonic() + CAPACITY_S

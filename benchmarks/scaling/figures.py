@@ -1,4 +1,4 @@
-"""Figures of a run: one row a second, the time until the latency has recovered, a table and a plot."""
+"""Figures of a run: one row per second, the time until the latency has recovered, a table and a plot."""
 
 import math
 from collections import Counter

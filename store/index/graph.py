@@ -135,7 +135,7 @@ class Graph:
         return None
 
     def vectors(self, rows: Rows) -> Vector:
-        """(n, dim) float32, L2-normalised. Slow: some 20 us a row."""
+        """(n, dim) float32, L2-normalised. Slow: about 20 us per row."""
         found: Vector = np.asarray(self._hnsw.get_items(rows, return_type="numpy"), np.float32)
         return found
 

@@ -1,4 +1,4 @@
-"""The vectors of consecutive rows in memory, searched exactly: one matrix product a query."""
+"""The vectors of consecutive rows in memory, searched exactly, with one matrix product per query."""
 
 from __future__ import annotations
 

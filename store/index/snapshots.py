@@ -2,8 +2,8 @@
 
 Guarantees: a snapshot exists whole or not at all (written under another name, fsynced, renamed). hnswlib, which a
 damaged file can make read out of bounds, is given no byte whose checksum was not verified. A snapshot is loaded only if
-the log has its token: another one was made from another state of the log. In doubt a snapshot is removed, and the index
-is built from the log.
+the log has its token: any other snapshot was made from another state of the log. If any check fails, the snapshot is
+removed, and the index is built from the log.
 
 A snapshot is two files. `UID-EPOCH-VERSION.hnsw` is hnswlib's own. `UID-EPOCH-VERSION.rows` holds the checksum of the
 other, and the snapshot exists if this file does:

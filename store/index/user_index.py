@@ -4,7 +4,7 @@ Up to `IndexOptions.switch` memories it is an exact matrix. Above, the older row
 rows, the tail, are in the matrix, from which `maintain` moves them into the graph in small steps.
 
 Guarantees: the index holds nothing that the log did not hold at its version. A search returns min(k, matching rows)
-rows. Rows are numbered in the order of the log's versions, so that of two rows the one with the greater number is the
+rows. Rows are numbered in the order of the log's versions, so the row with the greater number is always the
 newer. The vector of a row never changes: an update is a new row, so that hnswlib never gets a label twice.
 """
 
@@ -152,7 +152,7 @@ class UserIndex:
         return self._best(rows, scores, k)
 
     def maintain(self) -> bool:
-        """Do one step of background work, of some `step_s`. Returns True if there is more to do.
+        """Do one step of background work, of about `step_s`. Returns True if there is more to do.
 
         It moves rows from the tail into the graph, rebuilds a graph with many dead rows, turns a graph that has become
         small into a matrix, and frees the dead rows of a matrix.

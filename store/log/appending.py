@@ -143,7 +143,7 @@ def _recorded_results(
 def _load(
     connection: Connection, requests: Sequence[CheckedAppend], locked: dict[tuple[str, str], User], now: int
 ) -> tuple[dict[bytes, State], dict[bytes, list[bytes]]]:
-    """The memories in the log that the requests may meet: see `load_states`."""
+    """The memories in the log that the requests may affect: see `load_states`."""
     keys: set[bytes] = set()
     hashes: set[bytes] = set()
     generated: set[bytes] = set()

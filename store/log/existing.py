@@ -1,4 +1,4 @@
-"""The memories in the log that a batch of appends may meet, read with a few statements for all of them."""
+"""Reads the memories in the log that a batch of appends may affect, with a few statements for all of them."""
 
 from __future__ import annotations
 

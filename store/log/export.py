@@ -28,7 +28,7 @@ class ExportCursor(NamedTuple):
     """How far an export has come, and the state of the user when it began."""
 
     after: int  # version of the last line
-    version: int  # of the user when the export began: a memory above it has changed since, and may come again
+    version: int  # of the user when the export began: a memory above it has changed since, and may be repeated
     newest: int  # label of the newest memory when the export began
     epoch: int
 
@@ -56,7 +56,7 @@ class Deduplicator:
         self._labels: list[npt.NDArray[np.int64]] = []
 
     def new_lines(self, page: ExportPage) -> list[bytes]:
-        """The page's lines without those of memories that came before."""
+        """The page's lines, without memories of earlier pages."""
         lines = page.lines
         if page.may_repeat and self._labels:
             repeated = np.isin(page.labels, np.concatenate(self._labels))

@@ -1,6 +1,6 @@
 """Work on a whole log: count, verify, compact, and move to another model (reembed).
 
-Stores may go on serving the log meanwhile, except during a compaction.
+Stores may keep serving the log meanwhile, except during a compaction.
 
 Guarantees: each of these can be interrupted and run again. None of them restores or overwrites a newer state.
 """
@@ -210,7 +210,7 @@ def reembed(
 ) -> int:
     """Give every memory a vector of `model`, then switch the log to it. Returns how many were embedded by this call.
 
-    Stores that run the old model go on serving until the switch, and raise ModelMismatch from then on. If interrupted,
+    Stores that run the old model keep serving until the switch, and raise ModelMismatch from then on. If interrupted,
     run it again: it continues. A vector is kept only if the memory still has the text that was embedded. Memories that
     are written meanwhile are embedded in a later round, and deleted memories stay deleted. A blank text is kept, with
     the vector of a full stop.

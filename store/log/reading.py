@@ -152,7 +152,7 @@ def positions(connection: Connection, uids: Iterable[int]) -> dict[int, Position
 
 
 def changes(connection: Connection, uid: int, after: int, model: int, dim: int) -> Iterator[Changes]:
-    """The rows of a user that changed after a version, some thousand at a time; after 0, only the live ones.
+    """The rows of a user that changed after a version, a few thousand at a time; after 0, only the live ones.
 
     Raises:
         LogDamaged: a vector is missing or is not the one that was written.

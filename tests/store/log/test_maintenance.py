@@ -116,7 +116,7 @@ def test_reembedding(store: Store, log: Log, url: str, open_store: Callable[...,
 
     def embed(texts: Sequence[str]) -> Any:
         seen.extend(texts)
-        if len(seen) == 12:  # stores go on serving the old model meanwhile
+        if len(seen) == 12:  # stores keep serving the old model meanwhile
             store.update(T, "ann", "0", text="written meanwhile 1", vector=EYE[0])
             store.delete(T, "ann", "9")
             store.append([Append(T, "bob", (NewMemory("9", "came meanwhile", EYE[0]),), issued_at=store._now())])
