@@ -4,6 +4,7 @@
     ├── InvalidRequest              400  invalid_request_error
     ├── ModelNotFound               404  not_found_error
     ├── TooLarge                    413  invalid_request_error
+    ├── UnsupportedEncoding         415  invalid_request_error
     ├── Overloaded                  429  rate_limit_error, with Retry-After
     ├── EmbeddingFailed             500  server_error: the model failed on this input alone, or its vector is not finite
     ├── Unavailable                 503  unavailable_error, with Retry-After
@@ -45,6 +46,10 @@ class ModelNotFound(MemserveError):
 
 class TooLarge(MemserveError):
     """The body is larger than the server reads."""
+
+
+class UnsupportedEncoding(MemserveError):
+    """The body is compressed in a way that the server does not read."""
 
 
 class EmbeddingFailed(MemserveError):
@@ -173,6 +178,7 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (InvalidRequest, 400, "invalid_request_error"),
     (ModelNotFound, 404, "not_found_error"),
     (TooLarge, 413, "invalid_request_error"),
+    (UnsupportedEncoding, 415, "invalid_request_error"),
     (Overloaded, 429, "rate_limit_error"),
     (EmbeddingFailed, 500, "server_error"),
     (Unavailable, 503, "unavailable_error"),

@@ -34,8 +34,9 @@ TAGS = {
 }
 
 API_INTRODUCTION = """
-All bodies are JSON in UTF-8 unless a route says otherwise. Times are in RFC 3339 format; answers give them in UTC.
-Unknown fields are refused. If a field may be `null`, `null` means the same as leaving the field out, unless its
+All bodies are JSON in UTF-8 unless a route says otherwise. Every route reads a body that is compressed by gzip, with
+`Content-Encoding: gzip`; the limits are those of the unpacked body. Times are in RFC 3339 format; answers give them in
+UTC. Unknown fields are refused. If a field may be `null`, `null` means the same as leaving the field out, unless its
 description says otherwise. The id of a user or of a memory has 1 to 256 characters, none of them a control character;
 new ids must not be `.` or `..`. In a path an id is percent-encoded.
 
@@ -69,6 +70,7 @@ null.
 | 405 | `invalid_request_error` | the route exists, but not with this method |
 | 409 | `conflict_error` | the state of the log contradicts the request: the id is taken, the version is another one |
 | 413 | `invalid_request_error` | the body is larger than `gateway.max_body_bytes`, or holds too many inputs |
+| 415 | `invalid_request_error` | the body is compressed, but not by gzip (`unsupported_encoding`) |
 | 429 | `rate_limit_error` | too much work is queued; try again after `Retry-After` seconds |
 | 500 | `server_error` | the server failed on this request |
 | 502, 504 | `upstream_error` | a remote model failed or did not answer in time |

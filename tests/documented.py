@@ -1,6 +1,7 @@
 """Checks answers against the OpenAPI document: the server must answer and accept only what the document describes."""
 
 import copy
+import gzip
 import re
 from typing import Any
 
@@ -66,7 +67,8 @@ class Document:
         """Check a body that was accepted."""
         described = operation.get("requestBody", {}).get("content", {}).get("application/json")
         if described and request.content:
-            self._validate(request.content, described["schema"])
+            packed = "gzip" in request.headers.get("content-encoding", "").lower()
+            self._validate(gzip.decompress(request.content) if packed else request.content, described["schema"])
 
     def _validate(self, data: bytes, schema: dict[str, Any]) -> None:
         Draft202012Validator({**schema, "components": self._content["components"]}).validate(orjson.loads(data))

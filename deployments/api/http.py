@@ -1,14 +1,14 @@
 """HTTP for all routes: declaring them, reading requests, writing answers.
 
 Guarantees:
-- The size of a body is bounded before it is parsed.
+- The size of a body is bounded before it is parsed, and a compressed one is not unpacked beyond the limit.
 - An id in a path may hold any percent-encoded character, a slash included.
 - Every 4xx and 5xx has the OpenAI error shape.
 """
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -22,9 +22,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.api.gzip import unzipped
 from deployments.api.openapi import ERRORS
 from deployments.embedding.outputs import Timings
-from deployments.errors import HttpError, InvalidRequest, LocatedError, TooLarge, to_http
+from deployments.errors import HttpError, InvalidRequest, LocatedError, TooLarge, UnsupportedEncoding, to_http
 from deployments.requests import bodies
 from deployments.requests.fields import NewId, StoredId
 from deployments.requests.origin import Origin
@@ -136,19 +137,34 @@ def read_query(request: Request, model: type[Query]) -> Query:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises TooLarge as soon as it is known to be longer than `max_bytes`."""
+    """The whole body, unpacked. Raises TooLarge as soon as it is known to be longer than `max_bytes`."""
     declared = request.headers.get("content-length", "")
     too_large = TooLarge(f"The body is larger than {max_bytes} bytes.", None, "body_too_large")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
+    async for chunk in body_chunks(request):
         size += len(chunk)
         if size > max_bytes:
             raise too_large
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def body_chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body as it arrives, unpacked if it is compressed. No chunk is much longer than the one that arrived.
+
+    Raises:
+        UnsupportedEncoding: it is compressed in another way than by gzip.
+        InvalidRequest: while it is read: it is not what gzip writes.
+    """
+    encoding = request.headers.get("content-encoding")
+    if encoding is None or encoding.lower() == "identity":
+        return request.stream()
+    if encoding.lower() in ("gzip", "x-gzip"):  # RFC 9110, 8.4.1.3
+        return unzipped(request.stream())
+    raise UnsupportedEncoding(f"The body has the encoding {encoding!r}; gzip is read.", None, "unsupported_encoding")
 
 
 def origin_of(request: Request, body: bytes = b"") -> Origin:
@@ -176,6 +192,8 @@ def timing_headers(timings: Timings, started: float) -> dict[str, str]:
 def error_response(error: HttpError) -> Response:
     """The OpenAI error shape, with Retry-After if a later request may succeed."""
     headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
+    if error.status == 415:
+        headers["accept-encoding"] = "gzip"  # RFC 9110, 15.5.16
     return json_response(error.body(), error.status, headers)
 
 

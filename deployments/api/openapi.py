@@ -22,7 +22,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {
         "model": answers.ErrorAnswer,
         "description": "400 the request is invalid, 404 not found, 405 wrong method, 409 conflict, 413 the body is too "
-        "large, 429 too much work is queued (with Retry-After)",
+        "large, 415 the body is compressed, but not by gzip, 429 too much work is queued (with Retry-After)",
     },
     "5XX": {
         "model": answers.ErrorAnswer,

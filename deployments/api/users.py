@@ -6,7 +6,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.api import answers
-from deployments.api.http import Routes, decode_id, json_response, origin_of, read_body, read_query
+from deployments.api.http import Routes, body_chunks, decode_id, json_response, origin_of, read_body, read_query
 from deployments.api.openapi import WRITE_CONFLICT, fails, takes
 from deployments.errors import InvalidRequest
 from deployments.requests import bodies
@@ -68,7 +68,7 @@ async def get_export(memserve: Memserve, request: Request) -> Response:
 async def post_import(memserve: Memserve, request: Request) -> Response:
     """Import NDJSON as the export writes it. A line without a vector is embedded. The request may be sent again."""
     user = _user_id(request, new=True)
-    return json_response(await memserve.import_stream(user, request.stream(), origin_of(request)))
+    return json_response(await memserve.import_stream(user, body_chunks(request), origin_of(request)))
 
 
 def _user_id(request: Request, *, new: bool = False) -> str:
