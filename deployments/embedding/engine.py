@@ -270,7 +270,7 @@ class Engine:
         if isinstance(tokens, Exception):
             raise _located(tokens, position) from tokens
         if isinstance(tokens, int):
-            message = f"has {tokens} tokens; the model reads at most {limit}"
+            message = f"has at least {tokens} tokens; the model reads at most {limit}"
             raise InvalidRequest(message, None, "context_length_exceeded", position)
         if len(tokens) == 0:
             raise InvalidRequest("holds nothing to embed", None, None, position)

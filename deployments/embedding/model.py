@@ -128,7 +128,8 @@ class Model(ABC):
             input_type: what the inputs are; `ModelInfo.limit` says how long they may be.
 
         Returns:
-            For each input its Tokens or, if it is too long and `truncate` is `none`, its number of tokens.
+            For each input its Tokens or, if it is too long and `truncate` is `none`, a number of tokens that it has at
+            least, and that is larger than the limit.
         """
 
     @abstractmethod

@@ -109,7 +109,7 @@ async def test_an_error_has_the_position_in_the_whole_request() -> None:
     with pytest.raises(InvalidRequest) as refused:
         await calls.embed(texts, "", "none")
     assert refused.value.position == 33
-    assert str(refused.value) == "33: has 17 tokens; the model reads at most 16"
+    assert str(refused.value) == "33: has at least 17 tokens; the model reads at most 16"
 
 
 async def test_texts_past_the_limit_are_refused_at_once() -> None:

@@ -1,6 +1,7 @@
 """Tokenizes for a local model, with the tokenizer of its folder.
 
-Token ids, truncation and prompt lengths are those of sentence-transformers.
+Token ids, truncation and prompt lengths are those of sentence-transformers. Of a long text only the part that the model
+can read is tokenized, if parts.py finds a part that certainly gives the same ids.
 """
 
 from __future__ import annotations
@@ -8,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
+from deployments.embedding.local.parts import Cuts
 from deployments.embedding.local.spec import Spec
 from deployments.embedding.model import InputType, TextToken, Tokens, Truncate
+
+_CHARACTERS_PER_TOKEN = 8  # in the first part that is tried: nearly every text has more tokens than that
+_GROWTH = 4  # of a part that has too few tokens
 
 
 class Tokenizers:
@@ -30,6 +35,7 @@ class Tokenizers:
         limits = {spec.info.max_tokens, *spec.info.max_tokens_of.values()}
         self._spec = spec
         self.whole = _unpadded_copy(own)
+        self._cuts = Cuts.of(self.whole)
         self._cut = {(way, limit): _truncating_copy(own, way, limit) for way in ways for limit in limits}
 
     def tokenize(
@@ -42,14 +48,13 @@ class Tokenizers:
         """See Model.tokenize."""
         limit = self._spec.info.limit(input_type)
         texts = [prompt + given for given in inputs if isinstance(given, str)]
-        tokenizer = self.whole if truncate == "none" else self._cut[truncate, limit]
-        encodings = iter(tokenizer.encode_batch_fast(texts) if texts else ())
         prompt_tokens = self._prompt_tokens(prompt, limit) if prompt and self._spec.pools_without_prompt else 0
+        encodings = iter(self._encode(texts, truncate, limit))
         answer: list[Tokens | int] = []
         for given in inputs:
             if isinstance(given, str):
                 encoding = next(encodings)
-                ids, too_long = encoding.ids, len(encoding) >= limit and bool(encoding.overflowing)
+                ids, too_long = encoding.ids, _is_cut(encoding, limit)
             else:
                 ids, too_long = list(given), len(given) > limit
             if len(ids) > limit and truncate == "none":
@@ -59,10 +64,40 @@ class Tokenizers:
             leading = prompt_tokens if isinstance(given, str) else 0
             if isinstance(given, str) and leading and too_long and truncate == "start":
                 # The cut removes the prompt first, but not a special token in front of it, such as [CLS].
-                dropped = len(self.whole.encode(prompt + given)) - limit
+                (known,) = self._encode([prompt + given], "none", limit + leading)
+                dropped = len(known) - limit  # or fewer than there were, but then more than `leading`
                 leading = max(int(ids[0] in self._spec.special_ids), leading - dropped)
             answer.append(Tokens(cut, leading, too_long))
         return answer
+
+    def _encode(self, texts: list[str], truncate: Truncate, limit: int) -> list[Encoding]:
+        """Encodings with the ids of the whole texts.
+
+        With `none`, the encoding of a text of more than `limit` tokens may end before the text does, but not before it
+        has more than `limit` tokens.
+        """
+        tokenizer = self.whole if truncate == "none" else self._cut[truncate, limit]
+        done: dict[int, Encoding] = {}
+        size = limit * _CHARACTERS_PER_TOKEN
+        while len(done) < len(texts):
+            parts = {
+                index: part
+                for index, text in enumerate(texts)
+                if index not in done and (part := self._part(text, truncate, size)) is not None
+            }
+            encodings = tokenizer.encode_batch_fast(list(parts.values())) if parts else []
+            for (index, part), encoding in zip(parts.items(), encodings, strict=True):
+                is_enough = len(encoding) > limit if truncate == "none" else _is_cut(encoding, limit)
+                if is_enough or len(part) == len(texts[index]):
+                    done[index] = encoding
+            size *= _GROWTH
+        return [done[index] for index in range(len(texts))]
+
+    def _part(self, text: str, truncate: Truncate, size: int) -> str | None:
+        """About `size` characters of a text, or all if it is not longer; None if there is no place to cut it."""
+        if len(text) <= size or self._cuts is None:
+            return text
+        return self._cuts.end_of(text, size) if truncate == "start" else self._cuts.start_of(text, size)
 
     def _prompt_tokens(self, prompt: str, limit: int) -> int:
         # As sentence-transformers counts them: a special token at the end belongs to the text.
@@ -85,6 +120,10 @@ class Tokenizers:
     def decode(self, ids: list[list[int]]) -> list[str]:
         """See Model.decode."""
         return self.whole.decode_batch(ids)
+
+
+def _is_cut(encoding: Encoding, limit: int) -> bool:
+    return len(encoding) >= limit and bool(encoding.overflowing)
 
 
 def _unpadded_copy(own: Tokenizer) -> Tokenizer:
