@@ -7,7 +7,7 @@ Guarantees:
 - Every item is answered exactly once: with its result, with its own error, or with `ShuttingDown` when the batcher
   closes.
 - At most `in_flight` batches run at a time, plus `prefetch` while enough is queued.
-- `select` decides what a batch holds. By default it stays within the budget; an item that costs more runs alone.
+- `select` chooses the items of a batch. By default it stays within the budget; an item that costs more runs alone.
 - A call is admitted as a whole or refused as a whole. A call that would exceed `max_queued` is refused at once with
   `Overloaded`.
 - If a call is cancelled, its items leave the queue. Items of it that already run are left out of retries.
@@ -112,7 +112,7 @@ def oldest_call(waiting: Sequence[Waiting[Any]], budget: int) -> list[int]:
 
 
 class Batcher(Generic[Item, Result]):
-    """A queue in front of `run` that batches by itself.
+    """A queue in front of `run` that batches its items.
 
     Args:
         run: takes a list of items and returns one result for each, in order. A result that is an Exception is the error

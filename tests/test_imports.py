@@ -74,6 +74,6 @@ def test_imports_point_one_way(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_one_file_uses_what_ray_does_not_promise(module: str) -> None:
+def test_only_one_file_uses_private_parts_of_ray(module: str) -> None:
     private = [name for name in imports(MODULES[module]) if within(name, "ray") and "._" in name]
     assert private == [] or module == "deployments.serving.ray_internals"

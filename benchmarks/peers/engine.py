@@ -2,7 +2,7 @@
 
     echo '["short", 4.0, 1]' | python -m benchmarks.peers.engine
 
-runs one process. It reads lines of length, seconds and seed, and prints texts/s for each.
+The command runs one process. It reads lines of length, seconds and seed, and prints texts/s for each.
 """
 
 import asyncio

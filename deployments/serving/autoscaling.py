@@ -44,7 +44,7 @@ def embedders_needed(
     target_drain_s: float,
     target_busy: float,
 ) -> int:
-    """How many embedders the work needs, before min and max.
+    """The number of embedders that the load needs, before min and max are applied.
 
     Args:
         waiting_tokens: in gateways and embedders together.

@@ -1,4 +1,4 @@
-"""Everything in Ray Serve that memserve depends on although Ray does not promise it.
+"""All private or undocumented parts of Ray Serve that memserve depends on.
 
 Each entry says what it is, why memserve needs it, and what breaks without it. All entries were checked with Ray 2.60.0.
 tests/serving/test_ray_internals.py checks each of them against the installed Ray within milliseconds. A start with a

@@ -3,7 +3,7 @@
 Guarantees: either all memories of a call are written or none. A later call of the batch sees what the earlier ones
 wrote. The number of statements does not grow with calls, users or memories.
 
-An error's position counts the memories of its call through, whichever request holds them.
+An error's position is the index of the memory among all memories of its call.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ class _Batch:
 def decide(
     memory: Checked, digest: bytes, state: State | None, request: CheckedAppend, duplicates: Iterable[State]
 ) -> Appended | Literal["added", "updated"]:
-    """What an append does with one memory: the answer if it changes nothing, or else the event of the new state.
+    """The effect of an append on one memory: the answer if it changes nothing, or else the event of the new state.
 
     Args:
         digest: the content hash of the memory.

@@ -1,6 +1,6 @@
-"""What goes into a row and what comes out of it: checked when it is written, verified when it is read.
+"""The values of rows: checked before they are written, and verified when they are read.
 
-Guarantees: whatever passed `checked()` can be stored and read back unchanged on SQLite and PostgreSQL. A row whose
+Guarantees: a memory that passed `checked()` can be stored and read back unchanged on SQLite and PostgreSQL. A row whose
 text, metadata or vector was changed by anything but the store raises LogDamaged when it is read.
 
 The checks take the path of the value within its item (`metadata`, `history.0.at`), which becomes the field of the
@@ -66,7 +66,7 @@ def checked(memory: NewMemory, dim: int) -> Checked:
     """Check one memory.
 
     Raises:
-        InvalidInput: `field` is the path of the wrong value within the memory.
+        InvalidInput: `field` is the path of the invalid value within the memory.
     """
     check_new_id(memory.id, "id")
     check_text(memory.text, "text")

@@ -2,7 +2,7 @@
 
 Guarantees: a row and the version that stamps it are written in one transaction, under the lock of the user's row. Each
 row of a user has a version of its own, and the user's version is the newest of them. So a reader that knows version v
-asks for `version > v` and gets exactly what it lacks.
+reads `version > v`, which are exactly the rows that it lacks.
 
 All functions run inside a caller's write transaction.
 """

@@ -1,4 +1,4 @@
-"""Replicas are added and removed, and a new version is rolled out, without a failed request. A wrong version changes
+"""Replicas are added and removed, and a new version is rolled out, without a failed request. An invalid version changes
 nothing.
 """
 

@@ -14,7 +14,7 @@ from tests.cluster.server import ROOT, Server
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def promised(example: Path) -> str:
+def documented_output(example: Path) -> str:
     """The output that an example's docstring shows."""
     docstring = ast.get_docstring(ast.parse(example.read_text()))
     assert docstring is not None
@@ -28,4 +28,4 @@ def test_an_example_prints_what_its_docstring_says(server: Server, example: Path
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(example), target]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert (run.returncode, run.stdout.rstrip()) == (0, promised(example)), run.stderr
+    assert (run.returncode, run.stdout.rstrip()) == (0, documented_output(example)), run.stderr

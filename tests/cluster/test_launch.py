@@ -126,7 +126,7 @@ def test_everything_ends_with_the_server_and_the_memories_stay(launch: Launch, t
 
 
 def test_two_servers_on_one_machine_stay_apart(server: Server, elastic: Elastic) -> None:
-    """Gateways share a taken port silently (SO_REUSEPORT), so each server must have a run of ports of its own."""
+    """Gateways share a taken port silently (SO_REUSEPORT), so each server must have its own block of ports."""
     servers: dict[str, Server] = {"one": server, "two": elastic}
     for n in range(10):
         for name, each in servers.items():

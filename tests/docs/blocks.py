@@ -52,7 +52,7 @@ class Example:
 
 
 def examples(page: str) -> list[Example]:
-    """What is to be run of a page, in its order."""
+    """The commands and programs of a page, in its order."""
     found: list[Example] = []
     fences = list(_FENCE.finditer(page))
     for number, fence in enumerate(fences):

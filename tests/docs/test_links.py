@@ -20,7 +20,7 @@ def links(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """What a link may name behind `#`: the headings, as MkDocs and GitHub write them."""
+    """The anchors that a link may name after `#`: the headings, as MkDocs and GitHub write them."""
     headings = _HEADING.findall(_FENCED.sub("", text))
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
 

@@ -1,4 +1,4 @@
-"""What pages list by hand is complete."""
+"""The lists that are written by hand in the pages are complete."""
 
 import re
 

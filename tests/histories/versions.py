@@ -1,4 +1,4 @@
-"""The versions at which an operation took effect, as far as its answer tells."""
+"""The versions at which an operation took effect, as far as they follow from its answer."""
 
 from __future__ import annotations
 

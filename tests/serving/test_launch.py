@@ -1,4 +1,4 @@
-"""What a start checks beforehand, on a machine that others use too; tests/cluster/test_launch.py starts servers."""
+"""The checks before a start, on a machine that others use too; tests/cluster/test_launch.py starts servers."""
 
 import os
 import tempfile
@@ -15,7 +15,7 @@ from deployments.serving.ray_internals import HAPROXY_PORTS
 
 @pytest.fixture
 def ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> range:
-    """The runs of ports, all of them free and unclaimed."""
+    """The blocks of ports, all of them free and unclaimed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(plan, "_are_free", lambda _: True)
     return plan.GATEWAY_PORTS

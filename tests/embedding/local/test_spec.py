@@ -1,4 +1,4 @@
-"""What is read of a loaded model."""
+"""The requirements that are read from a loaded model."""
 
 from __future__ import annotations
 

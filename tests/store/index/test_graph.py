@@ -1,4 +1,4 @@
-"""The graph and the matrix alone: what they promise where hnswlib does not."""
+"""The graph and the matrix alone: the guarantees that hnswlib itself does not give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an append does with one memory, decided without a database."""
+"""The effect of an append on one memory, computed without a database."""
 
 from __future__ import annotations
 
