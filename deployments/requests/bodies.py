@@ -166,7 +166,7 @@ class EmbeddingsBody(RequestBody):
     model: str | None = None
     """Must be the served model, if it is given; with or without its organisation on the hub."""
     encoding_format: OrNull[Literal["float", "base64"]] = "float"
-    """`base64` is of the little-endian bytes of a vector."""
+    """`base64` is of the little-endian float32 values of a vector."""
     dimensions: int | None = Field(None, ge=1)
     """Keep so many dimensions and scale to length one again. At most the dimensions of the model."""
     user: str | None = None
@@ -176,7 +176,15 @@ class EmbeddingsBody(RequestBody):
     truncate: OrNull[Literal["none", "end", "start"]] = "end"
     """The end at which an input is cut that is longer than the model reads; `none` refuses it."""
     output_dtype: OrNull[Literal["float", "int8", "uint8", "binary", "ubinary"]] = "float"
-    """The type of a dimension. `binary` and `ubinary` have one bit for each, eight to a byte."""
+    """The type of a dimension. `binary` and `ubinary` have one bit for each, eight to a byte. Not with `base64`."""
+
+    @model_validator(mode="after")
+    def _check_type_of_base64(self) -> "EmbeddingsBody":
+        # OpenAI's clients ask for base64 unless they are told otherwise, and read float32 from it, whatever it holds.
+        if self.encoding_format == "base64" and self.output_dtype != "float":
+            message = f'must be "float" if output_dtype is {self.output_dtype!r}: clients read float32 from base64'
+            raise InvalidRequest(message, "encoding_format", "base64_is_float32")
+        return self
 
 
 class NewMemoryBody(RequestBody):

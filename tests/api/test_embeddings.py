@@ -1,12 +1,15 @@
 """The routes of the model in OpenAI's form, in this process, on the fake model."""
 
+import base64
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 import pytest
 
+from deployments.embedding import outputs
 from tests.local_app import LocalApp
 
 
@@ -82,3 +85,32 @@ async def test_a_hub_name_of_the_served_model_is_the_model(
     for name in refused:
         error = (await app.http.post("/v1/embeddings", json={"input": "tea", "model": name})).json()["error"]
         assert (error["param"], error["code"]) == ("model", "model_not_found")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "binary", "ubinary"])
+async def test_small_types_are_numbers_and_never_base64(app: LocalApp, dtype: outputs.OutputDtype) -> None:
+    """OpenAI's client asks for base64 unless `encoding_format` is given, and would read float32 from the bytes."""
+    (whole,) = await vectors(app.http, input="green tea")
+    expected = outputs.quantise(np.array([whole], np.float32), dtype)[0].tolist()
+    for more in ({}, {"encoding_format": "float"}, {"encoding_format": None}):
+        assert await vectors(app.http, input="green tea", output_dtype=dtype, **more) == [expected]
+    body = {"input": "a train", "output_dtype": dtype, "encoding_format": "base64"}
+    reason = f'must be "float" if output_dtype is {dtype!r}: clients read float32 from base64'
+    refused = await app.http.post("/v1/embeddings", json=body)
+    assert (refused.status_code, refused.json()["error"]) == (
+        400,
+        {
+            "message": f"encoding_format: {reason}",
+            "type": "invalid_request_error",
+            "param": "encoding_format",
+            "code": "base64_is_float32",
+        },
+    )
+    assert app.model.texts == ["green tea"]
+
+
+async def test_base64_is_of_float32(api: httpx.AsyncClient) -> None:
+    (numbers,) = await vectors(api, input="green tea")
+    for more in ({}, {"output_dtype": "float"}, {"output_dtype": None}):
+        (coded,) = await vectors(api, input="green tea", encoding_format="base64", **more)
+        assert np.frombuffer(base64.b64decode(coded), "<f4").tolist() == np.array(numbers, np.float32).tolist()
