@@ -25,15 +25,14 @@ Inputs = list[str] | list[list[int]]
 CHARACTERS_PER_TOKEN = 4  # of English text. Requests are admitted by this estimate; the embedder counts exactly
 
 
-def estimated_tokens(given: object) -> int:
-    """The tokens of one input that is not tokenized yet: exact for token ids, by length for a text."""
+def estimated_tokens(given: object, limit: int) -> int:
+    """The tokens of one input that is not tokenized yet: exact for token ids, by length for a text.
+
+    An input counts at most `limit`, the tokens that the model reads of it.
+    """
     if isinstance(given, str):
-        return len(given) // CHARACTERS_PER_TOKEN + 2
-    return len(cast(list[int], given))
-
-
-def _request_tokens(request: EmbedRequest) -> int:
-    return sum(map(estimated_tokens, request.inputs))
+        return min(limit, len(given) // CHARACTERS_PER_TOKEN + 2)
+    return min(limit, len(cast(list[int], given)))
 
 
 class EmbedderCalls:
@@ -56,7 +55,7 @@ class EmbedderCalls:
         self._info: ModelInfo | None = None
         self.cache = VectorCache(cache_bytes)
         self.batcher: Batcher[EmbedRequest, EmbedResult] = Batcher(
-            self._call, cost=_request_tokens, **_limits(in_flight, call_tokens, max_queued_tokens)
+            self._call, cost=self._tokens_of, **_limits(in_flight, call_tokens, max_queued_tokens)
         )
 
     def reconfigure(self, *, in_flight: int, call_tokens: int, max_queued_tokens: int, cache_bytes: int) -> None:
@@ -64,6 +63,11 @@ class EmbedderCalls:
         self._call_tokens = call_tokens
         self.batcher.reconfigure(**_limits(in_flight, call_tokens, max_queued_tokens))
         self.cache.resize(cache_bytes)
+
+    def _tokens_of(self, request: EmbedRequest) -> int:
+        assert self._info is not None  # `_embed` asks for it
+        limit = self._info.limit(request.input_type)
+        return sum(estimated_tokens(given, limit) for given in request.inputs)
 
     async def _call(self, requests: list[EmbedRequest]) -> Sequence[EmbedResult | Exception]:
         reply = await self._send(requests)
@@ -158,7 +162,8 @@ class EmbedderCalls:
         self, inputs: Inputs, prompt: str, truncate: Truncate, input_type: InputType | None
     ) -> EmbedResult:
         """Cut inputs into requests of at most `call_tokens`, and join the answers in order."""
-        pieces = list(runs(map(estimated_tokens, inputs), self._call_tokens))
+        limit = (await self.info()).limit(input_type)
+        pieces = list(runs((estimated_tokens(given, limit) for given in inputs), self._call_tokens))
         requests = [EmbedRequest(inputs[start:end], prompt, truncate, input_type) for start, end in pieces]
         results: list[EmbedResult] = []
         for (start, end), answer in zip(pieces, await self.batcher.submit_all(requests), strict=True):

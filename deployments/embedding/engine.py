@@ -6,7 +6,9 @@ Guarantees:
   halved until only the failing request fails. A vector that is not finite is an error, never an answer.
 - Inputs are tokenized while a forward runs, so that the next batch is ready when the device is free.
 - The texts of a cancelled request leave the queue before the forward.
-- Admission counts tokens. A request over the limit is refused as a whole and at once.
+- A long text is tokenized beside the others, which do not wait for it.
+- Admission counts tokens, and of an input at most the tokens that the model reads. A request over the limit is refused
+  as a whole and at once.
 
 Nothing is durable: queued requests are lost with the process.
 """
@@ -17,7 +19,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -27,7 +29,8 @@ from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import pick, runs
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Unavailable, UpstreamFailed
 
-# Inputs are tokenized in groups of about this many characters, so that a huge request does not delay a small one.
+# Inputs are tokenized in groups of about this many characters, so that a huge request does not delay a small one. A
+# request with a longer text has a queue of its own, since some tokenizers must read a text to its end.
 _TOKENIZE_CHARACTERS = 65_536
 # In ordinary text. It bounds the texts that are queued for the tokenizer, whose tokens are not known yet.
 _CHARACTERS_PER_TOKEN = 4
@@ -137,14 +140,9 @@ class Engine:
         self._on_batch = on_batch
         self._forwards = self._texts = self._tokens = self._padded_tokens = self._failed_texts = 0
         self._forward_s = 0.0
-        self._tokenizer: Batcher[_Input, Tokens | int] = Batcher(
-            self._tokenize,
-            in_flight=1,
-            budget=_TOKENIZE_CHARACTERS,
-            cost=lambda one: len(one.prompt) + len(one.given),
-            max_queued=None if max_queued_tokens is None else max_queued_tokens * _CHARACTERS_PER_TOKEN,
-            bisect=True,
-            clock=clock,
+        self._tokenizer, self._long_tokenizer = (
+            Batcher[_Input, Tokens | int](self._tokenize, cost=self._characters, bisect=True, clock=clock, **limits)
+            for limits in _tokenizer_limits(max_queued_tokens)
         )
         select = oldest_call  # the baseline: each request is a batch, and it fails as a whole
         if queue_enabled:
@@ -173,11 +171,9 @@ class Engine:
         max_queued_tokens: int | None = None,
     ) -> None:
         """Change the limits of a running engine. None means the same as in the constructor."""
-        self._tokenizer.reconfigure(
-            in_flight=1,
-            budget=_TOKENIZE_CHARACTERS,
-            max_queued=None if max_queued_tokens is None else max_queued_tokens * _CHARACTERS_PER_TOKEN,
-        )
+        tokenizers = (self._tokenizer, self._long_tokenizer)
+        for tokenizer, limits in zip(tokenizers, _tokenizer_limits(max_queued_tokens), strict=True):
+            tokenizer.reconfigure(**limits)
         self._device.reconfigure(
             in_flight=forwards_in_flight or self.model.forwards_in_flight,
             budget=max_batch_tokens or self.model.max_batch_tokens,
@@ -205,11 +201,13 @@ class Engine:
         """
         self._check(request)
         # Before any work is done for the request. The queue counts its tokens once they are known.
-        self._device.admit(len(request.inputs) + self._tokenizer.queued_cost // _CHARACTERS_PER_TOKEN)
+        self._device.admit(len(request.inputs) + self._untokenized)
         arrived = self._clock()
         inputs = [_Input(given, request.prompt, request.truncate, request.input_type) for given in request.inputs]
         limit = self.info.limit(request.input_type)
-        tokens = [self._fitting(*answer, limit) for answer in enumerate(await self._tokenizer.submit_all(inputs))]
+        long = any(isinstance(given, str) and len(given) > _TOKENIZE_CHARACTERS for given in request.inputs)
+        answers_of = (self._long_tokenizer if long else self._tokenizer).submit_all
+        tokens = [self._fitting(*answer, limit) for answer in enumerate(await answers_of(inputs))]
         queued_at = self._clock()
         texts = [_Text(one, queued_at) for one in tokens]
         answers = await self._device.submit_all(texts)
@@ -249,6 +247,16 @@ class Engine:
                 if outside is not None:
                     message = f"holds the token id {outside}, which is outside the vocabulary of {vocab_size} tokens"
                     raise InvalidRequest(message, None, None, position)
+
+    def _characters(self, one: _Input) -> int:
+        """The characters of an input that count. A token id counts as one character, as tokenizing it is free."""
+        limit = self.info.limit(one.input_type)
+        return min(len(one.prompt) + len(one.given), limit * _CHARACTERS_PER_TOKEN)
+
+    @property
+    def _untokenized(self) -> int:
+        """The tokens, as estimated, of the inputs that are queued for the tokenizer."""
+        return (self._tokenizer.queued_cost + self._long_tokenizer.queued_cost) // _CHARACTERS_PER_TOKEN
 
     async def _tokenize(self, inputs: list[_Input]) -> list[Tokens | int | Exception]:
         """Tokenize a batch of inputs, with one call of the model for all that are to be tokenized alike."""
@@ -341,7 +349,7 @@ class Engine:
         device = self._device
         return EngineStats(
             device.queued,
-            device.queued_cost + self._tokenizer.queued_cost // _CHARACTERS_PER_TOKEN,
+            device.queued_cost + self._untokenized,
             device.running,
             self._forwards,
             self._texts,
@@ -355,8 +363,24 @@ class Engine:
     async def close(self) -> None:
         """Let the running forwards finish, answer queued requests with Unavailable, and release the model."""
         await self._tokenizer.close()
+        await self._long_tokenizer.close()
         await self._device.close()
         await self.model.close()
+
+
+class _TokenizerLimits(TypedDict):
+    in_flight: int
+    budget: int
+    max_queued: int | None
+
+
+def _tokenizer_limits(max_queued_tokens: int | None) -> tuple[_TokenizerLimits, _TokenizerLimits]:
+    """The limits of the queue of short texts, and of the queue of long ones, which are tokenized one by one."""
+    max_queued = None if max_queued_tokens is None else max_queued_tokens * _CHARACTERS_PER_TOKEN
+    return (
+        {"in_flight": 1, "budget": _TOKENIZE_CHARACTERS, "max_queued": max_queued},
+        {"in_flight": 1, "budget": 1, "max_queued": max_queued},
+    )
 
 
 def _located(error: Exception, position: int) -> Exception:

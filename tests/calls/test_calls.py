@@ -112,6 +112,23 @@ async def test_an_error_has_the_position_in_the_whole_request() -> None:
     assert str(refused.value) == "33: has at least 17 tokens; the model reads at most 16"
 
 
+async def test_an_input_counts_at_most_the_tokens_that_the_model_reads() -> None:
+    handle = EmbedderHandle()
+    handle.engine = Engine(FakeModel(dim=8, max_tokens=256))
+    calls = calls_over(handle, in_flight=1, max_queued_tokens=100_000)
+    handle.gate.clear()
+    on_its_way = asyncio.create_task(calls.embed(["on its way"], "", "end"))
+    await turns()
+    documents = asyncio.create_task(calls.embed(["words " * 33_333] * 40, "", "end"))
+    ids = asyncio.create_task(calls.embed([[7] * 1_000, [7] * 100], "", "end"))
+    await turns()
+    sent = sum(sum(call) for call in handle.calls) - 1  # a backlog is sent ahead, one call of 256 tokens at a time
+    assert (sent, calls.batcher.queued_cost) == (1, 39 * 256 + 356)
+    handle.gate.set()
+    assert (await documents).tokens.tolist() == [256] * 40
+    await asyncio.gather(on_its_way, ids)
+
+
 async def test_texts_past_the_limit_are_refused_at_once() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, max_queued_tokens=60)

@@ -253,6 +253,30 @@ async def test_the_next_batch_is_tokenized_while_a_forward_runs() -> None:
     assert model.batches == [[1], [1] * 9]
 
 
+async def test_short_texts_do_not_wait_for_a_long_one_to_be_tokenized() -> None:
+    model, read = FakeModel(), asyncio.Event()
+    tokenize = model.tokenize
+
+    async def tokenize_slowly(inputs: Any, *options: Any) -> Any:
+        if len(inputs[0]) > 65_536:
+            await read.wait()
+        return await tokenize(inputs, *options)
+
+    model.tokenize = tokenize_slowly  # type: ignore[method-assign]
+    engine = Engine(model)
+    long, given_up = (asyncio.create_task(engine.embed_one(EmbedRequest(["word " * 20_000]))) for _ in range(2))
+    await turns()
+    assert engine.stats().queued_tokens == 256  # of the second long text: an input counts at most what is read of it
+    short = await engine.embed_one(EmbedRequest(["short"]))
+    assert np.array_equal(short.vectors, await expected(model, ["short"]))
+    assert not long.done()
+    given_up.cancel()
+    await turns()
+    assert engine.stats().queued_tokens == 0
+    read.set()
+    assert (await long).tokens.tolist() == [256]
+
+
 async def test_requests_over_the_limit_are_refused_before_they_are_tokenized() -> None:
     model = Held()
     engine = Engine(model, max_queued_tokens=10)

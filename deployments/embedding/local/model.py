@@ -71,7 +71,8 @@ class LocalModel(Model):
         tokens = self._tokenizers.tokenize(_SAMPLES, spec.info.default_prompt, "end")
         samples = [one for one in tokens if isinstance(one, Tokens)]
         expected = _encode_samples(network, spec.info.name)
-        self._tokenize_thread = ThreadPoolExecutor(1, "tokenize")
+        # The engine tokenizes short texts, long texts and texts to split, one job of each at a time.
+        self._tokenize_threads = ThreadPoolExecutor(3, "tokenize")
         self._forward_threads = Threads("forward", torch.set_num_threads, num_threads or torch.get_num_threads())
         if num_threads is not None:
             torch.set_num_threads(num_threads)
@@ -91,7 +92,7 @@ class LocalModel(Model):
         """See Model."""
         loop = asyncio.get_running_loop()
         job = self._tokenizers.tokenize
-        return await loop.run_in_executor(self._tokenize_thread, job, inputs, prompt, truncate, input_type)
+        return await loop.run_in_executor(self._tokenize_threads, job, inputs, prompt, truncate, input_type)
 
     async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
         """See Model."""
@@ -111,17 +112,17 @@ class LocalModel(Model):
         """See Model."""
         loop = asyncio.get_running_loop()
         job = self._tokenizers.split
-        return await loop.run_in_executor(self._tokenize_thread, job, list(texts), add_special_tokens)
+        return await loop.run_in_executor(self._tokenize_threads, job, list(texts), add_special_tokens)
 
     async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """See Model."""
         lists = [list(sequence) for sequence in ids]
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenize_thread, self._tokenizers.decode, lists)
+        return await loop.run_in_executor(self._tokenize_threads, self._tokenizers.decode, lists)
 
     async def close(self) -> None:
         """See Model."""
-        self._tokenize_thread.shutdown(wait=False)
+        self._tokenize_threads.shutdown(wait=False)
         self._forward_threads.close()
 
 
