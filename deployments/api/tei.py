@@ -21,7 +21,9 @@ BODIES = (
     tei.TokenizeBody,
     tei.DecodeBody,
 )
-MAX_UNITS = 1 << 20  # characters to tokenize, or token ids to decode, in one request: each costs about 100 bytes
+# Characters to tokenize, or token ids to decode, in one request. If each character is a token, tokenizing 65,536 takes
+# 60 ms, the answer has 4.3 MB, and no step of it holds an event loop for more than 30 ms.
+MAX_UNITS = 65_536
 
 routes = Routes("TEI")
 

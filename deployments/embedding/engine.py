@@ -32,6 +32,8 @@ from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, U
 # Inputs are tokenized in groups of about this many characters, so that a huge request does not delay a small one. A
 # request with a longer text has a queue of its own, since some tokenizers must read a text to its end.
 _TOKENIZE_CHARACTERS = 65_536
+# Characters to split, or token ids to decode, at a time.
+_SPLIT_UNITS = 8_192
 # In ordinary text. It bounds the texts that are queued for the tokenizer, whose tokens are not known yet.
 _CHARACTERS_PER_TOKEN = 4
 
@@ -138,6 +140,7 @@ class Engine:
         self.model = model
         self._clock = clock
         self._on_batch = on_batch
+        self._splitting = asyncio.Lock()  # callers of `split` and `decode` take turns
         self._forwards = self._texts = self._tokens = self._padded_tokens = self._failed_texts = 0
         self._forward_s = 0.0
         self._tokenizer, self._long_tokenizer = (
@@ -323,8 +326,9 @@ class Engine:
         """
         self._check(EmbedRequest(list(texts)))
         answer = []
-        for start, end in runs([len(text) for text in texts], _TOKENIZE_CHARACTERS):
-            answer += await self.model.split(texts[start:end], add_special_tokens=add_special_tokens)
+        for start, end in runs([len(text) for text in texts], _SPLIT_UNITS):
+            async with self._splitting:
+                answer += await self.model.split(texts[start:end], add_special_tokens=add_special_tokens)
         return answer
 
     async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -336,8 +340,9 @@ class Engine:
         """
         self._check(EmbedRequest([list(sequence) for sequence in ids]))
         answer = []
-        for start, end in runs(map(len, ids), _TOKENIZE_CHARACTERS):
-            answer += await self.model.decode(ids[start:end])
+        for start, end in runs(map(len, ids), _SPLIT_UNITS):
+            async with self._splitting:
+                answer += await self.model.decode(ids[start:end])
         return answer
 
     async def warm_up(self) -> None:

@@ -114,7 +114,8 @@ class FakeModel(Model):
             for word in text.split():
                 start = text.index(word, place)
                 place = start + len(word)
-                tokens.append(TextToken(word_id(word, self.info.vocab_size), word, False, start, place))
+                token = word_id(word, self.info.vocab_size)
+                tokens.append(TextToken(id=token, text=word, special=False, start=start, stop=place))
             answer.append(tokens)
         return answer
 

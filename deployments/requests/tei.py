@@ -77,7 +77,7 @@ class TokenizeBody(RequestBody):
     """`POST /tokenize`: split texts into tokens."""
 
     inputs: Annotated[str | list[str], PlainValidator(_check_texts, json_schema_input_type=str | list[str])]
-    """A text or a list of at most 2,048, with 1,048,576 characters at most together."""
+    """A text or a list of at most 2,048, with 65,536 characters at most together."""
     add_special_tokens: OrNull[bool] = True
     """Whether special tokens such as `[CLS]` are included."""
 
@@ -86,4 +86,4 @@ class DecodeBody(RequestBody):
     """`POST /decode`: join token ids into texts."""
 
     ids: Annotated[Ids, PlainValidator(_check_ids, json_schema_input_type=Ids)]
-    """A list of token ids, or a list of at most 2,048 such lists, with 1,048,576 ids at most together."""
+    """A list of token ids, or a list of at most 2,048 such lists, with 65,536 ids at most together."""

@@ -21,6 +21,10 @@ async def test_vectors_are_deterministic_of_length_one_and_closer_with_shared_wo
 async def test_its_tokens_have_character_offsets() -> None:
     model = FakeModel()
     tokens = (await model.split(["a cat a"]))[0]
-    assert [(token.text, token.start, token.stop) for token in tokens] == [("a", 0, 1), ("cat", 2, 5), ("a", 6, 7)]
-    assert tokens[0].id == tokens[2].id != tokens[1].id
+    assert [(token["text"], token["start"], token["stop"]) for token in tokens] == [
+        ("a", 0, 1),
+        ("cat", 2, 5),
+        ("a", 6, 7),
+    ]
+    assert tokens[0]["id"] == tokens[2]["id"] != tokens[1]["id"]
     assert await model.decode([[3, 4]]) == ["<3> <4>"]

@@ -109,7 +109,13 @@ class Tokenizers:
         encodings: list[Any] = self.whole.encode_batch(texts, add_special_tokens=add_special_tokens)
         return [
             [
-                TextToken(token, text, bool(special), None if special else start, None if special else stop)
+                TextToken(
+                    id=token,
+                    text=text,
+                    special=bool(special),
+                    start=None if special else start,
+                    stop=None if special else stop,
+                )
                 for token, text, special, (start, stop) in zip(
                     encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
                 )

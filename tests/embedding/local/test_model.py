@@ -436,14 +436,14 @@ async def test_token_ids_are_used_verbatim(minilm: LocalModel) -> None:
 
 async def test_tokens_have_character_offsets(minilm: LocalModel) -> None:
     tokens: list[Any] = (await minilm.split(["Cats sat"]))[0]
-    assert [(token.text, token.special, token.start, token.stop) for token in tokens] == [
+    assert [(token["text"], token["special"], token["start"], token["stop"]) for token in tokens] == [
         ("[CLS]", True, None, None),
         ("cats", False, 0, 4),
         ("sat", False, 5, 8),
         ("[SEP]", True, None, None),
     ]
     assert [len(one) for one in await minilm.split(["Cats sat"], add_special_tokens=False)] == [2]
-    assert await minilm.decode([[token.id for token in tokens]]) == ["cats sat"]
+    assert await minilm.decode([[token["id"] for token in tokens]]) == ["cats sat"]
 
 
 def test_a_folder_that_holds_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
