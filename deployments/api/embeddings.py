@@ -87,4 +87,4 @@ def _check_served(name: str, served: str) -> None:
     """
     organisation, _, bare = served.rstrip("/").rpartition("/")
     if name not in (served, bare if organisation else f"sentence-transformers/{served}"):
-        raise ModelNotFound(f"{name!r} is not served here; {served!r} is", "model", "model_not_found")
+        raise ModelNotFound(f"{name!r} is not served here; the served model is {served!r}", "model", "model_not_found")

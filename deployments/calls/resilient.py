@@ -51,7 +51,7 @@ async def resilient(call: Callable[[], Awaitable[Answer]], deployment: str, *, w
                 message = f"The {deployment} was lost during this write. It is not known whether the write was made."
                 raise Unavailable(message, None, OUTCOME_UNKNOWN) from error
             if isinstance(error, BackPressureError):
-                raise Overloaded(f"The {deployment} has more work than it admits.") from error
+                raise Overloaded(f"The {deployment} is overloaded; try again later.") from error
             message = f"The {deployment} is not available; try again."
             raise Unavailable(message, None, f"{deployment}_unavailable") from error
     raise AssertionError("unreachable")
@@ -80,7 +80,7 @@ class UnbatchedCalls:
     def admit(self) -> Iterator[None]:
         """A context for one call. Raises Overloaded if `MAX_UNBATCHED_CALLS` are running."""
         if self._running >= MAX_UNBATCHED_CALLS:
-            raise Overloaded(f"The {self._deployment} has more work than it admits; try again later.")
+            raise Overloaded(f"The {self._deployment} is overloaded; try again later.")
         self._running += 1
         try:
             yield

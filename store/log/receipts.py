@@ -102,7 +102,7 @@ def make_once(
 
 def write_id_reused() -> Conflict:
     """The error for a write id that was given to two writes."""
-    return Conflict("was given to another write before", "write_id", "write_id_reused")
+    return Conflict("was already used for another write", "write_id", "write_id_reused")
 
 
 def deleted_since() -> Conflict:

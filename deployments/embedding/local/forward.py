@@ -116,7 +116,7 @@ class Forward:
         apart = _largest_distance(np.concatenate([self._run([one]) for one in samples]), expected)
         if not apart <= _TOLERANCE * _SAME[self._spec.dtype]:
             raise ModelUnavailable(
-                f"The model {self._spec.info.name!r} gives other vectors here than by encode"
+                f"The model {self._spec.info.name!r} gives other vectors here than encode does"
                 f" (1 - cosine is {apart:.2g}); it is not served."
             )
 

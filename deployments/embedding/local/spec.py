@@ -93,7 +93,7 @@ def load_network(path: str, *, name: str, device: str, dtype: torch.dtype, allow
     if "message" in network[0].modality_config:
         raise ModelUnavailable(f"The model {name!r} reads chat messages, which are not served.")
     if network[0].query_expansion is not None:
-        raise ModelUnavailable(f"The model {name!r} fills up queries with masks, which is not served.")
+        raise ModelUnavailable(f"The model {name!r} pads queries with mask tokens, which is not supported.")
     return network.eval()  # not .to(dtype): it would round rotary frequencies, which must stay float32
 
 

@@ -94,7 +94,7 @@ async def test_white_space_and_nul_have_the_vectors_of_encode(tiny: Callable[...
 
 def test_a_model_that_is_given_more_than_token_ids_is_refused(tiny: Callable[..., Path]) -> None:
     """GPT-2 adds a vector for the segment of a token. BERT's tokenizer gives segments to `encode`, but not here."""
-    with pytest.raises(ModelUnavailable, match=r"gives other vectors here than by encode \(1 - cosine is 0\.\d+\)"):
+    with pytest.raises(ModelUnavailable, match=r"gives other vectors here than encode does \(1 - cosine is 0\.\d+\)"):
         LocalModel(str(tiny("gpt2", "lasttoken")), device="cpu", dtype="float32")
 
 
@@ -176,7 +176,7 @@ async def test_no_limit_exceeds_the_number_of_positions(tiny: Callable[..., Path
 
 def test_a_model_that_fills_up_its_queries_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = changed(tiny("bert"), tmp_path / "changed", query_expansion={"strategy": "fixed", "length": 16})
-    with pytest.raises(ModelUnavailable, match="fills up queries with masks, which is not served"):
+    with pytest.raises(ModelUnavailable, match="pads queries with mask tokens, which is not supported"):
         LocalModel(str(folder), device="cpu", dtype="float32")
 
 

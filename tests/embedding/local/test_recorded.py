@@ -153,7 +153,7 @@ def test_no_warning_is_lost_while_other_threads_run() -> None:
             thread.join()
 
 
-async def test_the_error_of_an_operator_is_one_line(tiny: Callable[..., Path]) -> None:
+async def test_the_error_of_an_operator_is_reported_in_one_line(tiny: Callable[..., Path]) -> None:
     model = LocalModel(str(tiny("bert")), device="cpu", dtype="float32")
     assert model._forward._recorded is not None
     with pytest.raises(RuntimeError, match=r"^index out of range in self$"):

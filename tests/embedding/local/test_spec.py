@@ -34,6 +34,6 @@ def test_no_input_is_longer_than_the_model_has_positions() -> None:
     assert longest_inputs(network(64, None, query=9)) == {None: 64, "query": 9, "document": 64}
 
 
-def test_a_model_that_does_not_say_how_long_its_inputs_may_be_is_refused() -> None:
+def test_a_model_without_a_limit_of_its_inputs_is_refused() -> None:
     with pytest.raises(ModelUnavailable, match="set max_seq_length in its sentence_bert_config"):
         longest_inputs(network(None, None))
