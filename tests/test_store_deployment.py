@@ -23,7 +23,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("error", [LogUnavailable("the disk is full"), MemoryError(), RuntimeError("hnswlib")])
-async def test_background_work_goes_on_after_a_step_that_failed(
+async def test_background_work_continues_after_a_step_that_failed(
     app: LocalApp, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     steps: list[int] = []
@@ -39,7 +39,7 @@ async def test_background_work_goes_on_after_a_step_that_failed(
     await until(lambda: len(steps) >= 5)
 
 
-async def test_background_work_yields_to_calls_but_not_for_ever(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_background_work_yields_to_calls_up_to_a_limit(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(deployments.store, "_OVERDUE_S", 0.1)
     monkeypatch.setattr(Store, "background_step", lambda self: bool(done.append("fold")))

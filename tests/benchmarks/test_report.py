@@ -235,7 +235,7 @@ def test_a_profile_fits_its_machine(cores: int, gpus: int) -> None:
 
 
 @pytest.mark.parametrize("kind", report.KINDS)
-def test_a_published_report_is_made_from_the_json_beside_it(kind: str) -> None:
+def test_a_published_report_is_made_from_the_json_next_to_it(kind: str) -> None:
     path = report.PUBLISHED / f"{kind}.json"
     found = {**json.loads(path.read_text()), "stem": kind, "drawn": True}
     assert path.with_suffix(".md").read_text() == report.markdown(found)

@@ -46,7 +46,7 @@ def refused(server: Server, within_s: float = 30.0) -> str:
     return lines[0]
 
 
-def test_a_taken_port_is_one_line(launch: Launch, tmp_path: Path) -> None:
+def test_a_taken_port_is_reported_in_one_line(launch: Launch, tmp_path: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -69,28 +69,30 @@ def test_a_taken_port_is_one_line(launch: Launch, tmp_path: Path) -> None:
         ({"store": {"url": "sqlite:////proc/no/memserve.db"}}, "store.url: cannot make /proc/no"),
     ],
 )
-def test_a_wrong_setting_is_one_line(launch: Launch, tmp_path: Path, args: dict[str, Any], message: str) -> None:
+def test_a_setting_error_is_reported_in_one_line(
+    launch: Launch, tmp_path: Path, args: dict[str, Any], message: str
+) -> None:
     assert message in refused(launch(args))
 
 
-def test_a_config_that_is_not_there_is_one_line(launch: Launch, tmp_path: Path) -> None:
+def test_a_config_that_is_not_there_is_reported_in_one_line(launch: Launch, tmp_path: Path) -> None:
     server = launch(FAKE_ARGS)
     server.config.unlink()
     assert refused(server).endswith("serve_config.yaml: No such file or directory")
 
 
-def test_a_folder_that_holds_no_model_is_one_line(launch: Launch, tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_model_is_reported_in_one_line(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     line = refused(launch({"model": {"name": str(tmp_path / "model")}}))
     assert line == f"memserve: model.name: the folder '{tmp_path}/model' has no model (no modules.json, no config.json)"
 
 
-def test_a_hub_model_that_cannot_be_had_is_one_line(launch: Launch, tmp_path: Path) -> None:
+def test_a_hub_model_that_cannot_be_had_is_reported_in_one_line(launch: Launch, tmp_path: Path) -> None:
     line = refused(launch({"model": {"name": "nobody/no-such-model"}}))
     assert line.startswith("memserve: model.name: 'nobody/no-such-model' is not a folder, and no hub model")
 
 
-def test_a_model_that_does_not_load_is_one_line(launch: Launch, tmp_path: Path) -> None:
+def test_a_model_that_does_not_load_is_reported_in_one_line(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     line = refused(launch({"model": {"name": str(tmp_path / "model")}}), within_s=100)
@@ -147,14 +149,14 @@ def test_two_servers_on_one_machine_stay_apart(server: Server, elastic: Elastic)
         ({"host": "256.0.0.1"}, "256.0.0.1:8000 cannot be listened on"),
     ],
 )
-def test_a_wrong_address_is_one_line(launch: Launch, options: dict[str, Any], message: str) -> None:
+def test_a_wrong_address_is_reported_in_one_line(launch: Launch, options: dict[str, Any], message: str) -> None:
     server = launch(FAKE_ARGS)
     config = yaml.safe_load(server.config.read_text())
     server.config.write_text(yaml.safe_dump({**config, "http_options": options}))
     assert message in refused(server)
 
 
-def test_a_log_of_another_model_is_one_line_that_says_what_to_do(launch: Launch, tmp_path: Path) -> None:
+def test_a_log_of_another_model_is_reported_in_one_line_with_what_to_do(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     store = Store.open(f"sqlite:///{tmp_path}/data/memserve.db", dim=32, model="another")
     store.append([Append("default", "u", (NewMemory("1", "text", np.ones(32, np.float32)),))])

@@ -63,7 +63,7 @@ def test_every_help_has_an_example_and_no_broken_line(path: str) -> None:
     assert "Example" in result.output or path == "log"
 
 
-def test_check_says_whether_a_config_file_is_right(config: Path) -> None:
+def test_check_reports_whether_a_config_file_is_valid(config: Path) -> None:
     result = run("check", str(config))
     assert (result.exit_code, result.output) == (0, f"{config} is valid\n")
     config.write_text("applications: [{args: {modle: {}}}]")
@@ -103,7 +103,7 @@ def test_env_prints_the_variables_for_a_shell(capsys: pytest.CaptureFixture[str]
     ("arguments", "missing", "status"),
     [(["serve"], "psutil", 1), (["check"], "yaml", 1), (["log", "stats", "--log", "sqlite:///x"], "sqlalchemy", 2)],
 )
-def test_a_missing_server_is_one_line(arguments: list[str], missing: str, status: int) -> None:
+def test_a_missing_server_is_reported_in_one_line(arguments: list[str], missing: str, status: int) -> None:
     result = python(
         f"import sys; sys.modules[{missing!r}] = None; from memserve.__main__ import main; "
         f"sys.argv[1:] = {arguments!r}; main()"

@@ -68,7 +68,7 @@ def test_haproxys_ports_move_into_the_claimed_run(ports: range, monkeypatch: pyt
         ),
     ],
 )
-def test_a_config_of_a_wrong_kind_is_one_line(
+def test_a_config_of_a_wrong_kind_is_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, message: str
 ) -> None:
     config = tmp_path / "config.yaml"
@@ -107,7 +107,7 @@ FRAMES = '  File "a.py", line 1, in f\n    raise Error(\n    ^^^^^^^^^^^^\n'
         ("", "no reason given"),
     ],
 )
-def test_the_reason_of_a_failed_deployment_is_one_line(message: str, error: str) -> None:
+def test_the_reason_of_a_failed_deployment_is_reported_in_one_line(message: str, error: str) -> None:
     assert launch.last_error(message) == error
 
 

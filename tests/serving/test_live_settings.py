@@ -73,7 +73,7 @@ def test_the_log_level_changes_and_comes_back() -> None:
     assert logger.getEffectiveLevel() == logging.WARNING
 
 
-async def test_a_gateway_applies_a_right_user_config_and_refuses_a_wrong_one(
+async def test_a_gateway_applies_a_valid_user_config_and_refuses_an_invalid_one(
     app: LocalApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def embedded_now() -> int:

@@ -140,7 +140,7 @@ def test_the_router_takes_our_options() -> None:
     assert "session_id" in inspect.signature(DeploymentHandle.options).parameters
 
 
-def test_an_application_may_have_a_policy_and_its_contexts_what_ours_read() -> None:
+def test_an_application_may_have_a_policy_and_contexts_have_what_ours_reads() -> None:
     assert "autoscaling_policy" in ServeApplicationSchema.model_fields
     given = set(inspect.signature(AutoscalingContext).parameters)
     assert set(ray_internals.AUTOSCALING_CONTEXT) <= given

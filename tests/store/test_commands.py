@@ -104,7 +104,7 @@ def test_verify_prints_each_problem_and_exits_with_1(url: str, store: Store, mon
 
 
 @pytest.mark.parametrize("name", ["export", "import"])
-def test_a_file_that_cannot_be_opened_is_one_line(store: Store, url: str, tmp_path: Path, name: str) -> None:
+def test_a_file_error_is_reported_in_one_line(store: Store, url: str, tmp_path: Path, name: str) -> None:
     fill(store)
     result = run(name, "--log", url, "--user", "ann", f"{tmp_path}/no/such.ndjson")
     assert result.exit_code == 2
@@ -133,7 +133,7 @@ def test_an_import_reads_its_file_as_it_writes(
     assert json.loads(capsys.readouterr().out) == {"imported": 1000, "unchanged": 0}
 
 
-def test_a_url_that_cannot_be_read_is_one_line(store: Store, url: str) -> None:
+def test_a_url_that_cannot_be_read_is_reported_in_one_line(store: Store, url: str) -> None:
     fill(store)
     result = run("reembed", "--log", url, "--model", "new", "--url", "http://HOST:PORT")
     assert result.exit_code == 2

@@ -251,7 +251,7 @@ print(resident() - before, sum(index.bytes for index in indexes))
 
 
 @pytest.mark.parametrize(("count", "rows"), [(50, 500), (5000, 10), (1, 20_000)])
-def test_bytes_are_what_the_process_grows_by(count: int, rows: int) -> None:
+def test_reported_bytes_match_the_growth_of_the_process(count: int, rows: int) -> None:
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("needs /proc")
     command = [sys.executable, "-c", _MEASURE, str(count), str(rows)]

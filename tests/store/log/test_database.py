@@ -128,7 +128,7 @@ def test_a_table_of_another_program_is_not_used(url: str) -> None:
     engine.dispose()
 
 
-def test_a_log_is_created_beside_tables_with_other_names(url: str) -> None:
+def test_a_log_is_created_in_a_database_with_tables_with_other_names(url: str) -> None:
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE customers (id INTEGER)"))

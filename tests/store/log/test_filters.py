@@ -281,7 +281,7 @@ def test_examples_of_the_grammar(log: Log, filter: dict[str, Any], expected: lis
         ({"updated_at": {"contains": "2026"}}, "filter.updated_at.contains"),
     ],
 )
-def test_an_error_has_the_path_of_what_is_wrong(filter: dict[str, Any], param: str) -> None:
+def test_an_error_has_the_path_of_the_invalid_value(filter: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         filters.check(filter)
     assert caught.value.param == param
