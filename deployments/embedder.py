@@ -18,7 +18,7 @@ from deployments.embedding.load import load_model
 from deployments.embedding.model import ModelInfo, TextToken
 from deployments.embedding.outputs import EmbedResult
 from deployments.errors import MemserveError
-from deployments.metrics import EmbedderMetrics
+from deployments.metrics import EmbedderMetrics, EventLoopLag
 from deployments.serving import logs
 from deployments.serving.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, BusyTime
 from deployments.serving.garbage import collect_old_seldom
@@ -42,6 +42,7 @@ class Embedder:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
         threads = settings.embedder.num_threads or max(1, round(cpus))
         self._metrics = EmbedderMetrics()
+        self._lag = EventLoopLag()
         self._busy = BusyTime()
         self._engine = Engine(
             load_model(**settings.model.model_dump(), num_threads=threads),
@@ -59,6 +60,7 @@ class Embedder:
     # Must be async: Serve runs other methods in a thread, and the queues belong to the event loop.
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Apply `user_config`. Serve calls this after the constructor and whenever `user_config` has changed."""
+        self._lag.start()
         if self._live.take(user_config):
             queue = self._live.settings.queue
             self._intake.set_max_batch_size(queue.max_batch_size)

@@ -32,6 +32,7 @@ class Gateway(Memserve):
         self._live = LiveSettings(settings, "Gateway")
         calls = EmbedderCalls(embedder, **_embedder_limits(settings))
         self._metrics = metrics.GatewayMetrics(calls.cache)
+        self._lag = metrics.EventLoopLag()
         super().__init__(
             calls,
             Vectors(calls, self._metrics),
@@ -44,6 +45,7 @@ class Gateway(Memserve):
     # Serve runs a method that is not async in a thread, away from the event loop that the queues belong to.
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Apply `user_config`. Serve calls this after the constructor and whenever `user_config` has changed."""
+        self._lag.start()
         if self._live.take(user_config):
             settings = self._live.settings
             self._embedder.reconfigure(**_embedder_limits(settings))

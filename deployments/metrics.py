@@ -3,6 +3,9 @@
 Recording a value takes microseconds, and is done once for each batch or request, not for each text.
 """
 
+import asyncio
+import time
+from collections.abc import Callable
 from functools import cache
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -14,6 +17,7 @@ from deployments.embedding.outputs import EmbedResult
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
 _TEXTS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 _TOKENS = [16, 64, 256, 512, 1024, 2048, 4096, 16384, 65536]
+_LOOKS_PER_S = 20  # at the lag of an event loop
 _SHARE = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75]
 
 
@@ -98,6 +102,38 @@ class GatewayMetrics:
             self._misses.inc(misses - self._seen[1])
         self._seen = (hits, misses)
         self._bytes.set(self._cache.bytes)
+
+
+class EventLoopLag:
+    """The lag of a replica's event loop: how late it runs what is due, since it is busy with something else.
+
+    While it lags, no request of the replica makes progress, and its health is not answered.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+        self._gauge = Gauge(
+            "memserve_event_loop_lag_seconds", "The longest time in the last second by which the event loop was late."
+        )
+
+    def start(self) -> None:
+        """Measure the running event loop, from the first call on."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._measure())
+
+    async def _measure(self) -> None:
+        pause_s = 1 / _LOOKS_PER_S
+        while True:
+            lag_s = 0.0
+            for _ in range(_LOOKS_PER_S):
+                due = self._clock() + pause_s
+                await asyncio.sleep(pause_s)
+                lag_s = max(lag_s, self._clock() - due)
+            self._gauge.set(lag_s)
 
 
 def count_error(error: Exception) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.metrics import EventLoopLag
 from deployments.serving import logs
 from deployments.serving.autoscaling import BUSY, BusyTime
 from deployments.serving.garbage import collect_old_seldom
@@ -65,6 +66,7 @@ class StoreReplica:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._name = uuid.uuid4().hex  # tells callers which replica answered
         self._busy = BusyTime()
+        self._lag = EventLoopLag()
         self._waiting_jobs = 0
         self._store = await self._in_worker(
             lambda: Store.open(
@@ -83,6 +85,7 @@ class StoreReplica:
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Apply `user_config`. Serve calls this after the constructor and whenever `user_config` has changed."""
+        self._lag.start()
         if self._live.take(user_config):
             resident = self._store.resident
             resident.budget_bytes = self._live.settings.store.index_budget_bytes
