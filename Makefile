@@ -7,7 +7,6 @@ CONFIG ?= serve_config.yaml
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-BENCH_INSTALLED := $(VENV)/.installed-bench
 
 .PHONY: serve unit test check docs bench bench-peers clean
 
@@ -36,11 +35,11 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Throughput and latency on this machine, in about 10 minutes; `BENCH_ARGS=--quick` takes 2. See benchmarks/README.md.
-bench: $(BENCH_INSTALLED)
+bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
 
 # Compares memserve with other servers, in about 25 minutes after the first installs; `BENCH_ARGS=--quick` takes 8.
-bench-peers: $(BENCH_INSTALLED)
+bench-peers: $(INSTALLED)
 	$(BIN)/python -m benchmarks.peers $(BENCH_ARGS)
 
 clean:
@@ -51,9 +50,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || { echo "memserve needs a C++ compiler (hnswlib is built from source)" >&2; exit 1; }
 	@echo "Installing into $(VENV) (once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,dev]'
-	@touch $@
-
-$(BENCH_INSTALLED): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,dev,bench]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,bench,dev]'
 	@touch $@

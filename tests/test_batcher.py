@@ -369,6 +369,7 @@ def loop_of_cases() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # 10,000 cases
 @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(
     script=scripts,

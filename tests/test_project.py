@@ -77,7 +77,7 @@ def third_party(*folders: str) -> set[str]:
         ("deployments", ("server",)),
         ("store", ("server",)),
         ("benchmarks", ("server", "bench")),
-        ("tests", ("server", "dev")),
+        ("tests", ("server", "bench", "dev")),
     ],
 )
 def test_every_package_that_is_imported_is_listed(folder: str, extras: tuple[str, ...]) -> None:

@@ -143,7 +143,6 @@ def suite_result() -> dict[str, Any]:
 
 
 def test_the_report_of_the_suite_has_tables_plots_and_provenance(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     path = tmp_path / "machine-0123.json"
     path.write_text(json.dumps(suite_result()))
     written = report.write(path)
@@ -173,7 +172,6 @@ def test_without_matplotlib_the_report_says_so(tmp_path: Path, monkeypatch: pyte
 
 
 def test_growth_is_fitted_and_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     rows = [{"users": n, "search_ms": 0.5, "file_mb": n / 1000} for n in (100, 1000, 10_000)]
     part = {"title": "Users", "x": "users", "figures": ["search_ms", "file_mb"], "rows": rows}
     path = tmp_path / "growth.json"
@@ -187,7 +185,6 @@ def test_growth_is_fitted_and_drawn(tmp_path: Path) -> None:
 
 
 def test_a_missing_figure_is_not_fitted_and_errors_are_listed(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     rows = [{"replicas": n, "p99_ms": 2.0 * n, "errors": ""} for n in (1, 2, 4)]
     rows.append({"replicas": 8, "p99_ms": float("nan"), "errors": "503: 7"})
     part = {"title": "Replicas", "x": "replicas", "figures": ["p99_ms"], "rows": rows}
