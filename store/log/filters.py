@@ -1,16 +1,26 @@
-"""The filter grammar, and its translation to SQL with the same meaning on SQLite and PostgreSQL.
+r"""The filter grammar, and its translation to SQL with the same meaning on SQLite and PostgreSQL.
 
     filter    {"key": value}                    same as {"key": {"eq": value}}; several keys must all hold
               {"key": {"gte": 3, "lt": 9}}      several operators must all hold
               {"AND": [filter, ...]}  {"OR": [filter, ...]}  {"NOT": filter}
-    key       a path into the metadata (`source.app`), or `created_at`, `updated_at` (RFC 3339 times)
+    key       a field of the memory itself: id, user_id, text, version, created_at, updated_at, expires_at;
+              any other key is a key of the metadata, or a path into it (`source.app`)
     operator  eq ne gt gte lt lte in nin contains icontains exists
 
+A key with dots is the key of that name in the metadata (`gen_ai.system`) if the memory has it, and else the path. With
+the dot escaped (`source.k8s\.io/app`) it is a path alone, whose names may contain dots. `metadata.` in front of a key
+names the metadata whatever follows, so that `metadata.id` is not the memory's id. If the metadata has a key `metadata`
+itself, that is `metadata.metadata`.
+
 Two values are equal only if they have the same JSON type. Two integers are compared exactly, other numbers as doubles,
-strings by code points. `gt`, `gte`, `lt` and `lte` hold between two numbers or two strings. `ne` and `nin` are the
-negations of `eq` and `in`, so they hold if the key is missing; no other operator does. `contains` finds a substring in
-a string or an element in a list. `icontains` does the same for strings and ignores case. `exists` is true if the key
-is present, even if its value is null.
+strings by code points. `gt`, `gte`, `lt` and `lte` hold between two numbers or two strings. `in` is true for a list in
+the metadata if it is true for one of its elements; `eq` never is. `ne` and `nin` are the negations of `eq` and `in`, so
+they hold if the key is missing; no other operator does. `contains` finds a substring in a string or an element in a
+list. `icontains` does the same for strings and ignores case. `exists` is true if the key is present, even if its value
+is null.
+
+A field of the memory takes those operators that mean something for it, and operands of its type. `expires_at` is null
+if the memory never expires; for `exists` it is then missing.
 
 A filter is parsed first, which checks it, and then translated.
 """
@@ -19,11 +29,13 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+import orjson
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
@@ -31,6 +43,7 @@ from sqlalchemy import (
     Numeric,
     Text,
     and_,
+    any_,
     case,
     cast,
     exists,
@@ -39,16 +52,17 @@ from sqlalchemy import (
     literal,
     not_,
     or_,
-    true,
+    select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON
 
 from store.errors import InvalidInput
 from store.log.rows import micros
-from store.log.schema import contents, memories
+from store.log.schema import contents, memories, users
 from store.records import Filter
 
 Condition = ColumnElement[bool]
+_Paths = tuple[tuple[str, ...], ...]
 OPERATORS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "contains", "icontains", "exists")
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq,
@@ -57,7 +71,10 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "lt": operator.lt,
     "lte": operator.le,
 }
-_TIMES = {"created_at": memories.c.created_at, "updated_at": memories.c.updated_at}
+_EXACT = ("eq", "ne", "in", "nin", "exists")
+_ORDER = ("gt", "gte", "lt", "lte")
+_UNESCAPED_DOT = re.compile(r"(?<!\\)\.")
+_NOT_IN_A_NAME = re.compile(r'["\\\x00-\x1f]')
 _TEXT_ARRAY = ARRAY(Text)
 _MAX_DEPTH = 16
 _MAX_CONDITIONS = 256
@@ -79,24 +96,24 @@ class _Not:
 
 
 @dataclass(frozen=True, slots=True)
-class _TimeTest:
-    """A test of a memory's `created_at` or `updated_at`. Times are in microseconds."""
+class _FieldTest:
+    """A test of a field of the memory itself."""
 
-    key: str
+    field: str
     operator: str
     operand: Any
 
 
 @dataclass(frozen=True, slots=True)
 class _MetadataTest:
-    """A test of the value at a path in the metadata."""
+    """A test of the value at a path in the metadata: at the first of `paths` that the memory has."""
 
-    path: tuple[str, ...]
+    paths: _Paths
     operator: str
     operand: Any
 
 
-_Node = _Group | _Not | _TimeTest | _MetadataTest
+_Node = _Group | _Not | _FieldTest | _MetadataTest
 
 
 def condition(filter: Filter, dialect: str) -> Condition:
@@ -139,6 +156,8 @@ class _Parser:
                 parts.append(_Group("AND" if key == "AND" else "OR", inner))
             elif key == "NOT":
                 parts.append(_Not(self.parse(value, here, depth + 1)))
+            elif key == "metadata":
+                raise InvalidInput("is all of the metadata: name a key in it, as in `metadata.topic`", here)
             elif not isinstance(value, dict):
                 parts.append(self._test(key, "eq", value, here))
             elif not value:
@@ -151,30 +170,27 @@ class _Parser:
         self._count(1, path)
         if op not in OPERATORS:
             raise InvalidInput(f"must be one of the operators {', '.join(OPERATORS)}", path, "unknown_operator")
-        if key in _TIMES:
-            if op in ("contains", "icontains"):
-                raise InvalidInput("is an operator for metadata, not for times", path)
-            return _TimeTest(key, op, self._operand(op, operand, _read_time, path))
-        return _MetadataTest(_split_key(key, path), op, self._operand(op, operand, _read_scalar, path))
+        if key in _FIELDS:
+            field = _FIELDS[key]
+            if op not in field.operators:
+                message = f"is not an operator for `{key}`, which takes {', '.join(field.operators)}"
+                raise InvalidInput(message, path)
+            read = _or_null(field.read) if field.nullable and op in _EXACT else field.read
+            return _FieldTest(key, op, self._operand(op, operand, read, path))
+        read = _METADATA_READERS.get(op, _read_scalar)
+        return _MetadataTest(_read_key(key, path), op, self._operand(op, operand, read, path))
 
     def _operand(self, op: str, operand: Any, read: Callable[[Any, str], Any], path: str) -> Any:
-        match op:
-            case "exists":
-                if not isinstance(operand, bool):
-                    raise InvalidInput("must be true or false", path)
-                return operand
-            case "in" | "nin":
-                if not isinstance(operand, list):
-                    raise InvalidInput("must be a list", path)
-                strings = sum(isinstance(item, str) for item in operand)
-                self._count(len(operand) - strings + strings // _STRINGS_PER_CONDITION, path)
-                return _read_items(read, operand, path)
-            case "icontains":
-                if not isinstance(operand, str):
-                    raise InvalidInput("must be a string", path)
-            case "gt" | "gte" | "lt" | "lte":
-                if isinstance(operand, bool) or not isinstance(operand, str | int | float):
-                    raise InvalidInput("must be a number or a string", path)
+        if op == "exists":
+            if not isinstance(operand, bool):
+                raise InvalidInput("must be true or false", path)
+            return operand
+        if op in ("in", "nin"):
+            if not isinstance(operand, list):
+                raise InvalidInput("must be a list", path)
+            strings = sum(isinstance(item, str) for item in operand)
+            self._count(len(operand) - strings + strings // _STRINGS_PER_CONDITION, path)
+            return _read_items(read, operand, path)
         return read(operand, path)
 
     def _count(self, conditions: int, path: str) -> None:
@@ -183,14 +199,19 @@ class _Parser:
             raise InvalidInput(f"exceeds the limit: a filter has at most {_MAX_CONDITIONS} conditions", path)
 
 
-def _split_key(key: str, path: str) -> tuple[str, ...]:
-    names = tuple(key.split("."))
-    if not _is_unicode(key) or any(not name or any(c in '"\\' or c < " " for c in name) for name in names):
-        message = "must be names joined by dots, without quotes, backslashes and control characters"
+def _read_key(key: str, path: str) -> _Paths:
+    """The paths in the metadata that a key stands for, the one that counts first."""
+    key = key.removeprefix("metadata.")
+    names = tuple(name.replace("\\.", ".") for name in _UNESCAPED_DOT.split(key))
+    if not _is_unicode(key) or any(not name or _NOT_IN_A_NAME.search(name) for name in names):
+        message = (
+            "must be names joined by dots, without quotes, backslashes and control characters; "
+            "a dot in a name is written \\."
+        )
         raise InvalidInput(message, path)
     if len(names) > _MAX_PATH:
         raise InvalidInput(f"must have at most {_MAX_PATH} names", path)
-    return names
+    return ((key,), names) if len(names) > 1 and "\\" not in key else (names,)
 
 
 def _read_items(read: Callable[[Any, str], Any], operand: list[Any], path: str) -> list[Any]:
@@ -227,6 +248,28 @@ def _read_time(value: Any, path: str) -> int:
         raise InvalidInput("must be an RFC 3339 time with a zone", path) from error
 
 
+def _read_string(value: Any, path: str) -> Any:
+    if not isinstance(value, str):
+        raise InvalidInput("must be a string", path)
+    return _read_scalar(value, path)
+
+
+def _read_number_or_string(value: Any, path: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InvalidInput("must be a number or a string", path)
+    return _read_scalar(value, path)
+
+
+def _read_integer(value: Any, path: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInput("must be an integer", path)
+    return _read_scalar(value, path)
+
+
+def _or_null(read: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    return lambda value, path: None if value is None else read(value, path)
+
+
 def _is_unicode(value: str) -> bool:
     try:
         value.encode()
@@ -235,11 +278,37 @@ def _is_unicode(value: str) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A field of the memory itself: its value in SQL, and what may be asked of it."""
+
+    value: Any
+    operators: tuple[str, ...]
+    read: Callable[[Any, str], Any]
+    nullable: bool = False
+
+
+_FIELDS = {
+    "id": _Field(memories.c.id, _EXACT, _read_string),
+    "user_id": _Field(
+        select(users.c.user_id).where(users.c.uid == memories.c.uid).correlate(memories).scalar_subquery(),
+        _EXACT,
+        _read_string,
+    ),
+    "text": _Field(contents.c.text, (*_EXACT, "contains", "icontains"), _read_string),
+    "version": _Field(memories.c.version, (*_EXACT, *_ORDER), _read_integer),
+    "created_at": _Field(memories.c.created_at, (*_EXACT, *_ORDER), _read_time),
+    "updated_at": _Field(memories.c.updated_at, (*_EXACT, *_ORDER), _read_time),
+    "expires_at": _Field(memories.c.expires_at, (*_EXACT, *_ORDER), _read_time, nullable=True),
+}
+_METADATA_READERS = {"icontains": _read_string, **dict.fromkeys(_ORDER, _read_number_or_string)}
+
+
 class _SQLite:
     """JSON in SQLite. A place in a document is a pair of SQL expressions: the type and the value."""
 
-    def at(self, path: tuple[str, ...]) -> Any:
-        place = _json_path(path)
+    def at(self, paths: _Paths) -> Any:
+        place = self._first(paths)
         return func.json_type(contents.c.metadata, place), func.json_extract(contents.c.metadata, place)
 
     def is_present(self, place: Any) -> Any:
@@ -255,39 +324,59 @@ class _SQLite:
         if isinstance(value, str):
             return and_(kind == "text", compare(found, value))
         if isinstance(value, int):
-            exact = and_(kind == "integer", compare(found, literal(value, BigInteger)))
-            return or_(exact, and_(kind == "real", compare(found, cast(literal(value, BigInteger), Double))))
+            exact = compare(found, literal(value, BigInteger))
+            as_doubles = compare(found, cast(literal(value, BigInteger), Double))
+            return case({"integer": exact, "real": as_doubles}, value=kind, else_=false())
         # SQLite converts the document's number and this text by the same routine, so that equal numbers are equal.
         number = cast(literal(repr(value), Text), Double)
         return and_(kind.in_(("integer", "real")), compare(cast(found, Double), number))
 
-    def is_one_of(self, place: Any, strings: list[str]) -> Any:
-        return and_(place[0] == "text", place[1].in_(strings))
+    def is_one_of(self, string: Any, strings: list[str]) -> Any:
+        if len(strings) == 1:  # faster than a search in a list
+            return string == strings[0]
+        # One parameter, because the list is in a statement twice and SQLite has at most 32,766 parameters.
+        one = func.json_each(orjson.dumps(strings).decode()).table_valued("value", name="one")
+        return string.in_(select(one.c.value))
 
     def is_string(self, place: Any) -> Any:
         return place[0] == "text"
 
-    def has_substring(self, place: Any, needle: str) -> Any:
-        return func.instr(place[1], literal(needle, Text)) > 0
+    def is_list(self, place: Any) -> Any:
+        return place[0] == "array"
 
-    def lower(self, place: Any) -> Any:
-        return place[0], func.unicode_lower(place[1])
+    def string(self, place: Any) -> Any:
+        return place[1]
 
-    def any_element(self, path: tuple[str, ...], test: Callable[[Any], Any]) -> Any:
-        items = func.json_each(contents.c.metadata, _json_path(path))
+    def lower(self, string: Any) -> Any:
+        return func.unicode_lower(string)
+
+    def has_substring(self, string: Any, needle: str) -> Any:
+        return func.instr(string, literal(needle, Text)) > 0
+
+    def any_element(self, paths: _Paths, test: Callable[[Any], Any]) -> Any:
+        items = func.json_each(contents.c.metadata, self._first(paths))
         element = items.table_valued("type", "value", name="element")
-        found = exists().select_from(element).where(test((element.c.type, element.c.value)))
-        return and_(self.at(path)[0] == "array", found)
+        return exists().select_from(element).where(test((element.c.type, element.c.value)))
 
+    def _first(self, paths: _Paths) -> Any:
+        """The first path that the document has, or the last."""
+        *others, last = ["$" + "".join(f'."{name}"' for name in path) for path in paths]
+        return case(*((self._has(path), path) for path in others), else_=last) if others else last
 
-def _json_path(path: tuple[str, ...]) -> str:
-    return "$" + "".join(f'."{name}"' for name in path)
+    @staticmethod
+    def _has(path: str) -> Any:
+        return func.json_type(contents.c.metadata, path).is_not(None)
 
 
 class _PostgreSQL:
     """JSON in PostgreSQL. A place in a document is an expression of type json, which keeps numbers as written."""
 
-    def at(self, path: tuple[str, ...]) -> Any:
+    def at(self, paths: _Paths) -> Any:
+        places = [self._at(path) for path in paths]
+        return places[0] if len(places) == 1 else func.coalesce(*places, type_=JSON())
+
+    @staticmethod
+    def _at(path: tuple[str, ...]) -> Any:
         place: Any = cast(contents.c.metadata, JSON)
         for name in path:  # as text keys: an integer key would be an index into an array
             place = place.op("->", return_type=JSON())(literal(name, Text))
@@ -297,7 +386,7 @@ class _PostgreSQL:
         return place.is_not(None)
 
     def compare(self, place: Any, op: str, value: Any) -> Any:
-        kind, written = func.json_typeof(place), self._text(place)
+        kind, written = func.json_typeof(place), self.string(place)
         compare = _COMPARE[op]
         if value is None:
             return kind == "null"
@@ -311,27 +400,27 @@ class _PostgreSQL:
             double = case((written.regexp_match("[.eE]"), double), else_=exact)
         return case((kind == "number", double), else_=false())
 
-    def is_one_of(self, place: Any, strings: list[str]) -> Any:
-        return and_(func.json_typeof(place) == "string", self._text(place).in_(strings))
+    def is_one_of(self, string: Any, strings: list[str]) -> Any:
+        return string == any_(cast(literal(strings, _TEXT_ARRAY), _TEXT_ARRAY))
 
     def is_string(self, place: Any) -> Any:
         return func.json_typeof(place) == "string"
 
-    def has_substring(self, place: Any, needle: str) -> Any:
-        return func.strpos(self._text(place), literal(needle, Text)) > 0
+    def is_list(self, place: Any) -> Any:
+        return func.json_typeof(place) == "array"
 
-    def lower(self, place: Any) -> Any:
-        return func.to_json(func.lower(self._text(place).collate("und-x-icu")))
-
-    def any_element(self, path: tuple[str, ...], test: Callable[[Any], Any]) -> Any:
-        place = self.at(path)
-        items = case((func.json_typeof(place) == "array", place), else_=cast(literal("[]", Text), JSON))
-        element = func.json_array_elements(items).table_valued("value", name="element").render_derived()
-        return exists().select_from(element).where(test(cast(element.c.value, JSON)))
-
-    @staticmethod
-    def _text(place: Any) -> Any:
+    def string(self, place: Any) -> Any:
         return place.op("#>>", return_type=Text())(cast(literal("{}", Text), _TEXT_ARRAY))
+
+    def lower(self, string: Any) -> Any:
+        return func.lower(string.collate("und-x-icu"))
+
+    def has_substring(self, string: Any, needle: str) -> Any:
+        return func.strpos(string, literal(needle, Text)) > 0
+
+    def any_element(self, paths: _Paths, test: Callable[[Any], Any]) -> Any:
+        element = func.json_array_elements(self.at(paths)).table_valued("value", name="element").render_derived()
+        return exists().select_from(element).where(test(cast(element.c.value, JSON)))
 
 
 _Json = _SQLite | _PostgreSQL
@@ -344,8 +433,8 @@ def _to_sql(node: _Node, json: _Json) -> Condition:
             return and_(*conditions) if operator == "AND" else or_(*conditions)
         case _Not(part):
             return not_(_to_sql(part, json))
-        case _TimeTest():
-            return _or_false(_time_test(node))
+        case _FieldTest():
+            return _or_false(_field_test(node, json))
         case _MetadataTest():
             return _or_false(_metadata_test(node, json))
 
@@ -354,22 +443,37 @@ def _or_false(test: Any) -> Any:
     return func.coalesce(test, false())
 
 
-def _time_test(test: _TimeTest) -> Any:
-    column, operand = _TIMES[test.key], test.operand
+def _field_test(test: _FieldTest, json: _Json) -> Any:
+    value, operand = _FIELDS[test.field].value, test.operand
     match test.operator:
         case "exists":
-            return true() if operand else false()
-        case "in":
-            return column.in_(operand)
-        case "nin":
-            return not_(column.in_(operand))
+            return value.is_not(None) if operand else value.is_(None)
         case "ne":
-            return column != operand
-    return _COMPARE[test.operator](column, operand)
+            return not_(_or_false(_equals(value, operand)))
+        case "in":
+            return _equals_one_of(value, operand)
+        case "nin":
+            return not_(_or_false(_equals_one_of(value, operand)))
+        case "contains":
+            return json.has_substring(value, operand)
+        case "icontains":
+            return json.has_substring(json.lower(value), operand.lower())
+        case "eq":
+            return _equals(value, operand)
+    return _COMPARE[test.operator](value, operand)
+
+
+def _equals(value: Any, operand: Any) -> Any:
+    return value.is_(None) if operand is None else value == operand
+
+
+def _equals_one_of(value: Any, operands: list[Any]) -> Any:
+    found = value.in_([operand for operand in operands if operand is not None])
+    return or_(value.is_(None), found) if None in operands else found
 
 
 def _metadata_test(test: _MetadataTest, json: _Json) -> Any:
-    place, operand = json.at(test.path), test.operand
+    place, operand = json.at(test.paths), test.operand
     match test.operator:
         case "exists":
             present = json.is_present(place)
@@ -377,34 +481,55 @@ def _metadata_test(test: _MetadataTest, json: _Json) -> Any:
         case "ne":
             return not_(_or_false(json.compare(place, "eq", operand)))
         case "in":
-            return _in(place, operand, json)
+            return _in(test.paths, operand, json)
         case "nin":
-            return not_(_or_false(_in(place, operand, json)))
+            return not_(_or_false(_in(test.paths, operand, json)))
         case "contains":
-            return _contains(test.path, operand, json)
+            return _contains(test.paths, operand, json)
         case "icontains":
-            return _icontains(test.path, operand, json)
+            return _icontains(test.paths, operand, json)
     return json.compare(place, test.operator, operand)
 
 
-def _in(place: Any, items: list[Any], json: _Json) -> Any:
-    strings = [item for item in items if isinstance(item, str)]
-    found = or_(false(), *(json.compare(place, "eq", item) for item in items if not isinstance(item, str)))
-    return or_(_or_false(found), json.is_one_of(place, strings)) if strings else found
+def _list_or_value(paths: _Paths, element: Callable[[Any], Any], value: Callable[[Any], Any], json: _Json) -> Any:
+    """Whether `element` holds for an element of the list at a path; if no list is there, whether `value` holds for it.
+
+    CASE evaluates only the branch that it takes, so that a value that is no list costs nothing more.
+    """
+    place = json.at(paths)
+    return case((json.is_list(place), json.any_element(paths, element)), else_=value(place))
 
 
-def _contains(path: tuple[str, ...], operand: Any, json: _Json) -> Any:
-    element = json.any_element(path, lambda item: json.compare(item, "eq", operand))
-    if not isinstance(operand, str):
-        return element
-    place = json.at(path)
-    return or_(_or_false(element), and_(json.is_string(place), json.has_substring(place, operand)))
+def _in(paths: _Paths, operands: list[Any], json: _Json) -> Any:
+    strings = [operand for operand in operands if isinstance(operand, str)]
+    others = [operand for operand in operands if not isinstance(operand, str)]
+
+    def is_one(place: Any, *branches: tuple[Any, Any]) -> Any:
+        equal = or_(false(), *(json.compare(place, "eq", operand) for operand in others))
+        if strings:  # the first branch, because most lists of operands are of strings, and so are most values
+            branches = ((json.is_string(place), json.is_one_of(json.string(place), strings)), *branches)
+        return case(*branches, else_=equal) if branches else equal
+
+    place = json.at(paths)
+    return is_one(place, (json.is_list(place), json.any_element(paths, is_one)))
 
 
-def _icontains(path: tuple[str, ...], operand: str, json: _Json) -> Any:
-    needle, place = operand.lower(), json.at(path)
-    element = json.any_element(
-        path, lambda item: and_(json.is_string(item), json.compare(json.lower(item), "eq", needle))
-    )
-    substring = and_(json.is_string(place), json.has_substring(json.lower(place), needle))
-    return or_(_or_false(element), substring)
+def _contains(paths: _Paths, operand: Any, json: _Json) -> Any:
+    def has_substring(place: Any) -> Any:
+        if not isinstance(operand, str):
+            return false()
+        return and_(json.is_string(place), json.has_substring(json.string(place), operand))
+
+    return _list_or_value(paths, lambda item: json.compare(item, "eq", operand), has_substring, json)
+
+
+def _icontains(paths: _Paths, operand: str, json: _Json) -> Any:
+    needle = operand.lower()
+
+    def equals(item: Any) -> Any:
+        return and_(json.is_string(item), json.lower(json.string(item)) == needle)
+
+    def has_substring(place: Any) -> Any:
+        return and_(json.is_string(place), json.has_substring(json.lower(json.string(place)), needle))
+
+    return _list_or_value(paths, equals, has_substring, json)

@@ -127,16 +127,24 @@ async def test_pages_continue_while_others_write(api: httpx.AsyncClient) -> None
         ({"OR": [{"n": 0}, {"AND": [{"n": {"gte": 2}}, {"NOT": {"app": "mail"}}]}]}, ["0", "3"]),
         ({"created_at": {"gte": "2020-01-01T00:00:00Z"}}, ["0", "1", "2", "3"]),
         ({"updated_at": {"lt": "2020-01-01T00:00:00Z"}}, []),
+        ({"id": {"in": ["0", "3"]}}, ["0", "3"]),
+        ({"user_id": "ann", "text": {"icontains": "TEXT 1"}}, ["1"]),
+        ({"version": {"gte": 3}, "expires_at": None}, ["2", "3"]),
+        ({"gen_ai.system": {"ne": "openai"}}, ["0", "1", "2"]),
+        ({"k8s.io/app": "web"}, ["2"]),
+        ({"source.k8s\\.io/app": "web"}, ["3"]),
+        ({"tags": {"in": ["new", "old"]}}, ["1"]),
+        ({"metadata.id": "7"}, ["0"]),
     ],
 )
 async def test_filters_mean_the_same_in_list_search_and_delete(
     api: httpx.AsyncClient, given: dict[str, Any], found: list[str]
 ) -> None:
     data = [
-        {"app": "mail", "n": 0},
+        {"app": "mail", "n": 0, "id": "7"},
         {"app": "chat", "n": 1, "tags": ["old"]},
-        {"app": "mail", "n": 2},
-        {"app": "web", "n": 3, "source": {"kind": "Website"}},
+        {"app": "mail", "n": 2, "k8s.io/app": "web"},
+        {"app": "web", "n": 3, "source": {"kind": "Website", "k8s.io/app": "web"}, "gen_ai.system": "openai"},
     ]
     await add(api, *({"id": str(n), "text": f"text {n}", "metadata": each} for n, each in enumerate(data)))
     assert await ids(api, filter=json.dumps(given)) == found
@@ -152,6 +160,8 @@ async def test_filters_mean_the_same_in_list_search_and_delete(
         ({"age": {"near": 3}}, "filter.age.near"),
         ({"AND": [{"a": 1}, {"age": {"near": 3}}]}, "filter.AND.1.age.near"),
         ({"NOT": {"OR": [{"age": {"near": 3}}]}}, "filter.NOT.OR.0.age.near"),
+        ({"NOT": {"id": {"gt": "a"}}}, "filter.NOT.id.gt"),
+        ({"version": "3"}, "filter.version"),
         ({}, "filter"),
     ],
 )
@@ -166,6 +176,13 @@ async def test_a_wrong_filter_is_named_in_every_route(
         await api.delete(ANN, params={"filter": json.dumps(given)}),
     ]
     assert [refused(answer)[:2] for answer in answers] == [(400, param)] * 4
+
+
+async def test_deleting_all_but_one_id_spares_it(api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "keep", "text": "tea"}, {"id": "a", "text": "milk"}, {"id": "b", "text": "rain"})
+    given = {"filter": {"NOT": {"id": "keep"}}}
+    assert (await api.request("DELETE", ANN, json=given)).json() == {"deleted": 2}
+    assert await ids(api) == ["keep"]
 
 
 async def test_deleting_by_filter_needs_one_filter(api: httpx.AsyncClient) -> None:

@@ -42,7 +42,20 @@ texts = st.sampled_from(["tea", "coffee", "rain", "Ä"])
 vectors = st.integers(0, len(VECTORS) - 1)
 metadata = st.sampled_from([{}, {"k": 1}, {"k": 2}, {"k": "x", "l": [1]}])
 lifetimes = st.sampled_from([None, None, None, 5.0, 50.0])
-filters = st.sampled_from([None, {"k": 1}, {"k": {"ne": 1}}, {"OR": [{"k": 2}, {"l": {"contains": 1}}]}, {"k": "no"}])
+filters = st.sampled_from(
+    [
+        None,
+        {"k": 1},
+        {"k": {"ne": 1}},
+        {"OR": [{"k": 2}, {"l": {"contains": 1}}]},
+        {"k": "no"},
+        {"l": {"in": [1, 2]}},
+        {"NOT": {"id": {"in": ["1", "2", "3"]}}},
+        {"user_id": "ann", "text": {"icontains": "E"}},
+        {"version": {"gt": 5}, "expires_at": None},
+        {"expires_at": {"gt": "2026-01-01T00:00:10Z"}},
+    ]
+)
 new_memories = st.lists(
     st.tuples(ids, texts, vectors, metadata, lifetimes), min_size=1, max_size=6, unique_by=lambda new: new[0]
 )
@@ -277,7 +290,7 @@ class Replicas(RuleBasedStateMachine):
     @rule(n=stores, user=users, filter=filters.filter(bool))
     def delete_where(self, n: int, user: Any, filter: Any) -> None:
         gone = self.stores[n].delete_where(*user, filter)
-        expected = [id for id, m in self.live(user).items() if matches(filter, m.metadata)]
+        expected = [id for id, m in self.live(user).items() if matches(filter, m)]
         assert gone == len(expected)
         for id in expected:
             self.known[user].deleted_at[id] = self.clock.now
@@ -345,7 +358,7 @@ class Replicas(RuleBasedStateMachine):
     def _expect_search(self, request: Search, result: Any) -> None:
         assert isinstance(result, SearchResult), result
         live = self.live((request.tenant, request.user_id))
-        matching = [m for m in live.values() if request.filter is None or matches(request.filter, m.metadata)]
+        matching = [m for m in live.values() if request.filter is None or matches(request.filter, m)]
         assert len(result.results) == min(request.top_k, len(matching))
 
         def score(memory: Memory) -> float:
@@ -380,7 +393,7 @@ class Replicas(RuleBasedStateMachine):
                 cursor = page.next_cursor
                 if cursor is None:
                     break
-            matching = [m for m in self.live(user).values() if filter is None or matches(filter, m.metadata)]
+            matching = [m for m in self.live(user).values() if filter is None or matches(filter, m)]
             key = (lambda m: m.version) if order == "updated_at" else (lambda m: (m.created_at, m.id))
             ours = sorted(matching, key=lambda m: m.version if order == "updated_at" else m.created_at, reverse=falling)
             if order == "updated_at":
