@@ -544,6 +544,22 @@ def test_conditions_are_bounded() -> None:
         filters.check({"created_at": {"nin": ["2026-01-01T00:00:00Z"] * 25_600}})
 
 
+@pytest.mark.parametrize(
+    "filter",
+    [
+        {"k.k": {"in": list(range(255))}},
+        {"OR": [{"k.k": {"icontains": str(n)}} for n in range(64)]},
+        {"AND": [{"k.k": {"nin": [str(m) for m in range(99)]}} for _ in range(64)]},
+    ],
+    ids=["list of integers", "substrings", "lists of strings"],
+)
+def test_a_large_and_deep_filter_can_be_run(log: Log, filter: dict[str, Any]) -> None:
+    for _ in range(15):
+        filter = {"NOT": filter}
+    inserted = _memories([{"k.k": 3}, {"k": {"k": ["3"]}}, {"k": "3"}])
+    _expect(log, inserted, filter, [n for n, memory in enumerate(inserted) if matches(filter, memory)])
+
+
 def test_a_path_may_be_as_deep_as_metadata(log: Log) -> None:
     document: Any = 1
     for _ in range(32):
