@@ -100,10 +100,10 @@ class Embedder:
         except MemserveError as error:
             return error
 
-    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str] | MemserveError:
+    async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str] | MemserveError:
         """The text of each list of token ids. An error of the request is returned, not raised."""
         try:
-            return await self._engine.decode(ids)
+            return await self._engine.decode(ids, skip_special_tokens=skip_special_tokens)
         except MemserveError as error:
             return error
 

@@ -138,9 +138,9 @@ class Memserve:
         """The tokens of each text, with their places in it. An error has the text's position."""
         return await self._embedder.split(texts, add_special_tokens)
 
-    async def decode(self, ids: Sequence[Sequence[int]]) -> Sequence[str]:
+    async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool) -> Sequence[str]:
         """The text of each list of token ids. An error has the list's position."""
-        return await self._embedder.decode(ids)
+        return await self._embedder.decode(ids, skip_special_tokens)
 
     async def model_info(self) -> ModelInfo:
         """The model that is served."""

@@ -27,7 +27,11 @@ MARK = "<!-- Written by docs/generate.py from the code. Do not edit. -->"
 
 TAGS = {
     "embeddings": ("Embeddings", "The guide is [Embeddings](embeddings.md)."),
-    "TEI": ("Routes of text-embeddings-inference", "For clients of that server. Their errors are those of all routes."),
+    "TEI": (
+        "Routes of text-embeddings-inference",
+        "For clients of that server. Unknown fields are ignored on these routes. Their errors have the form of "
+        "[TeiErrorAnswer](#teierroranswer).",
+    ),
     "memories": ("Memories", "The guide is [Memories](memories.md)."),
     "users": ("Users", "The guide is [Memories](memories.md#users)."),
     "operations": ("Operations", "The guide is [Operations](operations.md)."),
@@ -36,9 +40,9 @@ TAGS = {
 API_INTRODUCTION = """
 All bodies are JSON in UTF-8 unless a route says otherwise. Every route reads a body that is compressed by gzip, with
 `Content-Encoding: gzip`; the limits are those of the unpacked body. Times are in RFC 3339 format; answers give them in
-UTC. Unknown fields are refused. If a field may be `null`, `null` means the same as leaving the field out, unless its
-description says otherwise. The id of a user or of a memory has 1 to 256 characters, none of them a control character;
-new ids must not be `.` or `..`. In a path an id is percent-encoded.
+UTC. Unknown fields are refused, except on the routes of text-embeddings-inference. If a field may be `null`, `null`
+means the same as leaving the field out, unless its description says otherwise. The id of a user or of a memory has 1 to
+256 characters, none of them a control character; new ids must not be `.` or `..`. In a path an id is percent-encoded.
 
 A running server has this description at `/docs`, and as an OpenAPI document at `/openapi.json`. The same document is
 in the repository as `openapi.json`.
@@ -47,7 +51,7 @@ in the repository as `openapi.json`.
 ERRORS_SECTION = """
 ## Errors
 
-Every 4xx and 5xx answer has the same body:
+Every 4xx and 5xx answer has the same body, except on the routes of text-embeddings-inference:
 
 ```json
 {

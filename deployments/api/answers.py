@@ -22,6 +22,18 @@ class ErrorAnswer(TypedDict):
     error: ErrorDetailAnswer
 
 
+class TeiErrorAnswer(TypedDict):
+    """Every 4xx and 5xx of the routes of text-embeddings-inference."""
+
+    error: Annotated[str, Field(description="One sentence for a reader.")]
+    error_type: Annotated[
+        Literal["Backend", "Overloaded", "Unhealthy", "Validation"],
+        Field(description="The kind of the error; it follows from the status."),
+    ]
+    param: Annotated[str | None, Field(description="The path of the wrong field (`inputs.3`).")]
+    code: Annotated[str | None, Field(description="A stable name of the reason, for programs.")]
+
+
 class EmbeddingAnswer(TypedDict):
     """One vector."""
 

@@ -21,6 +21,7 @@ async def get_live(_: Memserve, __: Request) -> Response:
     return json_response({"status": "live"})
 
 
+@tei.routes.add("GET", "/ping", response_model=answers.ReadyAnswer, responses=fails({503: _NOT_READY}))
 @operations.add("GET", "/health", response_model=answers.ReadyAnswer, responses=fails({503: _NOT_READY}))
 @operations.add("GET", "/health/ready", response_model=answers.ReadyAnswer, responses=fails({503: _NOT_READY}))
 async def get_ready(memserve: Memserve, request: Request) -> Response:
@@ -42,7 +43,7 @@ def build_api(memserve: Memserve, on_error: Callable[[Exception], None], *, behi
     Args:
         behind_haproxy: whether HAProxy is in front. Readiness then requires the header that makes resent writes safe.
     """
-    api = api_without_routes(on_error)
+    api = api_without_routes(on_error, dict.fromkeys(tei.routes.paths(), tei.error_body))
     api.state.behind_haproxy = behind_haproxy
     groups = (embeddings.routes, tei.routes, memories.routes, users.routes, operations)
     api.router.routes.extend(route for group in groups for route in group.served(memserve))

@@ -3,7 +3,7 @@
 Guarantees:
 - The size of a body is bounded before it is parsed, and a compressed one is not unpacked beyond the limit.
 - An id in a path may hold any percent-encoded character, a slash included.
-- Every 4xx and 5xx has the OpenAI error shape.
+- Every 4xx and 5xx has the OpenAI error shape, on paths of text-embeddings-inference the shape of that server.
 """
 
 import logging
@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.api import answers
 from deployments.api.gzip import unzipped
 from deployments.api.openapi import ERRORS
 from deployments.embedding.outputs import Timings
@@ -40,17 +41,22 @@ _MAX_PARAMETERS = 32
 
 Query = TypeVar("Query", bound=BaseModel)
 Handler = Callable[[Memserve, Request], Awaitable[Response]]
+ErrorBody = Callable[[HttpError], Mapping[str, Any]]
 
 
 class Routes:
     """Routes of one tag: Starlette serves them, FastAPI makes the OpenAPI document of them.
 
+    Args:
+        error_answer: the shape of their errors, for the document. `api_without_routes` makes it.
+
     The handlers parse, validate and answer themselves. If FastAPI called them, it would spend 70 us of each request, of
     170, on doing the same.
     """
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, error_answer: Any = answers.ErrorAnswer) -> None:
         self._tag = tag
+        self._error_answer = error_answer
         self._declared: list[tuple[str, str, Handler, dict[str, Any]]] = []
 
     def add(self, method: str, path: str, **described: Any) -> Callable[[Handler], Handler]:
@@ -61,6 +67,10 @@ class Routes:
             return handler
 
         return declare
+
+    def paths(self) -> set[str]:
+        """The paths as they are declared."""
+        return {path for _, path, _, _ in self._declared}
 
     def served(self, memserve: Memserve) -> Iterator[Route]:
         """The routes, calling one service."""
@@ -77,8 +87,15 @@ class Routes:
                 name=handler.__name__,
                 description=handler.__doc__,
                 tags=[self._tag],
-                **{**described, "responses": ERRORS | described.get("responses", {})},
+                **{**described, "responses": self._responses(described)},
             )
+
+    def _responses(self, described: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
+        responses: dict[int | str, dict[str, Any]] = ERRORS | described.get("responses", {})
+        return {
+            status: answer if status == 200 else {**answer, "model": self._error_answer}
+            for status, answer in responses.items()
+        }
 
 
 def _no_parameters() -> None:
@@ -189,19 +206,23 @@ def timing_headers(timings: Timings, started: float) -> dict[str, str]:
     }
 
 
-def error_response(error: HttpError) -> Response:
-    """The OpenAI error shape, with Retry-After if a later request may succeed."""
+def error_response(error: HttpError, body_of: ErrorBody = HttpError.body) -> Response:
+    """The answer of a request that failed, with Retry-After if a later request may succeed."""
     headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
     if error.status == 415:
         headers["accept-encoding"] = "gzip"  # RFC 9110, 15.5.16
-    return json_response(error.body(), error.status, headers)
+    return json_response(body_of(error), error.status, headers)
 
 
 _HTTP_TYPES = {404: "not_found_error", 405: "invalid_request_error", 401: "authentication_error"}
 
 
-def api_without_routes(on_error: Callable[[Exception], None]) -> FastAPI:
-    """The application without its routes. It calls `on_error` with the error of every request that fails."""
+def api_without_routes(on_error: Callable[[Exception], None], error_bodies: Mapping[str, ErrorBody]) -> FastAPI:
+    """The application without its routes. It calls `on_error` with the error of every request that fails.
+
+    Args:
+        error_bodies: by path, the bodies of errors that do not have the OpenAI shape.
+    """
     api = FastAPI(
         title="memserve",
         description="Embeddings with dynamic batching, and a durable memory store with one vector index per user.",
@@ -209,19 +230,22 @@ def api_without_routes(on_error: Callable[[Exception], None]) -> FastAPI:
     )
     api.add_middleware(RawPath)
 
+    def response(request: Request, error: HttpError) -> Response:
+        return error_response(error, error_bodies.get(request.scope["path"], HttpError.body))
+
     @api.exception_handler(LocatedError)
-    async def _known(_: Request, error: Exception) -> Response:
+    async def _known(request: Request, error: Exception) -> Response:
         on_error(error)
-        return error_response(to_http(error))
+        return response(request, to_http(error))
 
     @api.exception_handler(HTTPException)
     async def _routing(request: Request, error: HTTPException) -> Response:
         on_error(error)
         kind = _HTTP_TYPES.get(error.status_code, "invalid_request_error")
-        response = error_response(HttpError(error.status_code, kind, f"{error.detail}.", None, None, None))
+        answer = response(request, HttpError(error.status_code, kind, f"{error.detail}.", None, None, None))
         if error.status_code == 405:
-            response.headers["allow"] = ", ".join(sorted(_methods_of(api, request.scope)))
-        return response
+            answer.headers["allow"] = ", ".join(sorted(_methods_of(api, request.scope)))
+        return answer
 
     @api.exception_handler(ClientDisconnect)
     async def _gone(_: Request, __: Exception) -> Response:
@@ -231,7 +255,7 @@ def api_without_routes(on_error: Callable[[Exception], None]) -> FastAPI:
     async def _unknown(request: Request, error: Exception) -> Response:
         on_error(error)
         logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(to_http(error))
+        return response(request, to_http(error))
 
     return api
 

@@ -14,18 +14,15 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from deployments.api import answers
 from deployments.requests.fields import StoredId
 from deployments.requests.origin import MAX_KEY_LENGTH
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {
-        "model": answers.ErrorAnswer,
         "description": "400 the request is invalid, 404 not found, 405 wrong method, 409 conflict, 413 the body is too "
         "large, 415 the body is compressed, but not by gzip, 429 too much work is queued (with Retry-After)",
     },
     "5XX": {
-        "model": answers.ErrorAnswer,
         "description": "500 the server failed, 502 and 504 a remote model failed, 503 a part of the server is not "
         "available (with Retry-After)",
     },
@@ -89,7 +86,7 @@ def takes(
 
 def fails(reasons: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route: its own errors, by status, in addition to those of every route."""
-    return {status: {"model": answers.ErrorAnswer, "description": reason} for status, reason in reasons.items()}
+    return {status: {"description": reason} for status, reason in reasons.items()}
 
 
 def _query_parameters(query: type[BaseModel]) -> list[dict[str, Any]]:

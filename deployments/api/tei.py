@@ -1,4 +1,8 @@
-"""The routes of text-embeddings-inference (TEI), for its clients. Errors have the shape of all other routes."""
+"""The routes of text-embeddings-inference (TEI), for its clients.
+
+Errors have TEI's shape, with the path of the field and the code beside it: huggingface_hub shows `error` only if it is
+a string.
+"""
 
 import time
 from importlib.metadata import version
@@ -11,7 +15,7 @@ from deployments.api import answers
 from deployments.api.http import Routes, json_response, read_body, timing_headers
 from deployments.api.openapi import TIMES, fails, takes
 from deployments.embedding import outputs
-from deployments.errors import LocatedError, TooLarge, located
+from deployments.errors import HttpError, LocatedError, TooLarge, located
 from deployments.requests import bodies, tei
 from deployments.service import Memserve
 
@@ -25,18 +29,15 @@ BODIES = (
 # 60 ms, the answer has 4.3 MB, and no step of it holds an event loop for more than 30 ms.
 MAX_UNITS = 65_536
 
-routes = Routes("TEI")
+routes = Routes("TEI", answers.TeiErrorAnswer)
+_ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}
+_EMBED = takes(body=tei.EmbedBody)
 
 
-@routes.add(
-    "POST",
-    "/embed",
-    response_model=list[list[float]],
-    responses={200: TIMES},
-    openapi_extra=takes(body=tei.EmbedBody),
-)
+@routes.add("POST", "/", response_model=list[list[float]], responses={200: TIMES}, openapi_extra=_EMBED)
+@routes.add("POST", "/embed", response_model=list[list[float]], responses={200: TIMES}, openapi_extra=_EMBED)
 async def post_embed(memserve: Memserve, request: Request) -> Response:
-    """Embed texts or token ids."""
+    """Embed texts or token ids. `POST /` and `POST /embed` are the same."""
     started = time.perf_counter()
     body = bodies.parse(tei.EmbedBody, await read_body(request, memserve.max_body_bytes))
     with located("inputs", in_list=not bodies.is_single(body.inputs)):
@@ -106,12 +107,12 @@ async def post_tokenize(memserve: Memserve, request: Request) -> Response:
     openapi_extra=takes(body=tei.DecodeBody),
 )
 async def post_decode(memserve: Memserve, request: Request) -> Response:
-    """Join token ids into texts, without special tokens."""
+    """Join token ids into texts."""
     body = bodies.parse(tei.DecodeBody, await read_body(request, memserve.max_body_bytes))
     lists = cast(list[list[int]], bodies.as_list(body.ids))
     _check_size(sum(map(len, lists)), "token ids", "ids")
     with located("ids", in_list=not bodies.is_single(body.ids)):
-        return json_response(await memserve.decode(lists))
+        return json_response(await memserve.decode(lists, body.skip_special_tokens))
 
 
 @routes.add("GET", "/info", response_model=answers.InfoAnswer)
@@ -130,6 +131,13 @@ async def get_info(memserve: Memserve, _: Request) -> Response:
         "version": version("memserve"),
     }
     return json_response(content)
+
+
+def error_body(error: HttpError) -> dict[str, str | None]:
+    """An error in TEI's shape."""
+    detail = error.body()["error"]
+    kind = _ERROR_TYPES.get(error.status, "Backend" if error.status >= 500 else "Validation")
+    return {"error": detail["message"], "error_type": kind, "param": detail["param"], "code": detail["code"]}
 
 
 def _check_size(size: int, unit: str, name: str) -> None:

@@ -147,9 +147,9 @@ class EmbedderCalls:
         """The tokens of each text, with their places in it. Raises InvalidRequest, Overloaded."""
         return await self._call_unbatched(lambda: self._handle.split.remote(texts, add_special_tokens))
 
-    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+    async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
         """The text of each list of token ids. Raises InvalidRequest, Overloaded."""
-        return await self._call_unbatched(lambda: self._handle.decode.remote(ids))
+        return await self._call_unbatched(lambda: self._handle.decode.remote(ids, skip_special_tokens))
 
     async def _call_unbatched(self, call: Callable[[], Awaitable[Answer | MemserveError]]) -> Answer:
         with self._unbatched.admit():

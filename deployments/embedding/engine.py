@@ -331,8 +331,8 @@ class Engine:
                 answer += await self.model.split(texts[start:end], add_special_tokens=add_special_tokens)
         return answer
 
-    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Turn lists of token ids into texts, without special tokens.
+    async def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """Turn lists of token ids into texts.
 
         Raises:
             InvalidRequest: the list at `position` is empty or holds a token id outside the vocabulary; or the model is
@@ -342,7 +342,7 @@ class Engine:
         answer = []
         for start, end in runs(map(len, ids), _SPLIT_UNITS):
             async with self._splitting:
-                answer += await self.model.decode(ids[start:end])
+                answer += await self.model.decode(ids[start:end], skip_special_tokens=skip_special_tokens)
         return answer
 
     async def warm_up(self) -> None:

@@ -119,6 +119,7 @@ class FakeModel(Model):
             answer.append(tokens)
         return answer
 
-    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """See Model. A hash cannot be reversed, so each id is written as `<id>`."""
-        return [" ".join(f"<{token}>" for token in sequence) for sequence in ids]
+    async def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """See Model. A hash cannot be reversed, so each id is written as `<id>`. The largest id counts as special."""
+        special = self.info.vocab_size - 1 if skip_special_tokens else None
+        return [" ".join(f"<{token}>" for token in sequence if token != special) for sequence in ids]

@@ -159,8 +159,8 @@ class Model(ABC):
         """
         raise InvalidRequest(_ELSEWHERE, None, "no_tokenizer")
 
-    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Turn lists of token ids into texts, without special tokens. Raises InvalidRequest as `split` does."""
+    async def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """Turn lists of token ids into texts. Raises InvalidRequest as `split` does."""
         raise InvalidRequest(_ELSEWHERE, None, "no_tokenizer")
 
     async def close(self) -> None:

@@ -1,15 +1,29 @@
-"""The bodies of the routes of text-embeddings-inference (TEI)."""
+"""The bodies of the routes of text-embeddings-inference (TEI).
+
+Unknown fields are ignored, as TEI ignores them: clients of huggingface_hub send `parameters` and `options`.
+"""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from deployments.errors import InvalidRequest
-from deployments.requests.bodies import MAX_INPUTS, Ids, Inputs, Nested, RequestBody, as_list, check_inputs
+from deployments.requests.bodies import MAX_INPUTS, Ids, Inputs, as_list, check_inputs
 from deployments.requests.fields import EmbeddedText, OrNull
 
 
-class PromptBody(RequestBody):
+class TeiBody(BaseModel):
+    """A body, of which unknown fields are ignored."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        strict=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"additionalProperties": True},
+    )
+
+
+class PromptBody(TeiBody):
     """How inputs are prepared. Without `prompt_name` the model's default prompt is used."""
 
     truncate: bool | None = None
@@ -55,7 +69,7 @@ class EmbedBody(PromptBody):
     """Keep so many dimensions. At most the dimensions of the model."""
 
 
-class SentencesBody(RequestBody):
+class SentencesBody(TeiBody):
     """A text, and the texts that it is compared with."""
 
     source_sentence: EmbeddedText
@@ -64,16 +78,16 @@ class SentencesBody(RequestBody):
     """The others."""
 
 
-class SimilarityBody(RequestBody):
+class SimilarityBody(TeiBody):
     """`POST /similarity`: compare one text with others."""
 
-    inputs: Annotated[SentencesBody, Nested()]
+    inputs: SentencesBody
     """The texts."""
-    parameters: Annotated[PromptBody, Nested()] | None = None
+    parameters: PromptBody | None = None
     """How they are prepared."""
 
 
-class TokenizeBody(RequestBody):
+class TokenizeBody(TeiBody):
     """`POST /tokenize`: split texts into tokens."""
 
     inputs: Annotated[str | list[str], PlainValidator(_check_texts, json_schema_input_type=str | list[str])]
@@ -82,8 +96,10 @@ class TokenizeBody(RequestBody):
     """Whether special tokens such as `[CLS]` are included."""
 
 
-class DecodeBody(RequestBody):
+class DecodeBody(TeiBody):
     """`POST /decode`: join token ids into texts."""
 
     ids: Annotated[Ids, PlainValidator(_check_ids, json_schema_input_type=Ids)]
     """A list of token ids, or a list of at most 2,048 such lists, with 65,536 ids at most together."""
+    skip_special_tokens: OrNull[bool] = True
+    """Whether special tokens such as `[CLS]` are left out."""

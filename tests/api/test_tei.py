@@ -8,6 +8,7 @@ import pytest
 
 from deployments.api import tei
 from deployments.calls import resilient
+from deployments.errors import Unavailable
 from tests.local_app import DIM, LocalApp
 
 
@@ -39,15 +40,15 @@ async def test_embed_takes_prompts_by_their_name(api: httpx.AsyncClient) -> None
     (bare,) = (await api.post("/embed", json={"inputs": "tea"})).json()
     assert not np.allclose(query, bare)
     answer = await api.post("/embed", json={"inputs": "tea", "prompt_name": "nope"})
-    assert answer.json()["error"]["param"] == "prompt_name"
-    assert "'query'" in answer.json()["error"]["message"]
+    assert answer.json()["param"] == "prompt_name"
+    assert "'query'" in answer.json()["error"]
 
 
 async def test_embed_truncates_at_either_end_or_refuses(api: httpx.AsyncClient) -> None:
     words = [f"w{n}" for n in range(300)]
     long = " ".join(words)
     answer = await api.post("/embed", json={"inputs": ["short", long]})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "inputs.1")
+    assert (answer.status_code, answer.json()["param"]) == (400, "inputs.1")
     for direction, kept in (("right", words[:256]), ("Left", words[-256:])):
         (cut,) = (
             await api.post("/embed", json={"inputs": long, "truncate": True, "truncation_direction": direction})
@@ -76,6 +77,9 @@ async def test_tokenize_and_decode(api: httpx.AsyncClient) -> None:
         assert tokens[0]["id"] == tokens[2]["id"] != tokens[1]["id"]
     assert (await api.post("/decode", json={"ids": [3, 4]})).json() == ["<3> <4>"]
     assert (await api.post("/decode", json={"ids": [[3, 4], [5]]})).json() == ["<3> <4>", "<5>"]
+    special = (1 << 20) - 1
+    for skip, text in ((True, "<3>"), (None, "<3>"), (False, f"<{special}> <3>")):
+        assert (await api.post("/decode", json={"ids": [special, 3], "skip_special_tokens": skip})).json() == [text]
 
 
 async def test_tokenize_splits_many_texts_in_their_order(api: httpx.AsyncClient) -> None:
@@ -109,13 +113,13 @@ async def test_info_describes_the_model(api: httpx.AsyncClient) -> None:
         ("/embed", {"inputs": "a", "truncation_direction": "up"}, "truncation_direction"),
         ("/embed", {"inputs": [[1, 1 << 30]]}, "inputs.0"),
         ("/embed", {"inputs": "poison"}, "inputs"),
-        ("/embed", {"inputs": "a", "input": "b"}, "input"),
+        ("/embed", {"input": "b"}, "inputs"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, "inputs.sentences"),
         ("/similarity", {"inputs": {"source_sentence": "", "sentences": ["b"]}}, "inputs.source_sentence"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b", ""]}}, "inputs.sentences.1"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b", " "]}}, "inputs.sentences.1"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["poison"]}}, "inputs.sentences.0"),
-        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"], "more": 1}}, "inputs.more"),
+        ("/similarity", {"inputs": {"source_sentence": "a", "more": 1}}, "inputs.sentences"),
         (
             "/similarity",
             {"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": {"prompt_name": "nope"}},
@@ -123,8 +127,8 @@ async def test_info_describes_the_model(api: httpx.AsyncClient) -> None:
         ),
         (
             "/similarity",
-            {"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": {"nope": 1}},
-            "parameters.nope",
+            {"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": {"truncate": 1}},
+            "parameters.truncate",
         ),
         ("/tokenize", {"inputs": [1, 2]}, "inputs"),
         ("/tokenize", {"inputs": ["a", ""]}, "inputs.1"),
@@ -136,7 +140,7 @@ async def test_info_describes_the_model(api: httpx.AsyncClient) -> None:
 )
 async def test_a_wrong_field_is_named(api: httpx.AsyncClient, path: str, body: Any, param: str) -> None:
     answer = await api.post(path, json=body)
-    assert answer.json()["error"]["param"] == param
+    assert answer.json()["param"] == param
     assert answer.status_code == (500 if "poison" in str(body) else 400)
 
 
@@ -149,7 +153,7 @@ async def test_a_request_with_too_large_an_answer_is_refused(
         ("/decode", {"ids": [[1] * 6, [1] * 5]}, "ids"),
     ):
         answer = await api.post(path, json=body)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (413, param)
+        assert (answer.status_code, answer.json()["param"]) == (413, param)
     assert (await api.post("/tokenize", json={"inputs": "1234567890"})).status_code == 200
 
 
@@ -158,3 +162,111 @@ async def test_calls_past_the_limit_are_refused(app: LocalApp, monkeypatch: pyte
     for path, body in (("/tokenize", {"inputs": "tea"}), ("/decode", {"ids": [1]})):
         answer = await app.http.post(path, json=body)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert answer.json()["error_type"] == "Overloaded"
+
+
+async def test_the_root_is_embed(api: httpx.AsyncClient) -> None:
+    """huggingface_hub sends the inputs of `feature_extraction` to the URL that it was given."""
+    body = {"inputs": ["green tea", "a train"], "dimensions": 8}
+    assert (await api.post("/", json=body)).json() == (await api.post("/embed", json=body)).json()
+    refused = await api.post("/", json={"inputs": ["a", ""]})
+    assert (refused.status_code, refused.json()["param"]) == (400, "inputs.1")
+    assert (await api.get("/")).headers["allow"] == "POST"
+
+
+async def test_ping_is_readiness(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = {"status": "ready", "model": "fake", "device": "cpu", "dtype": "float32"}
+    answer = await app.http.get("/ping")
+    assert (answer.status_code, answer.json()) == (200, ready)
+
+    async def not_ready() -> Any:
+        raise Unavailable("Not ready. store: it is away", None, "not_ready")
+
+    monkeypatch.setattr(app.gateway, "check_ready", not_ready)
+    answer = await app.http.get("/ping")
+    assert (answer.status_code, answer.json()) == (
+        503,
+        {"error": "Not ready. store: it is away", "error_type": "Unhealthy", "param": None, "code": "not_ready"},
+    )
+
+
+async def test_unknown_fields_are_ignored_and_only_here(api: httpx.AsyncClient) -> None:
+    """huggingface_hub 0.28 to 0.31 sends `parameters` and `options` beside the inputs."""
+    unknown: dict[str, Any] = {"parameters": {"normalize": True, "wait": 1}, "options": {"use_cache": True}, "x": None}
+    sentences = {"source_sentence": "green tea", "sentences": ["black tea"]}
+    for path, body in (
+        ("/", {"inputs": "tea"}),
+        ("/embed", {"inputs": ["tea"]}),
+        ("/similarity", {"inputs": sentences}),
+        ("/tokenize", {"inputs": "tea"}),
+        ("/decode", {"ids": [3]}),
+    ):
+        plain = await api.post(path, json=body)
+        with_unknown = await api.post(path, json={**unknown, **body})
+        assert (with_unknown.status_code, with_unknown.content) == (200, plain.content)
+    plain = await api.post("/similarity", json={"inputs": sentences})
+    nested = {"inputs": {**sentences, "more": 1}, "parameters": {"wait": True}}
+    assert (await api.post("/similarity", json=nested)).content == plain.content
+    refused = await api.post("/v1/embeddings", json={"input": "tea", "options": {}})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_field")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "expected"),
+    [
+        (
+            "POST",
+            "/embed",
+            {"inputs": ["a", ""]},
+            400,
+            {"error": "inputs.1: must not be empty", "error_type": "Validation", "param": "inputs.1"}
+            | {"code": "empty_input"},
+        ),
+        (
+            "POST",
+            "/",
+            {"inputs": "a", "prompt_name": "nope"},
+            400,
+            {"error": "prompt_name: is 'nope'; the model's prompts are 'document', 'query'", "error_type": "Validation"}
+            | {"param": "prompt_name", "code": None},
+        ),
+        (
+            "POST",
+            "/embed",
+            {"inputs": "notanumber"},
+            500,
+            {"error": "inputs: the model made a vector that is not finite", "error_type": "Backend", "param": "inputs"}
+            | {"code": None},
+        ),
+        (
+            "GET",
+            "/embed",
+            None,
+            405,
+            {"error": "Method Not Allowed.", "error_type": "Validation", "param": None, "code": None},
+        ),
+    ],
+)
+async def test_errors_have_the_shape_that_huggingface_hub_reads(
+    api: httpx.AsyncClient, method: str, path: str, *, body: Any, status: int, expected: dict[str, Any]
+) -> None:
+    """huggingface_hub 0.26 strips the value of `error`, and fails if that is not a string."""
+    answer = await api.request(method, path, json=body)
+    assert (answer.status_code, answer.json()) == (status, expected)
+
+
+async def test_an_unexpected_error_has_that_shape_too(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a secret of the house")
+
+    monkeypatch.setattr(app.gateway, "embed_prompted", broken)
+    answer = await app.http.post("/embed", json={"inputs": "tea"})
+    assert (answer.status_code, answer.json()) == (
+        500,
+        {
+            "error": "The server failed on this request.",
+            "error_type": "Backend",
+            "param": None,
+            "code": "internal_error",
+        },
+    )

@@ -28,3 +28,6 @@ async def test_its_tokens_have_character_offsets() -> None:
     ]
     assert tokens[0]["id"] == tokens[2]["id"] != tokens[1]["id"]
     assert await model.decode([[3, 4]]) == ["<3> <4>"]
+    special = model.info.vocab_size - 1
+    assert await model.decode([[special, 4]]) == ["<4>"]
+    assert await model.decode([[special, 4]], skip_special_tokens=False) == [f"<{special}> <4>"]

@@ -283,6 +283,7 @@ def test_the_document_of_a_body_takes_known_fields_only() -> None:
         (tei.SimilarityBody, {"inputs": {"source_sentence": "a", "sentences": ["b"]}}, "parameters"),
         (tei.PromptBody, {}, "truncate truncation_direction prompt_name"),
         (tei.TokenizeBody, {"inputs": "a"}, "add_special_tokens"),
+        (tei.DecodeBody, {"ids": [1]}, "skip_special_tokens"),
     ],
 )
 def test_null_stands_for_the_default_of_every_field_that_has_one(

@@ -114,11 +114,12 @@ class LocalModel(Model):
         job = self._tokenizers.split
         return await loop.run_in_executor(self._tokenize_threads, job, list(texts), add_special_tokens)
 
-    async def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+    async def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
         """See Model."""
         lists = [list(sequence) for sequence in ids]
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenize_threads, self._tokenizers.decode, lists)
+        job = self._tokenizers.decode
+        return await loop.run_in_executor(self._tokenize_threads, job, lists, skip_special_tokens)
 
     async def close(self) -> None:
         """See Model."""

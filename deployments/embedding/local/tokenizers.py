@@ -123,9 +123,9 @@ class Tokenizers:
             for encoding in encodings
         ]
 
-    def decode(self, ids: list[list[int]]) -> list[str]:
+    def decode(self, ids: list[list[int]], skip_special_tokens: bool) -> list[str]:
         """See Model.decode."""
-        return self.whole.decode_batch(ids)
+        return self.whole.decode_batch(ids, skip_special_tokens)
 
 
 def _is_cut(encoding: Encoding, limit: int) -> bool:

@@ -443,7 +443,9 @@ async def test_tokens_have_character_offsets(minilm: LocalModel) -> None:
         ("[SEP]", True, None, None),
     ]
     assert [len(one) for one in await minilm.split(["Cats sat"], add_special_tokens=False)] == [2]
-    assert await minilm.decode([[token["id"] for token in tokens]]) == ["cats sat"]
+    ids = [token["id"] for token in tokens]
+    assert await minilm.decode([ids]) == ["cats sat"]
+    assert await minilm.decode([ids], skip_special_tokens=False) == ["[CLS] cats sat [SEP]"]
 
 
 def test_a_folder_that_holds_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
