@@ -8,7 +8,7 @@ Guarantees:
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -154,33 +154,50 @@ def read_query(request: Request, model: type[Query]) -> Query:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body, unpacked. Raises TooLarge as soon as it is known to be longer than `max_bytes`."""
+    """The whole body, unpacked.
+
+    Raises:
+        TooLarge: as soon as it is known to be longer than `max_bytes`, compressed or unpacked.
+        UnsupportedEncoding, InvalidRequest: see `body_chunks`.
+    """
     declared = request.headers.get("content-length", "")
-    too_large = TooLarge(f"The body is larger than {max_bytes} bytes.", None, "body_too_large")
     if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_large
-    chunks: list[bytes] = []
+        raise _too_large(max_bytes)
+    return b"".join([chunk async for chunk in _at_most(max_bytes, body_chunks(request, max_bytes))])
+
+
+async def _at_most(max_bytes: int, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The chunks. Raises TooLarge as soon as they are longer than `max_bytes` together."""
     size = 0
-    async for chunk in body_chunks(request):
+    async for chunk in chunks:
         size += len(chunk)
         if size > max_bytes:
-            raise too_large
-        chunks.append(chunk)
-    return b"".join(chunks)
+            raise _too_large(max_bytes)
+        yield chunk
 
 
-def body_chunks(request: Request) -> AsyncIterator[bytes]:
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {max_bytes} bytes.", None, "body_too_large")
+
+
+def body_chunks(request: Request, max_compressed_bytes: int | None = None) -> AsyncIterator[bytes]:
     """The body as it arrives, unpacked if it is compressed. No chunk is much longer than the one that arrived.
+
+    Args:
+        max_compressed_bytes: the longest compressed body; None for no limit. The unpacked body may be empty whatever is
+            sent, so a limit of its length alone would let a request go on for ever.
 
     Raises:
         UnsupportedEncoding: it is compressed in another way than by gzip.
         InvalidRequest: while it is read: it is not what gzip writes.
+        TooLarge: while it is read: it is compressed, and longer than `max_compressed_bytes`.
     """
     encoding = request.headers.get("content-encoding")
     if encoding is None or encoding.lower() == "identity":
         return request.stream()
     if encoding.lower() in ("gzip", "x-gzip"):  # RFC 9110, 8.4.1.3
-        return unzipped(request.stream())
+        sent = request.stream()
+        return unzipped(sent if max_compressed_bytes is None else _at_most(max_compressed_bytes, sent))
     raise UnsupportedEncoding(f"The body has the encoding {encoding!r}; gzip is read.", None, "unsupported_encoding")
 
 

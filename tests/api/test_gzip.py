@@ -134,6 +134,44 @@ async def test_a_bomb_is_refused_before_it_is_unpacked_beyond_the_limit(tmp_path
     await app.stop()
 
 
+async def test_a_body_that_unpacks_to_nothing_is_refused_at_the_limit(tmp_path: Path) -> None:
+    app = await LocalApp.start(tmp_path, gateway={"max_body_bytes": 1 << 20})
+    sent = 0
+
+    async def empty_members() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(64):
+            sent += 20_000
+            yield gzip.compress(b"") * 1000
+
+    answer = await app.http.post("/v1/embeddings", content=empty_members(), headers=GZIP)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert sent == 1_060_000  # the first of its chunks that exceeds the limit
+    await app.stop()
+
+
+async def test_the_rest_of_a_chunk_is_not_copied_for_each_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+
+    class Recorded:
+        def __init__(self, wbits: int) -> None:
+            self.member = real(wbits)
+
+        def decompress(self, data: bytes, max_length: int) -> bytes:
+            given.append(len(data))
+            return self.member.decompress(data, max_length)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.member, name)
+
+    real = zlib.decompressobj
+    monkeypatch.setattr(zlib, "decompressobj", Recorded)
+    packed = gzip.compress(b"a") * 10_000
+    assert b"".join(await pieces_of([packed])) == b"a" * 10_000
+    assert max(given) == 4096
+    assert sum(given) < 110 * len(packed)
+
+
 async def test_an_import_of_many_lines_is_unpacked_as_it_arrives(app: LocalApp) -> None:
     lines = b"".join(orjson.dumps({"id": str(n), "text": f"w{n % 7}"}) + b"\n" for n in range(500))
     packed = gzip.compress(lines)
