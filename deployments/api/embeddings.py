@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from deployments.api import answers
-from deployments.api.http import Routes, decode_id, json_response, read_body, timing_headers
+from deployments.api.http import Routes, decode_id, json_response, parse_body, read_body, timing_headers
 from deployments.api.openapi import TIMES, fails, takes
 from deployments.embedding import outputs
 from deployments.errors import ModelNotFound
@@ -30,7 +30,7 @@ _started_at = int(time.time())
 async def post_embeddings(memserve: Memserve, request: Request) -> Response:
     """Embed texts or token ids (OpenAI's route)."""
     started = time.perf_counter()
-    body = bodies.parse(bodies.EmbeddingsBody, await read_body(request, memserve.max_body_bytes))
+    body = await parse_body(bodies.EmbeddingsBody, await read_body(request, memserve.max_body_bytes))
     info = await memserve.model_info()
     if body.model is not None:
         _check_served(body.model, info.name)

@@ -6,6 +6,7 @@ Guarantees:
 - Every 4xx and 5xx has the OpenAI error shape, on paths of text-embeddings-inference the shape of that server.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -38,7 +39,9 @@ _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
 _NEW_ID = TypeAdapter(NewId)
 _STORED_ID = TypeAdapter(StoredId)
 _MAX_PARAMETERS = 32
+_LARGE_BODY_BYTES = 1 << 18  # takes about 1 ms to parse as text, 30 ms as token ids
 
+Body = TypeVar("Body", bound=BaseModel)
 Query = TypeVar("Query", bound=BaseModel)
 Handler = Callable[[Memserve, Request], Awaitable[Response]]
 ErrorBody = Callable[[HttpError], Mapping[str, Any]]
@@ -178,6 +181,20 @@ async def _at_most(max_bytes: int, chunks: AsyncIterable[bytes]) -> AsyncIterato
 
 def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"The body is larger than {max_bytes} bytes.", None, "body_too_large")
+
+
+async def parse_body(model: type[Body], raw: bytes) -> Body:
+    """Parse and validate a body; a large one in a thread.
+
+    Our own checks of the inputs let the event loop run. Pydantic does not: it holds the interpreter's lock while it
+    reads the JSON, for 4 to 50 ms if 16 MiB hold texts, and for 0.2 to 0.5 s if they hold token ids.
+
+    Raises:
+        InvalidRequest: the path of the first wrong field.
+    """
+    if len(raw) <= _LARGE_BODY_BYTES:
+        return bodies.parse(model, raw)
+    return await asyncio.to_thread(bodies.parse, model, raw)
 
 
 def body_chunks(request: Request, max_compressed_bytes: int | None = None) -> AsyncIterator[bytes]:

@@ -3,7 +3,7 @@
 from fastapi import Request, Response
 
 from deployments.api import answers
-from deployments.api.http import Routes, decode_id, json_response, origin_of, read_body, read_query
+from deployments.api.http import Routes, decode_id, json_response, origin_of, parse_body, read_body, read_query
 from deployments.api.openapi import MEMORY_NOT_FOUND, WRITE_CONFLICT, fails, takes
 from deployments.errors import InvalidRequest
 from deployments.requests import bodies
@@ -35,7 +35,7 @@ async def post_user_memories(memserve: Memserve, request: Request) -> Response:
     user = _user_id(request, new=True)
     read_query(request, bodies.NoQuery)
     raw = await read_body(request, memserve.max_body_bytes)
-    body = bodies.parse(bodies.AddBody, raw)
+    body = await parse_body(bodies.AddBody, raw)
     return json_response(await memserve.add_body(user, body, origin_of(request, raw)), 201)
 
 
@@ -51,7 +51,7 @@ async def post_memories(memserve: Memserve, request: Request) -> Response:
     """Add memories of many users in one call, all of them or none. The answer is sent after they are committed."""
     read_query(request, bodies.NoQuery)
     raw = await read_body(request, memserve.max_body_bytes)
-    body = bodies.parse(bodies.AddManyBody, raw)
+    body = await parse_body(bodies.AddManyBody, raw)
     return json_response({"memories": await memserve.add_many_body(body, origin_of(request, raw))}, 201)
 
 
@@ -65,7 +65,7 @@ async def post_search(memserve: Memserve, request: Request) -> Response:
     """Search a user's memories by meaning. A search sees every write that was acknowledged before it."""
     user = _user_id(request)
     read_query(request, bodies.NoQuery)
-    body = bodies.parse(bodies.SearchBody, await read_body(request, memserve.max_body_bytes))
+    body = await parse_body(bodies.SearchBody, await read_body(request, memserve.max_body_bytes))
     return json_response(await memserve.search_body(user, body))
 
 
@@ -88,7 +88,7 @@ async def delete_memories(memserve: Memserve, request: Request) -> Response:
     query = read_query(request, bodies.DeleteQuery)
     raw = await read_body(request, memserve.max_body_bytes)
     if query.filter is None:
-        body = bodies.parse(bodies.DeleteBody, raw or b"{}")
+        body = await parse_body(bodies.DeleteBody, raw or b"{}")
     elif raw:
         raise InvalidRequest("must be given in the body or in the query, not in both", "filter")
     else:
@@ -128,7 +128,7 @@ async def patch_memory(memserve: Memserve, request: Request) -> Response:
     user, memory = _user_id(request), _memory_id(request)
     read_query(request, bodies.NoQuery)
     raw = await read_body(request, memserve.max_body_bytes)
-    changes = bodies.parse(bodies.UpdateBody, raw).changes()
+    changes = (await parse_body(bodies.UpdateBody, raw)).changes()
     return json_response(await memserve.update(user, memory, origin=origin_of(request, raw), **changes))
 
 

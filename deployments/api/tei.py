@@ -12,7 +12,7 @@ import numpy as np
 from fastapi import Request, Response
 
 from deployments.api import answers
-from deployments.api.http import Routes, json_response, read_body, timing_headers
+from deployments.api.http import Routes, json_response, parse_body, read_body, timing_headers
 from deployments.api.openapi import TIMES, fails, takes
 from deployments.embedding import outputs
 from deployments.errors import HttpError, LocatedError, TooLarge, located
@@ -39,7 +39,7 @@ _EMBED = takes(body=tei.EmbedBody)
 async def post_embed(memserve: Memserve, request: Request) -> Response:
     """Embed texts or token ids. `POST /` and `POST /embed` are the same."""
     started = time.perf_counter()
-    body = bodies.parse(tei.EmbedBody, await read_body(request, memserve.max_body_bytes))
+    body = await parse_body(tei.EmbedBody, await read_body(request, memserve.max_body_bytes))
     with located("inputs", in_list=not bodies.is_single(body.inputs)):
         result = await memserve.embed_prompted(
             bodies.as_list(body.inputs),
@@ -64,7 +64,7 @@ async def post_embed(memserve: Memserve, request: Request) -> Response:
 async def post_similarity(memserve: Memserve, request: Request) -> Response:
     """Compare one text with others: the cosine similarity to each."""
     started = time.perf_counter()
-    body = bodies.parse(tei.SimilarityBody, await read_body(request, memserve.max_body_bytes))
+    body = await parse_body(tei.SimilarityBody, await read_body(request, memserve.max_body_bytes))
     options = body.parameters or tei.PromptBody()
     try:
         result = await memserve.embed_prompted(
@@ -92,7 +92,7 @@ async def post_similarity(memserve: Memserve, request: Request) -> Response:
 )
 async def post_tokenize(memserve: Memserve, request: Request) -> Response:
     """Split texts into tokens, with the place of each in characters. Long texts are not cut."""
-    body = bodies.parse(tei.TokenizeBody, await read_body(request, memserve.max_body_bytes))
+    body = await parse_body(tei.TokenizeBody, await read_body(request, memserve.max_body_bytes))
     texts = cast(list[str], bodies.as_list(body.inputs))
     _check_size(sum(map(len, texts)), "characters", "inputs")
     with located("inputs", in_list=not bodies.is_single(body.inputs)):
@@ -108,7 +108,7 @@ async def post_tokenize(memserve: Memserve, request: Request) -> Response:
 )
 async def post_decode(memserve: Memserve, request: Request) -> Response:
     """Join token ids into texts."""
-    body = bodies.parse(tei.DecodeBody, await read_body(request, memserve.max_body_bytes))
+    body = await parse_body(tei.DecodeBody, await read_body(request, memserve.max_body_bytes))
     lists = cast(list[list[int]], bodies.as_list(body.ids))
     _check_size(sum(map(len, lists)), "token ids", "ids")
     with located("ids", in_list=not bodies.is_single(body.ids)):

@@ -118,9 +118,10 @@ class EmbedderCalls:
         Raises:
             MemserveError: the error of the first input that failed; `position` is its index in `inputs`.
         """
+        info = await self.info()
+        inputs = _readable(inputs, truncate, info.limit(input_type))
         if self.cache.max_bytes == 0 or not cached:
             return await self._embed(inputs, prompt, truncate, input_type)
-        info = await self.info()
         revision = f"{info.revision}-{info.limit(input_type)}"
         timings = Timings(0.0, 0.0, 0.0)
 
@@ -173,6 +174,14 @@ class EmbedderCalls:
             else:
                 results.append(answer)
         return results[0] if len(results) == 1 else _joined(results)
+
+
+def _readable(inputs: Inputs, truncate: Truncate, limit: int) -> Inputs:
+    """The inputs without the token ids that the model does not read, but for one that shows that there are more."""
+    kept = slice(-limit - 1, None) if truncate == "start" else slice(limit + 1)
+    return cast(
+        Inputs, [given if isinstance(given, str) or len(given) <= limit + 1 else given[kept] for given in inputs]
+    )
 
 
 class _Limits(TypedDict):

@@ -44,7 +44,8 @@ def cache_key(revision: str, prompt: str, truncate: str, given: str | Sequence[i
         raw = part.encode()
         digest.update(len(raw).to_bytes(8, "little") + raw)
     if isinstance(given, str):
-        digest.update(b"t" + given.encode("utf-8", "surrogatepass"))
+        digest.update(b"t")
+        digest.update(given.encode("utf-8", "surrogatepass"))
     else:
         digest.update(b"i" + np.asarray(given, dtype="<i8").tobytes())
     return digest.digest()

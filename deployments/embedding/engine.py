@@ -240,6 +240,8 @@ class Engine:
             if not given:
                 raise InvalidRequest("must not be empty", None, "empty_input", position)
             if isinstance(given, str):
+                if given.isascii():  # which Python knows without a look at the text
+                    continue
                 try:
                     given.encode()
                 except UnicodeEncodeError as error:

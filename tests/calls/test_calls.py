@@ -129,6 +129,29 @@ async def test_an_input_counts_at_most_the_tokens_that_the_model_reads() -> None
     await asyncio.gather(on_its_way, ids)
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+async def test_of_token_ids_only_those_that_the_model_reads_are_sent(cache_bytes: int) -> None:
+    handle = EmbedderHandle()
+    sent: list[Any] = []
+
+    async def embed(requests: Sequence[EmbedRequest]) -> Any:
+        sent.extend(requests)
+        return await handle._embed(requests)
+
+    handle.embed = Remote(embed)
+    calls = calls_over(handle, cache_bytes=cache_bytes)
+    ids = [list(range(16)), list(range(1_000))]
+    for truncate, kept in (("end", ids[1][:17]), ("start", ids[1][-17:])):
+        result = await calls.embed(ids, "", truncate)  # type: ignore[arg-type]
+        whole = await handle.engine.embed_one(EmbedRequest(ids, "", truncate))  # type: ignore[arg-type]
+        assert np.array_equal(result.vectors, whole.vectors)
+        assert (result.tokens.tolist(), result.truncated.tolist()) == ([16, 16], [False, True])
+        assert sent.pop().inputs == [ids[0], kept]
+    with pytest.raises(InvalidRequest) as refused:
+        await calls.embed(ids, "", "none")
+    assert str(refused.value) == "1: has at least 17 tokens; the model reads at most 16"
+
+
 async def test_texts_past_the_limit_are_refused_at_once() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, max_queued_tokens=60)

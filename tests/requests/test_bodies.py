@@ -118,7 +118,11 @@ def test_white_space_and_nul_may_be_embedded_but_not_remembered() -> None:
 
 @pytest.mark.parametrize("token", [2**63, -1, True, 1.0, None])
 def test_a_token_id_fits_64_bits(token: Any) -> None:
-    for given, param in (([5, token], "input.1"), ([[5], [token]], "input.1.0")):
+    for given, param in (
+        ([5, token], "input.1"),
+        ([[5], [token]], "input.1.0"),
+        ([5] * 20_000 + [token], "input.20000"),
+    ):
         with pytest.raises(InvalidRequest) as refused:
             bodies.check_inputs(given)
         assert str(refused.value) == f"{param}: must be a token id (a non-negative integer)"
