@@ -209,8 +209,8 @@ def body_chunks(request: Request, max_compressed_bytes: int | None = None) -> As
         InvalidRequest: while it is read: it is not what gzip writes.
         TooLarge: while it is read: it is compressed, and longer than `max_compressed_bytes`.
     """
-    encoding = request.headers.get("content-encoding")
-    if encoding is None or encoding.lower() == "identity":
+    encoding = request.headers.get("content-encoding", "")
+    if encoding.lower() in ("", "identity"):
         return request.stream()
     if encoding.lower() in ("gzip", "x-gzip"):  # RFC 9110, 8.4.1.3
         sent = request.stream()

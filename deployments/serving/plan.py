@@ -60,7 +60,7 @@ def make_plan(path: Path) -> Plan:
     config, settings = read_config(path)
     http = dict(config.get("http_options") or {})
     host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
-    if not isinstance(host, str):
+    if not isinstance(host, str) or "\0" in host:
         raise CannotStart(f"{path}: http_options.host: {host!r} is not an address")
     if not isinstance(port, int) or not 0 < port < 65_536:
         raise CannotStart(f"{path}: http_options.port: {port!r} is not a port")
@@ -106,6 +106,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
             raise CannotStart(f"{path}: deployments: {name!r} is not one of {known}") from error
         except ValueError as error:
             raise CannotStart(f"{path}: {error}") from error
+        except RecursionError as error:  # YAML can name a mapping within itself
+            raise CannotStart(f"{path}: user_config of {name}: is nested without end") from error
     return config, settings
 
 
@@ -165,7 +167,7 @@ def _claim_gateway_ports() -> int:
     for first in GATEWAY_PORTS:
         try:
             lock = os.open(f"{tempfile.gettempdir()}/memserve-ports-{first}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except PermissionError:  # claimed by another user of this machine
+        except (PermissionError, IsADirectoryError):  # of another user or program of this machine
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -66,9 +66,18 @@ def test_haproxys_ports_move_into_the_claimed_run(ports: range, monkeypatch: pyt
             b"{applications: [{args: {model: {provider: fake}}}], http_options: {host: 5}}",
             "http_options.host: 5 is not an address",
         ),
+        (
+            b'{applications: [{args: {model: {provider: fake}}}], http_options: {host: "a\\0b"}}',
+            "http_options.host: 'a\\x00b' is not an address",
+        ),
+        (
+            b"applications: [{args: {model: {provider: fake}}, deployments: "
+            b"[{name: Store, user_config: &a {store: *a}}]}]",
+            "user_config of Store: is nested without end",
+        ),
     ],
 )
-def test_a_config_of_a_wrong_kind_is_reported_in_one_line(
+def test_an_invalid_config_is_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, message: str
 ) -> None:
     config = tmp_path / "config.yaml"
