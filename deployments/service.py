@@ -19,29 +19,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from deployments import shapes
 from deployments.calls.transfer import export_pieces, import_pieces, to_line
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, TextToken, Truncate
 from deployments.errors import MemserveError, Unavailable, located, renumbered
 from deployments.requests import arguments, bodies
 from deployments.requests.origin import Origin
+from deployments.shapes import Fields
 from store import (
     Append,
-    Appended,
     AppendResult,
     Conflict,
     ExportCursor,
     ExportPage,
-    HistoryEvent,
     Imported,
     ImportLine,
-    Memory,
     NewMemory,
     NotFound,
     Search,
     Store,
     StoreError,
-    UserStats,
 )
 
 if TYPE_CHECKING:  # they import Ray, which the routes and their document can do without
@@ -52,7 +50,6 @@ if TYPE_CHECKING:  # they import Ray, which the routes and their document can do
 TENANT = "default"
 READY_TIMEOUT_S = 1.5  # a probe is answered within two seconds
 
-Fields = dict[str, Any]
 Rows = list[Fields]  # the class has a method `list`
 Positions = list[int]
 
@@ -176,7 +173,7 @@ class Memserve:
         in_list = body.memories is not None
         with located("memories" if in_list else "", in_list=in_list, beside=("user_id",)):
             (result,) = await self._append([(user_id, body.items())], body, origin)
-        return {"memories": [_added(entry) for entry in result.memories], "version": result.version}
+        return {"memories": [shapes.added(entry) for entry in result.memories], "version": result.version}
 
     async def add_many(
         self, memories: Sequence[Mapping[str, Any]], *, origin: Origin | None = None, **options: Any
@@ -203,7 +200,7 @@ class Memserve:
             results = await self._append(groups, body, origin)
         entries = [entry for result in results for entry in result.memories]
         entry_of = dict(zip(order, entries, strict=True))
-        return [{"user_id": item.user_id, **_added(entry_of[n])} for n, item in enumerate(body.memories)]
+        return [{"user_id": item.user_id, **shapes.added(entry_of[n])} for n, item in enumerate(body.memories)]
 
     async def _append(
         self,
@@ -274,21 +271,19 @@ class Memserve:
                 include_vectors=body.include_vectors,
             )
         )
-        results = [_memory_fields(memory) for memory in found.results]
+        results = [shapes.memory(memory) for memory in found.results]
         return {"results": results, "index": found.index, "version": found.version}
 
     async def get(self, user_id: str, memory_id: str, **options: Any) -> Fields:
         """One memory, with its vector if `include_vectors`. Raises store.NotFound."""
         ids, query = arguments.memory(user_id, memory_id), bodies.check(bodies.GetQuery, options)
-        return _memory_fields(
-            await self._store.read_user(Store.get, TENANT, *ids, include_vector=query.include_vectors)
-        )
+        return shapes.memory(await self._store.read_user(Store.get, TENANT, *ids, include_vector=query.include_vectors))
 
     async def list(self, user_id: str, **options: Any) -> Fields:
         """`{memories, next_cursor}`: a page of one user's memories; the options are those of ListQuery."""
         query = bodies.check(bodies.ListQuery, options)
         page = await self._store.read_user(Store.list, TENANT, arguments.user(user_id), **query.model_dump())
-        return {"memories": [_memory_fields(memory) for memory in page.memories], "next_cursor": page.next_cursor}
+        return {"memories": [shapes.memory(memory) for memory in page.memories], "next_cursor": page.next_cursor}
 
     async def update(self, user_id: str, memory_id: str, *, origin: Origin | None = None, **changes: Any) -> Fields:
         """Change the text, metadata or expires_at of a memory, those that are given.
@@ -318,7 +313,7 @@ class Memserve:
                 if error.code != "version_mismatch" or "if_version" in given:
                     raise
             else:
-                return _memory_fields(changed)
+                return shapes.memory(changed)
 
     async def _stored_changes(self, ids: tuple[str, str], given: Fields) -> Fields:
         """The arguments of `Store.update`: a new text with its vector, an unchanged text as the version that has it."""
@@ -350,20 +345,20 @@ class Memserve:
     async def history(self, user_id: str, memory_id: str) -> Rows:
         """The states of one memory, oldest first: `{event, at, version, text, metadata}`. Raises store.NotFound."""
         events = await self._store.read_user(Store.history, TENANT, *arguments.memory(user_id, memory_id))
-        return [_event_fields(event) for event in events]
+        return [shapes.event(event) for event in events]
 
     # Users.
 
     async def user(self, user_id: str) -> Fields:
         """`{user_id, memories, version, bytes, index, resident}`; zeros if the user has never had a memory."""
         stats = await self._store.read_user(Store.user, TENANT, arguments.user(user_id))
-        return {**_user_fields(stats), "index": stats.index, "resident": stats.resident}
+        return {**shapes.user(stats), "index": stats.index, "resident": stats.resident}
 
     async def users(self, **options: Any) -> Fields:
         """`{users, next_cursor}`: a page of the users that have memories; the options are those of UsersQuery."""
         query = bodies.check(bodies.UsersQuery, options)
         page = await self._store.read(Store.users, TENANT, **query.model_dump())
-        return {"users": [_user_fields(stats) for stats in page.users], "next_cursor": page.next_cursor}
+        return {"users": [shapes.user(stats) for stats in page.users], "next_cursor": page.next_cursor}
 
     async def delete_user(self, user_id: str, *, origin: Origin | None = None) -> Fields:
         """Delete everything of one user. `{deleted, version}`."""
@@ -439,40 +434,3 @@ class Memserve:
         if info is None:
             return {"model": self._model_name, "device": "none yet", "dtype": "none yet"}
         return {"model": info.name, "device": info.device, "dtype": info.dtype}
-
-
-# The store's values as answers to callers (deployments/api/answers.py describes the same).
-
-
-def _added(entry: Appended) -> Fields:
-    return {"id": entry.id, "status": entry.status, "version": entry.version}
-
-
-def _memory_fields(memory: Memory) -> Fields:
-    """The fields of a memory; `expires_at`, `score` and `vector` only if they are set."""
-    fields: Fields = {
-        "id": memory.id,
-        "user_id": memory.user_id,
-        "text": memory.text,
-        "metadata": memory.metadata,
-        "created_at": memory.created_at,
-        "updated_at": memory.updated_at,
-        "version": memory.version,
-    }
-    for name in ("expires_at", "score", "vector"):
-        value = getattr(memory, name)
-        if value is not None:
-            fields[name] = value
-    return fields
-
-
-def _event_fields(event: HistoryEvent) -> Fields:
-    """The fields of a state of a memory; without text and metadata if they were erased."""
-    fields: Fields = {"event": event.event, "at": event.at, "version": event.version}
-    if event.text is not None:
-        fields |= {"text": event.text, "metadata": event.metadata}
-    return fields
-
-
-def _user_fields(stats: UserStats) -> Fields:
-    return {"user_id": stats.user_id, "memories": stats.memories, "version": stats.version, "bytes": stats.bytes}

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "deployments.embedder": f"deployments.embedding {SHELL}",
     "deployments.store": f"store {SHELL}",
     "deployments.service": "deployments.calls deployments.requests deployments.embedding.model "
-    "deployments.embedding.outputs deployments.errors store",
+    "deployments.embedding.outputs deployments.errors deployments.shapes store",
+    "deployments.shapes": "store",
     "deployments.api": "deployments.service deployments.requests deployments.errors deployments.embedding.outputs "
     "fastapi starlette",
     "deployments.calls": "deployments.embedding deployments.batcher deployments.errors deployments.metrics store ray",

@@ -1,0 +1,45 @@
+"""The store's values as the answers that callers get. api/answers.py describes them for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from store import Appended, HistoryEvent, Memory, UserStats
+
+Fields = dict[str, Any]
+
+
+def added(entry: Appended) -> Fields:
+    """The result of adding one memory."""
+    return {"id": entry.id, "status": entry.status, "version": entry.version}
+
+
+def memory(found: Memory) -> Fields:
+    """The fields of a memory; `expires_at`, `score` and `vector` only if they are set."""
+    fields: Fields = {
+        "id": found.id,
+        "user_id": found.user_id,
+        "text": found.text,
+        "metadata": found.metadata,
+        "created_at": found.created_at,
+        "updated_at": found.updated_at,
+        "version": found.version,
+    }
+    for name in ("expires_at", "score", "vector"):
+        value = getattr(found, name)
+        if value is not None:
+            fields[name] = value
+    return fields
+
+
+def event(state: HistoryEvent) -> Fields:
+    """The fields of a state of a memory; without text and metadata if they were erased."""
+    fields: Fields = {"event": state.event, "at": state.at, "version": state.version}
+    if state.text is not None:
+        fields |= {"text": state.text, "metadata": state.metadata}
+    return fields
+
+
+def user(stats: UserStats) -> Fields:
+    """The fields of a user in a list."""
+    return {"user_id": stats.user_id, "memories": stats.memories, "version": stats.version, "bytes": stats.bytes}
