@@ -298,6 +298,21 @@ def overload_report(found: Found) -> list[str]:
     return [overload_table(found["rows"])]
 
 
+def fairness_report(found: Found) -> list[str]:
+    from benchmarks import fairness
+
+    title = "Latency of a search and an embedding beside bulk work"
+    return [fairness.describe_trees(found), *images(found, {"": title}), fairness.table(found)]
+
+
+def fairness_plots(found: Found, folder: Path) -> list[Path]:
+    from benchmarks.fairness import draw
+
+    path = folder / f"{found['stem']}.svg"
+    draw(found, path)
+    return [path]
+
+
 def engine_report(found: Found) -> list[str]:
     """The sweep of the engine, then the latency of one text alone."""
     head = ["threads", "texts", "budget, tokens", "`encode`, texts/s", "engine, texts/s", "64 callers, texts/s"]
@@ -359,6 +374,7 @@ KINDS = {
     "peers": Kind("memserve compared with other servers", peers_report),
     "scaling": Kind("Replicas that follow the load", scaling_report, scaling_plots),
     "overload": Kind("More load than one embedder can serve", overload_report),
+    "fairness": Kind("Small requests beside bulk work", fairness_report, fairness_plots),
     "engine": Kind("The engine without HTTP and Ray", engine_report),
     "store": Kind("The store without HTTP and Ray", store_report),
     "store-handle": Kind("Searches through Serve handles", store_handle_report),

@@ -82,17 +82,21 @@ def free_port() -> int:
 
 
 @contextmanager
-def memserve(*args: Mapping[str, Any]) -> Iterator[Server]:
-    """Serve with these settings. Writes are durable: SQLite on disk with `synchronous` FULL."""
+def memserve(*args: Mapping[str, Any], root: Path = ROOT) -> Iterator[Server]:
+    """Serve with these settings. Writes are durable: SQLite on disk with `synchronous` FULL.
+
+    Args:
+        root: the checkout of memserve that is served.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # SIGTERM must also end the servers
     with tempfile.TemporaryDirectory(prefix="memserve-bench-") as name:
         folder = Path(name)
         durable = {"store": {"url": f"sqlite:///{folder}/memserve.db", "synchronous": "FULL"}}
-        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+        config = yaml.safe_load((root / "serve_config.yaml").read_text())
         config["applications"][0]["args"] = merged(durable, *args)
         port = config["http_options"]["port"] = free_port()
         (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
-        path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
+        path = os.pathsep.join(part for part in (str(root), os.environ.get("PYTHONPATH")) if part)
         environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PYTHONPATH": path}
         command = [sys.executable, "-m", "deployments", "serve_config.yaml"]
         with (folder / "log").open("w") as log:
