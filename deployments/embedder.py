@@ -45,7 +45,7 @@ class Embedder:
         self._lag = EventLoopLag()
         self._busy = BusyTime()
         self._engine = Engine(
-            load_model(**settings.model.model_dump(), num_threads=threads),
+            load_model(**settings.model.model_dump(exclude={"token_ids"}), num_threads=threads),
             max_batch_tokens=settings.queue.max_batch_tokens,
             forwards_in_flight=settings.queue.forwards_in_flight,
             max_queued_tokens=settings.queue.max_queued_tokens,

@@ -35,7 +35,7 @@ class Gateway(Memserve):
         self._lag = metrics.EventLoopLag()
         super().__init__(
             calls,
-            Vectors(calls, self._metrics),
+            Vectors(calls, self._metrics, settings.model.token_ids),
             StoreCalls(store, partitions=settings.store.partitions, **_store_limits(settings)),
             model_name=settings.model.name,
             probe_embedder=settings.embedder.min_replicas > 0,

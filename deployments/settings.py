@@ -116,6 +116,13 @@ class ModelSettings(_Section):
     allow_download: bool = Field(
         True, description="`local` only: whether a model from the hub that is not on disk may be downloaded."
     )
+    token_ids: Literal["checked", "any", "refuse"] = Field(
+        "checked",
+        description="Which token ids are accepted in place of texts. `checked` refuses ids that do not begin and end "
+        "with the special tokens that the model's tokenizer puts around a text, since ids of another tokenizer give a "
+        "wrong vector. If the tokenizer puts none, and with `openai`, whose server has the tokenizer, it accepts all. "
+        "`any` accepts all ids, and `refuse` none.",
+    )
     timeout_s: float = Field(60.0, gt=0.0, description="`openai` only: the longest time for one call, in seconds.")
     max_retries: int = Field(3, ge=0, description="`openai` only: how often a failed call is repeated.")
 

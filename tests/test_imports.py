@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "deployments.calls": "deployments.embedding deployments.batcher deployments.errors deployments.metrics store ray",
     "deployments.requests": "deployments.errors store",
     "deployments.embedding": "deployments.batcher deployments.errors",
-    "deployments.embedding.local": "deployments.embedding.model deployments.errors torch",
+    "deployments.embedding.local": "deployments.embedding.model deployments.embedding.token_ids deployments.errors "
+    "torch",
     "deployments.serving": "deployments.embedding deployments.errors deployments.requests.origin deployments.settings "
     "ray starlette",
     "deployments.batcher": "deployments.errors",

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.batcher import Batcher
 from deployments.calls.resilient import UnbatchedCalls, resilient, with_plain_pickle
+from deployments.embedding import token_ids
 from deployments.embedding.cache import CachedVector, VectorCache, cache_key
 from deployments.embedding.engine import EmbedRequest
 from deployments.embedding.model import InputType, ModelInfo, TextToken, Truncate
@@ -119,7 +120,7 @@ class EmbedderCalls:
             MemserveError: the error of the first input that failed; `position` is its index in `inputs`.
         """
         info = await self.info()
-        inputs = _readable(inputs, truncate, info.limit(input_type))
+        inputs = _readable(inputs, truncate, info.limit(input_type), info)
         if self.cache.max_bytes == 0 or not cached:
             return await self._embed(inputs, prompt, truncate, input_type)
         revision = f"{info.revision}-{info.limit(input_type)}"
@@ -176,11 +177,11 @@ class EmbedderCalls:
         return results[0] if len(results) == 1 else _joined(results)
 
 
-def _readable(inputs: Inputs, truncate: Truncate, limit: int) -> Inputs:
+def _readable(inputs: Inputs, truncate: Truncate, limit: int, info: ModelInfo) -> Inputs:
     """The inputs without the token ids that the model does not read, but for one that shows that there are more."""
-    kept = slice(-limit - 1, None) if truncate == "start" else slice(limit + 1)
     return cast(
-        Inputs, [given if isinstance(given, str) or len(given) <= limit + 1 else given[kept] for given in inputs]
+        Inputs,
+        [given if isinstance(given, str) else token_ids.cut(given, limit + 1, truncate, info) for given in inputs],
     )
 
 

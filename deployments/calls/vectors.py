@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deployments.calls.embedder import EmbedderCalls, Inputs
+from deployments.embedding import token_ids
 from deployments.embedding.model import InputType, ModelInfo, Truncate
 from deployments.embedding.outputs import EmbedResult
 from deployments.errors import InvalidRequest, renumbered
@@ -16,10 +17,17 @@ from deployments.metrics import GatewayMetrics
 
 
 class Vectors:
-    """The embedder, as the service uses it. An error about an item has the item's position in the list given."""
+    """The embedder, as the service uses it. An error about an item has the item's position in the list given.
 
-    def __init__(self, embedder: EmbedderCalls, metrics: GatewayMetrics) -> None:
+    Args:
+        embedder: the calls to the embedder.
+        metrics: of the gateway.
+        accepted: the token ids that are accepted in place of texts.
+    """
+
+    def __init__(self, embedder: EmbedderCalls, metrics: GatewayMetrics, accepted: token_ids.Accepted) -> None:
         self._embedder = embedder
+        self._accepted = accepted
         self._metrics = metrics
 
     @property
@@ -88,6 +96,7 @@ class Vectors:
     async def _embed_prompted(
         self, inputs: Inputs, prompt: str, input_type: InputType | None, truncate: Truncate, *, cached: bool = True
     ) -> EmbedResult:
+        token_ids.check(inputs, await self._embedder.info(), self._accepted)
         try:
             return await self._embedder.embed(inputs, prompt, truncate, input_type=input_type, cached=cached)
         finally:

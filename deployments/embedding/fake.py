@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deployments.embedding import token_ids
 from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
 
 PROMPTS = {"query": "query: ", "document": ""}
@@ -72,7 +73,7 @@ class FakeModel(Model):
             if len(ids) > limit and truncate == "none":
                 answer.append(len(ids))
                 continue
-            cut = ids[-limit:] if truncate == "start" else ids[:limit]
+            cut = token_ids.cut(ids, limit, truncate, self.info)
             prompt_tokens = len(prompt.split()) if isinstance(given, str) else 0
             answer.append(Tokens(cut, min(prompt_tokens, len(cut)), len(ids) > limit))
         return answer

@@ -38,6 +38,8 @@ class ModelInfo:
         dtype: of the weights.
         default_prompt: the text that `encode` puts in front if no prompt is requested; usually empty.
         max_tokens_of: the limits of the input types that have their own.
+        first_ids, last_ids: the special tokens that the model's tokenizer puts in front of a text and behind it; empty
+            if it puts none, or if the model is tokenized by its provider.
     """
 
     name: str
@@ -50,6 +52,8 @@ class ModelInfo:
     dtype: str
     default_prompt: str = ""
     max_tokens_of: dict[InputType, int] = field(default_factory=dict)
+    first_ids: tuple[int, ...] = ()
+    last_ids: tuple[int, ...] = ()
 
     @property
     def longest(self) -> int:

@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -85,6 +86,68 @@ async def test_a_hub_name_of_the_served_model_is_the_model(
     for name in refused:
         error = (await app.http.post("/v1/embeddings", json={"input": "tea", "model": name})).json()["error"]
         assert (error["param"], error["code"]) == ("model", "model_not_found")
+
+
+OWN_IDS, FOREIGN_IDS = [101, 5, 6, 102], [101, 5, 6]  # [CLS] ... [SEP], and no [SEP]
+ROUTES = (("/v1/embeddings", "input"), ("/embed", "inputs"), ("/", "inputs"))
+
+
+def with_special_tokens(app: LocalApp) -> None:
+    app.model.model.info = replace(app.model.model.info, first_ids=(101,), last_ids=(102,))
+
+
+async def test_token_ids_of_another_tokenizer_are_refused(app: LocalApp) -> None:
+    with_special_tokens(app)
+    expected = app.model.model._vector(OWN_IDS).tolist()
+    for route, field in ROUTES:
+        for given in (OWN_IDS, [OWN_IDS]):
+            answer = await app.http.post(route, json={field: given})
+            assert answer.status_code == 200
+            content = answer.json()["data"][0]["embedding"] if field == "input" else answer.json()[0]
+            assert content == pytest.approx(expected, abs=1e-7)
+        for given, path in ((FOREIGN_IDS, field), ([OWN_IDS, FOREIGN_IDS], f"{field}.1")):
+            refused = await app.http.post(route, json={field: given})
+            message = (
+                f"{path}: must begin with 101 and end with 102, as the ids of this model's tokenizer do: ids of "
+                "another tokenizer would give a wrong vector; send the text itself "
+                "(in langchain-openai: check_embedding_ctx_length=False)"
+            )
+            error = refused.json() if field == "inputs" else refused.json()["error"]
+            assert refused.status_code == 400
+            assert (error["error" if field == "inputs" else "message"], error["param"]) == (message, path)
+            assert error["code"] == "foreign_token_ids"
+    assert FOREIGN_IDS not in app.model.texts
+
+
+async def test_token_ids_are_checked_before_they_are_cut(app: LocalApp) -> None:
+    with_special_tokens(app)
+    whole = [101, *range(1_000, 2_000), 102]
+    (vector,) = await vectors(app.http, input=whole)
+    assert vector == pytest.approx(app.model.model._vector([*whole[:255], 102]).tolist(), abs=1e-7)
+    (vector,) = await vectors(app.http, input=whole, truncate="start")
+    assert vector == pytest.approx(app.model.model._vector([101, *whole[-255:]]).tolist(), abs=1e-7)
+    for truncate in ("end", "start", "none"):
+        for given in (whole[:256], whole[-256:]):
+            answer = await app.http.post("/v1/embeddings", json={"input": given, "truncate": truncate})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "foreign_token_ids")
+
+
+async def test_a_model_without_special_tokens_takes_all_ids(app: LocalApp) -> None:
+    (vector,) = await vectors(app.http, input=FOREIGN_IDS)
+    assert vector == pytest.approx(app.model.model._vector(FOREIGN_IDS).tolist(), abs=1e-7)
+
+
+async def test_token_ids_may_all_be_accepted_or_refused(tmp_path: Path) -> None:
+    for accepted, status in (("any", 200), ("refuse", 400)):
+        app = await LocalApp.start(tmp_path, model={"token_ids": accepted})
+        with_special_tokens(app)
+        for route, field in ROUTES:
+            for ids in (OWN_IDS, FOREIGN_IDS):
+                assert (await app.http.post(route, json={field: ids})).status_code == status
+            assert (await app.http.post(route, json={field: "a text"})).status_code == 200
+        decoded = await app.http.post("/decode", json={"ids": FOREIGN_IDS})
+        assert decoded.json() == ["<101> <5> <6>"]
+        await app.stop()
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "binary", "ubinary"])

@@ -5,6 +5,7 @@ A model that needs something that is not supported here is refused, with one lin
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
+from tokenizers import Tokenizer
 
 from deployments.embedding.local import unpadded
 from deployments.embedding.local.revision import revision_of
@@ -111,6 +113,7 @@ def spec_of(network: Any, path: str, *, name: str, device: str, dtype: torch.dty
     limits = {kind: min(limit, max_tokens or limit) for kind, limit in longest_inputs(network).items()}
     prompts = {key: prompt or "" for key, prompt in (network.prompts or {}).items()}
     dtype_name = str(dtype).removeprefix("torch.")
+    first_ids, last_ids = special_ends(network.tokenizer.backend_tokenizer)
     info = ModelInfo(
         name=name,
         revision=f"{revision_of(path, network)}-{dtype_name}",
@@ -122,6 +125,8 @@ def spec_of(network: Any, path: str, *, name: str, device: str, dtype: torch.dty
         dtype=dtype_name,
         default_prompt=prompts.get(network.default_prompt_name or "", ""),
         max_tokens_of={kind: limit for kind, limit in limits.items() if kind and limit != limits[None]},
+        first_ids=first_ids,
+        last_ids=last_ids,
     )
     return Spec(
         info=info,
@@ -159,6 +164,16 @@ def longest_inputs(network: Any) -> dict[InputType | None, int]:
         "document": always or first.document_length or usual,
     }
     return {input_type: int(min(length, positions or length)) for input_type, length in asked.items()}
+
+
+def special_ends(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that a tokenizer puts in front of a text, and those that it puts behind it."""
+    encoding = tokenizer.encode("a")
+    mask = zip(encoding.ids, encoding.special_tokens_mask, encoding.attention_mask, strict=True)
+    tokens = [(token, special) for token, special, attended in mask if attended]  # a tokenizer may pad
+    first = [token for token, _ in itertools.takewhile(lambda one: one[1], tokens)]
+    last = [token for token, _ in itertools.takewhile(lambda one: one[1], reversed(tokens[len(first) :]))]
+    return tuple(first), tuple(reversed(last))
 
 
 def first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
+from deployments.embedding import token_ids
 from deployments.embedding.local.parts import Cuts
 from deployments.embedding.local.spec import Spec
 from deployments.embedding.model import InputType, TextToken, Tokens, Truncate
@@ -60,7 +61,7 @@ class Tokenizers:
             if len(ids) > limit and truncate == "none":
                 answer.append(len(ids))
                 continue
-            cut = ids[-limit:] if truncate == "start" else ids[:limit]
+            cut = token_ids.cut(ids, limit, truncate, self._spec.info)
             leading = prompt_tokens if isinstance(given, str) else 0
             if isinstance(given, str) and leading and too_long and truncate == "start":
                 # The cut removes the prompt first, but not a special token in front of it, such as [CLS].

@@ -434,6 +434,18 @@ async def test_token_ids_are_used_verbatim(minilm: LocalModel) -> None:
     assert (as_ids.tokens.tolist(), bare.tokens.tolist()) == ([5], [3])
 
 
+async def test_the_ids_of_a_text_give_its_vector_however_long_it_is(minilm: LocalModel) -> None:
+    assert (minilm.info.first_ids, minilm.info.last_ids) == ((101,), (102,))
+    text = "many words " * 200 + "at the end"
+    ids = [token["id"] for token in (await minilm.split([text]))[0]]
+    assert (ids[0], len(ids), ids[-1]) == (101, 405, 102)
+    for truncate in ("end", "start"):
+        ways: tuple[list[str] | list[list[int]], ...] = ([text], [ids])
+        (of_text,), (of_ids,) = [await minilm.tokenize(way, "", truncate) for way in ways]  # type: ignore[arg-type]
+        assert isinstance(of_text, Tokens) and isinstance(of_ids, Tokens)
+        assert of_ids == of_text and len(of_ids) == 256
+
+
 async def test_tokens_have_character_offsets(minilm: LocalModel) -> None:
     tokens: list[Any] = (await minilm.split(["Cats sat"]))[0]
     assert [(token["text"], token["special"], token["start"], token["stop"]) for token in tokens] == [
