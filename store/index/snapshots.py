@@ -8,7 +8,9 @@ removed, and the index is built from the log.
 A snapshot is two files. `UID-EPOCH-VERSION.hnsw` is hnswlib's own. `UID-EPOCH-VERSION.rows` holds the checksum of the
 other, and the snapshot exists if this file does:
 
-    magic | blake2b-128 of all that follows | length of the header, 4 bytes | header, JSON | labels | expires | alive
+    magic | blake2b-128 of all that follows | length of the header, 4 bytes | header, JSON | arrays
+
+The arrays are the labels, expiries and alive flags of the rows, then the `Arrays` of store.index.body.
 """
 
 from __future__ import annotations
@@ -26,13 +28,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from store.index.body import Arrays, Body
 from store.index.graph import Graph, overwrite_deleted
 from store.index.user_index import UserIndex
 from store.records import IndexOptions
 
-MAGIC = b"memserve snapshot 1\n"
+MAGIC = b"memserve snapshot 2\n"
 _DIGEST_BYTES = 16
 _LOCK = "lock"
+_ARRAYS = ("<i8", "<i8", "?", "<i4", "<i8", "<i4")  # the types of the arrays after the header
 
 
 class Name(NamedTuple):
@@ -44,7 +48,7 @@ class Name(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A snapshot that is being written. `arrays`: labels, expires and alive flags."""
+    """A snapshot that is being written. `arrays` follow its header."""
 
     name: Name
     header: dict[str, Any]
@@ -93,12 +97,12 @@ class Snapshots:
         name = Name(index.uid, index.epoch, index.version)
         if state is None or name in self._names.get(index.uid, ()):
             return None
-        graph, labels, expires, alive = state
-        part = self._path(name, "hnsw.part")
-        graph.save(part)
-        header = {**self._identity, **name._asdict(), "rows": len(labels), "count": graph.count, "dead": graph.dead}
-        header["token"] = uuid.uuid4().hex
-        return Pending(name, header, labels.tobytes() + expires.tobytes() + alive.tobytes())
+        body, *of_rows = state
+        arrays = [*of_rows, *body.arrays()]
+        body.graph.save(self._path(name, "hnsw.part"))
+        header = {**self._identity, **name._asdict(), "count": body.graph.count, "dead": body.graph.dead}
+        header |= {"lengths": [len(array) for array in arrays], "token": uuid.uuid4().hex}
+        return Pending(name, header, b"".join(array.tobytes() for array in arrays))
 
     def finish(self, pending: Pending) -> None:
         """Write the rest and wait for the disk. This part does not use the index, and may run in another thread."""
@@ -183,8 +187,8 @@ class Snapshots:
         """Release the folder."""
         os.close(self._lock)
 
-    def verify(self, name: Name) -> tuple[dict[str, Any], Any, Any, Any]:
-        """Check every byte of a snapshot. Returns its header, labels, expires and alive flags.
+    def verify(self, name: Name) -> tuple[dict[str, Any], list[Any]]:
+        """Check every byte of a snapshot. Returns its header and its arrays.
 
         Raises:
             ValueError: the snapshot is not as it was written.
@@ -201,26 +205,27 @@ class Snapshots:
         expected = {**self._identity, **name._asdict()}
         if {key: header.get(key) for key in expected} != expected:
             raise ValueError("a snapshot of something else")
-        at, n = start + 4 + length, header["rows"]
-        if len(data) != at + 17 * n:
-            raise ValueError("the rows are cut short")
-        labels = np.frombuffer(data, "<i8", n, at).astype(np.int64)
-        expires = np.frombuffer(data, "<i8", n, at + 8 * n).astype(np.int64)
-        alive = np.frombuffer(data, np.bool_, n, at + 16 * n).copy()
+        at = start + 4 + length
+        arrays = []
+        for dtype, size in zip(_ARRAYS, header["lengths"], strict=True):
+            arrays.append(np.frombuffer(data, dtype, size, at).copy())
+            at += arrays[-1].nbytes
+        if len(data) != at:
+            raise ValueError("the rows have another length")
         size, digest = _digest(self._path(name, "hnsw"))
         if (size, digest.hex()) != (header["graph_bytes"], header["graph_digest"]):
             raise ValueError("the graph is damaged")
-        return header, labels, expires, alive
+        return header, arrays
 
     def _read(self, name: Name, vouches: Callable[[str], bool]) -> UserIndex:
-        header, labels, expires, alive = self.verify(name)
+        header, (labels, expires, alive, *of_body) = self.verify(name)
         if not vouches(header["token"]):
             raise ValueError("a snapshot of another state of the log")
         graph = Graph.load(
             self._path(name, "hnsw"), self._dim, self._options, count=header["count"], dead=header["dead"]
         )
         index = UserIndex(name.uid, name.epoch, self._dim, self._options)
-        index.restore(graph, labels, expires, alive, name.version)
+        index.restore(Body.restore(graph, Arrays(*of_body), alive), labels, expires, alive, name.version)
         return index
 
     def _path(self, name: Name, suffix: str) -> Path:

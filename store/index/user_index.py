@@ -1,7 +1,7 @@
 """One user's index: a cache of the log's vectors that answers nearest-neighbour queries.
 
-Up to `IndexOptions.switch` memories it is an exact matrix. Above, the older rows are in an HNSW graph, and the newer
-rows, the tail, are in the matrix, from which `maintain` moves them into the graph in small steps.
+Up to `IndexOptions.switch` memories it is an exact matrix. Above, the older rows are in a body with an HNSW graph. The
+newer rows, the tail, are in the matrix, from which `maintain` moves them into the body in small steps.
 
 Guarantees: the index holds nothing that the log did not hold at its version. A search returns min(k, matching rows)
 rows. Rows are numbered in the order of the log's versions, so the row with the greater number is always the
@@ -10,14 +10,15 @@ newer. The vector of a row never changes: an update is a new row, so that hnswli
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from store.index.graph import Found, Graph
+from store.index.body import TIE, Body, Found
+from store.index.graph import Graph
 from store.index.matrix import BLOCK, Matrix, Rows, grown, normalised
 from store.log.reading import NEVER, Changes
 from store.records import IndexOptions, Vector
@@ -28,9 +29,10 @@ Fetch = Callable[[Labels], Vector]
 """From labels (n,) to the log's vectors (n, dim) float32, as the model made them."""
 
 _EMPTY = np.zeros(0, np.int64)
-_SCAN_ROWS = 2000  # up to so many rows of the graph are fetched from the log and scanned instead of searched for
+_SCAN_ROWS = 2000  # up to so many rows of the body are fetched from the log and scanned instead of searched for
+_READ_S = 0.00002  # time to read a row's vector from the graph
+_EQUAL = 4e-7  # scores of equal vectors differ by less
 _FILTERS = 8  # filters whose matches are remembered
-_TIE = 2e-6  # scores that differ by less may be equal after rounding
 
 
 class Hits(NamedTuple):
@@ -41,13 +43,14 @@ class Hits(NamedTuple):
 
 
 class _Rebuild:
-    """The next graph, or matrix if the user has become small, while it is made from the live rows of the old graph."""
+    """The next body, or matrix if the user has become small, while it is made from the live rows of the old body."""
 
-    __slots__ = ("at", "graph", "parts", "rows")
+    __slots__ = ("at", "body", "count", "parts", "rows")
 
-    def __init__(self, graph: Graph | None) -> None:
-        self.graph = graph
-        self.at = 0  # rows of the old graph below this number have been copied
+    def __init__(self, body: Body | None) -> None:
+        self.body = body
+        self.count = 0  # rows that have been copied
+        self.at = 0  # rows of the old body below this number have been copied
         self.rows: list[Rows] = []  # the old numbers of the rows that were copied
         self.parts: list[Vector] = []
 
@@ -57,16 +60,15 @@ class UserIndex:
 
     __slots__ = (
         "_alive",
+        "_body",
         "_dead",
         "_expires",
-        "_graph",
         "_labels",
         "_matrix",
         "_max_label",
         "_next_expiry",
         "_options",
         "_rebuild",
-        "_row_s",
         "_rows",
         "_tail_start",
         "dim",
@@ -85,21 +87,20 @@ class UserIndex:
         self._options = options
         self._rows = 0
         self._dead = 0
-        self._tail_start = 0  # rows below are in the graph, or were dead before they were moved there
+        self._tail_start = 0  # rows below are in the body, or were dead before they were moved there
         self._labels = np.zeros(0, np.int64)
         self._expires = np.zeros(0, np.int64)
         self._alive = np.zeros(0, np.bool_)
         self._matrix = Matrix(dim)  # all rows from the tail's first on, and perhaps some before
-        self._graph: Graph | None = None
+        self._body: Body | None = None
         self._rebuild: _Rebuild | None = None
         self._next_expiry = int(NEVER)
         self._max_label = 0
-        self._row_s = 0.0005  # time to add a row to the graph, measured with each step
 
     @property
     def kind(self) -> Literal["exact", "hnsw"]:
-        """`hnsw` if there is a graph."""
-        return "exact" if self._graph is None else "hnsw"
+        """`hnsw` if there is a body."""
+        return "exact" if self._body is None else "hnsw"
 
     @property
     def live(self) -> int:
@@ -111,8 +112,8 @@ class UserIndex:
         """Memory that this index holds."""
         size = self._labels.nbytes + self._expires.nbytes + self._alive.nbytes + self._matrix.bytes + 1500
         size += sum(labels.nbytes + 300 for _, labels in self.filters.values())
-        graphs = (self._graph, self._rebuild.graph if self._rebuild else None)
-        return size + sum(graph.bytes for graph in graphs if graph is not None)
+        bodies = (self._body, self._rebuild.body if self._rebuild else None)
+        return size + sum(body.bytes for body in bodies if body is not None)
 
     def apply(self, changes: Changes) -> None:
         """Apply the log's next changes after `self.version`."""
@@ -146,55 +147,55 @@ class UserIndex:
         start = self._tail_start
         rows = np.flatnonzero(usable[start:]) + start
         scores = self._matrix.scores(query, start)[rows - start]
-        if self._graph is not None:
-            found = self._search_graph(self._graph, query, k, usable[:start], fetch, filtered=allowed is not None)
+        if self._body is not None:
+            found = self._search_body(self._body, query, k, usable[:start], fetch, filtered=allowed is not None)
             rows, scores = np.concatenate([found.rows, rows]), np.concatenate([found.scores, scores])
         return self._best(rows, scores, k)
 
     def maintain(self) -> bool:
         """Do one step of background work, of about `step_s`. Returns True if there is more to do.
 
-        It moves rows from the tail into the graph, rebuilds a graph with many dead rows, turns a graph that has become
+        It moves rows from the tail into the body, rebuilds a body with many dead rows, turns a body that has become
         small into a matrix, and frees the dead rows of a matrix.
         """
         options = self._options
         if self._rebuild is not None:
             self._continue_rebuild(self._rebuild)
             return True
-        if self._graph is None:
+        if self._body is None:
             if self.live > options.switch:
-                self._graph = Graph(self.dim, options, self.live + self.live // 16)
+                self._body = Body(Graph(self.dim, options, options.switch))
             else:
                 if self._dead > 64 and self._dead > self._rows * options.max_deleted_share:
                     self._compact()
                 return False
-        graph = self._graph
+        body = self._body
         if self.live <= options.switch // 2:
             self._rebuild = _Rebuild(None)
             return True
-        if graph.dead > graph.count * options.max_deleted_share:
-            self._rebuild = _Rebuild(Graph(self.dim, options, graph.live + graph.live // 16))
+        if body.dead_share > options.max_deleted_share:
+            self._rebuild = _Rebuild(Body(Graph(self.dim, options, body.graph.live + body.graph.live // 16)))
             return True
-        self._shorten_tail(graph)
+        self._shorten_tail(body)
         return self._tail_start < self._rows
 
-    def snapshot(self) -> tuple[Graph, Labels, npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
-        """The graph with the labels, expiries and alive flags of its rows. None while some rows are not in a graph."""
-        if self._graph is None or self._rebuild is not None or self._tail_start < self._rows:
+    def snapshot(self) -> tuple[Body, Labels, npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
+        """The body with the labels, expiries and alive flags of its rows. None while some rows are not in a body."""
+        if self._body is None or self._rebuild is not None or self._tail_start < self._rows:
             return None
         n = self._rows
-        return self._graph, self._labels[:n], self._expires[:n], self._alive[:n]
+        return self._body, self._labels[:n], self._expires[:n], self._alive[:n]
 
     def restore(
         self,
-        graph: Graph,
+        body: Body,
         labels: Labels,
         expires: npt.NDArray[np.int64],
         alive: npt.NDArray[np.bool_],
         version: int,
     ) -> None:
         """Start from the values of an earlier `snapshot`. The index must be empty."""
-        self._graph, self._labels, self._expires, self._alive, self.version = graph, labels, expires, alive, version
+        self._body, self._labels, self._expires, self._alive, self.version = body, labels, expires, alive, version
         self._rows = self._tail_start = len(labels)
         self._matrix = Matrix(self.dim, len(labels))
         self._dead = int(len(alive) - alive.sum())
@@ -219,11 +220,11 @@ class UserIndex:
         self._matrix.append(vectors)
 
     def _remove(self, rows: Rows) -> None:
-        """Mark live rows as dead: their vectors are overwritten in the tail, and hidden in the graph."""
+        """Mark live rows as dead: their vectors are overwritten in the tail, and hidden in the body."""
         self._alive[rows] = False
         self._dead += len(rows)
-        if self._graph is not None:
-            self._graph.delete(rows[rows < self._tail_start])
+        if self._body is not None:
+            self._body.delete(rows[rows < self._tail_start])
         self._matrix.wipe(rows[rows >= self._tail_start])
 
     def _compact(self) -> None:
@@ -236,63 +237,59 @@ class UserIndex:
         self._next_expiry = int(NEVER)
         self._add(labels, expires, vectors)
 
-    # The graph
+    # The body
 
-    def _search_graph(
-        self, graph: Graph, query: Vector, k: int, usable: npt.NDArray[np.bool_], fetch: Fetch, *, filtered: bool
+    def _search_body(
+        self, body: Body, query: Vector, k: int, usable: npt.NDArray[np.bool_], fetch: Fetch, *, filtered: bool
     ) -> Found:
-        """At least min(k, matches) of the usable rows of the graph, in no order."""
-        matches = int(np.count_nonzero(usable)) if filtered else graph.live
-        wanted = min(k, matches)
-        if wanted == 0:
+        """At least min(k, matches) of the usable rows of the body, in no order."""
+        matches = int(np.count_nonzero(usable)) if filtered else body.live
+        if matches == 0:
             return Found(_EMPTY, np.zeros(0, np.float32))
         found = None
         if not filtered:
-            found = graph.nearest(query, wanted)
+            found = body.nearest(query, k)
         elif matches > max(_SCAN_ROWS, 2 * k):
-            found = graph.nearest_among(query, wanted, usable, matches)
-        return found if found is not None else self._scan(query, usable, fetch)
+            found = body.nearest_among(query, k, usable)
+        return found if found is not None else self._scan(body, query, usable, fetch)
 
-    def _scan(self, query: Vector, usable: npt.NDArray[np.bool_], fetch: Fetch) -> Found:
-        """Every usable row of the graph, scored by the vectors in the log."""
+    def _scan(self, body: Body, query: Vector, usable: npt.NDArray[np.bool_], fetch: Fetch) -> Found:
+        """Every usable row of the body, scored by the vectors in the log, one for each node."""
         rows = np.flatnonzero(usable)
-        scores = [
-            normalised(fetch(self._labels[rows[start : start + BLOCK]])) @ query for start in range(0, len(rows), BLOCK)
-        ]
-        return Found(rows, np.concatenate(scores) if scores else np.zeros(0, np.float32))
+        _, first, node = np.unique(body.nodes(rows), return_index=True, return_inverse=True)
+        labels = self._labels[rows[first]]
+        scores = [normalised(fetch(labels[start : start + BLOCK])) @ query for start in range(0, len(labels), BLOCK)]
+        return Found(rows, np.concatenate(scores)[node])
 
-    def _shorten_tail(self, graph: Graph) -> None:
-        """Move the next rows of the tail into the graph."""
+    def _shorten_tail(self, body: Body) -> None:
+        """Move the next rows of the tail into the body."""
         if self._tail_start < self._rows:
-            rows, self._tail_start = self._slice(self._tail_start, self._rows)
+            rows, self._tail_start = self._slice(self._tail_start, self._rows, body)
             if len(rows):
-                self._add_to(graph, rows, self._matrix.vectors(rows))
+                body.add(rows, self._matrix.vectors(rows))
             self._matrix.drop_before(self._tail_start)
 
-    def _slice(self, first: int, end: int) -> tuple[Rows, int]:
-        """The next live rows from `first` on, as many as one step can add, and the row that the next step starts at."""
-        n = max(1, int(self._options.step_s / self._row_s))
+    def _slice(self, first: int, end: int, body: Body | None) -> tuple[Rows, int]:
+        """The next live rows from `first` on, and the row that the next step starts at.
+
+        They are as many as one step can add to `body`, or read if there is none.
+        """
+        n = max(1, int(self._options.step_s / (_READ_S if body is None else body.graph.node_s)))
         end = min(end, first + max(64 * n, 1024))  # a bound, since dead rows take some time too
         rows = np.flatnonzero(self._alive[first:end])[:n] + first
         return rows, int(rows[-1]) + 1 if len(rows) == n else end
 
-    def _add_to(self, graph: Graph, rows: Rows, vectors: Vector) -> None:
-        """Add rows, and measure the time that a row takes."""
-        began = time.perf_counter()
-        graph.add(rows, vectors)
-        self._row_s = 0.5 * self._row_s + 0.5 * (time.perf_counter() - began) / len(rows)
-
     def _continue_rebuild(self, rebuild: _Rebuild) -> None:
-        assert self._graph is not None
-        rows, rebuild.at = self._slice(rebuild.at, self._tail_start)
+        assert self._body is not None
+        rows, rebuild.at = self._slice(rebuild.at, self._tail_start, rebuild.body)
         if len(rows):
-            vectors = self._graph.vectors(rows)
-            if rebuild.graph is None:
+            vectors = self._body.vectors(rows)
+            if rebuild.body is None:
                 rebuild.parts.append(vectors)
             else:
-                first = rebuild.graph.count
-                self._add_to(rebuild.graph, np.arange(first, first + len(rows)), vectors)
+                rebuild.body.add(np.arange(rebuild.count, rebuild.count + len(rows)), vectors)
             rebuild.rows.append(rows)
+            rebuild.count += len(rows)
         if rebuild.at >= self._tail_start:
             self._finish_rebuild(rebuild)
 
@@ -301,29 +298,43 @@ class UserIndex:
         copied = np.concatenate(rebuild.rows) if rebuild.rows else _EMPTY
         tail = np.flatnonzero(self._alive[self._tail_start : self._rows]) + self._tail_start
         vectors = self._matrix.vectors(tail)
-        if rebuild.graph is None:
+        if rebuild.body is None:
             kept = self._alive[copied]  # some may have been deleted since they were copied
             parts = np.concatenate(rebuild.parts)[kept] if rebuild.parts else np.zeros((0, self.dim), np.float32)
             vectors, tail = np.concatenate([parts, vectors]), np.concatenate([copied[kept], tail])
             copied = _EMPTY
         labels, expires, alive = self._labels[tail], self._expires[tail], self._alive[copied]
         self._labels, self._expires, self._alive = self._labels[copied], self._expires[copied], alive
-        self._graph, self._rebuild = rebuild.graph, None
+        self._body, self._rebuild = rebuild.body, None
         self._rows = self._tail_start = len(copied)
         self._matrix = Matrix(self.dim, len(copied))
         self._dead = int(len(copied) - alive.sum())
-        if self._graph is not None:
-            self._graph.delete(np.flatnonzero(~alive))
+        if self._body is not None:
+            self._body.delete(np.flatnonzero(~alive))
         self._next_expiry = int(self._expires[alive].min(initial=NEVER))
         self._add(labels, expires, vectors)
 
     def _best(self, rows: Rows, scores: npt.NDArray[np.float32], k: int) -> Hits:
+        """The k rows with the highest scores. Rows with equal vectors have one score, and the newest comes first."""
         if k < len(scores):
-            # The scores of equal vectors may differ in the last bit, by their place in the matrix product. Keep rows
-            # whose score may equal the k-th after rounding, so that ties are decided by age.
-            threshold = np.partition(scores, len(scores) - k)[len(scores) - k] - _TIE
-            near = scores >= threshold
+            near = scores >= np.partition(scores, len(scores) - k)[len(scores) - k] - TIE
             rows, scores = rows[near], scores[near]
-        rounded: npt.NDArray[np.float64] = np.clip(np.round(scores.astype(np.float64), 6), -1.0, 1.0)
+        order = np.argsort(-scores)
+        rows, rounded = rows[order], np.clip(_rounded(scores[order]), -1.0, 1.0)
         order = np.lexsort((-rows, -rounded))[:k]
         return Hits(self._labels[rows[order]], rounded[order])
+
+
+def _rounded(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Scores (n,), falling, rounded to six decimals.
+
+    The scores of equal vectors may differ in the last bits, by their place in the matrix or in the graph. Scores that
+    differ by no more than `_EQUAL` are rounded to the same value, so that such rows are ordered by age.
+    """
+    rounded = []
+    first, value = math.inf, math.inf
+    for score in scores.tolist():
+        if first - score > _EQUAL:
+            first, value = score, round(score, 6)
+        rounded.append(value)
+    return np.array(rounded, np.float64)

@@ -370,8 +370,7 @@ class Replicas(RuleBasedStateMachine):
         assert [round(m.score or 0.0, 4) for m in result.results] == pytest.approx(
             [score(m) for m in expected], abs=2e-4
         )
-        if result.index == "exact":
-            assert [m.id for m in result.results] == [m.id for m in expected]
+        assert [m.id for m in result.results] == [m.id for m in expected]
         for found in result.results:
             own = live[found.id]
             assert replace(found, score=None, vector=None) == replace(own, vector=None)

@@ -21,56 +21,58 @@ def vectors(rng: np.random.Generator) -> Vector:
 
 def graph_of(vectors: Vector, **options: int) -> Graph:
     graph = Graph(DIM, IndexOptions(**options), capacity=0)
-    graph.add(np.arange(len(vectors)), vectors)
+    graph.add(vectors)
     return graph
 
 
 def test_a_graph_grows_beyond_its_capacity(vectors: Vector) -> None:
     graph = graph_of(vectors[:10])
-    graph.add(np.arange(10, 300), vectors[10:])
+    graph.add(vectors[10:])
     assert (graph.count, graph.live) == (300, 300)
     found = graph.nearest(vectors[299], 1)
     assert found is not None
-    assert found.rows.tolist() == [299]
+    assert found.nodes.tolist() == [299]
     assert found.scores.tolist() == pytest.approx([1.0], abs=1e-6)
 
 
 def test_k_may_exceed_ef(vectors: Vector) -> None:
     found = graph_of(vectors, ef=4).nearest(vectors[0], 300)
     assert found is not None
-    assert sorted(found.rows.tolist()) == list(range(300))
+    assert sorted(found.nodes.tolist()) == list(range(300))
 
 
-def test_a_graph_that_does_not_reach_k_rows_says_so(vectors: Vector) -> None:
+def test_a_graph_that_does_not_reach_k_nodes_says_so(vectors: Vector) -> None:
     graph = graph_of(vectors[:10])
     assert graph.nearest(vectors[0], 11) is None
 
 
-def test_deleted_rows_are_not_found(vectors: Vector) -> None:
+def test_deleted_nodes_are_not_found(vectors: Vector) -> None:
     graph = graph_of(vectors)
-    graph.delete(np.arange(0, 300, 2))
+    for node in range(0, 300, 2):
+        graph.delete(node)
     assert (graph.count, graph.live, graph.dead) == (300, 150, 150)
     found = graph.nearest(vectors[0], 10)
     assert found is not None
-    assert (found.rows % 2 == 1).all()
+    assert (found.nodes % 2 == 1).all()
 
 
-def test_the_nearest_usable_rows(vectors: Vector, rng: np.random.Generator) -> None:
+def test_the_nearest_usable_nodes(vectors: Vector, rng: np.random.Generator) -> None:
     many = normalised(rng.normal(size=(5000, DIM)).astype(np.float32))
     graph = graph_of(many)
     usable = np.arange(5000) % 2 == 0
     found = graph.nearest_among(many[0], 5, usable, 2500)
     assert found is not None
-    assert len(found.rows) >= 5
-    assert usable[found.rows].all()
+    assert len(found.nodes) >= 5
+    assert usable[found.nodes].all()
     few = np.zeros(5000, np.bool_)
     few[7] = True
     assert graph.nearest_among(many[0], 1, few, 1) is None  # the graph would be searched almost whole
 
 
-def test_a_saved_graph_holds_no_vector_of_a_deleted_row(vectors: Vector, tmp_path: Path) -> None:
+def test_a_saved_graph_holds_no_vector_of_a_deleted_node(vectors: Vector, tmp_path: Path) -> None:
     graph = graph_of(vectors)
-    graph.delete(np.array([5, 6]))
+    for node in (5, 6):
+        graph.delete(node)
     path = tmp_path / "graph"
     graph.save(path)
     assert vectors[5].tobytes() in path.read_bytes()
@@ -80,7 +82,7 @@ def test_a_saved_graph_holds_no_vector_of_a_deleted_row(vectors: Vector, tmp_pat
     loaded = Graph.load(path, DIM, IndexOptions(), count=300, dead=2)
     found = loaded.nearest(vectors[7], 298)
     assert found is not None
-    assert sorted(found.rows.tolist()) == [n for n in range(300) if n not in (5, 6)]
+    assert sorted(found.nodes.tolist()) == [n for n in range(300) if n not in (5, 6)]
 
 
 def test_a_file_of_another_layout_is_not_written_to(vectors: Vector, tmp_path: Path) -> None:
