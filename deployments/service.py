@@ -154,7 +154,7 @@ class Memserve:
         upsert: bool = False,
         origin: Origin | None = None,
     ) -> Rows:
-        """Add memories (texts, or mappings with text, id, metadata, expires_at, vector) to one user.
+        """Add memories (texts, or mappings with text, id, metadata, created_at, expires_at, vector) to one user.
 
         Returns:
             `{id, status, version}` of each, in order, once they are committed.
@@ -230,6 +230,8 @@ class Memserve:
                         vector=next(vectors),
                         metadata=item.metadata,
                         expires_at=item.expires_at,
+                        given_vector=item.vector is not None,
+                        created_at=item.created_at,
                     )
                     for item, number in zip(group, numbers, strict=False)
                 ),

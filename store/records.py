@@ -44,6 +44,10 @@ class NewMemory:
         generated_id: the id was generated for this write alone. If the log holds it already, the write is a repetition
             and gets its first answer again, whatever became of the memory since. If an import has replaced the history
             of the memory, the answer holds the version at which the new history begins.
+        given_vector: the vector came with the text and was not made from it. It replaces another vector of the same
+            content; a vector that was made from the text does not.
+        created_at: when the memory was made, up to a minute in the future; None means now. It replaces the time of a
+            memory with the same id.
     """
 
     id: str
@@ -52,6 +56,8 @@ class NewMemory:
     metadata: dict[str, Any] = field(default_factory=dict)
     expires_at: datetime | None = None
     generated_id: bool = False
+    given_vector: bool = False
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,8 @@ class Append:
 
     Args:
         on_duplicate: with `skip`, a memory whose text and metadata the user already has is not added; the answer names
-            the memory that has them.
+            the memory that has them. If that one would expire earlier, or has another vector than the given one, it
+            gets the later expiry and the given vector, and the status is `updated`.
         upsert: new content under an existing id replaces the old content. Without it that is a Conflict.
         issued_at: when the server accepted the call. A write that was issued before its user or its memory was erased
             is refused, so that it cannot restore what was erased.

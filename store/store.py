@@ -139,14 +139,14 @@ class Store:
         """
         results: list[list[AppendResult] | StoreError | None] = []
         accepted: list[Sequence[appending.CheckedAppend]] = []
+        now = self._micros()
         for call in calls:
             try:
-                accepted.append(appending.checked(call, self.dim))
+                accepted.append(appending.checked(call, self.dim, now))
                 results.append(None)
             except InvalidInput as error:
                 results.append(error)
         if accepted:
-            now = self._micros()
             with self._users.writing([request.user for call in accepted for request in call]) as (connection, locked):
                 written = iter(appending.append(connection, accepted, locked, self.log.model_id, now))
             results = [next(written) if result is None else result for result in results]
@@ -302,7 +302,9 @@ class Store:
             user = locked[tenant, user_id]
             if begin:
                 importing.begin_import(connection, user, issued_us)
-            return importing.import_lines(connection, user, checked, self.log.model_id, issued_us)
+            return importing.import_lines(
+                connection, user, checked, model_id=self.log.model_id, issued_at=issued_us, now=self._micros()
+            )
 
     # Reads
 
@@ -391,9 +393,8 @@ class Store:
             uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id))
             if uid is None:
                 return UserStats(user_id, 0, 0, 0, None, False)
-            standing = reading.positions(connection, [uid])[uid]
-            size = listing.bytes_of(connection, [uid], self.log.model_id).get(uid, 0)
-        return self._stats(uid, user_id, standing.live, standing.version, size)
+            found = listing.one_user(connection, uid)
+        return self._stats(*found)
 
     def users(self, tenant: str, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> UsersPage:
         """One page of the tenant's users that have memories, ordered by user id.
@@ -402,9 +403,7 @@ class Store:
             InvalidInput: the limit is not from 1 to 1000, or the cursor belongs to another list.
         """
         with self._reading() as connection:
-            found, following = listing.page_of_users(
-                connection, tenant, model=self.log.model_id, prefix=prefix, limit=limit, cursor=cursor
-            )
+            found, following = listing.page_of_users(connection, tenant, prefix=prefix, limit=limit, cursor=cursor)
         return UsersPage([self._stats(*row) for row in found], following)
 
     def export(self, tenant: str, user_id: str) -> Iterator[bytes]:
@@ -491,8 +490,9 @@ class Store:
             self.log.require_model(connection)
             yield connection
 
-    def _stats(self, uid: int, user_id: str, live: int, version: int, size: int) -> UserStats:
+    def _stats(self, uid: int, user_id: str, live: int, version: int, text_bytes: int) -> UserStats:
         index = self.resident.get(uid)
+        size = text_bytes + live * 4 * self.dim
         return UserStats(user_id, live, version, size, index.kind if index else None, index is not None)
 
     def _vector(self, row: Any) -> Vector:

@@ -107,7 +107,7 @@ class AddedAnswer(TypedDict):
     id: str
     status: Annotated[
         Literal["added", "unchanged", "updated"],
-        Field(description="`unchanged` if the memory already existed, `updated` if its content was replaced."),
+        Field(description="`unchanged` if the memory already existed, `updated` if anything of it was replaced."),
     ]
     version: Annotated[int, Field(description="The version of the memory.")]
 
@@ -138,7 +138,7 @@ class MemoryAnswer(TypedDict):
     user_id: str
     text: str
     metadata: dict[str, Any]
-    created_at: Annotated[datetime, Field(description="When it was added.")]
+    created_at: Annotated[datetime, Field(description="When it was added, or the time that was given for that.")]
     updated_at: Annotated[datetime, Field(description="When it was added or last changed.")]
     version: Annotated[int, Field(description="The version of the user with which it was written.")]
     expires_at: NotRequired[Annotated[datetime, Field(description="Present if the memory expires.")]]
@@ -223,7 +223,7 @@ class UserAnswer(ListedUserAnswer):
 class ImportedAnswer(TypedDict):
     """The number of imported lines."""
 
-    imported: Annotated[int, Field(description="Memories that were new.")]
+    imported: Annotated[int, Field(description="Memories that were new or got another vector.")]
     unchanged: Annotated[int, Field(description="Memories that already existed.")]
 
 

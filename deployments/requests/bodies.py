@@ -203,7 +203,11 @@ class NewMemoryBody(RequestBody):
     expires_at: Time | None = None
     """A time in the future, with its time zone, at which the memory is forgotten. Default: never."""
     vector: Vector | None = None
-    """Your own embedding of the text, with the dimensions of the model. Default: the model's."""
+    """Your own embedding of the text, with the dimensions of the model. It replaces another vector that a memory with
+    this id and the same content has: `updated`. Default: the model's."""
+    created_at: Time | None = None
+    """When the memory was made, with its time zone; at most a minute in the future. It replaces another time that a
+    memory with this id and the same content has: `updated`. Default: now, or the time that the memory has."""
 
 
 class UserMemoryBody(NewMemoryBody):
@@ -227,13 +231,14 @@ class AddBody(NewMemoryBody):
     )
     """Several memories, which are all written or none."""
     on_duplicate: OrNull[Literal["add", "skip"]] = "add"
-    """`skip` adds no memory whose text and metadata the user already has, and answers with the id of that one."""
+    """`skip` adds no memory whose text and metadata the user already has, and answers with the id of that one. If that
+    one would expire earlier, it gets the new expiry, and it gets a `vector` that is given: `updated`."""
     upsert: OrNull[bool] = False
     """Whether other content under an id replaces what it holds. If not, that is a 409."""
 
     @model_validator(mode="after")
     def _check_one_form(self) -> "AddBody":
-        fields = ("expires_at", "id", "metadata", "text", "vector")
+        fields = ("created_at", "expires_at", "id", "metadata", "text", "vector")
         inline = [name for name in fields if getattr(self, name) is not None]
         if self.memories is None and self.text is None:
             raise ValueError("Give either text or memories.")
@@ -253,6 +258,7 @@ class AddBody(NewMemoryBody):
                 metadata=self.metadata or {},
                 expires_at=self.expires_at,
                 vector=self.vector,
+                created_at=self.created_at,
             )
         ]
 
@@ -263,7 +269,8 @@ class AddManyBody(RequestBody):
     memories: list[Annotated[UserMemoryBody, Nested()]] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     """All of them are written or none."""
     on_duplicate: OrNull[Literal["add", "skip"]] = "add"
-    """`skip` adds no memory whose text and metadata its user already has, and answers with the id of that one."""
+    """`skip` adds no memory whose text and metadata its user already has, and answers with the id of that one. If that
+    one would expire earlier, it gets the new expiry, and it gets a `vector` that is given: `updated`."""
     upsert: OrNull[bool] = False
     """Whether other content under an id replaces what it holds. If not, that is a 409."""
 

@@ -9,15 +9,15 @@ An error's position is the index of the memory among all memories of its call.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, insert
 
 from store.errors import Conflict, InvalidInput, StoreError
 from store.log import receipts
-from store.log.existing import State, load_first_versions, load_states
-from store.log.rows import Checked, check_id, check_new_id, content_hash, micros, user_key
+from store.log.existing import State, Stored, load_first_versions, load_states, load_stored
+from store.log.rows import Checked, check_id, check_new_id, check_past, content_hash, micros, user_key
 from store.log.rows import checked as checked_memory
 from store.log.schema import memories
 from store.log.users import User
@@ -38,7 +38,7 @@ class CheckedAppend:
     write_id: str | None
 
 
-def checked(call: Sequence[Append], dim: int) -> list[CheckedAppend]:
+def checked(call: Sequence[Append], dim: int, now: int) -> list[CheckedAppend]:
     """Check the requests of one call.
 
     Raises:
@@ -57,7 +57,10 @@ def checked(call: Sequence[Append], dim: int) -> list[CheckedAppend]:
         rows = []
         for position, memory in enumerate(request.memories, first):
             try:
-                rows.append(checked_memory(memory, dim))
+                row = checked_memory(memory, dim)
+                if row.created_at is not None:
+                    check_past(row.created_at, "created_at", now)
+                rows.append(row)
             except InvalidInput as error:
                 raise error.at(error.field, position) from error
         user = request.tenant, request.user_id
@@ -85,7 +88,8 @@ def append(
     keys = [_record_keys(call, locked) for call in calls]
     made = receipts.find(connection, [key for of_call in keys for key in of_call])
     new_calls = [call for call, of_call in zip(calls, keys, strict=True) if made.keys().isdisjoint(of_call)]
-    batch = _Batch(model, now, *_load(connection, [request for call in new_calls for request in call], locked, now))
+    new_requests = [request for call in new_calls for request in call]
+    batch = _Batch(model, now, *_load(connection, new_requests, locked, model, now))
     records: list[receipts.Record] = []
     results: list[list[AppendResult] | StoreError] = []
     for call, of_call in zip(calls, keys, strict=True):
@@ -141,20 +145,27 @@ def _recorded_results(
 
 
 def _load(
-    connection: Connection, requests: Sequence[CheckedAppend], locked: dict[tuple[str, str], User], now: int
+    connection: Connection, requests: Sequence[CheckedAppend], locked: dict[tuple[str, str], User], model: int, now: int
 ) -> tuple[dict[bytes, State], dict[bytes, list[bytes]]]:
     """The memories in the log that the requests may affect: see `load_states`."""
     keys: set[bytes] = set()
     hashes: set[bytes] = set()
     generated: set[bytes] = set()
+    changing: set[bytes] = set()
     for request in requests:
         uid = locked[request.user].uid
-        keys.update(user_key(uid, memory.id) for memory in request.memories)
-        generated.update(user_key(uid, memory.id) for memory in request.memories if memory.generated_id)
-        if request.skip_duplicates:
-            hashes.update(content_hash(uid, memory.text, memory.canonical) for memory in request.memories)
+        for memory in request.memories:
+            key = user_key(uid, memory.id)
+            keys.add(key)
+            if memory.generated_id:
+                generated.add(key)
+            if request.upsert or memory.given_vector or memory.created_at is not None:
+                changing.add(key)
+            if request.skip_duplicates:
+                hashes.add(content_hash(uid, memory.text, memory.canonical))
     states, by_hash = load_states(connection, keys, hashes, {user.uid: user for user in locked.values()}, now)
     load_first_versions(connection, states, generated)
+    load_stored(connection, states, changing.union(*by_hash.values()), model)
     return states, by_hash
 
 
@@ -170,8 +181,12 @@ class _Wave:
 
 @dataclass(slots=True)
 class _Plan:
-    """The changes of one call: states by key, keys by content hash, and (key, row, row of `contents`)."""
+    """The changes of one call: states by key, keys by content hash, and (key, row, row of `contents`).
 
+    `given` are the keys of the memories that the call itself has and that change the log.
+    """
+
+    given: set[bytes] = field(default_factory=set)
     states: dict[bytes, State] = field(default_factory=dict)
     by_hash: dict[bytes, list[bytes]] = field(default_factory=dict)
     rows: list[tuple[bytes, dict[str, Any], dict[str, Any]]] = field(default_factory=list)
@@ -192,12 +207,11 @@ class _Batch:
     ) -> list[AppendResult] | StoreError:
         """Add the changes of one call, all or none, and advance its users."""
         plan = _Plan()
-        before = [(locked[request.user].version, locked[request.user].live) for request in call]
+        before = [replace(locked[request.user]) for request in call]
         try:
             results = [self._plan_request(request, locked[request.user], plan) for request in call]
         except (Conflict, InvalidInput) as error:
-            for request, (version, live) in zip(call, before, strict=True):
-                locked[request.user].version, locked[request.user].live = version, live
+            locked.update((request.user, user) for request, user in zip(call, before, strict=True))
             return error
         self._take(plan)
         return results
@@ -232,49 +246,85 @@ class _Batch:
     def _plan_memory(self, memory: Checked, request: CheckedAppend, user: User, plan: _Plan) -> Appended:
         """Add the row and the new state of one memory to the plan, if it changes the log."""
         key = user_key(user.uid, memory.id)
-        if key in plan.states:
+        if key in plan.given:
             raise Conflict(f"the call contains {memory.id!r} twice", "id", "duplicate_id")
         digest = content_hash(user.uid, memory.text, memory.canonical)
-        state = self._states.get(key)
+        state = plan.states.get(key) or self._states.get(key)
         decision = decide(memory, digest, state, request, self._with_content(digest, plan))
         if isinstance(decision, Appended):
             return decision
+        if decision.id == memory.id:
+            plan.given.add(key)
+        else:
+            key = user_key(user.uid, decision.id)
+            state = plan.states.get(key) or self._states[key]
+        if state is not None and state.stored is not None and state.digest == digest and not memory.given_vector:
+            memory = replace(memory, embedding=state.stored.embedding, vector_crc=state.stored.vector_crc)
+        plan.states[key] = new = self._next_state(memory, digest, state, decision, user)
+        plan.by_hash.setdefault(digest, []).append(key)
         row: dict[str, Any] = {
-            "version": user.stamp(),
-            "event": decision,
+            "version": new.version,
+            "event": decision.event,
             "updated_at": self._now,
-            "expires_at": memory.expires_at,
+            "expires_at": new.expires_at,
             "deleted": 0,
             "content_hash": digest,
         }
         if state is None:
-            row |= {"uid": user.uid, "key": key, "id": memory.id, "created_at": self._now}
+            row |= {"uid": user.uid, "key": key, "id": memory.id, "created_at": new.created_at}
         else:
-            row |= {"of_key": key, "new_created_at": self._now if decision == "added" else None}
-        plan.rows.append((key, row, contents_row(memory, user.uid, user.version, self._model)))
-        plan.by_hash.setdefault(digest, []).append(key)
-        user.live += decision == "added"
-        first = user.version if state is None else state.first
-        plan.states[key] = State(memory.id, user.version, digest, memory.expires_at, None, first)
-        return Appended(memory.id, decision, user.version)
+            row |= {"of_key": key, "new_created_at": new.created_at}
+        plan.rows.append((key, row, contents_row(memory, user.uid, new.version, self._model)))
+        return Appended(decision.id, decision.event, new.version)
+
+    def _next_state(self, memory: Checked, digest: bytes, state: State | None, change: Change, user: User) -> State:
+        """The state that follows `state`. Advances the user's version and counts."""
+        live = state is not None and state.deleted_at is None
+        created_at = self._now if change.created_at is None else change.created_at
+        if state is not None and live and change.created_at is None:
+            created_at = state.created_at
+        before = 0 if state is None or state.stored is None else state.stored.text_bytes
+        size = memory.text_bytes
+        version = user.stamp()
+        user.live += not live
+        user.text_bytes += size - before
+        return State(
+            id=change.id,
+            version=version,
+            digest=digest,
+            created_at=created_at,
+            expires_at=change.expires_at,
+            deleted_at=None,
+            first=version if state is None else state.first,
+            stored=Stored(memory.embedding, memory.vector_crc, size),
+        )
 
     def _with_content(self, digest: bytes, plan: _Plan) -> Iterator[State]:
         """The live memories with that content, oldest first."""
-        for key in [*self._by_hash.get(digest, ()), *plan.by_hash.get(digest, ())]:
+        for key in dict.fromkeys([*self._by_hash.get(digest, ()), *plan.by_hash.get(digest, ())]):
             state = plan.states.get(key) or self._states[key]
             if state.digest == digest and state.deleted_at is None:
                 yield state
 
 
+class Change(NamedTuple):
+    """A new state of the memory `id`. If `created_at` is None, a live memory keeps its time; another one gets now."""
+
+    event: Literal["added", "updated"]
+    id: str
+    expires_at: int | None
+    created_at: int | None
+
+
 def decide(
     memory: Checked, digest: bytes, state: State | None, request: CheckedAppend, duplicates: Iterable[State]
-) -> Appended | Literal["added", "updated"]:
-    """The effect of an append on one memory: the answer if it changes nothing, or else the event of the new state.
+) -> Appended | Change:
+    """The effect of an append on one memory: the answer if it changes nothing, or else the new state.
 
     Args:
         digest: the content hash of the memory.
         state: of the memory with its id, if there is one.
-        duplicates: live memories of the user with the same content.
+        duplicates: live memories of the user with the same content, oldest first.
 
     Raises:
         Conflict: the id has other content, or the memory was deleted after the write was sent.
@@ -286,15 +336,40 @@ def decide(
             return Appended(memory.id, "added", state.first)
         if state.deleted_at is None:
             if (state.digest, state.expires_at) == (digest, memory.expires_at):
-                return Appended(memory.id, "unchanged", state.version)
-            if not request.upsert:
+                same_time = memory.created_at in (None, state.created_at)
+                if same_time and not _brings_vector(memory, state):
+                    return Appended(memory.id, "unchanged", state.version)
+            elif not request.upsert:
                 raise Conflict(f"the memory {memory.id!r} has other content", "id", "id_conflict")
         elif request.issued_at <= state.deleted_at:
             raise Conflict(f"the memory {memory.id!r} was deleted after this write was sent", "id", "deleted")
-    if request.skip_duplicates and not live:
-        for duplicate in duplicates:
-            return Appended(duplicate.id, "unchanged", duplicate.version)
+    twin = _stand_in(memory, duplicates) if request.skip_duplicates and not live else None
+    if twin is not None and _lasts(twin, memory.expires_at) and not _brings_vector(memory, twin):
+        return Appended(twin.id, "unchanged", twin.version)
     # Checked last: a write that is sent again returns the answer of the first time, even if it has expired by now.
     if memory.expires_at is not None and memory.expires_at <= request.issued_at:
         raise InvalidInput("must be in the future", "expires_at")
-    return "updated" if live else "added"
+    if twin is not None:
+        expires_at = twin.expires_at if _lasts(twin, memory.expires_at) else memory.expires_at
+        return Change("updated", twin.id, expires_at, None)
+    return Change("updated" if live else "added", memory.id, memory.expires_at, memory.created_at)
+
+
+def _stand_in(memory: Checked, duplicates: Iterable[State]) -> State | None:
+    """The duplicate that stands in for a memory: the oldest that needs no change, or else the oldest."""
+    oldest = None
+    for duplicate in duplicates:
+        if _lasts(duplicate, memory.expires_at) and not _brings_vector(memory, duplicate):
+            return duplicate
+        oldest = oldest or duplicate
+    return oldest
+
+
+def _lasts(state: State, until: int | None) -> bool:
+    """Whether a memory does not expire before a time, or never if that is None."""
+    return state.expires_at is None or (until is not None and state.expires_at >= until)
+
+
+def _brings_vector(memory: Checked, state: State) -> bool:
+    """Whether the caller gave another vector than the one that the state has."""
+    return memory.given_vector and (state.stored is None or state.stored.vector_crc != memory.vector_crc)

@@ -17,10 +17,11 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 
 from store.errors import Conflict, InvalidInput
 from store.log.ndjson import ImportLine
-from store.log.rows import content_hash, dump_vector, user_key
-from store.log.schema import CHUNK, history, memories
+from store.log.reading import with_contents
+from store.log.rows import content_hash, dump_vector, text_bytes, user_key
+from store.log.schema import CHUNK, contents, history, memories
 from store.log.users import User
-from store.log.writing import contents_row, remove_memories, write_contents
+from store.log.writing import contents_row, remove_memories, write_changes, write_contents
 from store.records import Imported
 
 
@@ -49,6 +50,8 @@ class _Plan:
     memories: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # by key
     history: dict[bytes, list[dict[str, Any]]] = field(default_factory=dict)  # by key of the memory, without labels
     contents: list[dict[str, Any]] = field(default_factory=list)
+    changes: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # by key: memories that get another vector
+    vectors: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # by key: their rows of `contents`
 
 
 def check(lines: Sequence[ImportLine], model: str, dim: int) -> list[CheckedLine]:
@@ -90,9 +93,18 @@ def begin_import(connection: Connection, user: User, issued_at: int | None) -> N
 
 
 def import_lines(
-    connection: Connection, user: User, lines: Sequence[CheckedLine], model_id: int, issued_at: int | None
+    connection: Connection,
+    user: User,
+    lines: Sequence[CheckedLine],
+    *,
+    model_id: int,
+    issued_at: int | None,
+    now: int,
 ) -> Imported:
     """Write some lines.
+
+    A memory that exists with the same content gets the line's vector if that is another one, unless the memory was
+    changed after `issued_at`.
 
     Raises:
         Conflict: the user has a memory with a line's id and other content, or erased a line's memory or everything
@@ -101,7 +113,7 @@ def import_lines(
     if issued_at is not None and issued_at <= user.erased_at:
         raise Conflict("the user was erased after this import was sent", None, "erased", lines[0].line.position)
     keys = [user_key(user.uid, checked.line.id) for checked in lines]
-    known = _known(connection, keys)
+    known = _known(connection, keys, model_id)
     fresh = [
         (key, checked)
         for key, checked in zip(keys, lines, strict=True)
@@ -116,20 +128,30 @@ def import_lines(
     named = [state.version for _, checked in fresh for state in checked.line.history]
     taken = _taken_versions(connection, user.uid, named, set(labels.values()))
     plan = _plan(user, fresh, known, taken, model_id)
+    for key, checked in fresh:
+        row = known.get(key)
+        if row is not None and not row.deleted and (issued_at is None or row.updated_at < issued_at):
+            _plan_vector(plan, user, row, checked, model_id=model_id, now=now)
     _write(connection, plan, labels)
-    return Imported(len(plan.memories), len(lines) - len(plan.memories))
+    imported = len(plan.memories) + len(plan.changes)
+    return Imported(imported, len(lines) - imported)
 
 
-def _known(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, Any]:
+def _known(connection: Connection, keys: Sequence[bytes], model_id: int) -> dict[bytes, Any]:
     """The rows of the memories and tombstones that have these keys."""
-    statement = select(
-        memories.c.key,
-        memories.c.label,
-        memories.c.deleted,
-        memories.c.content_hash,
-        memories.c.expires_at,
-        memories.c.updated_at,
-    ).where(memories.c.key.in_(keys))
+    statement = (
+        select(
+            memories.c.key,
+            memories.c.label,
+            memories.c.deleted,
+            memories.c.content_hash,
+            memories.c.expires_at,
+            memories.c.updated_at,
+            contents.c.vector_crc,
+        )
+        .select_from(with_contents(model_id))
+        .where(memories.c.key.in_(keys))
+    )
     return {row.key: row for row in connection.execute(statement)}
 
 
@@ -173,9 +195,12 @@ def _plan(
         if existing is not None:
             if existing != content:
                 raise Conflict(f"the memory {line.id!r} has other content", "id", "id_conflict", line.position)
+            if line.given_vector and planned is not None:
+                plan.vectors[key] |= {"embedding": checked.embedding, "vector_crc": checked.vector_crc}
             continue
         past_versions = _advance(user, line, taken)
         user.live += 1
+        user.text_bytes += text_bytes(line.text, line.metadata)
         plan.memories[key] = {
             "uid": user.uid,
             "key": key,
@@ -188,13 +213,36 @@ def _plan(
             "content_hash": content[0],
             "id": line.id,
         }
-        plan.contents.append(contents_row(checked, user.uid, user.version, model_id))
+        plan.vectors[key] = contents_row(checked, user.uid, user.version, model_id)
+        plan.contents.append(plan.vectors[key])
         for state, version in zip(line.history, past_versions, strict=True):
             past = {"uid": user.uid, "version": version, "event": state.event, "at": state.at}
             plan.history.setdefault(key, []).append(past)
             if state.text is not None:
                 plan.contents.append(contents_row(state, user.uid, version, model_id))
     return plan
+
+
+def _plan_vector(plan: _Plan, user: User, row: Any, checked: CheckedLine, *, model_id: int, now: int) -> None:
+    """Plan that the memory in `row` gets the vector of its line, if the line holds another one."""
+    line, key = checked.line, row.key
+    if not line.given_vector or row.vector_crc == checked.vector_crc:
+        return
+    if key in plan.changes:  # an earlier line has the same id
+        plan.vectors[key] |= {"embedding": checked.embedding, "vector_crc": checked.vector_crc}
+        return
+    plan.changes[key] = {
+        "of_key": key,
+        "new_created_at": None,
+        "version": user.stamp(),
+        "event": "updated",
+        "updated_at": now,
+        "expires_at": row.expires_at,
+        "deleted": 0,
+        "content_hash": row.content_hash,
+    }
+    plan.vectors[key] = contents_row(checked, user.uid, user.version, model_id)
+    plan.contents.append(plan.vectors[key])
 
 
 def _advance(user: User, line: ImportLine, taken: set[int]) -> list[int]:
@@ -224,6 +272,7 @@ def _write(connection: Connection, plan: _Plan, tombstones: Mapping[bytes, int])
     replaced = [{"of_label": tombstones[key], **row} for key, row in plan.memories.items() if key in tombstones]
     if replaced:
         connection.execute(update(memories).where(memories.c.label == bindparam("of_label")), replaced)
+    write_changes(connection, list(plan.changes.values()))
     write_contents(connection, plan.contents)
     if plan.history:
         labels = select(memories.c.key, memories.c.label).where(memories.c.key.in_(plan.history))

@@ -11,19 +11,20 @@ import sys
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, func, select, tuple_
+from sqlalchemy import Connection, select, tuple_
 
 from store.errors import InvalidInput
 from store.log import filters
-from store.log.reading import byte_length, with_contents
+from store.log.reading import with_contents
 from store.log.rows import CONTENT
-from store.log.schema import contents, memories, not_expired, users
+from store.log.schema import memories, not_expired, users
 from store.records import Filter, Order
 
 _ORDERS: dict[str, tuple[Any, Any]] = {
     "created_at": (memories.c.created_at, memories.c.label),
-    "updated_at": (memories.c.version, memories.c.version),  # versions grow with time, and are unique
+    "updated_at": (memories.c.updated_at, memories.c.version),  # an import keeps times, and may give new versions
 }
+_STATS = (users.c.uid, users.c.user_id, users.c.live, users.c.version, users.c.text_bytes)
 MAX_PAGE = 1000
 _LAST = chr(sys.maxunicode) * 256  # a suffix that sorts after every other
 
@@ -48,12 +49,13 @@ def page_of_memories(
     if name not in _ORDERS:
         raise InvalidInput("must be created_at, -created_at, updated_at or -updated_at", "order")
     keys = _ORDERS[name]
+    kind = f"{order},version" if name == "updated_at" else order  # cursors of `updated_at` held versions alone before
     statement = select(*CONTENT).select_from(with_contents(model))
     statement = statement.where(memories.c.uid == uid, memories.c.deleted == 0, not_expired(memories.c.expires_at, now))
     if filter is not None:
         statement = statement.where(filters.condition(filter, connection.dialect.name))
     if cursor is not None:
-        after = _decode(cursor, order, (int, int))
+        after = _decode(cursor, kind, (int, int))
         here = tuple_(*keys)
         statement = statement.where(here < tuple_(*after) if descending else here > tuple_(*after))
     statement = statement.order_by(*(key.desc() if descending else key for key in keys)).limit(check_limit(limit) + 1)
@@ -61,17 +63,15 @@ def page_of_memories(
     if len(found) <= limit:
         return found, None
     last = found[limit - 1]
-    key = [last.created_at, last.label] if name == "created_at" else [last.version, last.version]
-    return found[:limit], _encode(order, key)
+    key = [last.created_at, last.label] if name == "created_at" else [last.updated_at, last.version]
+    return found[:limit], _encode(kind, key)
 
 
 def page_of_users(
-    connection: Connection, tenant: str, *, model: int, prefix: str, limit: int, cursor: str | None
+    connection: Connection, tenant: str, *, prefix: str, limit: int, cursor: str | None
 ) -> tuple[list[Any], str | None]:
-    """Rows (uid, user_id, live, version, bytes) of users with memories, by user id, and the cursor of the next page."""
-    statement = select(users.c.uid, users.c.user_id, users.c.live, users.c.version).where(
-        users.c.tenant == tenant, users.c.live > 0
-    )
+    """Rows (uid, user_id, live, version, text_bytes) of users with memories, by id, and the cursor of the next page."""
+    statement = select(*_STATS).where(users.c.tenant == tenant, users.c.live > 0)
     if prefix:
         statement = statement.where(users.c.user_id >= prefix, users.c.user_id < prefix + _LAST)
     if cursor is not None:
@@ -79,21 +79,12 @@ def page_of_users(
     found = list(connection.execute(statement.order_by(users.c.user_id).limit(check_limit(limit) + 1)))
     more = len(found) > limit
     found = found[:limit]
-    sizes = bytes_of(connection, [row.uid for row in found], model)
-    rows = [(row.uid, row.user_id, row.live, row.version, sizes.get(row.uid, 0)) for row in found]
-    return rows, _encode("users", [found[-1].user_id]) if more else None
+    return found, _encode("users", [found[-1].user_id]) if more else None
 
 
-def bytes_of(connection: Connection, uids: list[int], model: int) -> dict[int, int]:
-    """The bytes of each user's texts, metadata and vectors in the log, without superseded states."""
-    size = byte_length(contents.c.text) + byte_length(contents.c.metadata) + func.length(contents.c.embedding)
-    statement = (
-        select(memories.c.uid, func.sum(size))
-        .select_from(with_contents(model))
-        .where(memories.c.uid.in_(uids), memories.c.deleted == 0)
-        .group_by(memories.c.uid)
-    )
-    return {uid: int(total or 0) for uid, total in connection.execute(statement)}
+def one_user(connection: Connection, uid: int) -> Any:
+    """The row (uid, user_id, live, version, text_bytes) of a user."""
+    return connection.execute(select(*_STATS).where(users.c.uid == uid)).one()
 
 
 def check_limit(limit: int) -> int:

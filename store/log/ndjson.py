@@ -16,11 +16,10 @@ import orjson
 from pydantic_core import from_json
 
 from store.errors import InvalidInput
-from store.log.rows import check_new_id, check_text, dump_metadata, micros, moment
+from store.log.rows import check_new_id, check_past, check_text, dump_metadata, micros, moment
 from store.records import Vector
 
 _EVENTS = ("added", "updated", "deleted")
-_CLOCKS_APART_US = 60_000_000  # an export may come from a machine whose clock is ahead
 
 
 class PastState(NamedTuple):
@@ -51,7 +50,7 @@ class ImportLine(NamedTuple):
 
     `canonical` is the metadata as JSON with sorted keys. `version` is 0 if the line has none. `model` is the name of
     the model that made the vector, if the line names one. `vector: (n,) float32` may be of any length and is None if it
-    has yet to be made from the text.
+    has yet to be made from the text. `given_vector` tells whether the line holds it.
     """
 
     position: int
@@ -67,6 +66,7 @@ class ImportLine(NamedTuple):
     history: tuple[PastState, ...]
     model: str | None
     vector: Vector | None
+    given_vector: bool
 
 
 def write_line(row: Any, history: Sequence[dict[str, Any]], model: str, vector: Vector) -> bytes:
@@ -162,6 +162,7 @@ def _import_line(line: dict[str, Any], position: int, now: int) -> ImportLine:
         history=_history(line.get("history", []), version, now),
         model=model,
         vector=vector,
+        given_vector=vector is not None,
     )
 
 
@@ -213,11 +214,7 @@ def _time(value: int) -> str:
 
 
 def _past_time(value: Any, field: str, now: int) -> int:
-    """The time of something that has happened. A future time would take precedence over every later write."""
-    at = _parsed_time(value, field)
-    if at > now + _CLOCKS_APART_US:
-        raise InvalidInput("must not be in the future", field)
-    return at
+    return check_past(_parsed_time(value, field), field, now)
 
 
 def _parsed_time(value: Any, field: str) -> int:

@@ -32,6 +32,7 @@ _MICROSECOND = timedelta(microseconds=1)
 _EARLIEST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _MAX_DEPTH = 32  # of nested metadata
+_CLOCKS_APART_US = 60_000_000
 CONTENT = (
     memories.c.label,
     memories.c.id,
@@ -60,6 +61,13 @@ class Checked:
     embedding: bytes
     vector_crc: int
     generated_id: bool = False
+    given_vector: bool = False
+    created_at: int | None = None
+
+    @property
+    def text_bytes(self) -> int:
+        """The size of the text and the metadata in UTF-8."""
+        return text_bytes(self.text, self.metadata)
 
 
 def checked(memory: NewMemory, dim: int) -> Checked:
@@ -72,8 +80,18 @@ def checked(memory: NewMemory, dim: int) -> Checked:
     check_text(memory.text, "text")
     stored, canonical = dump_metadata(memory.metadata, "metadata")
     embedding, crc = dump_vector(memory.vector, dim, "vector")
-    expires_at = None if memory.expires_at is None else micros(memory.expires_at, "expires_at")
-    return Checked(memory.id, memory.text, stored, canonical, expires_at, embedding, crc, memory.generated_id)
+    return Checked(
+        memory.id,
+        memory.text,
+        stored,
+        canonical,
+        None if memory.expires_at is None else micros(memory.expires_at, "expires_at"),
+        embedding,
+        crc,
+        memory.generated_id,
+        memory.given_vector,
+        None if memory.created_at is None else micros(memory.created_at, "created_at"),
+    )
 
 
 def check_new_id(value: str, field: str) -> None:
@@ -186,6 +204,21 @@ def load_vectors(blobs: Sequence[bytes], checksums: Sequence[int], dim: int) -> 
         if len(blob) != 4 * dim or zlib.crc32(blob) != checksum:
             raise damaged("a vector is not the one that was written")
     return np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), dim).astype(np.float32)
+
+
+def text_bytes(text: str, metadata: str) -> int:
+    """The size of a text and its metadata in UTF-8."""
+    return len(text.encode()) + len(metadata.encode())
+
+
+def check_past(at: int, field: str, now: int) -> int:
+    """The time of something that has happened. A future time would take precedence over every later write.
+
+    Another machine's clock may be a minute ahead.
+    """
+    if at > now + _CLOCKS_APART_US:
+        raise InvalidInput("must not be in the future", field)
+    return at
 
 
 def user_key(uid: int, id: str) -> bytes:

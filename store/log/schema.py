@@ -52,6 +52,7 @@ users = Table(
     Column("live", _Int, nullable=False),  # number of memories that are not deleted
     Column("removed_version", _Int, nullable=False),  # of the newest deletion: older index snapshots must be removed
     Column("erased_at", _Int, nullable=False),  # 0: never
+    Column("text_bytes", _Int, nullable=False, server_default=text("0")),  # texts and metadata of these memories
     UniqueConstraint("tenant", "user_id"),
     sqlite_autoincrement=True,
     sqlite_strict=True,
@@ -74,6 +75,7 @@ memories = Table(
     Index("memories_key", "key", unique=True),
     Index("memories_version", "uid", "version", unique=True),
     Index("memories_created", "uid", "created_at", "label"),
+    Index("memories_updated", "uid", "updated_at", "version"),
     Index("memories_content", "content_hash"),
     Index("memories_expiry", "expires_at", sqlite_where=_EXPIRES, postgresql_where=_EXPIRES),
     sqlite_autoincrement=True,

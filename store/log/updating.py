@@ -143,6 +143,7 @@ def _write(
         "deleted": 0,
         "content_hash": digest,
     }
+    user.text_bytes += memory.text_bytes - rows.text_bytes(found.text, found.metadata)
     writing.write_changes(connection, [row])
     writing.write_contents(connection, [writing.contents_row(memory, user.uid, user.version, model)])
     return user.version, now, memory.expires_at

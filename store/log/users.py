@@ -34,6 +34,7 @@ class User:
     live: int
     removed_version: int
     erased_at: int
+    text_bytes: int
 
     def stamp(self) -> int:
         """The version of the next row."""
@@ -46,7 +47,15 @@ _FIND_USERS = select(users.c.uid, users.c.user_id).where(
     users.c.tenant == bindparam("of_tenant"), users.c.user_id.in_(bindparam("ids", expanding=True))
 )
 _LOCK_USERS = (
-    select(users.c.uid, users.c.version, users.c.epoch, users.c.live, users.c.removed_version, users.c.erased_at)
+    select(
+        users.c.uid,
+        users.c.version,
+        users.c.epoch,
+        users.c.live,
+        users.c.removed_version,
+        users.c.erased_at,
+        users.c.text_bytes,
+    )
     .where(users.c.uid.in_(bindparam("uids", expanding=True)))
     .order_by(users.c.uid)
     .with_for_update()
@@ -68,7 +77,7 @@ def find_users(connection: Connection, names: Iterable[Name]) -> dict[Name, int]
 
 def make_users(connection: Connection, names: Iterable[Name]) -> None:
     """Insert rows for those users that have none. The names are sorted, so that two writers cannot deadlock."""
-    fresh = {"version": 0, "epoch": 0, "live": 0, "removed_version": 0, "erased_at": 0}
+    fresh = {"version": 0, "epoch": 0, "live": 0, "removed_version": 0, "erased_at": 0, "text_bytes": 0}
     insert_ignore(connection, users, [{"tenant": t, "user_id": u, **fresh} for t, u in sorted(set(names))])
 
 
@@ -86,7 +95,7 @@ _SAVE_USER = (
     update(users)
     .where(users.c.uid == bindparam("of_uid"))
     .values({c: bindparam(c.name) for c in (users.c.version, users.c.epoch, users.c.live)})
-    .values(removed_version=bindparam("removed_version"), erased_at=bindparam("erased_at"))
+    .values({c: bindparam(c.name) for c in (users.c.removed_version, users.c.erased_at, users.c.text_bytes)})
 )
 
 
@@ -101,6 +110,7 @@ def save_users(connection: Connection, changed: Sequence[User]) -> None:
                 "live": u.live,
                 "removed_version": u.removed_version,
                 "erased_at": u.erased_at,
+                "text_bytes": u.text_bytes,
             }
             for u in changed
         ]

@@ -32,6 +32,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from store.log import receipts
+from store.log.reading import byte_length
 from store.log.schema import CHUNK, contents, history, memories
 from store.log.users import User
 
@@ -119,6 +120,17 @@ _BLANK_STATES = _BLANK.where(
 )
 
 
+# A state has a vector of a second model while a log is moved to it, with the same text.
+_SIZES = (
+    select(func.max(byte_length(contents.c.text) + byte_length(contents.c.metadata)).label("size"))
+    .join(memories, (contents.c.uid == memories.c.uid) & (contents.c.version == memories.c.version))
+    .where(memories.c.key.in_(bindparam("keys", expanding=True)), contents.c.blank == literal_column("0"))
+    .group_by(memories.c.label)
+    .subquery()
+)
+_TEXT_BYTES = select(func.coalesce(func.sum(_SIZES.c.size), 0))
+
+
 def contents_row(memory: Contents, uid: int, version: int, model: int) -> dict[str, Any]:
     """The row of `contents` for one state of a memory."""
     return {
@@ -150,6 +162,7 @@ def delete_memories(connection: Connection, user: User, keys: Sequence[bytes], n
     """Delete live memories of one user: the contents of all their states, with every vector. Tombstones stay."""
     for start in range(0, len(keys), CHUNK):
         part = [{"of_key": key} for key in keys[start : start + CHUNK]]
+        user.text_bytes -= int(connection.execute(_TEXT_BYTES, {"keys": keys[start : start + CHUNK]}).scalar_one())
         connection.execute(_COPY_TO_HISTORY, part)
         connection.execute(_BLANK_STATES, [{**row, "of_uid": user.uid} for row in part])
         connection.execute(_MAKE_TOMBSTONE, [{**row, "version": user.stamp(), "updated_at": now} for row in part])
@@ -160,7 +173,7 @@ def delete_memories(connection: Connection, user: User, keys: Sequence[bytes], n
 def erase_user(connection: Connection, user: User, now: int) -> int:
     """Delete everything of a user but its row. Returns how many live memories there were."""
     remove_memories(connection, user)
-    erased, user.live = user.live, 0
+    erased, user.live, user.text_bytes = user.live, 0, 0
     user.removed_version = user.stamp()
     user.epoch += 1
     user.erased_at = now

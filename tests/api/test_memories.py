@@ -224,6 +224,70 @@ async def test_an_unchanged_text_keeps_the_vector_that_was_given(api: httpx.Asyn
     assert (await api.get(f"{ANN}/1?include_vectors=true")).json()["vector"] == axis
 
 
+async def stored_vector(api: httpx.AsyncClient, id: str = "1") -> list[float]:
+    vector: list[float] = (await api.get(f"{ANN}/{id}?include_vectors=true")).json()["vector"]
+    return vector
+
+
+@pytest.mark.parametrize("how", ["single", "list", "upsert", "users", "import"])
+async def test_a_given_vector_replaces_the_one_of_the_same_content(api: httpx.AsyncClient, how: str) -> None:
+    axes = np.eye(DIM)
+    await api.post(ANN, json={"id": "1", "text": "tea", "metadata": {"n": 1}})
+    embedded = await stored_vector(api)
+
+    async def send(vector: list[float] | None) -> tuple[str, int]:
+        memory: dict[str, Any] = {"id": "1", "text": "tea", "metadata": {"n": 1}}
+        if vector is not None:
+            memory["vector"] = vector
+        if how == "import":
+            answer = await api.post("/v1/users/ann/import", content=json.dumps(memory))
+            return {1: "updated", 0: "unchanged"}[answer.json()["imported"]], answer.status_code
+        if how == "users":
+            answer = await api.post("/v1/memories", json={"memories": [{"user_id": "ann", **memory}]})
+        else:
+            body = memory if how == "single" else {"memories": [memory], "upsert": how == "upsert"}
+            answer = await api.post(ANN, json=body)
+        return answer.json()["memories"][0]["status"], answer.status_code
+
+    status = 200 if how == "import" else 201
+    assert await send(None) == ("unchanged", status)
+    assert await send(axes[3].tolist()) == ("updated", status)
+    assert await stored_vector(api) == axes[3].tolist() != embedded
+    assert await send(axes[3].tolist()) == ("unchanged", status)
+    assert await send(None) == ("unchanged", status)
+    assert await stored_vector(api) == axes[3].tolist()
+    found = (await api.post(f"{ANN}/search", json={"vector": axes[3].tolist()})).json()["results"]
+    assert [(memory["id"], memory["version"], memory["score"]) for memory in found] == [("1", 2, 1.0)]
+
+
+async def test_a_skipped_duplicate_does_not_expire_before_the_new_memory_would(api: httpx.AsyncClient) -> None:
+    soon = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
+    await add(api, {"id": "1", "text": "tea", "expires_at": soon}, {"id": "2", "text": "rain"})
+    again = await add(
+        api, {"text": "tea", "expires_at": soon}, {"text": "rain", "expires_at": soon}, on_duplicate="skip"
+    )
+    assert [(one["id"], one["status"]) for one in again["memories"]] == [("1", "unchanged"), ("2", "unchanged")]
+    for_ever = await add(api, {"text": "tea"}, on_duplicate="skip")
+    assert for_ever == {"memories": [{"id": "1", "status": "updated", "version": 3}], "version": 3}
+    assert "expires_at" not in (await api.get(f"{ANN}/1")).json()
+
+
+async def test_a_memory_may_bring_the_time_of_its_making(app: LocalApp, api: httpx.AsyncClient) -> None:
+    then = "2001-02-03T04:05:06+01:00"
+    await api.post(ANN, json={"id": "1", "text": "tea", "created_at": then})
+    memory = (await api.get(f"{ANN}/1")).json()
+    assert memory["created_at"] == "2001-02-03T03:05:06Z"
+    assert memory["updated_at"] > "2026"
+    await app.gateway.add("ann", [{"id": "2", "text": "milk", "created_at": datetime(1999, 1, 1, tzinfo=UTC)}])
+    assert await ids(api) == ["2", "1"]
+    future = (datetime.now(UTC) + timedelta(minutes=2)).isoformat()
+    for wrong in ("yesterday", "2001-02-03T04:05:06", future, 5):
+        answer = await api.post(ANN, json={"memories": [{"text": "a"}, {"text": "b", "created_at": wrong}]})
+        assert refused(answer)[:2] == (400, "memories.1.created_at")
+        assert refused(await api.post(ANN, json={"text": "b", "created_at": wrong}))[:2] == (400, "created_at")
+    assert len(await ids(api)) == 2
+
+
 async def test_null_in_an_update_changes_nothing_but_the_expiry(api: httpx.AsyncClient) -> None:
     memory = {"id": "1", "text": "tea", "metadata": {"k": 1}, "expires_at": "2099-01-01T00:00:00Z"}
     await api.post(ANN, json=memory)

@@ -277,10 +277,14 @@ def test_the_document_of_a_body_takes_known_fields_only() -> None:
             {"input": "a"},
             "model encoding_format dimensions user input_type truncate output_dtype",
         ),
-        (bodies.AddBody, {"text": "a"}, "id metadata expires_at vector memories on_duplicate upsert"),
-        (bodies.AddBody, {"memories": [{"text": "a"}]}, "text id metadata expires_at vector on_duplicate upsert"),
+        (bodies.AddBody, {"text": "a"}, "id metadata created_at expires_at vector memories on_duplicate upsert"),
+        (
+            bodies.AddBody,
+            {"memories": [{"text": "a"}]},
+            "text id metadata created_at expires_at vector on_duplicate upsert",
+        ),
         (bodies.AddManyBody, {"memories": [{"text": "a", "user_id": "ann"}]}, "on_duplicate upsert"),
-        (bodies.UserMemoryBody, {"text": "a", "user_id": "ann"}, "id metadata expires_at vector"),
+        (bodies.UserMemoryBody, {"text": "a", "user_id": "ann"}, "id metadata created_at expires_at vector"),
         (bodies.SearchBody, {"query": "a"}, "vector top_k filter min_score include_vectors"),
         (bodies.SearchBody, {"vector": [1.0]}, "query top_k filter min_score include_vectors"),
         (tei.EmbedBody, {"inputs": "a"}, "truncate truncation_direction prompt_name normalize dimensions"),
@@ -304,7 +308,7 @@ def test_null_stands_for_the_default_of_every_field_that_has_one(
 
 
 def test_null_in_a_memory_of_a_list_stands_for_the_default() -> None:
-    nulls = dict.fromkeys(["id", "metadata", "expires_at", "vector"])
+    nulls = dict.fromkeys(["id", "metadata", "created_at", "expires_at", "vector"])
     body = bodies.parse(bodies.AddBody, orjson.dumps({"memories": [{"text": "a", **nulls}]}))
     assert body.items()[0].model_dump() == {"text": "a", **nulls, "metadata": {}}
 

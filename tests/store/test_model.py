@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -19,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from store import (
     UNSET,
     Append,
+    Appended,
     Conflict,
     IndexOptions,
     InvalidInput,
@@ -193,11 +195,10 @@ class Replicas(RuleBasedStateMachine):
                 new.metadata,
                 new.expires_at,
             )
-            if done.status == "unchanged" and not same:
-                twin = known.memories[done.id]
+            if done.id != new.id:
                 assert request.on_duplicate == "skip"
                 assert old is None
-                assert (twin.text, twin.metadata, twin.version) == (new.text, new.metadata, done.version)
+                self._expect_skipped(user, new, done, now)
                 continue
             assert done.id == new.id
             if same:
@@ -222,9 +223,25 @@ class Replicas(RuleBasedStateMachine):
                 now,
                 new.expires_at,
                 done.version,
-                vector=new.vector,
+                vector=old.vector
+                if old is not None and (old.text, old.metadata) == (new.text, new.metadata)
+                else new.vector,
             )
         assert result.version >= known.version
+
+    def _expect_skipped(self, user: tuple[str, str], new: NewMemory, done: Appended, now: Any) -> None:
+        """A duplicate stands in for the new memory, and expires no earlier than it would have."""
+        known = self.known[user]
+        twin = known.memories[done.id]
+        assert (twin.text, twin.metadata) == (new.text, new.metadata)
+        if twin.expires_at is None or (new.expires_at is not None and twin.expires_at >= new.expires_at):
+            assert (done.status, done.version) == ("unchanged", twin.version)
+            return
+        assert done.status == "updated"
+        assert done.version > known.version
+        known.version = done.version
+        known.events[done.id].append(("updated", twin.text))
+        known.memories[done.id] = replace(twin, expires_at=new.expires_at, version=done.version, updated_at=now)
 
     def pick(self, user: tuple[str, str], number: int) -> str:
         """An id: that of an existing memory if there is any."""
@@ -393,13 +410,13 @@ class Replicas(RuleBasedStateMachine):
                 if cursor is None:
                     break
             matching = [m for m in self.live(user).values() if filter is None or matches(filter, m)]
-            key = (lambda m: m.version) if order == "updated_at" else (lambda m: (m.created_at, m.id))
-            ours = sorted(matching, key=lambda m: m.version if order == "updated_at" else m.created_at, reverse=falling)
             if order == "updated_at":
+                ours = sorted(matching, key=lambda m: (m.updated_at, m.version), reverse=falling)
                 assert [m.id for m in found] == [m.id for m in ours]
             else:  # memories of one batch have one time
+                ours = sorted(matching, key=lambda m: m.created_at, reverse=falling)
                 assert [m.created_at for m in found] == [m.created_at for m in ours]
-                assert sorted(map(key, found)) == sorted(map(key, ours))
+                assert sorted((m.created_at, m.id) for m in found) == sorted((m.created_at, m.id) for m in ours)
 
     @rule(n=stores, user=users, id=ids)
     def get(self, n: int, user: Any, id: str) -> None:
@@ -427,7 +444,11 @@ class Replicas(RuleBasedStateMachine):
     def count(self, n: int) -> None:
         for user in USERS:
             stats = self.stores[n].user(*user)
-            assert len(self.live(user)) <= stats.memories <= len(self.known[user].memories)
+            known = self.known[user].memories
+            assert len(self.live(user)) <= stats.memories <= len(known)
+            if stats.memories == len(known):
+                sizes = [len(m.text.encode()) + len(orjson.dumps(m.metadata)) + 4 * DIM for m in known.values()]
+                assert stats.bytes == sum(sizes)
             assert stats.version >= self.known[user].version
         for tenant in ("a", "b"):
             page = self.stores[n].users(tenant)

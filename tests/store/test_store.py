@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from store import (
@@ -162,6 +163,167 @@ def test_duplicates_are_skipped_on_request(store: Store) -> None:
         Appended("3", "unchanged", 2),
     ]
     assert put(store, "ann", new("5", text="tea")).memories == [Appended("5", "added", 3)]
+
+
+def stored_vector(store: Store, user: str, id: str) -> list[float]:
+    found = store.get(T, user, id, include_vector=True).vector
+    assert found is not None
+    return found.tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("upsert", [False, True])
+def test_a_given_vector_replaces_another_one_of_the_same_content(store: Store, upsert: bool) -> None:
+    put(store, "ann", new("1", 0))
+    assert put(store, "ann", new("1", 1), upsert=upsert).memories == [Appended("1", "unchanged", 1)]  # a model's
+    for _ in range(2):
+        status, version = ("updated", 2) if _ == 0 else ("unchanged", 2)
+        result = put(store, "ann", new("1", 1, given_vector=True), upsert=upsert)
+        assert result == AppendResult([Appended("1", status, version)], 2)
+        assert stored_vector(store, "ann", "1") == EYE[1].tolist()
+        assert find(store, "ann", 1, min_score=0.5) == ["1"]
+    assert put(store, "ann", new("1", 2), upsert=upsert).memories == [Appended("1", "unchanged", 2)]
+    assert stored_vector(store, "ann", "1") == EYE[1].tolist()
+    assert [event.event for event in store.history(T, "ann", "1")] == ["added", "updated"]
+
+
+def test_the_calls_of_one_batch_give_a_memory_several_vectors(store: Store) -> None:
+    at = store._now()
+    calls = [
+        Append(T, "ann", (new("1", axis, given_vector=True),), issued_at=at, upsert=axis == 2) for axis in (0, 1, 1, 2)
+    ]
+    assert store.append(calls) == [
+        AppendResult([Appended("1", "added", 1)], 1),
+        AppendResult([Appended("1", "updated", 2)], 2),
+        AppendResult([Appended("1", "unchanged", 2)], 2),
+        AppendResult([Appended("1", "updated", 3)], 3),
+    ]
+    assert stored_vector(store, "ann", "1") == EYE[2].tolist()
+
+
+def test_an_upsert_of_the_expiry_alone_keeps_a_given_vector(store: Store, clock: Clock) -> None:
+    put(store, "ann", new("1", 3, given_vector=True))
+    later = clock.now + timedelta(days=1)
+    assert put(store, "ann", new("1", 0, expires_at=later), upsert=True).memories == [Appended("1", "updated", 2)]
+    assert stored_vector(store, "ann", "1") == EYE[3].tolist()
+    assert store.get(T, "ann", "1").expires_at == later
+
+
+def test_a_skipped_duplicate_lasts_as_long_as_the_new_memory_would(store: Store, clock: Clock) -> None:
+    soon, later = clock.now + timedelta(seconds=2), clock.now + timedelta(days=1)
+    put(store, "ann", new("1", 3, text="tea", expires_at=soon, metadata={"a": 1, "b": 2}, given_vector=True))
+    skipped = put(
+        store,
+        "ann",
+        new("2", 0, text="tea", metadata={"b": 2, "a": 1}, expires_at=later),
+        new("1", 0, text="milk"),
+        new("3", 0, text="tea", metadata={"a": 1, "b": 2}),
+        new("4", 0, text="tea", metadata={"a": 1, "b": 2}, expires_at=soon),
+        on_duplicate="skip",
+        upsert=True,
+    )
+    assert skipped.memories == [
+        Appended("1", "updated", 2),
+        Appended("1", "updated", 3),
+        Appended("3", "added", 4),
+        Appended("3", "unchanged", 4),
+    ]
+    put(store, "bob", new("1", 3, text="tea", expires_at=soon, given_vector=True))
+    assert put(store, "bob", new("2", 0, text="tea"), on_duplicate="skip").memories == [Appended("1", "updated", 2)]
+    clock.advance(10)
+    assert find(store, "bob") == ["1"]
+    assert stored_vector(store, "bob", "1") == EYE[3].tolist()
+    assert put(
+        store, "bob", new("2", 5, text="tea", expires_at=later, given_vector=True), on_duplicate="skip"
+    ).memories == [Appended("1", "updated", 3)]
+    assert store.get(T, "bob", "1").expires_at is None
+    assert stored_vector(store, "bob", "1") == EYE[5].tolist()
+
+
+def test_a_memory_keeps_the_time_of_its_making(store: Store, clock: Clock) -> None:
+    then = datetime(1969, 12, 31, 23, tzinfo=UTC)
+    put(store, "ann", new("1", created_at=then), new("2"), new("3", created_at=datetime(1970, 1, 1, tzinfo=UTC)))
+    found = store.get(T, "ann", "1")
+    assert (found.created_at, found.updated_at) == (then, store.get(T, "ann", "2").created_at)
+    assert [memory.id for memory in store.list(T, "ann", order="created_at").memories] == ["1", "3", "2"]
+    assert put(store, "ann", new("1")).memories == [Appended("1", "unchanged", 1)]
+    other = then + timedelta(seconds=1)
+    assert put(store, "ann", new("1", 4, created_at=other)).memories == [Appended("1", "updated", 4)]
+    assert store.get(T, "ann", "1").created_at == other
+    assert stored_vector(store, "ann", "1") == EYE[0].tolist()
+    assert put(store, "ann", new("1", text="else"), upsert=True).memories == [Appended("1", "updated", 5)]
+    assert store.get(T, "ann", "1").created_at == other
+    soon = put(store, "ann", new("4", created_at=clock.now + timedelta(seconds=50)))
+    assert soon.memories == [Appended("4", "added", 6)]
+    future = put(store, "ann", new("5"), new("6", created_at=clock.now + timedelta(seconds=70)))
+    assert isinstance(future, InvalidInput)
+    assert (str(future), future.position) == ("1.created_at: must not be in the future", 1)
+
+
+def test_a_list_by_the_last_change_follows_the_times(store: Store) -> None:
+    """An import brings times that are older than those of memories with lower versions."""
+    put(store, "bob", new("old 1"), new("old 2"))
+    store.update(T, "bob", "old 1", metadata={"n": 1})
+    lines = list(store.export(T, "bob"))
+    put(store, "ann", new("new"))
+    store.import_lines(T, "ann", lines)
+    assert [memory.version for memory in store.list(T, "ann", order="created_at").memories][-1] == 1
+
+    def walk(order: Any, limit: int) -> list[str]:
+        found, cursor = [], None
+        while True:
+            page = store.list(T, "ann", order=order, limit=limit, cursor=cursor)
+            found += [memory.id for memory in page.memories]
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
+
+    for limit in (1, 2, 3):
+        assert walk("updated_at", limit) == ["old 2", "old 1", "new"]
+        assert walk("-updated_at", limit) == ["new", "old 1", "old 2"]
+    by_versions = listing._encode("updated_at", [1, 1])  # as cursors were before
+    with pytest.raises(InvalidInput, match="was made for another list"):
+        store.list(T, "ann", order="updated_at", cursor=by_versions)
+
+
+def test_the_bytes_of_a_user_follow_every_write(store: Store, clock: Clock) -> None:
+    def check(user: str = "ann") -> None:
+        memories = store.list(T, user, limit=1000).memories
+        expected = sum(len(m.text.encode()) + len(orjson.dumps(m.metadata)) + 4 * DIM for m in memories)
+        stats = store.user(T, user)
+        assert (stats.bytes, stats.memories) == (expected, len(memories))
+        listed = {stats.user_id: stats for stats in store.users(T).users}
+        assert listed.get(user, stats) == stats
+
+    put(store, "ann", new("1", text="täa"), new("2", metadata={"ä": [1, 2.5]}), new("3", text="x" * 5000))
+    check()
+    put(store, "ann", new("1", text="longer text"), new("4"), upsert=True)
+    put(store, "ann", new("4", 3, given_vector=True))
+    check()
+    store.append_together([[Append(T, "ann", (new("5"), new("1", text="other")), issued_at=store._now())]])
+    check()
+    store.update(T, "ann", "2", metadata={}, text="ß", vector=EYE[1])
+    check()
+    put(store, "ann", new("6", expires_at=clock.now + timedelta(seconds=5)), new("7", text="gone"))
+    check()
+    store.delete(T, "ann", "7")
+    clock.advance(10)
+    while store.background_step():
+        pass
+    check()
+    lines = list(store.export(T, "ann"))
+    store.import_lines(T, "bob", lines)
+    check("bob")
+    store.delete_where(T, "bob", {"id": {"in": ["1", "3"]}})
+    check("bob")
+    store.import_lines(T, "bob", lines)
+    check("bob")
+    assert store.user(T, "bob").bytes == store.user(T, "ann").bytes
+    put(store, "bob", new("3", text="y" * 6000), upsert=True)
+    check("bob")
+    store.erase_user(T, "bob")
+    assert store.user(T, "bob").bytes == 0
+    put(store, "bob", new("1", text="back"))
+    check("bob")
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,23 @@ from typing import Any
 import pytest
 
 from store import Appended, Conflict, InvalidInput
-from store.log.appending import CheckedAppend, decide
-from store.log.existing import State
+from store.log.appending import Change, CheckedAppend, decide
+from store.log.existing import State, Stored
 from store.log.rows import Checked
 
 NOW = 1000
 SAME, OTHER = b"same", b"other"
 
 
-def memory(expires_at: int | None = None, *, generated_id: bool = False) -> Checked:
-    return Checked("1", "text", "{}", b"{}", expires_at, b"", 0, generated_id)
+def memory(
+    expires_at: int | None = None,
+    *,
+    generated_id: bool = False,
+    vector: int | None = None,
+    created_at: int | None = None,
+) -> Checked:
+    """`vector` is the checksum of a vector that was given; None for one that the model made."""
+    return Checked("1", "text", "{}", b"{}", expires_at, b"", vector or 9, generated_id, vector is not None, created_at)
 
 
 def request(*, upsert: bool = False, skip: bool = False) -> CheckedAppend:
@@ -24,30 +31,58 @@ def request(*, upsert: bool = False, skip: bool = False) -> CheckedAppend:
 
 
 def live(digest: bytes = SAME, expires_at: int | None = None, id: str = "1") -> State:
-    return State(id, 7, digest, expires_at, None, 3)
+    return State(id, 7, digest, 50, expires_at, None, 3, Stored(b"", 1, 6))
 
 
 def deleted(at: int) -> State:
-    return State("1", 7, b"", None, at, 3)
+    return State("1", 7, b"", 50, None, at, 3)
+
+
+def added(expires_at: int | None = None, created_at: int | None = None) -> Change:
+    return Change("added", "1", expires_at, created_at)
+
+
+def updated(id: str = "1", expires_at: int | None = None, created_at: int | None = None) -> Change:
+    return Change("updated", id, expires_at, created_at)
 
 
 @pytest.mark.parametrize(
     ("state", "new", "how", "duplicates", "decision"),
     [
-        (None, memory(), request(), [], "added"),
-        (None, memory(NOW + 1), request(), [], "added"),
+        (None, memory(), request(), [], added()),
+        (None, memory(NOW + 1), request(), [], added(NOW + 1)),
+        (None, memory(created_at=7), request(), [], added(created_at=7)),
         (live(), memory(), request(), [], Appended("1", "unchanged", 7)),
-        (live(OTHER), memory(), request(upsert=True), [], "updated"),
-        (live(SAME, 5), memory(), request(upsert=True), [], "updated"),
+        (live(OTHER), memory(), request(upsert=True), [], updated()),
+        (live(SAME, 5), memory(), request(upsert=True), [], updated()),
         (live(SAME, 5), memory(5), request(), [], Appended("1", "unchanged", 7)),
-        (deleted(NOW - 1), memory(), request(), [], "added"),
+        (deleted(NOW - 1), memory(), request(), [], added()),
         (live(OTHER), memory(generated_id=True), request(), [], Appended("1", "added", 3)),
         (deleted(NOW), memory(generated_id=True), request(), [], Appended("1", "added", 3)),
         (None, memory(), request(skip=True), [live(id="2"), live(id="3")], Appended("2", "unchanged", 7)),
-        (None, memory(), request(), [live(id="2")], "added"),
+        (None, memory(), request(), [live(id="2")], added()),
         (None, memory(NOW), request(skip=True), [live(id="2")], Appended("2", "unchanged", 7)),
-        (live(OTHER), memory(), request(upsert=True, skip=True), [live(id="2")], "updated"),
+        (live(OTHER), memory(), request(upsert=True, skip=True), [live(id="2")], updated()),
         (deleted(NOW - 1), memory(), request(skip=True), [live(id="2")], Appended("2", "unchanged", 7)),
+        (live(), memory(vector=1), request(), [], Appended("1", "unchanged", 7)),
+        (live(), memory(vector=2), request(), [], updated()),
+        (live(), memory(vector=2), request(upsert=True), [], updated()),
+        (live(), memory(created_at=50), request(), [], Appended("1", "unchanged", 7)),
+        (live(), memory(created_at=51), request(), [], updated(created_at=51)),
+        (None, memory(vector=2), request(skip=True), [live(id="2")], updated("2")),
+        (None, memory(vector=2), request(), [live(id="2")], added()),
+        (None, memory(), request(skip=True), [live(SAME, NOW + 5, "2")], updated("2")),
+        (None, memory(NOW + 9), request(skip=True), [live(SAME, NOW + 5, "2")], updated("2", NOW + 9)),
+        (None, memory(NOW + 5), request(skip=True), [live(SAME, NOW + 5, "2")], Appended("2", "unchanged", 7)),
+        (None, memory(NOW + 3), request(skip=True), [live(SAME, NOW + 5, "2")], Appended("2", "unchanged", 7)),
+        (None, memory(NOW + 3, vector=2), request(skip=True), [live(SAME, NOW + 5, "2")], updated("2", NOW + 5)),
+        (
+            None,
+            memory(),
+            request(skip=True),
+            [live(SAME, NOW + 5, "2"), live(id="3")],
+            Appended("3", "unchanged", 7),
+        ),
     ],
 )
 def test_a_memory_is_added_updated_or_left(

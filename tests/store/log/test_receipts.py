@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event, func, inspect, select
+from sqlalchemy import create_engine, event, func, inspect, select
 
 from store import Append, Appended, AppendResult, Conflict, InvalidInput, LogDamaged, NewMemory, NotFound, Store
 from store.log import migrations
@@ -15,6 +16,8 @@ from store.log.maintenance import compact, verify
 from store.log.rows import micros
 from store.log.schema import meta, writes
 from tests.store.conftest import DIM, Clock
+from tests.store.log.fixtures import seed
+from tests.store.log.test_migrations import AFTER, FIXTURES, load
 
 T = "default"
 EYE = np.eye(DIM, dtype=np.float32)
@@ -448,23 +451,21 @@ def test_records_survive_a_compaction_and_are_not_exported(store: Store, clock: 
     assert list(verify(store.log)) == []
 
 
-def test_a_log_of_schema_1_gets_records(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS[:1])
-        old = Store.open(url, dim=DIM, model="fake")
-        assert not inspect(old.log.engine).has_table("writes")
-        put(old, "ann", new("1", metadata={"n": 0}))
-        old.update(T, "ann", "1", metadata={"n": 1})
-        kept = list(old.export(T, "ann"))
-        old.close()
-    store = Store.open(url, dim=DIM, model="fake")
+def test_a_log_of_schema_1_gets_records(url: str) -> None:
+    load(url, 1)
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    assert not inspect(engine).has_table("writes")
+    engine.dispose()
+    store = seed.open_store(url, seed.Clock(AFTER))
     with store.log.read() as connection:
         version = connection.execute(select(meta.c.value).where(meta.c.name == "schema_version")).scalar()
-    assert version == "3"
-    assert list(store.export(T, "ann")) == kept
-    first = store.update(T, "ann", "1", metadata={"n": 2}, write_id="w1")
-    store.update(T, "ann", "1", metadata={"n": 3})
-    assert store.update(T, "ann", "1", metadata={"n": 2}, write_id="w1") == first
-    assert store.erase_user(T, "ann") == (1, 5)
+    assert version == str(len(migrations.MIGRATIONS))
+    kept = json.loads((FIXTURES / "v1.json").read_text())["default ann"]["export"]
+    assert [line.decode() for line in store.export(T, "ann")] == kept
+    first = store.update(T, "ann", "plain", metadata={"n": 2}, write_id="w1")
+    store.update(T, "ann", "plain", metadata={"n": 3})
+    assert store.update(T, "ann", "plain", metadata={"n": 2}, write_id="w1") == first
+    stats = store.user(T, "ann")
+    assert store.erase_user(T, "ann") == (stats.memories, stats.version + 1)
     assert list(verify(store.log)) == []
     store.close()
