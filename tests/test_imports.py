@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "deployments.embedding.local": "deployments.embedding.model deployments.embedding.token_ids deployments.errors "
     "torch",
     "deployments.serving": "deployments.embedding deployments.errors deployments.requests.origin deployments.settings "
-    "ray starlette",
+    "store.errors ray starlette",
     "deployments.batcher": "deployments.errors",
     "deployments.metrics": "deployments.embedding ray",
     "deployments.settings": "",

@@ -9,10 +9,13 @@ Importing this module imports neither Ray nor uvicorn: `memserve env` must answe
 """
 
 import importlib.metadata
+import json
 import os
 from typing import TYPE_CHECKING
 
+from deployments.errors import HttpError
 from deployments.requests.origin import HEADER
+from store.errors import OUTCOME_UNKNOWN
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -39,27 +42,98 @@ def wrong_ray() -> str | None:
 
 # --- Lines of haproxy.cfg -------------------------------------------------------------------------------------------
 #
-# What: Ray renders haproxy.cfg from a template of its own and copies the value of RAY_SERVE_HAPROXY_RETRY_ON into the
-#   section `defaults` unchanged. A value of several lines therefore adds directives. The first line is the value of
-#   `retry-on`, the others are ours.
+# What: Ray renders haproxy.cfg from a template of its own and copies the values of some variables into it unchanged. A
+#   value of several lines therefore adds directives. RETRY_ON and BALANCE_ALGORITHM (Ray puts RAY_SERVE_HAPROXY_ before
+#   each name) are copied into the section `defaults`, HEALTH_CHECK_INTER into the backend of the gateways.
+# Why: see each; tests/serving/test_haproxy.py runs HAProxy with these lines and without Ray.
+
+
+def _lines(*lines: str) -> str:
+    """The value of a variable that adds directives: the value that Ray asks for, then our lines."""
+    return "\n    ".join(lines)
+
+
 # Why: if a gateway dies, its unanswered requests are sent to another gateway, or kept until there is one. HAProxy
 #   cannot know whether the request took effect. The id that HAProxy adds to each request lets the log recognise a write
 #   that arrives twice (deployments/requests/origin.py).
 # Without it: requests fail whenever a gateway dies. If only the id is missing, resent writes are stored twice;
 #   /health/ready then answers 503 (`request_id_is_missing` in deployments/requests/origin.py).
-_RETRY_ON = "\n    ".join(
-    (
-        "conn-failure empty-response",
-        # A request can be resent only if HAProxy holds all of it before the first attempt.
-        "option http-buffer-request",
-        # Choose another gateway at every second attempt, with a pause of a second before the attempts between. HAProxy
-        # does not know at once that a gateway has died; without the pause all attempts would be over by then.
-        "option redispatch 2",
-        # Ray makes HAProxy log each request to syslog, which hardly any machine here has. Log failed requests only.
-        "option dontlog-normal",
-        "unique-id-format %[date(0,us)]-%[uuid]",
-        f"unique-id-header {HEADER}",
-    )
+_RETRY_ON = _lines(
+    "conn-failure empty-response",
+    # A request can be resent only if HAProxy holds all of it before the first attempt.
+    "option http-buffer-request",
+    # Choose another gateway at every second attempt, with a pause of a second before the attempts between. HAProxy does
+    # not know at once that a gateway has died; without the pause all attempts would be over by then.
+    "option redispatch 2",
+    # Ray makes HAProxy log each request to syslog, which hardly any machine here has. Log failed requests only.
+    "option dontlog-normal",
+    "unique-id-format %[date(0,us)]-%[uuid]",
+    f"unique-id-header {HEADER}",
+    # The headers, and as much of the body as HAProxy holds, must arrive within this time. Without a limit a client that
+    # sends nothing more would keep its connection for an hour.
+    "timeout http-request 300s",
+)
+
+# Why: HAProxy answers some requests itself, and clients should find the same JSON in every error. Ray's template makes
+#   502, 503 and 504 a 500 in plain text, and leaves HTML in the others. Ray's own lines stand above BALANCE_ALGORITHM,
+#   and the last line for a status wins.
+# Without it: clients get errors that they cannot parse, and no Retry-After.
+# HAProxy 2.8 cannot change its answers to bytes that are not an HTTP request, nor to a request whose headers do not
+#   arrive in time: they stay HTML (github.com/haproxy/haproxy/issues/3032; later versions use the line for 400).
+_MAX_HEADER_BYTES = 65_536
+_BUFFER_BYTES = 2 * _MAX_HEADER_BYTES  # HAProxy refuses headers that do not fit into a buffer before any rule is read
+
+
+def _answer(status: int, kind: str, message: str, code: str, retry_after_s: float | None = None) -> str:
+    """The arguments of a directive that answers with an error."""
+    error = HttpError(status, kind, message, None, code, retry_after_s)
+    retry = "" if retry_after_s is None else f" hdr retry-after {retry_after_s:.0f}"
+    return f"status {status} content-type application/json string '{json.dumps(error.body())}'{retry}"
+
+
+_ANSWERS = (
+    _answer(400, "invalid_request_error", "The request is not valid HTTP.", "invalid_http"),
+    _answer(408, "timeout_error", "The request did not arrive in time.", "request_timeout"),
+    _answer(500, "server_error", "HAProxy failed on this request.", "internal_error"),
+    _answer(501, "invalid_request_error", "HAProxy does not support this request.", "not_implemented"),
+    _answer(502, "server_error", "No gateway answered. A write may have been made.", OUTCOME_UNKNOWN),
+    _answer(503, "unavailable_error", "No gateway can be reached; try again later.", "unavailable", 1.0),
+    _answer(504, "timeout_error", "No gateway answered in time. A write may be made.", OUTCOME_UNKNOWN),
+)
+_BALANCE_ALGORITHM = _lines("leastconn", *(f"http-error {answer}" for answer in _ANSWERS))
+
+# Why: a gateway's event loop reads and answers 500 to 1,500 requests a second. If more arrive, each of them is answered
+#   later than the one before, soon later than its client waits, and the work is wasted. Refusing a request costs
+#   HAProxy 30 us, and a gateway 500. A burst is admitted: requests are refused only if there have been many, without a
+#   pause, for a second. The rule is that of CoDel (RFC 8289), with requests in progress in place of waiting time.
+# Without it: more requests than the gateways can read make all answers late.
+MANY_REQUESTS = 256
+"""Requests in progress for each gateway beyond which HAProxy answers 429, if they were not few for `MANY_FOR_MS`."""
+FEW_REQUESTS = MANY_REQUESTS // 2
+MANY_FOR_MS = 1000
+MAX_REQUESTS = 1024
+"""Requests in progress for each gateway beyond which HAProxy answers 429 at once."""
+
+_OVERLOADED = _answer(429, "rate_limit_error", "Too many requests; try again later.", "overloaded", 1.0)
+_HEADERS_TOO_LARGE = _answer(
+    431, "invalid_request_error", f"The headers are larger than {_MAX_HEADER_BYTES} bytes.", "headers_too_large"
+)
+_HEALTH_CHECK_INTER = _lines(
+    "5s",
+    f"http-request return {_HEADERS_TOO_LARGE} if {{ req.hdrs_bin,length gt {_MAX_HEADER_BYTES} }}",
+    "acl is_health path_beg /health",
+    "acl is_health path /ping",
+    "http-request set-var(txn.now) date(0,ms)",
+    "http-request set-var(txn.gateways) nbsrv",
+    "http-request set-var(txn.gateways) int(1) if { nbsrv eq 0 }",
+    "http-request set-var(txn.in_progress) be_conn,div(txn.gateways)",
+    f"http-request set-var(proc.calm_at) var(txn.now) if {{ var(txn.in_progress) -m int lt {FEW_REQUESTS} }}",
+    "http-request set-var(txn.busy_ms) var(txn.now),sub(proc.calm_at)",
+    f"acl are_many var(txn.in_progress) -m int gt {MANY_REQUESTS}",
+    f"acl for_long var(txn.busy_ms) -m int gt {MANY_FOR_MS}",
+    f"acl are_too_many var(txn.in_progress) -m int gt {MAX_REQUESTS}",
+    f"http-request return {_OVERLOADED} if are_many for_long !is_health or are_too_many !is_health",
+    "default-server inter 5s",
 )
 
 # --- RAY_SERVE_* variables ------------------------------------------------------------------------------------------
@@ -88,9 +162,11 @@ ENVIRONMENT = {
     # of Serve would parse it.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_RETRY_ON": _RETRY_ON,
+    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": _BALANCE_ALGORITHM,
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": _HEALTH_CHECK_INTER,
     "RAY_SERVE_HAPROXY_RETRIES": "6",
     # Bytes, headers included, of the largest request that can be resent. The default is 16,384.
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_BUFFER_BYTES),
 }
 """Variable -> value: what every process of a cluster that serves memserve must have in its environment."""
 

@@ -62,3 +62,14 @@ def test_an_unread_body_of_unknown_length_is_bounded(server: Server) -> None:
 
     with server.client() as client:
         assert client.post("/v1/embeddings", content=endless()).status_code == 413
+
+
+def test_what_haproxy_answers_itself_has_the_same_shape(server: Server) -> None:
+    with server.client() as client:
+        for size in (66_000, 100_000, 125_000):
+            answer = client.get("/v1/models", headers={"x": "a" * size})
+            assert (answer.status_code, answer.headers["content-type"]) == (431, "application/json")
+            error = answer.json()["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+            assert error["code"] == "headers_too_large"
+        assert client.get("/v1/models", headers={"x": "a" * 64_000}).status_code == 200

@@ -6,7 +6,6 @@ import inspect
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn.config
@@ -26,6 +25,7 @@ from deployments.requests.origin import HEADER
 from deployments.serving import launch, ray_internals
 from deployments.serving.ray_internals import ENVIRONMENT, HAPROXY_PORTS, HOOKS, gateway_port_variables, wrong_ray
 from deployments.store import StoreReplica
+from tests.serving.haproxy import options, render
 
 
 @pytest.mark.parametrize(
@@ -59,39 +59,40 @@ def test_ray_knows_every_variable() -> None:
     assert not named & set(constants_utils._fully_deprecated_env_vars)
 
 
-def haproxy_cfg(folder: Path, **options: Any) -> list[str]:
-    """The lines that Ray's own template makes for one gateway."""
-    config = haproxy.HAProxyConfig(socket_path=str(folder / "admin.sock"), **options)
-    gateway = haproxy.ServerConfig(name="gateway", host="127.0.0.1", port=30_000)
-    backend = haproxy.BackendConfig(name="memserve", path_prefix="/", app_name="memserve", servers=[gateway])
-    api = haproxy.HAProxyApi(config, {"memserve": backend}, config_file_path=str(folder / "haproxy.cfg"))
-    api._generate_config_file_internal()
-    return [line.strip() for line in (folder / "haproxy.cfg").read_text().splitlines()]
-
-
 def test_haproxy_cfg_holds_each_of_our_lines_once(tmp_path: Path) -> None:
-    lines = haproxy_cfg(
-        tmp_path,
-        retry_on=ENVIRONMENT["RAY_SERVE_HAPROXY_RETRY_ON"],
-        retries=int(ENVIRONMENT["RAY_SERVE_HAPROXY_RETRIES"]),
-        bufsize=int(ENVIRONMENT["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]),
-    )
+    lines = [line.strip() for line in render(tmp_path).read_text().splitlines()]
     defaults = lines[lines.index("defaults") : lines.index("frontend prometheus")]
-    ours = (
-        "retry-on conn-failure empty-response",
+    retry_on, *in_defaults = (line.strip() for line in ENVIRONMENT["RAY_SERVE_HAPROXY_RETRY_ON"].splitlines())
+    balance, *answers = (line.strip() for line in ENVIRONMENT["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"].splitlines())
+    inter, *rules = (line.strip() for line in ENVIRONMENT["RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"].splitlines())
+    assert (retry_on, balance, inter) == ("conn-failure empty-response", "leastconn", "5s")
+    assert in_defaults == [
         "option http-buffer-request",
         "option redispatch 2",
         "option dontlog-normal",
         "unique-id-format %[date(0,us)]-%[uuid]",
         f"unique-id-header {HEADER}",
-        "retries 6",
-    )
-    for line in ours:
+        "timeout http-request 300s",
+    ]
+    for line in (f"retry-on {retry_on}", *in_defaults, "retries 6", f"balance {balance}", *answers):
         assert (defaults.count(line), lines.count(line)) == (1, 1), line
-    # The last of two wins: Ray's own comes before ours.
+    # The last of two wins: Ray's own lines come before ours.
     assert defaults.index("option redispatch 1") < defaults.index("option redispatch 2")
-    assert lines.count("tune.bufsize 65536") == 1
-    assert [line for line in lines if line.startswith("unique-id")] == list(ours[4:6])
+    assert [line.split()[2] for line in answers] == ["400", "408", "500", "501", "502", "503", "504"]
+    errorfiles = [number for number, line in enumerate(defaults) if line.startswith("errorfile")]
+    assert max(errorfiles) < defaults.index(answers[0])
+    assert lines.count("tune.bufsize 131072") == 1
+    assert [line for line in lines if line.startswith("unique-id")] == in_defaults[3:5]
+
+    backend = lines[lines.index("backend memserve") :]
+    *rules, server = rules
+    for line in rules:
+        assert (backend.count(line), lines.count(line)) == (1, 1), line
+    assert [line for line in backend if line.startswith("default-server")] == [
+        "default-server fastinter 250ms downinter 250ms fall 2 rise 2 inter 5s",
+        f"{server} check",
+    ]
+    assert server == "default-server inter 5s"
 
 
 def test_haproxy_takes_these_values_from_the_variables() -> None:
@@ -99,8 +100,12 @@ def test_haproxy_takes_these_values_from_the_variables() -> None:
         "retry_on": constants.RAY_SERVE_HAPROXY_RETRY_ON,
         "retries": constants.RAY_SERVE_HAPROXY_RETRIES,
         "bufsize": constants.RAY_SERVE_HAPROXY_TUNE_BUFSIZE,
+        "balance_algorithm": constants.RAY_SERVE_HAPROXY_BALANCE_ALGORITHM,
+        "health_check_inter": constants.RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER,
+        "metrics_enabled": constants.RAY_SERVE_HAPROXY_METRICS_ENABLED,
     }
     assert {name: getattr(haproxy.HAProxyConfig(), name) for name in fields} == fields
+    assert set(options()) == set(fields)
 
 
 def test_a_config_file_can_be_deployed_to_the_serve_that_runs() -> None:

@@ -1,0 +1,211 @@
+"""HAProxy, with the lines that we add to Ray's haproxy.cfg: its own answers, and how it refuses too many requests."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from deployments.errors import HttpError, Overloaded, to_http
+from deployments.serving.ray_internals import MANY_FOR_MS, MANY_REQUESTS, MAX_REQUESTS
+from tests.serving.haproxy import Gateways, Proxy, check, render, running
+
+GET = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n"
+FOR_LONG = f"var(txn.busy_ms) -m int gt {MANY_FOR_MS}"
+AT_ONCE = {FOR_LONG: "var(txn.busy_ms) -m int ge 0"}
+NEVER = {FOR_LONG: "var(txn.busy_ms) -m int gt 1000000"}
+
+
+def test_haproxy_accepts_the_file(tmp_path: Path) -> None:
+    said = check(render(tmp_path))
+    assert (said.returncode, "ALERT" in said.stderr) == (0, False)
+
+
+@contextlib.asynccontextmanager
+async def proxied(
+    folder: Path, changes: Mapping[str, str] | None = None, gateways: int = 1
+) -> AsyncIterator[tuple[Proxy, Gateways]]:
+    """HAProxy in front of gateways."""
+    async with Gateways().listening(gateways) as behind:
+        with running(folder, behind.ports, changes) as proxy:
+            yield proxy, behind
+
+
+def error_of(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str | None, dict[str, str]]:
+    """Status, Retry-After and error of an answer, which must be JSON."""
+    status, headers, body = answer
+    assert headers["content-type"] == "application/json"
+    error = json.loads(body)
+    assert list(error) == ["error"]
+    assert list(error["error"]) == list(HttpError(0, "", "", None, None, None).body()["error"])
+    assert error["error"]["param"] is None
+    return status, headers.get("retry-after"), {name: error["error"][name] for name in ("type", "code", "message")}
+
+
+async def test_requests_pass(tmp_path: Path) -> None:
+    async with proxied(tmp_path) as (proxy, gateway):
+        status, _, body = await proxy.ask(GET)
+        assert (status, body, gateway.paths) == (200, b"ok", ["/v1/models"])
+
+
+async def test_no_gateway_is_503(tmp_path: Path) -> None:
+    with running(tmp_path, []) as proxy:
+        assert error_of(await proxy.ask(GET)) == (
+            503,
+            "1",
+            {
+                "type": "unavailable_error",
+                "code": "unavailable",
+                "message": "No gateway can be reached; try again later.",
+            },
+        )
+
+
+@pytest.mark.parametrize("answer", [b"not HTTP\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-len"])
+async def test_a_gateway_that_dies_while_it_answers_is_502(tmp_path: Path, answer: bytes) -> None:
+    async with proxied(tmp_path) as (proxy, gateway):
+        gateway.answer = answer
+        assert error_of(await proxy.ask(GET)) == (
+            502,
+            None,
+            {
+                "type": "server_error",
+                "code": "outcome_unknown",
+                "message": "No gateway answered. A write may have been made.",
+            },
+        )
+
+
+async def test_a_gateway_that_is_too_slow_is_504(tmp_path: Path) -> None:
+    slow = {"timeout client 3600s": "timeout client 3600s\n    timeout server 50ms"}
+    async with proxied(tmp_path, slow) as (proxy, gateway):
+        gateway.hold()
+        assert error_of(await proxy.ask(GET)) == (
+            504,
+            None,
+            {
+                "type": "timeout_error",
+                "code": "outcome_unknown",
+                "message": "No gateway answered in time. A write may be made.",
+            },
+        )
+
+
+async def test_a_body_that_does_not_arrive_is_408(tmp_path: Path) -> None:
+    async with proxied(tmp_path, {"timeout http-request 300s": "timeout http-request 50ms"}) as (proxy, _):
+        body = b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf"
+        assert error_of(await proxy.ask(body)) == (
+            408,
+            None,
+            {"type": "timeout_error", "code": "request_timeout", "message": "The request did not arrive in time."},
+        )
+
+
+async def test_headers_that_are_too_large_are_431(tmp_path: Path) -> None:
+    async with proxied(tmp_path) as (proxy, gateway):
+
+        def sized(size: int) -> bytes:
+            return GET[:-2] + b"x: " + b"a" * (size - len(GET) - 5 + 24) + b"\r\n\r\n"
+
+        assert (await proxy.ask(sized(65_000)))[0] == 200
+        for size in (66_000, 100_000, 129_000):
+            assert error_of(await proxy.ask(sized(size))) == (
+                431,
+                None,
+                {
+                    "type": "invalid_request_error",
+                    "code": "headers_too_large",
+                    "message": "The headers are larger than 65536 bytes.",
+                },
+            )
+        assert len(gateway.paths) == 1
+
+
+@pytest.mark.parametrize("sent", [b"not HTTP\r\n\r\n", GET[:-2] + b"x: " + b"a" * 140_000 + b"\r\n\r\n"])
+async def test_haproxy_2_8_answers_in_html_if_it_cannot_read_the_request(tmp_path: Path, sent: bytes) -> None:
+    """If this fails, HAProxy is a newer one that uses our answer: then the exception leaves the documentation."""
+    with running(tmp_path, []) as proxy:
+        status, headers, _ = await proxy.ask(sent)
+        assert (status, headers["content-type"]) == (400, "text/html")
+
+
+REFUSED = (
+    429,
+    "1",
+    {"type": "rate_limit_error", "code": "overloaded", "message": "Too many requests; try again later."},
+)
+
+
+def test_haproxy_refuses_as_a_gateway_does() -> None:
+    ours = to_http(Overloaded("Too many requests; try again later."))
+    assert (ours.status, "1", {"type": ours.type, "code": ours.code, "message": ours.message}) == REFUSED
+
+
+async def fill(proxy: Proxy, gateway: Gateways, count: int) -> "list[asyncio.Task[tuple[int, dict[str, str], bytes]]]":
+    """Send requests until this many are held by the gateway."""
+    tasks = [await proxy.send(GET) for _ in range(count - len(gateway.paths))]
+    await gateway.arrived(count)
+    return tasks
+
+
+async def test_requests_are_refused_if_there_have_been_many_for_long(tmp_path: Path) -> None:
+    async with proxied(tmp_path, AT_ONCE) as (proxy, gateway):
+        gateway.hold()
+        waiting = await fill(proxy, gateway, MANY_REQUESTS)
+        refused = [await proxy.ask(GET) for _ in range(20)]
+        assert [error_of(one) for one in refused] == [REFUSED] * 20
+        gateway.let_go()
+        assert {status for status, _, _ in await asyncio.gather(*waiting)} == {200}
+        assert len(gateway.paths) == MANY_REQUESTS
+        assert (await proxy.ask(GET))[0] == 200
+
+
+async def test_health_is_never_refused(tmp_path: Path) -> None:
+    async with proxied(tmp_path, AT_ONCE) as (proxy, gateway):
+        gateway.hold()
+        await fill(proxy, gateway, MANY_REQUESTS)
+        assert error_of(await proxy.ask(GET)) == REFUSED
+        for path in (b"/health", b"/health/live", b"/health/ready", b"/ping"):
+            assert (await proxy.ask(GET.replace(b"/v1/models", path)))[0] == 200
+
+
+async def test_a_burst_is_admitted_up_to_the_hard_limit(tmp_path: Path) -> None:
+    async with proxied(tmp_path, NEVER) as (proxy, gateway):
+        gateway.hold()
+        waiting = await fill(proxy, gateway, MAX_REQUESTS)
+        assert error_of(await proxy.ask(GET)) == REFUSED
+        gateway.let_go()
+        assert {status for status, _, _ in await asyncio.gather(*waiting)} == {200}
+
+
+async def test_the_time_counts_from_the_last_request_that_found_few(tmp_path: Path) -> None:
+    shown = {"hdr retry-after 1 if are_many": "hdr retry-after 1 hdr x-busy-ms %[var(txn.busy_ms)] if are_many"}
+    async with proxied(tmp_path, AT_ONCE | shown) as (proxy, gateway):
+
+        async def busy_s() -> float:
+            status, headers, _ = await proxy.ask(GET)
+            assert status == 429
+            return int(headers["x-busy-ms"]) / 1000
+
+        gateway.hold()
+        waiting = await fill(proxy, gateway, MANY_REQUESTS)
+        filled = time.time()
+        assert time.time() - filled <= await busy_s() + 0.001
+        gateway.let_go()
+        await asyncio.gather(*waiting)
+        gateway.hold()
+        calm = time.time()
+        await fill(proxy, gateway, 2 * MANY_REQUESTS)
+        assert await busy_s() <= time.time() - calm + 0.001
+
+
+async def test_the_limit_is_for_each_gateway(tmp_path: Path) -> None:
+    async with proxied(tmp_path, AT_ONCE, gateways=2) as (proxy, gateways):
+        gateways.hold()
+        waiting = await fill(proxy, gateways, 2 * MANY_REQUESTS + 1)  # HAProxy rounds down
+        assert error_of(await proxy.ask(GET)) == REFUSED
+        gateways.let_go()
+        assert {status for status, _, _ in await asyncio.gather(*waiting)} == {200}
