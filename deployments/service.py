@@ -288,9 +288,10 @@ class Memserve:
         return {"memories": [shapes.memory(memory) for memory in page.memories], "next_cursor": page.next_cursor}
 
     async def update(self, user_id: str, memory_id: str, *, origin: Origin | None = None, **changes: Any) -> Fields:
-        """Change the text, metadata or expires_at of a memory, those that are given.
+        """Change the text, vector, metadata or expires_at of a memory, those that are given.
 
-        A new text is embedded. If the text is the same as before, the memory keeps its vector. With `if_version` the
+        A new text without a vector is embedded. If the text is the same as before, the memory keeps its vector.
+        `metadata_merge` sets some keys of the metadata, and removes those that are None in it. With `if_version` the
         memory is changed only if it has that version.
 
         Raises:
@@ -319,6 +320,8 @@ class Memserve:
 
     async def _stored_changes(self, ids: tuple[str, str], given: Fields) -> Fields:
         """The arguments of `Store.update`: a new text with its vector, an unchanged text as the version that has it."""
+        if "vector" in given:
+            return {**given, "vector": await self._vectors.checked(given["vector"])}
         if "text" not in given:
             return given
         try:

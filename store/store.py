@@ -161,6 +161,7 @@ class Store:
         text: str | Unset = UNSET,
         vector: Vector | Unset = UNSET,
         metadata: dict[str, Any] | Unset = UNSET,
+        metadata_merge: dict[str, Any] | Unset = UNSET,
         expires_at: datetime | Unset | None = UNSET,
         if_version: int | None = None,
         issued_at: datetime | None = None,
@@ -169,6 +170,9 @@ class Store:
         """Change the fields that are given. If they have these values already, nothing changes.
 
         Args:
+            vector: may be given without a text.
+            metadata_merge: keys to set in the metadata as it is when the update is made; None removes a key. Not
+                together with `metadata`.
             write_id: names this write. If it is sent again under its write id, here or to another store, it changes
                 nothing and gets its first answer again: the memory as it was then.
 
@@ -181,7 +185,9 @@ class Store:
         rows.check_id(id, "id")
         if text is not UNSET and vector is UNSET:
             raise InvalidInput("must be given with a new text", "vector")
-        change = updating.Change(id, text, vector, metadata, expires_at, if_version, issued_at)
+        if metadata is not UNSET and metadata_merge is not UNSET:
+            raise InvalidInput("must not be given with metadata", "metadata_merge")
+        change = updating.Change(id, text, vector, metadata, metadata_merge, expires_at, if_version, issued_at)
         now = self._micros()
         with self._users.writing([(tenant, user_id)], make=False) as (connection, locked):
             user, model = locked[tenant, user_id], self.log.model_id

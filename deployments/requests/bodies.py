@@ -303,18 +303,28 @@ class SearchBody(RequestBody):
 class UpdateBody(RequestBody):
     """`PATCH /v1/users/{user_id}/memories/{memory_id}`: the fields that are given replace those of the memory.
 
-    Metadata is replaced as a whole. With `expires_at: null` the memory no longer expires. A null in another field
-    changes nothing.
+    With `expires_at: null` the memory no longer expires. A null in another field changes nothing.
     """
 
     model_config = _body_config(
-        anyOf=[_required("text", "string"), _required("metadata", "object"), {"required": ["expires_at"]}]
+        anyOf=[
+            _required("text", "string"),
+            _required("vector", "array"),
+            _required("metadata", "object"),
+            _required("metadata_merge", "object"),
+            {"required": ["expires_at"]},
+        ]
     )
 
     text: Text | None = None
-    """The new text, which is embedded. Must not be blank."""
+    """The new text, which is embedded unless a vector is given. Must not be blank."""
+    vector: Vector | None = None
+    """Your own embedding of the text, new or not, with the dimensions of the model."""
     metadata: Metadata | None = None
     """The new metadata, as a whole."""
+    metadata_merge: Metadata | None = None
+    """Keys to set in the metadata, at the top level only; `null` removes a key, as in a JSON Merge Patch (RFC 7396),
+    and the other keys stay. Concurrent merges do not undo each other. Not together with `metadata`."""
     expires_at: Time | None = None
     """A time in the future, with its time zone; `null` keeps the memory for ever."""
     if_version: int | None = Field(None, ge=1)
@@ -323,7 +333,9 @@ class UpdateBody(RequestBody):
     @model_validator(mode="after")
     def _check_any_change(self) -> "UpdateBody":
         if self.changes().keys() <= {"if_version"}:
-            raise ValueError("Give at least one of text, metadata and expires_at.")
+            raise ValueError("Give at least one of text, vector, metadata, metadata_merge and expires_at.")
+        if self.metadata is not None and self.metadata_merge is not None:
+            raise InvalidRequest("must not be given together with metadata", "metadata_merge")
         return self
 
     def changes(self) -> dict[str, Any]:

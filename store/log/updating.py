@@ -26,6 +26,7 @@ class Change:
     text: str | Unset
     vector: Vector | Unset
     metadata: dict[str, Any] | Unset
+    metadata_merge: dict[str, Any] | Unset
     expires_at: datetime | Unset | None
     if_version: int | None
     issued_at: datetime | None
@@ -113,13 +114,24 @@ def decide(change: Change, found: Row[Any], dim: int, now: int) -> rows.Checked:
         change.id,
         before.text if isinstance(change.text, Unset) else change.text,
         vector,
-        before.metadata if isinstance(change.metadata, Unset) else change.metadata,
+        _metadata(change, before.metadata),
         before.expires_at if isinstance(change.expires_at, Unset) else change.expires_at,
     )
     checked = rows.checked(new, dim)
     if checked.expires_at is not None and checked.expires_at <= now:  # it has expired since the change was sent
         raise NotFound(f"there is no memory {change.id!r}", "id")
     return checked
+
+
+def _metadata(change: Change, before: dict[str, Any]) -> dict[str, Any]:
+    """The metadata that a memory with the metadata `before` will have."""
+    if not isinstance(change.metadata, Unset):
+        return change.metadata
+    if isinstance(change.metadata_merge, Unset):
+        return before
+    rows.dump_metadata(change.metadata_merge, "metadata_merge")
+    removed = {name for name, value in change.metadata_merge.items() if value is None}
+    return {name: value for name, value in (before | change.metadata_merge).items() if name not in removed}
 
 
 def _write(

@@ -288,15 +288,60 @@ async def test_a_memory_may_bring_the_time_of_its_making(app: LocalApp, api: htt
     assert len(await ids(api)) == 2
 
 
+async def test_an_update_takes_a_vector_with_or_without_a_text(app: LocalApp, api: httpx.AsyncClient) -> None:
+    axes = np.eye(DIM)
+    await add(api, {"id": "1", "text": "tea", "metadata": {"n": 1}})
+    changed = (await api.patch(f"{ANN}/1", json={"vector": axes[3].tolist()})).json()
+    assert (changed["text"], changed["metadata"], changed["version"]) == ("tea", {"n": 1}, 2)
+    assert await stored_vector(api) == axes[3].tolist()
+    again = await api.patch(f"{ANN}/1", json={"vector": axes[3].tolist(), "text": "tea"})
+    assert again.json()["version"] == 2
+    changed = (await api.patch(f"{ANN}/1", json={"text": "milk", "vector": axes[4].tolist(), "if_version": 2})).json()
+    assert (changed["text"], changed["version"]) == ("milk", 3)
+    assert await stored_vector(api) == axes[4].tolist()
+    assert "milk" not in app.model.texts
+    (best,) = (await api.post(f"{ANN}/search", json={"vector": axes[4].tolist()})).json()["results"]
+    assert (best["id"], best["score"]) == ("1", 1.0)
+    assert refused(await api.patch(f"{ANN}/1", json={"vector": [1.0]})) == (400, "vector", "wrong_dimension")
+    assert refused(await api.patch(f"{ANN}/1", json={"vector": [0.0] * DIM})) == (400, "vector", "invalid_vector")
+
+
+async def test_metadata_is_merged_at_the_top_level(api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "tea", "metadata": {"a": 1, "b": {"x": 1}, "c": None}})
+    merge = {"b": {"y": None}, "a": None, "d": [2], "none": None}
+    changed = (await api.patch(f"{ANN}/1", json={"metadata_merge": merge})).json()
+    assert changed["metadata"] == {"b": {"y": None}, "c": None, "d": [2]}
+    assert changed["version"] == 2
+    assert (await api.patch(f"{ANN}/1", json={"metadata_merge": {"d": [2], "a": None}})).json() == changed
+    assert (await api.patch(f"{ANN}/1", json={"metadata_merge": {}})).json() == changed
+    text = (await api.patch(f"{ANN}/1", json={"metadata_merge": {"d": None}, "text": "milk"})).json()
+    assert (text["text"], text["metadata"]) == ("milk", {"b": {"y": None}, "c": None})
+    both = await api.patch(f"{ANN}/1", json={"metadata_merge": {"a": 1}, "metadata": {}})
+    assert refused(both)[:2] == (400, "metadata_merge")
+    assert refused(await api.patch(f"{ANN}/1", json={"metadata_merge": {"a": 2**63}}))[:2] == (400, "metadata_merge")
+    assert refused(await api.patch(f"{ANN}/none", json={"metadata_merge": {"a": 1}}))[:2] == (404, "id")
+
+
+async def test_concurrent_merges_do_not_undo_each_other(api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "tea"})
+    keys = [str(n) for n in range(20)]
+    answers = await asyncio.gather(*(api.patch(f"{ANN}/1", json={"metadata_merge": {key: True}}) for key in keys))
+    assert {answer.status_code for answer in answers} == {200}
+    assert (await api.get(f"{ANN}/1")).json()["metadata"] == dict.fromkeys(keys, True)
+
+
 async def test_null_in_an_update_changes_nothing_but_the_expiry(api: httpx.AsyncClient) -> None:
     memory = {"id": "1", "text": "tea", "metadata": {"k": 1}, "expires_at": "2099-01-01T00:00:00Z"}
     await api.post(ANN, json=memory)
-    nulls = {"text": None, "metadata": None, "expires_at": None, "if_version": None}
+    names = ("text", "vector", "metadata", "metadata_merge", "expires_at", "if_version")
+    nulls = dict.fromkeys(names)
     changed = (await api.patch(f"{ANN}/1", json=nulls)).json()
     assert (changed["text"], changed["metadata"], "expires_at" in changed) == ("tea", {"k": 1}, False)
     refused = await api.patch(f"{ANN}/1", json={"text": None, "metadata": None})
     assert refused.status_code == 400
-    assert refused.json()["error"]["message"] == "Give at least one of text, metadata and expires_at."
+    assert refused.json()["error"]["message"] == (
+        "Give at least one of text, vector, metadata, metadata_merge and expires_at."
+    )
 
 
 async def test_an_update_of_another_version_is_a_conflict(api: httpx.AsyncClient) -> None:
@@ -495,6 +540,11 @@ TEA = {"id": "1", "text": "tea", "metadata": {"topic": "drinks"}}
 AGAIN = ("POST", ANN, TEA)
 WRITES = {
     "update": Write("update", ("PATCH", f"{ANN}/1", {"metadata": {"n": 1}}), ("PATCH", f"{ANN}/1", {"text": "milk"})),
+    "merge": Write(
+        "update",
+        ("PATCH", f"{ANN}/1", {"metadata_merge": {"topic": None, "n": 1}}),
+        ("PATCH", f"{ANN}/1", {"metadata": {"topic": "none"}}),
+    ),
     "conditional update": Write(
         "update", ("PATCH", f"{ANN}/1", {"text": "rain", "if_version": 1}), ("PATCH", f"{ANN}/1", {"text": "milk"})
     ),

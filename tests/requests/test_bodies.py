@@ -176,7 +176,8 @@ def test_an_update_distinguishes_null_from_a_missing_field() -> None:
         ({"text": "a", "if_version": 0}, "if_version"),
         ({"text": "a", "if_version": "1"}, "if_version"),
         ({"id": "b", "text": "a"}, "id"),
-        ({"text": "a", "vector": [1.0]}, "vector"),
+        ({"vector": []}, "vector"),
+        ({"metadata": {}, "metadata_merge": {}}, "metadata_merge"),
     ],
 )
 def test_a_wrong_update_is_named(values: Any, param: str | None) -> None:
