@@ -281,6 +281,18 @@ class Memserve:
         ids, query = arguments.memory(user_id, memory_id), bodies.check(bodies.GetQuery, options)
         return shapes.memory(await self._store.read_user(Store.get, TENANT, *ids, include_vector=query.include_vectors))
 
+    async def get_many(self, user_id: str, ids: Sequence[str], **options: Any) -> Fields:
+        """`{memories, missing}`: memories by their ids, and the ids of no memory; the options are of GetManyBody."""
+        body = bodies.check(bodies.GetManyBody, {"ids": arguments.items(ids, "ids"), **options})
+        return await self.get_many_body(arguments.user(user_id), body)
+
+    async def get_many_body(self, user_id: str, body: bodies.GetManyBody) -> Fields:
+        """`{memories, missing}`: memories of one user by their ids, and the ids of no memory."""
+        found, missing = await self._store.read_user(
+            Store.get_many, TENANT, user_id, body.ids, include_vectors=body.include_vectors
+        )
+        return {"memories": [shapes.memory(memory) for memory in found], "missing": missing}
+
     async def list(self, user_id: str, **options: Any) -> Fields:
         """`{memories, next_cursor}`: a page of one user's memories; the options are those of ListQuery."""
         query = bodies.check(bodies.ListQuery, options)
@@ -342,10 +354,21 @@ class Memserve:
     async def delete_where(self, user_id: str, filter: Mapping[str, Any], *, origin: Origin | None = None) -> int:
         """Delete the memories of one user that match a filter. Returns how many."""
         body = bodies.check(bodies.DeleteBody, {"filter": filter})
+        assert body.filter is not None
         write_id = (origin or Origin.fresh()).write_id
         return await self._store.write(
             Store.delete_where, TENANT, arguments.user(user_id), body.filter, write_id=write_id
         )
+
+    async def delete_many(self, user_id: str, ids: Sequence[str], *, origin: Origin | None = None) -> Fields:
+        """Delete memories of one user by their ids. `{deleted, missing}`: how many, and the ids of no memory."""
+        body = bodies.check(bodies.DeleteBody, {"ids": arguments.items(ids, "ids")})
+        assert body.ids is not None
+        write_id = (origin or Origin.fresh()).write_id
+        deleted, missing = await self._store.write(
+            Store.delete_many, TENANT, arguments.user(user_id), body.ids, write_id=write_id
+        )
+        return {"deleted": deleted, "missing": missing}
 
     async def history(self, user_id: str, memory_id: str) -> Rows:
         """The states of one memory, oldest first: `{event, at, version, text, metadata}`. Raises store.NotFound."""

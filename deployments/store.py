@@ -32,10 +32,12 @@ METHODS = frozenset(
     {
         "append_together",
         "delete",
+        "delete_many",
         "delete_where",
         "erase_user",
         "export_page",
         "get",
+        "get_many",
         "history",
         "import_page",
         "list",

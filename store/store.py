@@ -213,6 +213,34 @@ class Store:
         self._background.drop_copies(user.uid, whole=False)
         return version
 
+    def delete_many(
+        self, tenant: str, user_id: str, ids: Sequence[str], *, write_id: str | None = None
+    ) -> tuple[int, Sequence[str]]:
+        """Delete a user's memories with these ids, in one transaction.
+
+        Returns how many there were, and the ids that are of no memory of the user, in order.
+
+        Args:
+            write_id: see `update`.
+
+        Raises:
+            InvalidInput: an id, at its position, is of no memory.
+        """
+        distinct = self._distinct(ids)
+        now = self._micros()
+        make = write_id is not None  # the record that there was nothing to delete needs a user
+        try:
+            with self._users.writing([(tenant, user_id)], make=make) as (connection, locked):
+                user, model_id = locked[tenant, user_id], self.log.model_id
+                deleted, missing = deleting.delete_many(
+                    connection, user, distinct, model_id=model_id, now=now, write_id=write_id
+                )
+        except NotFound:
+            return 0, distinct
+        if deleted:
+            self._background.drop_copies(user.uid, whole=False)
+        return deleted, missing
+
     def delete_where(self, tenant: str, user_id: str, filter: Filter, *, write_id: str | None = None) -> int:
         """Delete a user's memories that match, in one transaction. Returns their number.
 
@@ -345,6 +373,26 @@ class Store:
                 raise NotFound(f"there is no memory {id!r}", "id")
             vector = self._vector(row) if include_vector else None
         return rows.memory(row, user_id, None, vector)
+
+    def get_many(
+        self, tenant: str, user_id: str, ids: Sequence[str], *, include_vectors: bool = False
+    ) -> tuple[Sequence[Memory], Sequence[str]]:
+        """The memories with these ids in their order, each once; and the ids that are of no memory of the user.
+
+        Raises:
+            InvalidInput: no memory can have the id at this position.
+        """
+        distinct = self._distinct(ids)
+        with self._reading() as connection:
+            uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id), 0)
+            keys = [rows.user_key(uid, id) for id in distinct]
+            found = reading.by_keys(connection, keys, self.log.model_id, self._micros(), with_vectors=include_vectors)
+        memories = [
+            rows.memory(row, user_id, None, self._vector(row) if include_vectors else None)
+            for row in (found.get(key) for key in keys)
+            if row is not None
+        ]
+        return memories, [id for id, key in zip(distinct, keys, strict=True) if key not in found]
 
     def list(
         self,
@@ -484,6 +532,16 @@ class Store:
         finally:
             self.resident.clear()
             self.log.close()
+
+    @staticmethod
+    def _distinct(ids: Sequence[str]) -> Sequence[str]:
+        """The ids without repetitions, in order, if memories can have them."""
+        for position, id in enumerate(ids):
+            try:
+                rows.check_id(id, "id")
+            except InvalidInput as error:
+                raise error.at(None, position) from error
+        return [*dict.fromkeys(ids)]
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:

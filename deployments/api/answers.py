@@ -166,15 +166,24 @@ class MemoriesPageAnswer(TypedDict):
     next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page; null on the last one.")]
 
 
+class GotMemoriesAnswer(TypedDict):
+    """The memories with the given ids."""
+
+    memories: Annotated[list[MemoryAnswer], Field(description="In the order of the ids, each once.")]
+    missing: Annotated[list[str], Field(description="The ids that are of no memory of the user.")]
+
+
 class DeletedAnswer(TypedDict):
     """The number of deleted memories."""
 
     deleted: Annotated[int, Field(description="How many memories.")]
+    missing: NotRequired[Annotated[list[str], Field(description="Of the given ids, those of no memory of the user.")]]
 
 
-class DeletedUserAnswer(DeletedAnswer):
+class DeletedUserAnswer(TypedDict):
     """The number of deleted memories of a user."""
 
+    deleted: Annotated[int, Field(description="How many memories.")]
     version: Annotated[int, Field(description="The version of the user after the deletion.")]
 
 

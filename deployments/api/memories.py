@@ -15,6 +15,7 @@ BODIES = (
     bodies.AddBody,
     bodies.AddManyBody,
     bodies.SearchBody,
+    bodies.GetManyBody,
     bodies.UpdateBody,
     bodies.DeleteBody,
 )
@@ -77,13 +78,27 @@ async def get_memories(memserve: Memserve, request: Request) -> Response:
 
 
 @routes.add(
+    "POST",
+    f"{MEMORIES}/get",
+    response_model=answers.GotMemoriesAnswer,
+    openapi_extra=takes(body=bodies.GetManyBody),
+)
+async def post_get(memserve: Memserve, request: Request) -> Response:
+    """Get memories by their ids, at most 1,000. The answer names the ids of no memory."""
+    user = _user_id(request)
+    read_query(request, bodies.NoQuery)
+    body = await parse_body(bodies.GetManyBody, await read_body(request, memserve.max_body_bytes))
+    return json_response(await memserve.get_many_body(user, body))
+
+
+@routes.add(
     "DELETE",
     MEMORIES,
     response_model=answers.DeletedAnswer,
     openapi_extra=takes(body=bodies.DeleteBody, optional_body=True, query=bodies.DeleteQuery, idempotency_key=True),
 )
 async def delete_memories(memserve: Memserve, request: Request) -> Response:
-    """Delete the memories that match a filter, which is given in the body or in the query."""
+    """Delete the memories that match a filter, which is given in the body or in the query, or those with some ids."""
     user = _user_id(request)
     query = read_query(request, bodies.DeleteQuery)
     raw = await read_body(request, memserve.max_body_bytes)
@@ -93,8 +108,11 @@ async def delete_memories(memserve: Memserve, request: Request) -> Response:
         raise InvalidRequest("must be given in the body or in the query, not in both", "filter")
     else:
         body = bodies.DeleteBody(filter=query.filter)
-    deleted = await memserve.delete_where(user, body.filter, origin=origin_of(request, raw))
-    return json_response({"deleted": deleted})
+    origin = origin_of(request, raw)
+    if body.ids is not None:
+        return json_response(await memserve.delete_many(user, body.ids, origin=origin))
+    assert body.filter is not None
+    return json_response({"deleted": await memserve.delete_where(user, body.filter, origin=origin)})
 
 
 @routes.add(

@@ -35,6 +35,7 @@ from deployments.requests.fields import (
     NewId,
     OrNull,
     Prefix,
+    StoredId,
     Text,
     Time,
     Vector,
@@ -44,6 +45,7 @@ from store import Order
 
 MAX_INPUTS = 2_048
 MAX_TOP_K = 1_000
+MAX_IDS = 1_000
 _IDS_AT_A_TIME = 8_192  # are checked by calls that hold the interpreter's lock
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -98,6 +100,7 @@ class Nested:
 
 Ids = list[int] | list[list[int]]
 Inputs = str | list[str] | Ids
+MemoryIds = Annotated[list[StoredId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
 def check_inputs(value: Any, name: str = "input") -> Any:
@@ -344,11 +347,32 @@ class UpdateBody(RequestBody):
         return {name: value for name, value in given.items() if value is not None or name == "expires_at"}
 
 
-class DeleteBody(RequestBody):
-    """`DELETE /v1/users/{user_id}/memories`: delete the memories that match."""
+class GetManyBody(RequestBody):
+    """`POST /v1/users/{user_id}/memories/get`: get memories by their ids."""
 
-    filter: Filter
+    ids: MemoryIds
+    """The ids of the memories, at most 1,000. One that is given twice counts once."""
+    include_vectors: OrNull[bool] = False
+    """Whether the memories are answered with their vectors."""
+
+
+class DeleteBody(RequestBody):
+    """`DELETE /v1/users/{user_id}/memories`: delete the memories that match, or those with these ids."""
+
+    model_config = _body_config(oneOf=[_required("filter", "object"), _required("ids", "array")])
+
+    filter: Filter | None = None
     """The memories to delete, by a filter."""
+    ids: MemoryIds | None = None
+    """The memories to delete, by their ids, at most 1,000. Ids of no memory are named in the answer as `missing`."""
+
+    @model_validator(mode="after")
+    def _check_filter_or_ids(self) -> "DeleteBody":
+        if self.filter is None and self.ids is None:
+            raise InvalidRequest("is required, unless ids are given", "filter", "missing_field")
+        if self.filter is not None and self.ids is not None:
+            raise InvalidRequest("must not be given together with filter", "ids")
+        return self
 
 
 class NoQuery(_Wire):

@@ -5,6 +5,8 @@ All functions run inside a caller's write transaction, under the lock of the use
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection
 
 from store.errors import NotFound
@@ -30,6 +32,24 @@ def delete(connection: Connection, user: User, id: str, *, model_id: int, now: i
 
     (version,) = receipts.make_once(connection, user.uid, "delete", make, write_id=write_id, now=now)
     return int(version)
+
+
+def delete_many(
+    connection: Connection, user: User, ids: Sequence[str], *, model_id: int, now: int, write_id: str | None
+) -> tuple[int, list[str]]:
+    """Delete the memories with these ids, each given once. Returns how many there were, and the ids of no memory."""
+
+    def make() -> receipts.Answer:
+        keys = [rows.user_key(user.uid, id) for id in ids]
+        found = reading.by_keys(connection, keys, model_id, now)
+        if found:
+            writing.delete_memories(connection, user, [key for key in keys if key in found], now)
+        return [len(found), [n for n, key in enumerate(keys) if key not in found]]
+
+    deleted, missing = receipts.make_once(connection, user.uid, "delete_many", make, write_id=write_id, now=now)
+    if deleted + len(missing) != len(ids):
+        raise receipts.write_id_reused()
+    return int(deleted), [ids[n] for n in missing]
 
 
 def delete_where(

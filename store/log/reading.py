@@ -209,6 +209,18 @@ def by_key(connection: Connection, key: bytes, model: int, now: int) -> Any | No
     return connection.execute(_BY_KEY, {"of_key": key, "serving": model, "now": now}).first()
 
 
+def by_keys(
+    connection: Connection, keys: Sequence[bytes], model: int, now: int, *, with_vectors: bool = False
+) -> dict[bytes, Any]:
+    """The CONTENT of those memories that were not deleted and have not expired, by key; and the VECTOR if wanted."""
+    statement = (
+        select(*CONTENT, *(VECTOR if with_vectors else ()))
+        .select_from(with_contents(model))
+        .where(memories.c.key.in_(keys), memories.c.deleted == 0, not_expired(memories.c.expires_at, now))
+    )
+    return {row.key: row for row in connection.execute(statement)}
+
+
 def deleted_at(connection: Connection, label: int) -> int:
     """When a memory that was added again was last deleted; 0 if never."""
     statement = select(func.max(history.c.at)).where(history.c.label == label, history.c.event == "deleted")

@@ -21,7 +21,7 @@ from store.errors import Conflict
 from store.log.rows import check_id, damaged, user_key
 from store.log.schema import writes
 
-Kind = Literal["append", "update", "delete", "delete_where", "erase"]
+Kind = Literal["append", "update", "delete", "delete_many", "delete_where", "erase"]
 Answer = list[Any]
 """The answer of a write, as JSON holds it."""
 

@@ -202,6 +202,57 @@ async def test_deleting_by_filter_needs_one_filter(api: httpx.AsyncClient) -> No
     assert (await api.delete("/v1/users/nobody/memories", params={"filter": '{"n":1}'})).json() == {"deleted": 0}
 
 
+async def test_memories_are_got_by_their_ids(app: LocalApp, api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "tea"}, {"id": "a/b", "text": "milk"}, {"id": "3", "text": "rain"})
+    one, other = (await api.get(f"{ANN}/1")).json(), (await api.get(f"{ANN}/a%2Fb")).json()
+    answer = await api.post(f"{ANN}/get", json={"ids": ["none", "a/b", "1", "a/b", "none"]})
+    assert answer.json() == {"memories": [other, one], "missing": ["none"]}
+    assert await app.gateway.get_many("ann", ("1", "x")) == {"memories": [_parsed(one)], "missing": ["x"]}
+    vectors = (await api.post(f"{ANN}/get", json={"ids": ["1"], "include_vectors": True})).json()["memories"]
+    assert vectors == [{**one, "vector": await stored_vector(api)}]
+    nobody = await api.post("/v1/users/nobody/memories/get", json={"ids": ["1"]})
+    assert nobody.json() == {"memories": [], "missing": ["1"]}
+    assert (await api.post("/v1/users/bob/memories", json={"text": "x"})).is_success
+    assert (await api.post("/v1/users/bob/memories/get", json={"ids": ["1"]})).json()["missing"] == ["1"]
+    for wrong, param in (
+        ({}, "ids"),
+        ({"ids": []}, "ids"),
+        ({"ids": ["1"] * 1001}, "ids"),
+        ({"ids": ["1", ""]}, "ids.1"),
+        ({"ids": ["1", 2]}, "ids.1"),
+        ({"ids": "1"}, "ids"),
+    ):
+        assert refused(await api.post(f"{ANN}/get", json=wrong))[:2] == (400, param)
+        assert refused(await api.request("DELETE", ANN, json=wrong or {"ids": None}))[:2] == (
+            400,
+            param if wrong else "filter",
+        )
+    assert len((await api.post(f"{ANN}/get", json={"ids": [str(n) for n in range(1000)]})).json()["missing"]) == 998
+
+
+def _parsed(memory: dict[str, Any]) -> dict[str, Any]:
+    """A memory as a handle gets it, from the one that a route answers."""
+    times = {name: datetime.fromisoformat(memory[name]) for name in ("created_at", "updated_at")}
+    return {**memory, **times}
+
+
+async def test_memories_are_deleted_by_their_ids(app: LocalApp, api: httpx.AsyncClient) -> None:
+    await add(api, *({"id": str(n), "text": f"text {n}"} for n in range(5)))
+    answer = await api.request("DELETE", ANN, json={"ids": ["none", "3", "1", "3"]})
+    assert answer.json() == {"deleted": 2, "missing": ["none"]}
+    assert await ids(api) == ["0", "2", "4"]
+    assert await app.gateway.delete_many("ann", ["3", "4"]) == {"deleted": 1, "missing": ["3"]}
+    assert (await api.request("DELETE", ANN, json={"ids": ["4"]})).json() == {"deleted": 0, "missing": ["4"]}
+    both = await api.request("DELETE", ANN, json={"ids": ["0"], "filter": {"id": "0"}})
+    assert refused(both)[:2] == (400, "ids")
+    query = await api.request("DELETE", ANN, json={"ids": ["0"]}, params={"filter": '{"id":"0"}'})
+    assert refused(query)[:2] == (400, "filter")
+    nobody = await api.request("DELETE", "/v1/users/nobody/memories", json={"ids": ["1"]})
+    assert nobody.json() == {"deleted": 0, "missing": ["1"]}
+    assert (await api.get("/v1/users")).json()["users"][0]["memories"] == 2
+    assert await ids(api) == ["0", "2"]
+
+
 async def test_a_new_text_is_embedded_and_found(app: LocalApp, api: httpx.AsyncClient) -> None:
     await add(api, {"id": "1", "text": "green tea", "metadata": {"n": 1}}, {"id": "2", "text": "a train"})
     changed = (await api.patch(f"{ANN}/1", json={"text": "a red bicycle"})).json()
@@ -565,6 +616,7 @@ WRITES = {
         "append_together", ("POST", ANN, {"id": "1", "text": "milk", "upsert": True}), ("DELETE", f"{ANN}/1", None)
     ),
     "delete": Write("delete", ("DELETE", f"{ANN}/1", None), AGAIN),
+    "delete many": Write("delete_many", ("DELETE", ANN, {"ids": ["none", "1", "zero"]}), AGAIN),
     "delete by filter": Write("delete_where", ("DELETE", ANN, {"filter": {"topic": "drinks"}}), AGAIN),
     "erase": Write("erase_user", ("DELETE", "/v1/users/ann", None), AGAIN),
 }
