@@ -75,7 +75,10 @@ def test_imports_point_one_way(module: str) -> None:
     assert [name for name in imports(MODULES[module]) if not any(within(name, area) for area in allowed)] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
+BENCHMARKS = {str(file.relative_to(ROOT)): file for file in sorted((ROOT / "benchmarks").rglob("*.py"))}
+
+
+@pytest.mark.parametrize("module", MODULES | BENCHMARKS)
 def test_only_one_file_uses_private_parts_of_ray(module: str) -> None:
-    private = [name for name in imports(MODULES[module]) if within(name, "ray") and "._" in name]
+    private = [name for name in imports((MODULES | BENCHMARKS)[module]) if within(name, "ray") and "._" in name]
     assert private == [] or module == "deployments.serving.ray_internals"

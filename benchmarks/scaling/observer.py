@@ -3,17 +3,18 @@
 import math
 import os
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from benchmarks.scaling.client import Outcome
+from deployments.serving.autoscaling import WAITING_TOKENS
+from deployments.serving.ray_internals import newest_figure, requests_in_progress
 
+APP = "memserve"
 DEPLOYMENTS = ("Embedder", "Store", "Gateway")
 CALM_WITHIN_S = 90.0
 CALM_S = 5.0
@@ -45,25 +46,17 @@ class Observer:
     def __init__(self, address: str) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray
-        from ray.serve.context import _get_global_client
 
         self._ray = ray
         ray.init(address=address, namespace="serve", log_to_driver=False, logging_level="ERROR")
-        self._controller = _get_global_client()._controller
 
     def look(self) -> Sample:
         from ray import serve
-        from ray.serve._private.common import DeploymentID
 
-        found = serve.status().applications["memserve"].deployments
+        found = serve.status().applications[APP].deployments
         replicas = {name: int(found[name].replica_states.get("RUNNING", 0)) for name in DEPLOYMENTS}
-        ids = {name: DeploymentID(name, "memserve") for name in DEPLOYMENTS}
-        asked = [self._controller._get_total_num_requests_for_deployment_for_testing.remote(ids[n]) for n in ids]
-        ongoing = dict(zip(ids, self._ray.get(asked), strict=True))
-        asked = [
-            self._controller._get_metrics_for_deployment_for_testing.remote(ids[n]) for n in ("Embedder", "Gateway")
-        ]
-        waiting = sum(_newest(of.get("waiting_tokens", [])) for of in self._ray.get(asked) if of)
+        ongoing = {name: requests_in_progress(APP, name) for name in DEPLOYMENTS}
+        waiting = sum(newest_figure(APP, name, WAITING_TOKENS) for name in ("Embedder", "Gateway"))
         return Sample(time.monotonic(), replicas, waiting, ongoing)
 
     def wait_until_calm(self) -> None:
@@ -79,11 +72,6 @@ class Observer:
 
     def close(self) -> None:
         self._ray.shutdown()
-
-
-def _newest(of_replicas: Sequence[Any]) -> float:
-    """The sum of the newest values of all replicas."""
-    return float(sum(series[-1].value for series in of_replicas if len(series)))
 
 
 def watch(observer: Observer, client: "Future[Outcome]") -> list[Sample]:

@@ -11,7 +11,7 @@ Importing this module imports neither Ray nor uvicorn: `memserve env` must answe
 import importlib.metadata
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deployments.errors import HttpError
 from deployments.requests.origin import HEADER
@@ -249,6 +249,32 @@ AUTOSCALING_CONTEXT = (
     "target_num_replicas",
     "total_num_requests",
 )
+
+
+# --- What the autoscaling policies see ------------------------------------------------------------------------------
+#
+# What: two methods of Serve's controller that Ray made for its own tests. The caller must be connected to Ray.
+# Why: benchmarks/scaling shows why replicas were added and removed. Ray exports these figures nowhere else.
+# Without it: that benchmark cannot run. The server does not need it.
+def requests_in_progress(app: str, deployment: str) -> float:
+    """The requests of all replicas that are in progress or wait, averaged as the policies see them."""
+    return float(_ask_controller("_get_total_num_requests_for_deployment_for_testing", app, deployment))
+
+
+def newest_figure(app: str, deployment: str, name: str) -> float:
+    """The sum, over the replicas, of the newest value that each has recorded under this name."""
+    recorded = _ask_controller("_get_metrics_for_deployment_for_testing", app, deployment) or {}
+    return float(sum(series[-1].value for series in recorded.get(name, []) if len(series)))
+
+
+def _ask_controller(method: str, app: str, deployment: str) -> Any:
+    import ray
+    from ray.serve._private.common import DeploymentID
+    from ray.serve.context import _get_global_client
+
+    controller = _get_global_client()._controller
+    return ray.get(getattr(controller, method).remote(DeploymentID(deployment, app)))
+
 
 # --- Methods that Serve calls by name -------------------------------------------------------------------------------
 #

@@ -6,11 +6,14 @@ import inspect
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import uvicorn.config
 from ray import serve
-from ray.serve._private import client, constants, constants_utils, haproxy, http_util, replica
+from ray.serve._private import client, constants, constants_utils, controller, haproxy, http_util, replica
+from ray.serve._private.common import TimeStampedValue
 from ray.serve.config import AutoscalingContext
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
@@ -149,6 +152,40 @@ def test_an_application_may_have_a_policy_and_contexts_have_what_ours_reads() ->
     assert "autoscaling_policy" in ServeApplicationSchema.model_fields
     given = set(inspect.signature(AutoscalingContext).parameters)
     assert set(ray_internals.AUTOSCALING_CONTEXT) <= given
+
+
+class Controller:
+    """Stands for the handle of Serve's controller; knows one deployment."""
+
+    def __init__(self) -> None:
+        self._get_total_num_requests_for_deployment_for_testing = self._method({"Gateway": 3.5})
+        metrics = {
+            "waiting_tokens": [
+                [TimeStampedValue(1.0, 5.0), TimeStampedValue(2.0, 7.0)],
+                [],
+                [TimeStampedValue(2.0, 4.0)],
+            ]
+        }
+        self._get_metrics_for_deployment_for_testing = self._method({"Gateway": metrics})
+
+    @staticmethod
+    def _method(answers: dict[str, Any]) -> Any:
+        return SimpleNamespace(remote=lambda one: answers[one.name] if one.app_name == "memserve" else None)
+
+
+def test_the_controller_tells_what_the_policies_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in vars(Controller()):
+        assert list(inspect.signature(getattr(controller.ServeController, method)).parameters) == [
+            "self",
+            "deployment_id",
+        ]
+    client_of = SimpleNamespace(_controller=Controller())
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda: client_of)
+    monkeypatch.setattr("ray.get", lambda answer: answer)
+    assert ray_internals.requests_in_progress("memserve", "Gateway") == 3.5
+    assert ray_internals.newest_figure("memserve", "Gateway", "waiting_tokens") == 11.0
+    assert ray_internals.newest_figure("memserve", "Gateway", "no such figure") == 0.0
+    assert ray_internals.newest_figure("another", "Gateway", "waiting_tokens") == 0.0
 
 
 def test_serve_calls_the_hooks_by_these_names() -> None:
