@@ -1,15 +1,18 @@
 """Natural batching: items that arrive while every slot is busy are batched into the next run. There is no timer.
 
-The same class queues the gateway's calls, the tokenizer's inputs and the device's forwards.
+The same class queues the gateway's calls, the tokenizer's inputs, the device's forwards and the store's work.
 
 Guarantees:
 - An item that finds a free slot is run at once. Under load, batches fill by themselves, up to `budget`.
-- Every item is answered exactly once: with its result, with its own error, or with `ShuttingDown` when the batcher
-  closes.
+- Every item is answered exactly once: with its result, with its own error, with `DeadlineExceeded` if it waited too
+  long, or with `ShuttingDown` when the batcher closes.
 - At most `in_flight` batches run at a time, plus `prefetch` while enough is queued.
+- Callers are served in turn (deployments/fair_queue.py). An urgent batch is not filled up with bulk work. Urgent work
+  goes first, but while both wait, bulk work gets `BULK_SHARE` of the work that is done.
 - `select` chooses the items of a batch. By default it stays within the budget; an item that costs more runs alone.
-- A call is admitted as a whole or refused as a whole. A call that would exceed `max_queued` is refused at once with
-  `Overloaded`.
+- A call is admitted as a whole or refused as a whole. A call that exceeds its caller's share of a full queue is refused
+  at once with `Overloaded`; a caller that has nothing waiting is refused only to protect memory.
+- An item whose deadline passes while it is queued never runs. Its caller is answered when the deadline passes.
 - If a call is cancelled, its items leave the queue. Items of it that already run are left out of retries.
 - With `bisect`, a batch that raises is halved until only the failing item is left: the other items get their results.
 
@@ -21,45 +24,61 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import itertools
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from deployments.errors import Overloaded, ShuttingDown
+from deployments.errors import DeadlineExceeded, Overloaded, ShuttingDown
+from deployments.fair_queue import FairQueue, Turn
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+BULK_SHARE = 0.25
+"""The part of the work, in cost units, that bulk items get while urgent items wait, too."""
 
 
 class _Call:
     """One submission: its results in order, and the future that its caller awaits."""
 
-    __slots__ = ("abandoned", "future", "remaining", "results")
+    __slots__ = ("abandoned", "caller", "expires_at", "future", "remaining", "results")
 
-    def __init__(self, size: int, future: asyncio.Future[None]) -> None:
+    def __init__(self, size: int, future: asyncio.Future[None], caller: str, expires_at: float) -> None:
         self.results: list[object] = [None] * size
         self.remaining = size
         self.future = future
+        self.caller = caller
+        self.expires_at = expires_at
         self.abandoned = False
 
 
 class Waiting(Generic[Item]):
-    """A queued item. `passed_over` counts the batches that took a younger item and left this one in the queue."""
+    """A queued item. `passed_over` counts the batches that took a later item and left this one in the queue."""
 
-    __slots__ = ("_call", "_index", "cost", "item", "passed_over")
+    __slots__ = ("_call", "_index", "cost", "item", "passed_over", "tag")
 
     def __init__(self, item: Item, cost: int, call: _Call, index: int) -> None:
         self.item = item
         self.cost = cost
+        self.tag = 0.0
         self.passed_over = 0
         self._call = call
         self._index = index
 
     @property
+    def caller(self) -> str:
+        """The caller by which shares are counted."""
+        return self._call.caller
+
+    @property
     def abandoned(self) -> bool:
         """Whether the caller has cancelled its call."""
         return self._call.abandoned
+
+    def expired(self, now: float) -> bool:
+        """Whether the deadline has passed."""
+        return self._call.expires_at <= now
 
     def answer(self, result: object) -> None:
         """Store the item's result, or its exception, and wake the caller if it was the last of the call."""
@@ -80,10 +99,10 @@ class Costed(Protocol):
 
 
 def oldest_first(waiting: Sequence[Costed], budget: int) -> list[int]:
-    """Select the longest run of the oldest items whose costs add up to at most `budget`.
+    """Select the longest run of the first items whose costs add up to at most `budget`.
 
     Args:
-        waiting: oldest first, not empty.
+        waiting: in the order in which they are to be served, not empty.
         budget: cost units. If the first item alone exceeds it, that item is selected alone.
 
     Returns:
@@ -98,17 +117,28 @@ def oldest_first(waiting: Sequence[Costed], budget: int) -> list[int]:
 
 
 def oldest_call(waiting: Sequence[Waiting[Any]], budget: int) -> list[int]:
-    """Select the items of the oldest call, whatever they cost: calls run one by one, in the order of arrival.
+    """Select the items of the call whose item is first, whatever they cost: calls run one by one.
 
     Args:
-        waiting: oldest first, not empty. The items of a call are neighbours.
+        waiting: in the order in which they are to be served, not empty.
         budget: ignored.
 
     Returns:
         Indices into `waiting`, at least one.
     """
     oldest = waiting[0]._call
-    return list(range(sum(1 for _ in itertools.takewhile(lambda entry: entry._call is oldest, waiting))))
+    return [index for index, entry in enumerate(waiting) if entry._call is oldest]
+
+
+class _Lane(Generic[Item]):
+    """The queue of urgent or of bulk items, and the batches of it that run."""
+
+    __slots__ = ("queue", "running", "running_cost")
+
+    def __init__(self) -> None:
+        self.queue: FairQueue[Waiting[Item]] = FairQueue()
+        self.running = 0
+        self.running_cost = 0
 
 
 class Batcher(Generic[Item, Result]):
@@ -119,17 +149,21 @@ class Batcher(Generic[Item, Result]):
             of its item. If `run` raises, all items of the batch get that error, unless `bisect` is set.
         in_flight: the number of batches that may run at a time.
         budget: the most that the costs of one batch may add up to, as `select` counts them.
-        cost: gives the cost units of an item.
-        select: picks the next batch. It takes the queued items, oldest first, and the budget; it returns indices, at
-            least one.
-        max_queued: the most cost units that may be queued; None for no limit. A call that finds the queue empty is
-            admitted whatever it costs: otherwise a call could be too large ever to be admitted.
+        cost: gives the cost units of an item, at least 1.
+        select: picks the next batch. It takes the queued items in the order in which they are to be served, and the
+            budget; it returns indices, at least one.
+        max_queued: the cost units of urgent items, and of bulk items, above which a caller may queue no more than its
+            share of them; None for no limit. See `Shares.admits`.
+        max_wait_s: the longest time that an item may be queued; None for no limit.
         bisect: run the halves of a failed batch again, down to single items.
         prefetch: batches beyond `in_flight` that may start while at least `prefetch_at` cost units are queued. They
             keep a distant `run` busy. If fewer are queued, they would only split items that could share a batch.
-        clock: seconds, monotonic.
+        separate_slots: urgent and bulk batches have `in_flight` and `prefetch` each, so that an urgent batch never
+            waits for a bulk batch to end.
+        clock: seconds, monotonic; the clock of the turns' deadlines.
 
-    `reconfigure` changes `in_flight`, `budget`, `max_queued`, `prefetch` and `prefetch_at` of a running batcher.
+    `reconfigure` changes `in_flight`, `budget`, `max_queued`, `max_wait_s`, `prefetch` and `prefetch_at` of a running
+    batcher.
     """
 
     def __init__(
@@ -141,31 +175,51 @@ class Batcher(Generic[Item, Result]):
         cost: Callable[[Item], int] = lambda _: 1,
         select: Callable[[Sequence[Waiting[Item]], int], Sequence[int]] = oldest_first,
         max_queued: int | None = None,
+        max_wait_s: float | None = None,
         bisect: bool = False,
         prefetch: int = 0,
         prefetch_at: int = 1,
-        clock: Callable[[], float] = time.perf_counter,
+        separate_slots: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_batch = run
         self._cost = cost
         self._select = select
         self._bisect = bisect
+        self._separate_slots = separate_slots
         self._clock = clock
-        self._waiting: list[Waiting[Item]] = []
+        self._urgent: _Lane[Item] = _Lane()
+        self._bulk: _Lane[Item] = _Lane()
+        self._bulk_credit = 0.0  # cost units that bulk items may run before the urgent items that wait
         self._tasks: set[asyncio.Task[list[object]]] = set()
-        self._queued_cost = 0
-        self._running_cost = 0
         self._pump_scheduled = False
+        self._cancelled = False  # whether a call was cancelled whose items may still be queued
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
         self._closed = False
         self._drained_cost = 0.0
         self._drain_s = 0.0
         self._last_finish = clock()
+        self.expired = 0
+        self.refused = 0
         self.reconfigure(
-            in_flight=in_flight, budget=budget, max_queued=max_queued, prefetch=prefetch, prefetch_at=prefetch_at
+            in_flight=in_flight,
+            budget=budget,
+            max_queued=max_queued,
+            max_wait_s=max_wait_s,
+            prefetch=prefetch,
+            prefetch_at=prefetch_at,
         )
 
     def reconfigure(
-        self, *, in_flight: int, budget: int, max_queued: int | None = None, prefetch: int = 0, prefetch_at: int = 1
+        self,
+        *,
+        in_flight: int,
+        budget: int,
+        max_queued: int | None = None,
+        max_wait_s: float | None = None,
+        prefetch: int = 0,
+        prefetch_at: int = 1,
     ) -> None:
         """Change the limits. Running batches and admitted items stay; the next batch is made by the new limits."""
         if in_flight < 1 or budget < 1:
@@ -173,20 +227,21 @@ class Batcher(Generic[Item, Result]):
         self.in_flight = in_flight
         self.budget = budget
         self.max_queued = max_queued
+        self.max_wait_s = max_wait_s
         self._prefetch = prefetch
         self._prefetch_at = prefetch_at
-        if self._waiting:
+        if self.queued:
             self._schedule_pump()
 
     @property
     def queued(self) -> int:
         """The number of queued items."""
-        return len(self._waiting)
+        return len(self._urgent.queue) + len(self._bulk.queue)
 
     @property
     def queued_cost(self) -> int:
         """The cost units of all queued items."""
-        return self._queued_cost
+        return self._urgent.queue.cost + self._bulk.queue.cost
 
     @property
     def running(self) -> int:
@@ -194,67 +249,120 @@ class Batcher(Generic[Item, Result]):
         return len(self._tasks)
 
     @property
+    def slots(self) -> int:
+        """The most batches of urgent items, or of bulk items, that may run at a time."""
+        return self.in_flight + self._prefetch
+
+    @property
     def drain_rate(self) -> float:
         """Cost units per second of busy time, over about the last ten batches; 0.0 until the first has finished."""
         return self._drained_cost / self._drain_s if self._drain_s > 0 else 0.0
 
-    @property
-    def drain_s(self) -> float:
-        """Seconds in which the queued and running items are expected to finish; 1.0 until the first batch has."""
-        rate = self.drain_rate
-        return (self._queued_cost + self._running_cost) / rate if rate else 1.0
+    def drain_s(self, *, bulk: bool = True) -> float:
+        """Seconds in which the queued and running items are expected to finish; 1.0 until the first batch has.
 
-    def admit(self, cost: int) -> None:
+        Args:
+            bulk: False leaves out the queued bulk items, which urgent items do not wait for.
+        """
+        rate = self.drain_rate
+        cost = self._urgent.queue.cost + self._urgent.running_cost + self._bulk.running_cost
+        if bulk:
+            cost += self._bulk.queue.cost
+        return cost / rate if rate else 1.0
+
+    def admit(self, cost: int, turn: Turn) -> None:
         """Refuse work that `submit` would refuse, before anything is spent on it.
 
         Raises:
-            Overloaded: the queue is not empty, and `cost` more would exceed `max_queued`.
+            Overloaded: the queue is full, and the caller has its share of it; or much more than a full queue waits.
         """
-        if self.max_queued is not None and self._waiting and self._queued_cost + cost > self.max_queued:
-            retry_after_s = min(60.0, max(0.05, self.drain_s))
+        lane = self._bulk if turn.bulk else self._urgent
+        if not lane.queue.shares.admits(turn.caller, cost, self.max_queued):
+            self.refused += 1
+            retry_after_s = min(60.0, max(0.05, self.drain_s(bulk=turn.bulk)))
             raise Overloaded("Too much work is queued; try again later.", retry_after_s=retry_after_s)
 
-    async def submit(self, item: Item) -> Result:
+    async def submit(self, item: Item, turn: Turn | None = None, *, admitted: bool = False) -> Result:
         """Queue one item and return its result.
+
+        Args:
+            turn: who asks, how urgently and until when. By default the call is a caller of its own.
+            admitted: the item belongs to work that was admitted before, and is not refused.
 
         Raises:
             Overloaded: at once, if the queue is full; `retry_after_s` is the time in which it is expected to drain.
+            DeadlineExceeded: the turn's deadline passed, or `max_wait_s`, and the item had not begun to run.
             ShuttingDown: the batcher is closed, or was closed before the item's turn.
             Exception: the item's own error.
         """
-        (result,) = await self.submit_all([item])
+        (result,) = await self.submit_all([item], turn, admitted=admitted)
         if isinstance(result, Exception):
             raise result
         return result
 
-    async def submit_all(self, items: Sequence[Item]) -> list[Result | Exception]:
+    async def submit_all(
+        self, items: Sequence[Item], turn: Turn | None = None, *, admitted: bool = False
+    ) -> list[Result | Exception]:
         """Queue many items, admitted or refused together. Returns one result or exception per item, in order.
 
         Raises:
             Overloaded: the queue is full, as in `submit`.
+            DeadlineExceeded: the deadline has passed already. If it passes later, this is the result of the items that
+                have not begun to run.
             ShuttingDown: the batcher is closed. If it closes later, this is the result of items that did not run.
         """
         if self._closed:
             raise ShuttingDown("The server is shutting down.")
         if not items:
             return []
+        if turn is None:
+            turn = Turn()
         costs = [self._cost(item) for item in items]
-        total = sum(costs)
-        self.admit(total)
-        call = _Call(len(items), asyncio.get_running_loop().create_future())
-        self._waiting += [
+        if not admitted:
+            self.admit(sum(costs), turn)
+        call = _Call(len(items), asyncio.get_running_loop().create_future(), turn.caller, self._expires_at(turn))
+        entries = [
             Waiting(item, cost, call, index) for index, (item, cost) in enumerate(zip(items, costs, strict=True))
         ]
-        self._queued_cost += total
+        (self._bulk if turn.bulk else self._urgent).queue.push(turn.caller, entries)
+        if call.expires_at < self._timer_at:
+            self._set_timer(call.expires_at)
         self._schedule_pump()
         try:
             await call.future
         except asyncio.CancelledError:
             call.abandoned = True
-            self._waiting = [entry for entry in self._waiting if not entry.abandoned]
-            self._queued_cost = sum(entry.cost for entry in self._waiting)
+            self._cancelled = True
+            self._schedule_pump()
             raise
         return call.results  # type: ignore[return-value]
+
+    def _expires_at(self, turn: Turn) -> float:
+        """When an item that is queued now has waited too long. Raises DeadlineExceeded if it has already."""
+        if turn.deadline is None and self.max_wait_s is None:
+            return math.inf
+        now = self._clock()
+        expires_at = math.inf if self.max_wait_s is None else now + self.max_wait_s
+        if turn.deadline is not None:
+            expires_at = min(expires_at, turn.deadline)
+        if expires_at <= now:
+            self.expired += 1
+            raise _too_late()
+        return expires_at
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = None
+        if at < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, at - self._clock()), self._timer_ended)
+
+    def _timer_ended(self) -> None:
+        if self._clock() >= self._timer_at:
+            self._schedule_pump()
+        else:  # the event loop may be early by the resolution of its clock
+            self._set_timer(self._timer_at)
 
     def _schedule_pump(self) -> None:
         # At the end of this turn of the event loop, so that all calls made in this turn share a batch.
@@ -262,36 +370,73 @@ class Batcher(Generic[Item, Result]):
             self._pump_scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
 
-    @property
-    def _slots(self) -> int:
-        return self.in_flight + (self._prefetch if self._queued_cost >= self._prefetch_at else 0)
+    def _drop_expired(self) -> None:
+        """Answer the items whose deadline has passed, and set the timer for the next one."""
+        now = self._clock()
+        lanes = (self._urgent.queue, self._bulk.queue)
+        for queue in lanes:
+            for entry in queue.remove(lambda entry: entry.expired(now)):
+                self.expired += 1
+                entry.answer(_too_late())
+        self._set_timer(min((entry._call.expires_at for queue in lanes for entry in queue.entries), default=math.inf))
+
+    def _next_lane(self) -> _Lane[Item] | None:
+        """The lane of the next batch; None if nothing is queued that may run now."""
+        urgent, bulk = self._urgent, self._bulk
+        if self._separate_slots:
+            ready = (lane for lane in (urgent, bulk) if lane.queue and self._has_slot(lane.queue.cost, lane.running))
+            return next(ready, None)
+        if not self._has_slot(urgent.queue.cost + bulk.queue.cost, urgent.running + bulk.running):
+            return None
+        if not bulk.queue:
+            return urgent if urgent.queue else None
+        if not urgent.queue or self._bulk_credit >= min(self.budget, bulk.queue.cost):
+            return bulk
+        return urgent
+
+    def _has_slot(self, queued_cost: int, running: int) -> bool:
+        return running < self.in_flight + (self._prefetch if queued_cost >= self._prefetch_at else 0)
 
     def _pump(self) -> None:
         self._pump_scheduled = False
-        while self._waiting and len(self._tasks) < self._slots:
-            chosen = sorted(self._select(self._waiting, self.budget))
-            youngest = chosen[-1]
-            leaving = set(chosen)
-            batch = [self._waiting[index] for index in chosen]
-            stay = [entry for index, entry in enumerate(self._waiting[:youngest]) if index not in leaving]
-            for entry in stay:
-                entry.passed_over += 1
-            self._waiting[: youngest + 1] = stay
-            cost = sum(entry.cost for entry in batch)
-            self._queued_cost -= cost
-            self._running_cost += cost
-            if not self._tasks:
-                self._last_finish = self._clock()
-            # A batch serves many requests, and a request may have several batches, so it runs in no request's context.
-            # Serve gives all calls that are made in one context the same id, and if two calls have the same id,
-            # ConsistentHashRouter loses one of them.
-            task = asyncio.get_running_loop().create_task(self._results(batch), context=contextvars.Context())
-            self._tasks.add(task)
-            task.add_done_callback(functools.partial(self._finished, batch, cost))
+        if self._cancelled:
+            self._cancelled = False
+            for lane in (self._urgent, self._bulk):
+                lane.queue.remove(lambda entry: entry.abandoned)
+        if self._timer_at < math.inf and self._timer_at <= self._clock():
+            self._drop_expired()
+        while (ready := self._next_lane()) is not None:
+            self._start(ready)
 
-    def _finished(self, batch: list[Waiting[Item]], cost: int, task: asyncio.Task[list[object]]) -> None:
+    def _start(self, lane: _Lane[Item]) -> None:
+        """Run the next batch of a lane."""
+        contended = bool(self._urgent.queue and self._bulk.queue)
+        before = lane.queue.cost
+        batch = lane.queue.take(self._select(lane.queue.entries, self.budget))
+        cost = before - lane.queue.cost
+        if not contended:
+            self._bulk_credit = 0.0
+        elif lane is self._bulk:
+            self._bulk_credit -= cost
+        else:
+            self._bulk_credit += cost * BULK_SHARE / (1 - BULK_SHARE)
+        lane.running += 1
+        lane.running_cost += cost
+        if not self._tasks:
+            self._last_finish = self._clock()
+        # A batch serves many requests, and a request may have several batches, so it runs in no request's context.
+        # Serve gives all calls that are made in one context the same id, and if two calls have the same id,
+        # ConsistentHashRouter loses one of them.
+        task = asyncio.get_running_loop().create_task(self._results(batch), context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(self._finished, lane, batch, cost))
+
+    def _finished(
+        self, lane: _Lane[Item], batch: list[Waiting[Item]], cost: int, task: asyncio.Task[list[object]]
+    ) -> None:
         self._tasks.discard(task)
-        self._running_cost -= cost
+        lane.running -= 1
+        lane.running_cost -= cost
         now = self._clock()
         self._drained_cost = 0.9 * self._drained_cost + cost
         self._drain_s = 0.9 * self._drain_s + (now - self._last_finish)
@@ -327,8 +472,13 @@ class Batcher(Generic[Item, Result]):
     async def close(self) -> None:
         """Let the running batches finish. Items that are queued or submitted later get `ShuttingDown`."""
         self._closed = True
-        waiting, self._waiting, self._queued_cost = self._waiting, [], 0
-        for entry in waiting:
-            entry.answer(ShuttingDown("The server is shutting down."))
+        self._set_timer(math.inf)
+        for lane in (self._urgent, self._bulk):
+            for entry in lane.queue.remove(lambda _: True):
+                entry.answer(ShuttingDown("The server is shutting down."))
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("The request waited in the queue until its deadline passed.")

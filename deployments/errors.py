@@ -6,6 +6,7 @@
     ├── TooLarge                    413  invalid_request_error
     ├── UnsupportedEncoding         415  invalid_request_error
     ├── Overloaded                  429  rate_limit_error, with Retry-After
+    ├── DeadlineExceeded            504  timeout_error: the request was still queued when its deadline passed
     ├── EmbeddingFailed             500  server_error: the model failed on this input alone, or its vector is not finite
     ├── Unavailable                 503  unavailable_error, with Retry-After
     │   ├── ModelUnavailable        503  the model cannot be loaded; the message is one line for an operator
@@ -69,6 +70,19 @@ class Overloaded(MemserveError):
     ) -> None:
         super().__init__(message, field, code, position, retry_after_s)
         self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(MemserveError):
+    """The work was still queued when its deadline passed. Nothing of it was done."""
+
+    def __init__(
+        self,
+        message: str,
+        field: str | None = None,
+        code: str | None = "deadline_exceeded",
+        position: int | None = None,
+    ) -> None:
+        super().__init__(message, field, code, position)
 
 
 class Unavailable(MemserveError):
@@ -180,6 +194,7 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (TooLarge, 413, "invalid_request_error"),
     (UnsupportedEncoding, 415, "invalid_request_error"),
     (Overloaded, 429, "rate_limit_error"),
+    (DeadlineExceeded, 504, "timeout_error"),
     (EmbeddingFailed, 500, "server_error"),
     (Unavailable, 503, "unavailable_error"),
     (UpstreamFailed, 502, "upstream_error"),

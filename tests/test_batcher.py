@@ -1,9 +1,10 @@
-"""The batcher: each call gets its own results, exactly once, in any interleaving. No clock, no sleep."""
+"""The batcher: each call gets its own results, exactly once, in any interleaving. No sleep."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.batcher import Batcher, oldest_call
-from deployments.errors import Overloaded, ShuttingDown
+from deployments.errors import DeadlineExceeded, Overloaded, ShuttingDown
+from deployments.fair_queue import Turn
 
 CASES = 10_000
 
@@ -182,14 +184,193 @@ async def test_a_call_over_the_limit_is_refused_as_a_whole_with_the_measured_dra
     assert batcher.drain_rate == 2.0
     start(batcher.submit_all([1] * 4))
     await turns()
-    start(batcher.submit_all([2] * 6))
+    start(batcher.submit_all([2] * 6, Turn("a")))
     await turns()
-    for many in (1, 50):
+    for caller, many in (("a", 1), ("a", 50), ("b", 7)):
         with pytest.raises(Overloaded) as refused:
-            await batcher.submit_all([3] * many)
+            await batcher.submit_all([3] * many, Turn(caller))
         assert refused.value.retry_after_s == 5.0  # 4 running and 6 waiting, at two a second
-    assert batcher.queued == 6
+    assert (batcher.queued, batcher.refused) == (6, 3)
     await batcher_ended(batcher, device)
+
+
+async def test_a_caller_with_nothing_waiting_is_admitted_up_to_twice_the_limit() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=1, max_queued=6)
+    start(batcher.submit_all([0] * 7, Turn("a")))
+    await turns()
+    assert batcher.queued == 6
+    for caller in "bcdefg":
+        start(batcher.submit(1, Turn(caller)))
+        await turns()
+    assert batcher.queued == 12
+    for caller in ("a", "b", "h"):
+        with pytest.raises(Overloaded):
+            await batcher.submit(2, Turn(caller))
+    await batcher_ended(batcher, device)
+
+
+async def test_a_full_queue_admits_a_caller_up_to_its_share_of_it() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=1, max_queued=6)
+    start(batcher.submit_all([0] * 6, Turn("a")))
+    await turns()
+    start(batcher.submit_all([1, 1], Turn("b")))
+    await turns()
+    assert batcher.queued == 7
+    start(batcher.submit(1, Turn("b")))  # the third of 6 / 2
+    await turns()
+    for caller in ("a", "b"):
+        with pytest.raises(Overloaded):
+            await batcher.submit(2, Turn(caller))
+    start(batcher.submit(2, Turn("b"), admitted=True))
+    await turns()
+    assert batcher.queued == 9
+    await batcher_ended(batcher, device)
+
+
+async def test_urgent_and_bulk_work_are_admitted_apart() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=1, max_queued=2)
+    for bulk in (True, False):
+        start(batcher.submit_all([0] * 4, Turn("a", bulk)))
+        await turns()
+    assert batcher.queued == 7
+    for bulk in (True, False):
+        with pytest.raises(Overloaded):
+            await batcher.submit(1, Turn("a", bulk))
+    await batcher_ended(batcher, device)
+
+
+async def test_callers_take_turns_and_a_lone_item_need_not_wait_for_the_items_of_another_caller() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=2)
+    start(batcher.submit_all(range(10), Turn("a")))
+    await turns()
+    assert device.started == [[0, 1]]
+    start(batcher.submit_all(range(10, 14), Turn("b")))
+    start(batcher.submit(20))
+    await turns()
+    for _ in range(7):
+        await device.finish()
+    assert device.started == [[0, 1], [2, 10], [20, 3], [11, 4], [12, 5], [13, 6], [7, 8], [9]]
+    await batcher_ended(batcher, device)
+
+
+async def test_connections_of_one_caller_have_the_share_of_one_caller() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=2)
+    start(batcher.submit(0))
+    await turns()
+    for connection in range(10):
+        start(batcher.submit_all([100 + connection, 200 + connection], Turn("a")))
+    start(batcher.submit_all(range(1, 7), Turn("b")))
+    await turns()
+    for _ in range(6):
+        await device.finish()
+    assert device.started[1:] == [[100, 1], [200, 2], [101, 3], [201, 4], [102, 5], [202, 6]]
+    await batcher_ended(batcher, device)
+
+
+async def test_a_batch_of_urgent_items_goes_first_and_is_not_filled_up_with_bulk() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=4)
+    start(batcher.submit_all(range(10), Turn("bulk", True)))
+    await turns()
+    start(batcher.submit(20))
+    await turns()
+    await device.finish()
+    await device.finish()
+    assert device.started == [[0, 1, 2, 3], [20], [4, 5, 6, 7]]
+    await batcher_ended(batcher, device)
+
+
+async def test_bulk_gets_a_quarter_of_the_work_while_urgent_items_wait() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=2)
+    start(batcher.submit_all(["bulk"] * 20, Turn("bulk", True)))  # type: ignore[list-item]
+    start(batcher.submit_all(["urgent"] * 20, Turn("lone")))  # type: ignore[list-item]
+    await turns()
+    while batcher.running:
+        await device.finish()
+    ran: list[Any] = [batch[0] for batch in device.started]
+    assert ran == ["urgent", "urgent", "urgent", "bulk"] * 3 + ["urgent"] + ["bulk"] * 7
+
+
+async def test_separate_slots_start_an_urgent_batch_while_bulk_batches_run() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=2, prefetch=1, prefetch_at=2, separate_slots=True)
+    start(batcher.submit_all(range(10), Turn("bulk", True)))
+    await turns()
+    assert device.started == [[0, 1], [2, 3]]
+    start(batcher.submit(20))
+    await turns()
+    start(batcher.submit(21))
+    await turns()
+    assert device.started == [[0, 1], [2, 3], [20]]
+    start(batcher.submit(22))
+    await turns()
+    assert device.started == [[0, 1], [2, 3], [20], [21, 22]]
+    assert (batcher.running, batcher.queued) == (4, 6)
+    await batcher_ended(batcher, device)
+
+
+async def test_an_item_past_its_deadline_never_runs() -> None:
+    now = [10.0]
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=4, clock=lambda: now[0])
+    with pytest.raises(DeadlineExceeded):
+        await batcher.submit(0, Turn(deadline=10.0))
+    first = start(batcher.submit(1, Turn(deadline=12.0)))
+    await turns()
+    late, timely = (
+        start(batcher.submit_all([2, 3], Turn("a", False, 12.0))),
+        start(batcher.submit(4, Turn(deadline=99))),
+    )
+    await turns()
+    now[0] = 12.0
+    await device.finish()
+    assert device.started == [[1], [4]]
+    assert [type(error) for error in await late] == [DeadlineExceeded] * 2
+    await device.finish()
+    assert (await first, await timely) == (2, 8)  # what runs is not dropped
+    assert (batcher.queued, batcher.expired) == (0, 3)
+
+
+async def test_an_item_that_waits_longer_than_the_limit_never_runs() -> None:
+    now = [10.0]
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=4, max_wait_s=3.0, clock=lambda: now[0])
+    start(batcher.submit(1))
+    await turns()
+    waits = start(batcher.submit(2, Turn(deadline=99.0)))
+    await turns()
+    now[0] = 12.0
+    batcher.reconfigure(in_flight=1, budget=1, max_wait_s=30.0)
+    later = start(batcher.submit(3))
+    await turns()
+    now[0] = 13.0
+    await device.finish()
+    assert isinstance(waits.exception(), DeadlineExceeded)
+    assert device.started == [[1], [3]]
+    await device.finish()
+    assert await later == 6
+
+
+async def test_a_caller_is_answered_when_the_deadline_passes_though_nothing_finishes() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=4)
+    start(batcher.submit(1))
+    await turns()
+    waits = start(batcher.submit(2, Turn(deadline=time.monotonic() + 60.0)))
+    with pytest.raises(DeadlineExceeded):  # the earlier deadline is that of the later item
+        await batcher.submit(3, Turn(deadline=time.monotonic() + 0.001))
+    assert (batcher.queued, device.started) == (1, [[1]])
+    waits.cancel()
+    await turns()
+    assert batcher.queued == 0
+    await batcher_ended(batcher, device)
+    await batcher.close()
 
 
 async def test_an_empty_queue_admits_a_call_of_any_size() -> None:
@@ -308,7 +489,8 @@ class Interleaving:
             if action in ("submit", "submit many"):
                 items = [next(self.items) for _ in range(1 if action == "submit" else number)]
                 self.owner.update(dict.fromkeys(items, len(self.calls)))
-                self.calls.append((items, start(self.batcher.submit_all(items))))
+                turn = Turn(f"caller {number % 3}", bulk=number % 4 == 0)
+                self.calls.append((items, start(self.batcher.submit_all(items, turn))))
             elif action in ("finish", "fail") and self.running:
                 gate = self.running[number % len(self.running)][1]
                 if not gate.done():

@@ -40,6 +40,7 @@ def test_extra_arguments_survive_too() -> None:
         (errors.ModelNotFound("m"), 404, "not_found_error"),
         (errors.TooLarge("m"), 413, "invalid_request_error"),
         (errors.Overloaded("m"), 429, "rate_limit_error"),
+        (errors.DeadlineExceeded("m"), 504, "timeout_error"),
         (errors.EmbeddingFailed("m"), 500, "server_error"),
         (errors.Unavailable("m"), 503, "unavailable_error"),
         (errors.ModelUnavailable("m"), 503, "unavailable_error"),

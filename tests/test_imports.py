@@ -17,20 +17,22 @@ MAY_IMPORT = {
     "deployments.serving.sizing deployments.serving.ray_internals ray",
     "deployments.gateway": f"deployments.service deployments.api deployments.calls {SHELL} fastapi",
     "deployments.embedder": f"deployments.embedding {SHELL}",
-    "deployments.store": f"store {SHELL}",
+    "deployments.store": f"deployments.batcher deployments.fair_queue store {SHELL}",
     "deployments.service": "deployments.calls deployments.requests deployments.embedding.model "
-    "deployments.embedding.outputs deployments.errors deployments.shapes store",
+    "deployments.embedding.outputs deployments.errors deployments.fair_queue deployments.shapes store",
     "deployments.shapes": "store",
-    "deployments.api": "deployments.service deployments.requests deployments.errors deployments.embedding.outputs "
-    "fastapi starlette",
-    "deployments.calls": "deployments.embedding deployments.batcher deployments.errors deployments.metrics store ray",
-    "deployments.requests": "deployments.errors store",
-    "deployments.embedding": "deployments.batcher deployments.errors",
+    "deployments.api": "deployments.service deployments.requests deployments.errors deployments.fair_queue "
+    "deployments.embedding.outputs fastapi starlette",
+    "deployments.calls": "deployments.embedding deployments.batcher deployments.errors deployments.fair_queue "
+    "deployments.metrics store ray",
+    "deployments.requests": "deployments.errors deployments.fair_queue store",
+    "deployments.embedding": "deployments.batcher deployments.errors deployments.fair_queue",
     "deployments.embedding.local": "deployments.embedding.model deployments.embedding.token_ids deployments.errors "
     "torch",
     "deployments.serving": "deployments.embedding deployments.errors deployments.requests.origin deployments.settings "
     "store.errors ray starlette",
-    "deployments.batcher": "deployments.errors",
+    "deployments.batcher": "deployments.errors deployments.fair_queue",
+    "deployments.fair_queue": "",
     "deployments.metrics": "deployments.embedding ray",
     "deployments.settings": "",
     "deployments.errors": "store.errors",

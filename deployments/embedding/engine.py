@@ -28,6 +28,7 @@ from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, 
 from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import pick, runs
 from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Unavailable, UpstreamFailed
+from deployments.fair_queue import Turn
 
 # Inputs are tokenized in groups of about this many characters, so that a huge request does not delay a small one. A
 # request with a longer text has a queue of its own, since some tokenizers must read a text to its end.
@@ -47,12 +48,18 @@ class EmbedRequest:
         prompt: put in front of each text, but not of token ids.
         truncate: the end at which an input that is too long is cut; with `none` the request is refused instead.
         input_type: what the inputs are. Some models read more tokens of a document than of a query.
+        caller: by which shares of the work are counted; empty if the request is a caller of its own.
+        bulk: less urgent than other requests.
+        timeout_s: the longest time that the request may be queued, in seconds; None for no limit of its own.
     """
 
     inputs: list[str] | list[list[int]]
     prompt: str = ""
     truncate: Truncate = "end"
     input_type: InputType | None = None
+    caller: str = ""
+    bulk: bool = False
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,9 @@ class Engine:
         forwards_in_flight: how many forwards run at a time; None for the value that suits the model's device.
         queue_enabled: False gives each request a forward of its own, in the order of arrival: a baseline to compare
             with.
-        max_queued_tokens: the most tokens that may be queued before requests are refused; None for no limit.
+        max_queued_tokens: the tokens of urgent requests, and of bulk requests, above which a caller may queue no more
+            than its share of them; None for no limit.
+        max_wait_s: the longest time that a text may wait for the tokenizer, or for the device; None for no limit.
         on_batch: called after every forward that succeeded.
         clock: seconds, monotonic.
     """
@@ -134,18 +143,20 @@ class Engine:
         forwards_in_flight: int | None = None,
         queue_enabled: bool = True,
         max_queued_tokens: int | None = None,
+        max_wait_s: float | None = None,
         on_batch: Callable[[BatchStats], None] | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self._clock = clock
         self._on_batch = on_batch
+        self._queue_enabled = queue_enabled
         self._splitting = asyncio.Lock()  # callers of `split` and `decode` take turns
         self._forwards = self._texts = self._tokens = self._padded_tokens = self._failed_texts = 0
         self._forward_s = 0.0
         self._tokenizer, self._long_tokenizer = (
             Batcher[_Input, Tokens | int](self._tokenize, cost=self._characters, bisect=True, clock=clock, **limits)
-            for limits in _tokenizer_limits(max_queued_tokens)
+            for limits in _tokenizer_limits(max_queued_tokens, max_wait_s)
         )
         select = oldest_call  # the baseline: each request is a batch, and it fails as a whole
         if queue_enabled:
@@ -157,6 +168,7 @@ class Engine:
             cost=lambda text: len(text.tokens),
             select=select,
             max_queued=max_queued_tokens,
+            max_wait_s=max_wait_s,
             bisect=queue_enabled,
             clock=clock,
         )
@@ -172,15 +184,17 @@ class Engine:
         max_batch_tokens: int | None = None,
         forwards_in_flight: int | None = None,
         max_queued_tokens: int | None = None,
+        max_wait_s: float | None = None,
     ) -> None:
         """Change the limits of a running engine. None means the same as in the constructor."""
         tokenizers = (self._tokenizer, self._long_tokenizer)
-        for tokenizer, limits in zip(tokenizers, _tokenizer_limits(max_queued_tokens), strict=True):
+        for tokenizer, limits in zip(tokenizers, _tokenizer_limits(max_queued_tokens, max_wait_s), strict=True):
             tokenizer.reconfigure(**limits)
         self._device.reconfigure(
             in_flight=forwards_in_flight or self.model.forwards_in_flight,
             budget=max_batch_tokens or self.model.max_batch_tokens,
             max_queued=max_queued_tokens,
+            max_wait_s=max_wait_s,
         )
 
     async def embed(self, requests: Sequence[EmbedRequest]) -> list[EmbedResult | Exception]:
@@ -198,22 +212,24 @@ class Engine:
             InvalidRequest: the input at `position` is empty, is not Unicode, holds a token id outside the vocabulary,
                 or is too long and `truncate` is `none`.
             Overloaded: too many tokens are queued.
+            DeadlineExceeded: a text was queued for too long.
             EmbeddingFailed: the model failed on the input at `position` alone, or its vector is not finite.
             UpstreamFailed: a remote model failed.
             Unavailable: the engine is closed.
         """
         self._check(request)
         # Before any work is done for the request. The queue counts its tokens once they are known.
-        self._device.admit(len(request.inputs) + self._untokenized)
         arrived = self._clock()
+        turn = self._turn(request, arrived)
+        self._device.admit(len(request.inputs), turn)
         inputs = [_Input(given, request.prompt, request.truncate, request.input_type) for given in request.inputs]
         limit = self.info.limit(request.input_type)
         long = any(isinstance(given, str) and len(given) > _TOKENIZE_CHARACTERS for given in request.inputs)
         answers_of = (self._long_tokenizer if long else self._tokenizer).submit_all
-        tokens = [self._fitting(*answer, limit) for answer in enumerate(await answers_of(inputs))]
+        tokens = [self._fitting(*answer, limit) for answer in enumerate(await answers_of(inputs, turn))]
         queued_at = self._clock()
         texts = [_Text(one, queued_at) for one in tokens]
-        answers = await self._device.submit_all(texts)
+        answers = await self._device.submit_all(texts, turn)
         failed = [(position, answer) for position, answer in enumerate(answers) if isinstance(answer, Exception)]
         if failed:
             self._failed_texts += len(failed)
@@ -230,6 +246,14 @@ class Engine:
                 max(vector.forward_s for vector in vectors),
             ),
         )
+
+    def _turn(self, request: EmbedRequest, now: float) -> Turn:
+        deadline = None if request.timeout_s is None else now + request.timeout_s
+        if not self._queue_enabled:  # one caller, whose requests are kept in the order of arrival
+            return Turn("", False, deadline)
+        if not request.caller:
+            return Turn(bulk=request.bulk, deadline=deadline)
+        return Turn(request.caller, request.bulk, deadline)
 
     def _check(self, request: EmbedRequest) -> None:
         """Refuse inputs that can never be embedded, before they join a batch."""
@@ -379,14 +403,17 @@ class _TokenizerLimits(TypedDict):
     in_flight: int
     budget: int
     max_queued: int | None
+    max_wait_s: float | None
 
 
-def _tokenizer_limits(max_queued_tokens: int | None) -> tuple[_TokenizerLimits, _TokenizerLimits]:
+def _tokenizer_limits(
+    max_queued_tokens: int | None, max_wait_s: float | None
+) -> tuple[_TokenizerLimits, _TokenizerLimits]:
     """The limits of the queue of short texts, and of the queue of long ones, which are tokenized one by one."""
     max_queued = None if max_queued_tokens is None else max_queued_tokens * _CHARACTERS_PER_TOKEN
     return (
-        {"in_flight": 1, "budget": _TOKENIZE_CHARACTERS, "max_queued": max_queued},
-        {"in_flight": 1, "budget": 1, "max_queued": max_queued},
+        {"in_flight": 1, "budget": _TOKENIZE_CHARACTERS, "max_queued": max_queued, "max_wait_s": max_wait_s},
+        {"in_flight": 1, "budget": 1, "max_queued": max_queued, "max_wait_s": max_wait_s},
     )
 
 

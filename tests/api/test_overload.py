@@ -29,9 +29,9 @@ async def test_texts_past_the_limit_are_refused_and_queued_ones_are_answered(sma
     small.model.gate.clear()
     first = asyncio.create_task(api.post("/v1/embeddings", json={"input": "on its way"}))
     await turns()
-    waiting = [asyncio.create_task(api.post("/v1/embeddings", json={"input": f"text {n}"})) for n in range(33)]
+    waiting = [asyncio.create_task(api.post("/v1/embeddings", json={"input": f"text {n}"})) for n in range(66)]
     await turns()
-    assert small.gateway._vectors.queued_tokens == 99
+    assert small.gateway._vectors.queued_tokens == 198  # each request is a caller, up to twice the limit
     for path, body in (
         ("/v1/embeddings", {"input": "one more"}),
         ("/v1/embeddings", {"input": [f"text {n}" for n in range(2000)]}),
@@ -82,7 +82,7 @@ async def test_calls_past_the_limit_of_a_store_are_refused_and_queued_ones_are_a
 
     waiting = [asyncio.ensure_future(ask())]
     await turns(2000)
-    waiting += [asyncio.ensure_future(ask()) for _ in range(64)]
+    waiting += [asyncio.ensure_future(ask()) for _ in range(128)]
     await turns(2000)
     refused = await asyncio.wait_for(ask(), 10.0)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
@@ -90,7 +90,7 @@ async def test_calls_past_the_limit_of_a_store_are_refused_and_queued_ones_are_a
     unlocked.set()
     assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {201 if what == "add" else 200}
     if what == "add":
-        assert (await app.http.get("/v1/users/ann")).json()["memories"] == 65
+        assert (await app.http.get("/v1/users/ann")).json()["memories"] == 129
         await app.gateway.reconfigure({"gateway": {"append_call_memories": 2}})
         assert app.gateway._store._appends.max_queued == 128
     await app.stop()

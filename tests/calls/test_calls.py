@@ -154,7 +154,7 @@ async def test_of_token_ids_only_those_that_the_model_reads_are_sent(cache_bytes
 
 async def test_texts_past_the_limit_are_refused_at_once() -> None:
     handle = EmbedderHandle()
-    calls = calls_over(handle, max_queued_tokens=60)
+    calls = calls_over(handle, max_queued_tokens=30)  # each request is a caller: up to twice the limit
     handle.gate.clear()
     waiting = [asyncio.create_task(calls.embed(["on its way"], "", "end"))]
     await turns()
@@ -212,7 +212,7 @@ async def test_requests_that_a_stopping_embedder_did_not_begin_go_to_another() -
     ends = handle.engine = Engine(Slow(dim=8), max_batch_tokens=1)
     calls = calls_over(handle)
     asking = asyncio.create_task(calls.embed(["one", "two", "three"], "", "end"))
-    both = asyncio.create_task(calls.embed(["four"], "", "end"))
+    both = asyncio.create_task(calls.embed(["four", "five"], "", "end"))
     await turns()
     assert ends.stats().running_forwards == 1
     closing = asyncio.create_task(ends.close())
@@ -220,10 +220,10 @@ async def test_requests_that_a_stopping_embedder_did_not_begin_go_to_another() -
     await turns()
     ends.model.go.set()  # type: ignore[attr-defined]
     await closing
-    whole, single = await asyncio.gather(asking, both)
-    expected = (await handle.engine.embed_one(EmbedRequest(["one", "two", "three", "four"]))).vectors
-    assert np.array_equal(np.concatenate([whole.vectors, single.vectors]), expected)
-    assert handle.calls == [[3, 1], [3, 1]]
+    whole, other = await asyncio.gather(asking, both)
+    expected = (await handle.engine.embed_one(EmbedRequest(["one", "two", "three", "four", "five"]))).vectors
+    assert np.array_equal(np.concatenate([whole.vectors, other.vectors]), expected)
+    assert handle.calls == [[3, 2], [3, 2]]
 
 
 async def test_requests_are_resent_once_after_a_stopping_embedder() -> None:

@@ -282,12 +282,12 @@ async def test_requests_over_the_limit_are_refused_before_they_are_tokenized() -
     engine = Engine(model, max_queued_tokens=10)
     tasks = [asyncio.create_task(engine.embed_one(EmbedRequest(["a"])))]
     await turns()
-    tasks += [asyncio.create_task(engine.embed_one(EmbedRequest(["b c d e f"] * 2)))]
+    tasks += [asyncio.create_task(engine.embed_one(EmbedRequest(["b c d e f"] * 2, caller="a")))]
     await turns()
     tokenized = model.tokenized
-    for many in (1, 500):
+    for caller, many in (("a", 1), ("a", 500), ("b", 11)):
         with pytest.raises(Overloaded):
-            await engine.embed_one(EmbedRequest(["x"] * many))
+            await engine.embed_one(EmbedRequest(["x"] * many, caller=caller))
     assert model.tokenized == tokenized
     await model.let_go()
     await model.let_go()
