@@ -383,7 +383,7 @@ def draw(found: Row, path: Path) -> None:
 
     trees = found["trees"]
     names = ["nothing", *(BY_KEY[row["key"]].title for row in trees[0]["bulks"])]
-    figure, axes = pyplot.subplots(1, len(LONE), figsize=(10, 4), sharey=True)
+    figure, axes = pyplot.subplots(1, len(LONE), figsize=(10, 4), sharey=True, layout="constrained")
     height = 0.8 / len(trees)
     for axis, job in zip(axes, LONE, strict=True):
         for place, one in enumerate(trees):
@@ -399,15 +399,15 @@ def draw(found: Row, path: Path) -> None:
             for y, row in zip(at, rows, strict=True):
                 if row["refused"]:
                     refused = row["refused"] / (row["refused"] + row["requests"])
-                    beside_axis = axis.get_yaxis_transform()
-                    axis.text(0.01, y, f"{refused:.0%} refused", transform=beside_axis, va="center", fontsize=7)
+                    in_bar = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": 7, "color": "white"}
+                    axis.text(0.01, y, f"{refused:.0%} refused", **in_bar)
         axis.set_xscale("log")
         axis.set_yticks([number + 0.4 - height / 2 for number in range(len(names))], names)
         axis.set(title=f"{job}, beside", xlabel="ms")
         axis.grid(alpha=0.3, axis="x")
     axes[0].invert_yaxis()
-    axes[-1].legend(fontsize=7, frameon=False, loc="lower right")
-    figure.tight_layout()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, frameon=False, loc="outside lower center", ncols=len(handles))
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
