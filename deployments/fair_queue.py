@@ -75,6 +75,11 @@ class Turn:
         return None if self.deadline is None else max(0.0, self.deadline - now)
 
 
+SentTurn = tuple[str, bool, float | None, int]
+"""The turn of a call to another process: its caller, whether it is bulk work, the seconds until its deadline (None for
+no deadline), and the cost of the call."""
+
+
 class Shares:
     """The work that each caller has waiting, in cost units, and the rule by which more is admitted.
 

@@ -399,7 +399,7 @@ class Memserve:
         user = arguments.user(user_id)
 
         async def page_after(cursor: ExportCursor | None) -> ExportPage:
-            return await self._store.read_user(Store.export_page, TENANT, user, cursor)
+            return await self._store.export_page(TENANT, user, cursor)
 
         async for piece in export_pieces(page_after):
             yield piece
@@ -422,9 +422,7 @@ class Memserve:
 
         async def write(lines: Sequence[ImportLine]) -> Imported:
             nonlocal begin
-            done = await self._store.write(
-                Store.import_page, TENANT, user_id, lines, begin=begin, issued_at=origin.issued_at
-            )
+            done = await self._store.import_page(TENANT, user_id, lines, begin=begin, issued_at=origin.issued_at)
             begin = False
             return done
 

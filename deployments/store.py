@@ -1,8 +1,10 @@
 """The Store deployment: a thin shell around the package store/.
 
-One worker thread owns the log's connection and the indexes; every call is one job for it. A write is answered only
-after the log has committed it. The thread does background work (indexes, snapshots, what erasures leave to do) while no
-call waits, and once a second under load.
+One worker thread owns the log's connection and the indexes; every call is one job for it. Jobs of different callers
+take turns (deployments/fair_queue.py), and small jobs go before bulk work, so a search waits for the job that runs, for
+the one that has been handed to the thread, and for nothing else of another caller. A job whose deadline passes before
+it has begun is dropped. A write is answered only after the log has committed it. The thread does background work
+(indexes, snapshots, what erasures leave to do) while no call waits, and once a second under load.
 """
 
 import asyncio
@@ -12,10 +14,13 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.batcher import Batcher
+from deployments.errors import LocatedError
+from deployments.fair_queue import SentTurn, Turn
 from deployments.metrics import EventLoopLag
 from deployments.serving import logs
 from deployments.serving.autoscaling import BUSY, BusyTime
@@ -49,10 +54,19 @@ METHODS = frozenset(
 )
 """The methods of the store that `StoreReplica.run` calls."""
 
+_JOBS_IN_FLIGHT = 1  # one runs, and the next has been handed to the thread, which must not wait for the event loop
+
 _IDLE_S = 0.1  # pause after a look for background work that found none
 _BUSY_S = 0.005  # pause before the next look while calls wait
 _OVERDUE_S = 1.0  # the longest time without a step of background work
 _FAILED_S = 5.0  # pause after a step that failed
+
+
+class _Job(NamedTuple):
+    """One call for the worker thread. `cost` is about the number of searches that take as long."""
+
+    call: Callable[[], Any]
+    cost: int
 
 
 class StoreReplica:
@@ -69,7 +83,9 @@ class StoreReplica:
         self._name = uuid.uuid4().hex  # tells callers which replica answered
         self._busy = BusyTime()
         self._lag = EventLoopLag()
-        self._waiting_jobs = 0
+        self._jobs: Batcher[_Job, Any] = Batcher(
+            self._run_job, in_flight=_JOBS_IN_FLIGHT, budget=1, cost=lambda job: job.cost
+        )
         self._store = await self._in_worker(
             lambda: Store.open(
                 options.url,
@@ -93,37 +109,42 @@ class StoreReplica:
             resident.budget_bytes = self._live.settings.store.index_budget_bytes
             await self._in_worker(resident.trim)
 
-    async def _in_worker(self, job: Callable[[], Answer]) -> Answer:
-        self._waiting_jobs += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, job)
-        finally:
-            self._waiting_jobs -= 1
+    async def _in_worker(self, call: Callable[[], Answer]) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, call)
 
-    async def run(self, method: str, *args: Any, **options: Any) -> Any:
+    async def _run_job(self, jobs: list[_Job]) -> list[Any]:
+        (job,) = jobs  # one at a time, since each costs at least the budget
+        return [await self._in_worker(job.call)]
+
+    async def run(self, method: str, sent: SentTurn, *args: Any, **options: Any) -> Any:
         """Call a method of the store by its name.
 
         Returns:
-            its answer, or its StoreError as a value: an invalid request is not a failure of this replica.
+            its answer, or its StoreError or DeadlineExceeded as a value: neither is a failure of this replica.
 
         Raises:
             ValueError: the name is not one of METHODS.
         """
         if method not in METHODS:
             raise ValueError(f"The store has no method {method!r} for callers.")
-        return await self._answer(functools.partial(getattr(self._store, method), *args, **options))
+        return await self._answer(functools.partial(getattr(self._store, method), *args, **options), sent)
 
-    async def _answer(self, job: Callable[[], Answer]) -> Answer | StoreError:
+    async def _answer(self, call: Callable[[], Answer], sent: SentTurn) -> Answer | LocatedError:
+        caller, bulk, remaining_s, cost = sent
+        turn = Turn(caller, bulk, None if remaining_s is None else time.monotonic() + remaining_s)
         with self._busy.call():
             try:
-                return await self._in_worker(job)
-            except StoreError as error:
+                answer: Answer = await self._jobs.submit(_Job(call, cost), turn)
+            except LocatedError as error:
                 return error
+            return answer
 
-    async def search(self, requests: Sequence[Search]) -> tuple[str, list[SearchResult | StoreError]] | StoreError:
+    async def search(
+        self, sent: SentTurn, requests: Sequence[Search]
+    ) -> tuple[str, list[SearchResult | StoreError]] | LocatedError:
         """Search many users. Returns the name of this replica and an answer for each request, in order."""
-        found = await self._answer(lambda: self._store.search(requests))
-        return found if isinstance(found, StoreError) else (self._name, found)
+        found = await self._answer(lambda: self._store.search(requests), sent)
+        return found if isinstance(found, LocatedError) else (self._name, found)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The share of time in which a call was in progress. Serve reads it each second, for autoscaling."""
@@ -134,7 +155,7 @@ class StoreReplica:
         stepped_at = 0.0
         while True:
             pause_s = _BUSY_S
-            if self._waiting_jobs == 0 or time.monotonic() - stepped_at > _OVERDUE_S:
+            if self._jobs.running == 0 or time.monotonic() - stepped_at > _OVERDUE_S:
                 try:
                     more = await self._in_worker(self._store.background_step)
                     pause_s = 0.0 if more else _IDLE_S

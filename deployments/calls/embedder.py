@@ -19,6 +19,7 @@ from deployments.embedding.model import InputType, ModelInfo, TextToken, Truncat
 from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import runs
 from deployments.errors import MemserveError, ShuttingDown, renumbered
+from deployments.fair_queue import Turn
 
 Answer = TypeVar("Answer")
 Inputs = list[str] | list[list[int]]
@@ -154,7 +155,7 @@ class EmbedderCalls:
         return await self._call_unbatched(lambda: self._handle.decode.remote(ids, skip_special_tokens))
 
     async def _call_unbatched(self, call: Callable[[], Awaitable[Answer | MemserveError]]) -> Answer:
-        with self._unbatched.admit():
+        with self._unbatched.admit(Turn()):
             answer = await resilient(call, "embedder")
         if isinstance(answer, MemserveError):
             raise answer

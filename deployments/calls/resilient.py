@@ -12,13 +12,16 @@ import ray.exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.errors import Overloaded, Unavailable
+from deployments.errors import DeadlineExceeded, Overloaded, Unavailable
+from deployments.fair_queue import Shares, Turn
 from store.errors import OUTCOME_UNKNOWN
 
 Answer = TypeVar("Answer")
 
 ATTEMPTS = 3
-MAX_UNBATCHED_CALLS = 1024  # to one deployment at a time, each for one request; more are refused with `Overloaded`
+MAX_UNBATCHED_CALLS = (
+    1024  # to one deployment, each for one request; beyond it a caller may have no more than its share
+)
 
 _REPLICA_LOST = (
     ray.exceptions.RayActorError,
@@ -42,19 +45,26 @@ async def resilient(call: Callable[[], Awaitable[Answer]], deployment: str, *, w
     lost = False
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return await call()
+            answer = await call()
         except (*_REPLICA_LOST, BackPressureError, DeploymentUnavailableError, RayServeException) as error:
             lost = lost or isinstance(error, _REPLICA_LOST)
             if isinstance(error, _REPLICA_LOST) and attempt < ATTEMPTS:
                 continue
             if writes and lost:
-                message = f"The {deployment} was lost during this write. It is not known whether the write was made."
-                raise Unavailable(message, None, OUTCOME_UNKNOWN) from error
+                raise _outcome_unknown(deployment) from error
             if isinstance(error, BackPressureError):
                 raise Overloaded(f"The {deployment} is overloaded; try again later.") from error
             message = f"The {deployment} is not available; try again."
             raise Unavailable(message, None, f"{deployment}_unavailable") from error
+        if writes and lost and isinstance(answer, DeadlineExceeded):
+            raise _outcome_unknown(deployment)
+        return answer
     raise AssertionError("unreachable")
+
+
+def _outcome_unknown(deployment: str) -> Unavailable:
+    message = f"The {deployment} was lost during this write. It is not known whether the write was made."
+    return Unavailable(message, None, OUTCOME_UNKNOWN)
 
 
 def with_plain_pickle(handle: DeploymentHandle, **options: Any) -> DeploymentHandle:
@@ -66,7 +76,10 @@ def with_plain_pickle(handle: DeploymentHandle, **options: Any) -> DeploymentHan
 
 
 class UnbatchedCalls:
-    """Bounds the calls to a deployment that are made for one request each.
+    """Admits the calls to a deployment that are made for one request each.
+
+    `MAX_UNBATCHED_CALLS` may be in progress. Beyond that, a caller may have as many as its share of them (see
+    `Shares.admits`), so that a caller is not refused because of the calls of another.
 
     Args:
         deployment: its name, for errors.
@@ -74,15 +87,22 @@ class UnbatchedCalls:
 
     def __init__(self, deployment: str) -> None:
         self._deployment = deployment
-        self._running = 0
+        self._shares = Shares()
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """A context for one call. Raises Overloaded if `MAX_UNBATCHED_CALLS` are running."""
-        if self._running >= MAX_UNBATCHED_CALLS:
+    def admit(self, turn: Turn, *, admitted: bool = False) -> Iterator[None]:
+        """A context for one call.
+
+        Args:
+            admitted: the call belongs to work that was admitted before, and is not refused.
+
+        Raises:
+            Overloaded: the caller would have more calls in progress than its share.
+        """
+        if not admitted and not self._shares.admits(turn.caller, 1, MAX_UNBATCHED_CALLS):
             raise Overloaded(f"The {self._deployment} is overloaded; try again later.")
-        self._running += 1
+        self._shares.add(turn.caller, 1)
         try:
             yield
         finally:
-            self._running -= 1
+            self._shares.remove(turn.caller, 1)

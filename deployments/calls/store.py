@@ -1,19 +1,37 @@
 """The gateway's calls to the store: writes go to any replica, reads to the one that is warm for the user's partition.
 
+Callers take turns wherever work waits: in the queues of this gateway, and in the queue of the store, which is told the
+turn and the cost of each call. Deletions by filter, exports, imports and other large calls are bulk work. A call whose
+deadline passes is answered with `DeadlineExceeded` only if the store has not begun it.
+
 A call carries the name of the store's method (`"get"`). So gateways and stores of two versions work together even if a
 class or a module was renamed between them. Callers pass the method itself (`Store.get`), for its types.
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Concatenate, ParamSpec, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
 from deployments.batcher import Batcher
 from deployments.calls.resilient import UnbatchedCalls, resilient, with_plain_pickle
-from deployments.calls.searches import QUEUED_CALLS, Answers, CoalescedSearches
-from store import Append, AppendResult, Search, SearchResult, Store, StoreError
+from deployments.calls.searches import QUEUED_CALLS, Answers, CoalescedSearches, turn_of
+from deployments.errors import LocatedError
+from deployments.fair_queue import SentTurn, Turn
+from store import (
+    Append,
+    AppendResult,
+    ExportCursor,
+    ExportPage,
+    Imported,
+    ImportLine,
+    Search,
+    SearchResult,
+    Store,
+)
 
 Answer = TypeVar("Answer")
 Arguments = ParamSpec("Arguments")
@@ -25,9 +43,28 @@ def partition_of(tenant: str, user_id: str, partitions: int) -> int:
     return int.from_bytes(digest, "big") % partitions
 
 
-def _result(answer: Answer | StoreError) -> Answer:
+BULK_MEMORIES = 100
+"""An append or a list of more memories is bulk work."""
+
+MEMORIES_A_UNIT = 16
+"""The store reads or writes about so many memories in the time of one search, which costs one unit."""
+
+_PAGE = 200  # memories in a page of an export; assumed of erasures and deletions by filter
+_BULK_WRITES = frozenset({Store.delete_where.__name__, Store.erase_user.__name__})
+
+
+def _cost(memories: int) -> int:
+    return 1 + memories // MEMORIES_A_UNIT
+
+
+def _sent(turn: Turn, memories: int) -> SentTurn:
+    """The turn of a call that reads or writes so many memories, as the store is told it."""
+    return turn.caller, turn.bulk, turn.remaining_s(time.monotonic()), _cost(memories)
+
+
+def _result(answer: Answer | LocatedError) -> Answer:
     """The store's answer. The store returns its errors as values; they are raised here."""
-    if isinstance(answer, StoreError):
+    if isinstance(answer, LocatedError):
         raise answer
     return answer
 
@@ -35,50 +72,68 @@ def _result(answer: Answer | StoreError) -> Answer:
 class StoreCalls:
     """Calls to the Store deployment.
 
-    Appends and searches are batched. `QUEUED_CALLS` full calls of each may wait; more are refused with `Overloaded`.
-    Other calls are made one for each request, `MAX_UNBATCHED_CALLS` at a time; more are refused with `Overloaded`,
-    erasures too. A refused call was not made.
+    Appends and searches are batched. `QUEUED_CALLS` full calls of each may wait. Other calls are made one for each
+    request, `MAX_UNBATCHED_CALLS` at a time. Beyond these limits a caller may have no more than its share, and is
+    refused with `Overloaded`, erasures too. A refused call was not made.
+
+    The caller is the user that a call is about; an append for several users is a caller of its own.
 
     Args:
         handle: the Store deployment.
         partitions: number of partitions that users hash to.
-        append_in_flight: write calls at a time.
+        append_in_flight: write calls at a time, of bulk work and of other work each.
         append_memories: memories in one write call.
+        max_wait_s: the longest time that an append or a search may wait here; None for no limit.
     """
 
     def __init__(
-        self, handle: DeploymentHandle, *, partitions: int, append_in_flight: int, append_memories: int
+        self,
+        handle: DeploymentHandle,
+        *,
+        partitions: int,
+        append_in_flight: int,
+        append_memories: int,
+        max_wait_s: float | None = None,
     ) -> None:
         self._handle = with_plain_pickle(handle)
         self._by_partition = [
             with_plain_pickle(handle, session_id=f"partition-{number}") for number in range(partitions)
         ]
-        self._appends: Batcher[Sequence[Append], list[AppendResult]] = Batcher(
+        self._appends: Batcher[tuple[Sequence[Append], Turn], list[AppendResult]] = Batcher(
             self._append,
             in_flight=append_in_flight,
             budget=append_memories,
             max_queued=QUEUED_CALLS * append_memories,
-            cost=lambda call: sum(len(request.memories) for request in call),
+            max_wait_s=max_wait_s,
+            cost=lambda item: _memories(item[0]),
+            separate_slots=True,
         )
         self._searches = CoalescedSearches(
             self._search,
             partition_of=lambda request: self._partition(request.tenant, request.user_id),
             partitions=partitions,
+            max_wait_s=max_wait_s,
         )
         self._unbatched = UnbatchedCalls("store")
 
-    def reconfigure(self, *, append_in_flight: int, append_memories: int) -> None:
+    def reconfigure(self, *, append_in_flight: int, append_memories: int, max_wait_s: float | None = None) -> None:
         """Change these arguments of the constructor. Calls that wait or run are kept."""
         self._appends.reconfigure(
-            in_flight=append_in_flight, budget=append_memories, max_queued=QUEUED_CALLS * append_memories
+            in_flight=append_in_flight,
+            budget=append_memories,
+            max_queued=QUEUED_CALLS * append_memories,
+            max_wait_s=max_wait_s,
         )
+        self._searches.reconfigure(max_wait_s=max_wait_s)
 
-    async def _append(self, calls: list[Sequence[Append]]) -> Sequence[list[AppendResult] | Exception]:
-        return await self._write(Store.append_together, calls)
+    async def _append(self, items: list[tuple[Sequence[Append], Turn]]) -> Sequence[list[AppendResult] | Exception]:
+        calls = [call for call, _ in items]
+        turn = turn_of([turn for _, turn in items])
+        return await self._write(Store.append_together, turn, sum(map(_memories, calls)), calls)
 
-    async def _search(self, partition: int, requests: list[Search]) -> tuple[str, Answers]:
-        warm = self._by_partition[partition]
-        return _result(await resilient(lambda: warm.search.remote(requests), "store"))
+    async def _search(self, partition: int, requests: list[Search], turn: Turn) -> tuple[str, Answers]:
+        warm, number = self._by_partition[partition], len(requests)
+        return _result(await resilient(lambda: warm.search.remote(_sent(turn, number), requests), "store"))
 
     def _partition(self, tenant: str, user_id: str) -> int:
         return partition_of(tenant, user_id, len(self._by_partition))
@@ -88,13 +143,23 @@ class StoreCalls:
 
         Raises:
             StoreError: the call cannot be made.
-            Overloaded: at once, if too many memories wait.
+            Overloaded: at once, if too many memories of the caller wait.
+            DeadlineExceeded: the call was still queued when its deadline passed.
         """
-        return await self._appends.submit(call)
+        users = {(request.tenant, request.user_id) for request in call}
+        turn = Turn.of_user(*users.pop()) if len(users) == 1 else Turn()
+        turn = turn.in_bulk(_memories(call) > BULK_MEMORIES)
+        return await self._appends.submit((call, turn), turn)
 
     async def search(self, request: Search) -> SearchResult:
-        """Search one user. Raises StoreError, or Overloaded at once if too many searches wait."""
-        return await self._searches.search(request)
+        """Search one user.
+
+        Raises:
+            StoreError: the search cannot be made.
+            Overloaded: at once, if too many searches of the user wait.
+            DeadlineExceeded: the search was still queued when its deadline passed.
+        """
+        return await self._searches.search(request, Turn.of_user(request.tenant, request.user_id))
 
     async def read_user(
         self,
@@ -105,9 +170,19 @@ class StoreCalls:
         **options: Arguments.kwargs,
     ) -> Answer:
         """Call a method that reads one user (`Store.get`), on the replica that is warm for the user."""
-        warm, name = self._by_partition[self._partition(tenant, user_id)], method.__name__
-        with self._unbatched.admit():
-            return _result(await resilient(lambda: warm.run.remote(name, tenant, user_id, *args, **options), "store"))
+        limit = options.get("limit")
+        memories = limit if isinstance(limit, int) else 0
+        turn = Turn.of_user(tenant, user_id).in_bulk(memories > BULK_MEMORIES)
+        warm = self._by_partition[self._partition(tenant, user_id)]
+        with self._unbatched.admit(turn):
+            return await self._run(warm, method, turn, memories, tenant, user_id, *args, **options)
+
+    async def export_page(self, tenant: str, user_id: str, cursor: ExportCursor | None) -> ExportPage:
+        """`Store.export_page`. Raises Overloaded only for the first page of an export, which has no cursor."""
+        turn = Turn.of_user(tenant, user_id).in_bulk()
+        warm = self._by_partition[self._partition(tenant, user_id)]
+        with self._unbatched.admit(turn, admitted=cursor is not None):
+            return await self._run(warm, Store.export_page, turn, _PAGE, tenant, user_id, cursor)
 
     async def read(
         self,
@@ -115,34 +190,73 @@ class StoreCalls:
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """Call a method that reads, on any replica."""
-        name = method.__name__
-        with self._unbatched.admit():
-            return _result(await resilient(lambda: self._handle.run.remote(name, *args, **options), "store"))
+        """Call a method that reads several users (`Store.users`), on any replica."""
+        turn = Turn(bulk=True)
+        with self._unbatched.admit(turn):
+            return await self._run(self._handle, method, turn, _PAGE, *args, **options)
 
     async def write(
         self,
-        method: Callable[Concatenate[Store, Arguments], Answer],
+        method: Callable[Concatenate[Store, str, str, Arguments], Answer],
+        tenant: str,
+        user_id: str,
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """Call a method that writes, on any replica.
+        """Call a method that writes one user (`Store.update`), on any replica.
 
         Raises:
             Unavailable: `OUTCOME_UNKNOWN` if it is not known whether the write was made.
         """
-        with self._unbatched.admit():
-            return await self._write(method, *args, **options)
+        bulk = method.__name__ in _BULK_WRITES
+        turn = Turn.of_user(tenant, user_id).in_bulk(bulk)
+        with self._unbatched.admit(turn):
+            return await self._write(method, turn, _PAGE if bulk else 0, tenant, user_id, *args, **options)
+
+    async def import_page(
+        self, tenant: str, user_id: str, lines: Sequence[ImportLine], *, begin: bool, issued_at: datetime
+    ) -> Imported:
+        """`Store.import_page`. Raises Overloaded only for the first page of an import, which has `begin`."""
+        turn = Turn.of_user(tenant, user_id).in_bulk()
+        with self._unbatched.admit(turn, admitted=not begin):
+            return await self._write(
+                Store.import_page, turn, len(lines), tenant, user_id, lines, begin=begin, issued_at=issued_at
+            )
 
     async def _write(
         self,
         method: Callable[Concatenate[Store, Arguments], Answer],
+        turn: Turn,
+        memories: int,
         *args: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
         name = method.__name__
-        return _result(await resilient(lambda: self._handle.run.remote(name, *args, **options), "store", writes=True))
+        return _result(
+            await resilient(
+                lambda: self._handle.run.remote(name, _sent(turn, memories), *args, **options), "store", writes=True
+            )
+        )
+
+    async def _run(
+        self,
+        replica: DeploymentHandle,
+        method: Callable[Concatenate[Store, Arguments], Answer],
+        turn: Turn,
+        memories: int,
+        *args: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
+        """Call a method that reads about so many memories."""
+        name = method.__name__
+        return _result(
+            await resilient(lambda: replica.run.remote(name, _sent(turn, memories), *args, **options), "store")
+        )
 
     async def ping(self) -> None:
-        """Read the log, without queueing."""
-        _result(await resilient(lambda: self._handle.run.remote(Store.ping.__name__), "store"))
+        """Read the log, without queueing here."""
+        await self._run(self._handle, Store.ping, Turn(), 0)
+
+
+def _memories(call: Sequence[Append]) -> int:
+    return sum(len(request.memories) for request in call)

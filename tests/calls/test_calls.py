@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +11,21 @@ import pytest
 import ray.exceptions
 from ray.serve.exceptions import BackPressureError
 
+import deployments.calls.resilient
 from deployments.calls.embedder import EmbedderCalls
-from deployments.calls.resilient import ATTEMPTS, resilient
+from deployments.calls.resilient import ATTEMPTS, UnbatchedCalls, resilient
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.fake import FakeModel
 from deployments.embedding.model import Tokens
-from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, ShuttingDown, Unavailable
+from deployments.errors import (
+    DeadlineExceeded,
+    EmbeddingFailed,
+    InvalidRequest,
+    Overloaded,
+    ShuttingDown,
+    Unavailable,
+)
+from deployments.fair_queue import Turn
 from store.errors import OUTCOME_UNKNOWN
 
 
@@ -247,6 +257,43 @@ async def test_a_write_whose_replica_was_lost_is_not_denied_by_a_later_error() -
     with pytest.raises(Overloaded):
         await resilient(lost, "store", writes=True)
     assert answers == []
+
+
+async def test_a_write_that_was_dropped_from_the_queue_was_not_made_unless_an_earlier_replica_was_lost() -> None:
+    late = DeadlineExceeded("The request waited in the queue until its deadline passed.")
+    answers: list[Any] = [late, ray.exceptions.WorkerCrashedError(), late, ray.exceptions.WorkerCrashedError(), late]
+
+    async def write() -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, DeadlineExceeded):
+            return answer
+        raise answer
+
+    assert await resilient(write, "store", writes=True) is late
+    with pytest.raises(Unavailable) as unknown:
+        await resilient(write, "store", writes=True)
+    assert unknown.value.code == OUTCOME_UNKNOWN
+    assert await resilient(write, "store") is late
+    assert answers == []
+
+
+def test_a_caller_has_as_many_unbatched_calls_as_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployments.calls.resilient, "MAX_UNBATCHED_CALLS", 4)
+    calls = UnbatchedCalls("store")
+    ann, bob = Turn("ann"), Turn("bob")
+    with ExitStack() as held:
+        for turn in (ann, ann, ann, ann, bob, bob):
+            held.enter_context(calls.admit(turn))
+        for turn in (ann, bob):
+            with pytest.raises(Overloaded):
+                held.enter_context(calls.admit(turn))
+        held.enter_context(calls.admit(ann, admitted=True))
+        held.enter_context(calls.admit(Turn("carl")))
+        with pytest.raises(Overloaded):  # nine would be more than twice the limit
+            held.enter_context(calls.admit(Turn("dora")))
+    with ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(calls.admit(ann))
 
 
 async def test_a_call_whose_replica_died_is_sent_again() -> None:

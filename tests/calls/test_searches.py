@@ -8,6 +8,7 @@ import pytest
 
 from deployments.calls.searches import SEARCHES, CoalescedSearches
 from deployments.errors import Unavailable
+from deployments.fair_queue import Turn
 from store import InvalidInput, Search, SearchResult
 
 PARTITIONS = 8
@@ -25,7 +26,9 @@ class Stores:
             self._ask, partition_of=lambda request: int(request.user_id) % PARTITIONS, partitions=PARTITIONS
         )
 
-    async def _ask(self, partition: int, requests: list[Search]) -> tuple[str, list[SearchResult | InvalidInput]]:
+    async def _ask(
+        self, partition: int, requests: list[Search], turn: Turn
+    ) -> tuple[str, list[SearchResult | InvalidInput]]:
         replica = self.home(partition)
         self.calls.append((replica, partition, [request.user_id for request in requests]))
         await self.gate.wait()
@@ -38,7 +41,7 @@ class Stores:
 
     async def search(self, *users: int) -> None:
         """Search for users concurrently, and check that each gets its own answer."""
-        results = await asyncio.gather(*(self.searches.search(request(user)) for user in users))
+        results = await asyncio.gather(*(self.searches.search(request(user), Turn()) for user in users))
         assert [result.version for result in results] == list(users)
 
     def replicas_by_user(self, call: int = 0) -> dict[int, set[str]]:
@@ -120,11 +123,14 @@ async def test_searches_that_arrive_during_a_call_share_the_next_one() -> None:
 async def test_a_wrong_search_fails_alone_and_a_lost_call_fails_all_its_searches() -> None:
     stores = Stores()
     answers = await asyncio.gather(
-        *(stores.searches.search(one) for one in (request(1), request(2, top_k=0), request(3))), return_exceptions=True
+        *(stores.searches.search(one, Turn()) for one in (request(1), request(2, top_k=0), request(3))),
+        return_exceptions=True,
     )
     assert [type(answer) for answer in answers] == [SearchResult, InvalidInput, SearchResult]
     stores.home = lambda _: "lost"
-    lost = await asyncio.gather(*(stores.searches.search(request(user)) for user in (1, 2)), return_exceptions=True)
+    lost = await asyncio.gather(
+        *(stores.searches.search(request(user), Turn()) for user in (1, 2)), return_exceptions=True
+    )
     assert [type(answer) for answer in lost] == [Unavailable, Unavailable]
     stores.home = lambda _: "b"
     await stores.search(1, 2)
