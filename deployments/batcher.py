@@ -9,6 +9,8 @@ Guarantees:
 - At most `in_flight` batches run at a time, plus `prefetch` while enough is queued.
 - Callers are served in turn (deployments/fair_queue.py). An urgent batch is not filled up with bulk work. Urgent work
   goes first, but while both wait, bulk work gets `BULK_SHARE` of the work that is done.
+- If callers give up while they wait, items that have waited long are served after fresh ones
+  (deployments/patience.py).
 - `select` chooses the items of a batch. By default it stays within the budget; an item that costs more runs alone.
 - A call is admitted as a whole or refused as a whole. A call that exceeds its caller's share of a full queue is refused
   at once with `Overloaded`; a caller that has nothing waiting is refused only to protect memory.
@@ -31,6 +33,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from deployments.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from deployments.fair_queue import FairQueue, Turn
+from deployments.patience import Patience
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,13 +45,16 @@ BULK_SHARE = 0.25
 class _Call:
     """One submission: its results in order, and the future that its caller awaits."""
 
-    __slots__ = ("abandoned", "caller", "expires_at", "future", "remaining", "results")
+    __slots__ = ("abandoned", "caller", "expires_at", "future", "queued_at", "remaining", "results")
 
-    def __init__(self, size: int, future: asyncio.Future[None], caller: str, expires_at: float) -> None:
+    def __init__(
+        self, size: int, future: asyncio.Future[None], caller: str, queued_at: float, expires_at: float
+    ) -> None:
         self.results: list[object] = [None] * size
         self.remaining = size
         self.future = future
         self.caller = caller
+        self.queued_at = queued_at
         self.expires_at = expires_at
         self.abandoned = False
 
@@ -75,6 +81,10 @@ class Waiting(Generic[Item]):
     def abandoned(self) -> bool:
         """Whether the caller has cancelled its call."""
         return self._call.abandoned
+
+    def waited_s(self, now: float) -> float:
+        """The time since the item was queued."""
+        return now - self._call.queued_at
 
     def expired(self, now: float) -> bool:
         """Whether the deadline has passed."""
@@ -133,10 +143,11 @@ def oldest_call(waiting: Sequence[Waiting[Any]], budget: int) -> list[int]:
 class _Lane(Generic[Item]):
     """The queue of urgent or of bulk items, and the batches of it that run."""
 
-    __slots__ = ("queue", "running", "running_cost")
+    __slots__ = ("patience", "queue", "running", "running_cost")
 
     def __init__(self) -> None:
         self.queue: FairQueue[Waiting[Item]] = FairQueue()
+        self.patience = Patience()
         self.running = 0
         self.running_cost = 0
 
@@ -320,13 +331,15 @@ class Batcher(Generic[Item, Result]):
         costs = [self._cost(item) for item in items]
         if not admitted:
             self.admit(sum(costs), turn)
-        call = _Call(len(items), asyncio.get_running_loop().create_future(), turn.caller, self._expires_at(turn))
+        now = self._clock()
+        expires_at = self._expires_at(turn, now)
+        call = _Call(len(items), asyncio.get_running_loop().create_future(), turn.caller, now, expires_at)
         entries = [
             Waiting(item, cost, call, index) for index, (item, cost) in enumerate(zip(items, costs, strict=True))
         ]
         (self._bulk if turn.bulk else self._urgent).queue.push(turn.caller, entries)
-        if call.expires_at < self._timer_at:
-            self._set_timer(call.expires_at)
+        if expires_at < self._timer_at:
+            self._set_timer(expires_at)
         self._schedule_pump()
         try:
             await call.future
@@ -337,11 +350,8 @@ class Batcher(Generic[Item, Result]):
             raise
         return call.results  # type: ignore[return-value]
 
-    def _expires_at(self, turn: Turn) -> float:
+    def _expires_at(self, turn: Turn, now: float) -> float:
         """When an item that is queued now has waited too long. Raises DeadlineExceeded if it has already."""
-        if turn.deadline is None and self.max_wait_s is None:
-            return math.inf
-        now = self._clock()
         expires_at = math.inf if self.max_wait_s is None else now + self.max_wait_s
         if turn.deadline is not None:
             expires_at = min(expires_at, turn.deadline)
@@ -373,12 +383,15 @@ class Batcher(Generic[Item, Result]):
     def _drop_expired(self) -> None:
         """Answer the items whose deadline has passed, and set the timer for the next one."""
         now = self._clock()
-        lanes = (self._urgent.queue, self._bulk.queue)
-        for queue in lanes:
-            for entry in queue.remove(lambda entry: entry.expired(now)):
+        lanes = (self._urgent, self._bulk)
+        for lane in lanes:
+            for entry in lane.queue.remove(lambda entry: entry.expired(now)):
                 self.expired += 1
+                lane.patience.gave_up(entry.waited_s(now))
                 entry.answer(_too_late())
-        self._set_timer(min((entry._call.expires_at for queue in lanes for entry in queue.entries), default=math.inf))
+        self._set_timer(
+            min((entry._call.expires_at for lane in lanes for entry in lane.queue.entries), default=math.inf)
+        )
 
     def _next_lane(self) -> _Lane[Item] | None:
         """The lane of the next batch; None if nothing is queued that may run now."""
@@ -401,8 +414,10 @@ class Batcher(Generic[Item, Result]):
         self._pump_scheduled = False
         if self._cancelled:
             self._cancelled = False
+            now = self._clock()
             for lane in (self._urgent, self._bulk):
-                lane.queue.remove(lambda entry: entry.abandoned)
+                for entry in lane.queue.remove(lambda entry: entry.abandoned):
+                    lane.patience.gave_up(entry.waited_s(now))
         if self._timer_at < math.inf and self._timer_at <= self._clock():
             self._drop_expired()
         while (ready := self._next_lane()) is not None:
@@ -412,7 +427,8 @@ class Batcher(Generic[Item, Result]):
         """Run the next batch of a lane."""
         contended = bool(self._urgent.queue and self._bulk.queue)
         before = lane.queue.cost
-        batch = lane.queue.take(self._select(lane.queue.entries, self.budget))
+        batch = lane.queue.take(self._chosen(lane))
+        lane.patience.served(len(batch))
         cost = before - lane.queue.cost
         if not contended:
             self._bulk_credit = 0.0
@@ -430,6 +446,17 @@ class Batcher(Generic[Item, Result]):
         task = asyncio.get_running_loop().create_task(self._results(batch), context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._finished, lane, batch, cost))
+
+    def _chosen(self, lane: _Lane[Item]) -> Sequence[int]:
+        """The indices of the items of the next batch."""
+        entries, fresh_s = lane.queue.entries, lane.patience.fresh_s()
+        if fresh_s is None:
+            return self._select(entries, self.budget)
+        now = self._clock()
+        late = [entry.waited_s(now) > fresh_s for entry in entries]
+        order = sorted(range(len(entries)), key=late.__getitem__)
+        chosen = self._select([entries[index] for index in order], self.budget)
+        return [order[index] for index in chosen]
 
     def _finished(
         self, lane: _Lane[Item], batch: list[Waiting[Item]], cost: int, task: asyncio.Task[list[object]]

@@ -373,6 +373,91 @@ async def test_a_caller_is_answered_when_the_deadline_passes_though_nothing_fini
     await batcher.close()
 
 
+async def give_up(batcher: Batcher[int, int], now: list[float], count: int, after_s: float) -> None:
+    """Queue items while a batch runs, and cancel them after a time."""
+    impatient = [start(batcher.submit(1000 + n)) for n in range(count)]
+    await turns()
+    now[0] += after_s
+    for task in impatient:
+        task.cancel()
+    await asyncio.gather(*impatient, return_exceptions=True)
+    await turns()
+
+
+async def test_if_callers_give_up_fresh_items_are_served_before_items_that_waited_long() -> None:
+    now, device = [0.0], Device()
+    batcher = Batcher(device, in_flight=1, budget=2, clock=lambda: now[0])
+    running = [start(batcher.submit(0))]
+    await turns()
+    await give_up(batcher, now, count=20, after_s=1.0)
+    running += [start(batcher.submit(n)) for n in (1, 2, 3)]
+    await turns()
+    now[0] += 0.3
+    running += [start(batcher.submit(n)) for n in (4, 5, 6)]
+    await turns()
+    for _ in range(4):
+        await device.finish()
+    # A quarter of a second is fresh, and what is left of a batch is filled up with the oldest.
+    assert device.started == [[0], [4, 5], [1, 6], [2, 3]]
+    assert await asyncio.gather(*running) == [0, 2, 4, 6, 8, 10, 12]
+
+
+async def test_if_callers_are_patient_the_oldest_item_is_served_first_however_long_it_waited() -> None:
+    now, device = [0.0], Device()
+    batcher = Batcher(device, in_flight=1, budget=2, clock=lambda: now[0])
+    running = [start(batcher.submit(0))]
+    await turns()
+    await give_up(batcher, now, count=3, after_s=1.0)  # too few of all callers
+    running += [start(batcher.submit(n)) for n in (1, 2, 3)]
+    await turns()
+    now[0] += 60.0
+    running += [start(batcher.submit(4))]
+    await turns()
+    for _ in range(3):
+        await device.finish()
+    assert device.started == [[0], [1, 2], [3, 4]]
+    assert await asyncio.gather(*running) == [0, 2, 4, 6, 8]
+
+
+async def test_callers_whose_deadline_passes_have_given_up() -> None:
+    now, device = [0.0], Device()
+    batcher = Batcher(device, in_flight=1, budget=1, clock=lambda: now[0])
+    running = [start(batcher.submit(0))]
+    await turns()
+    hasty = [start(batcher.submit(1000 + n, Turn(deadline=1.0))) for n in range(20)]
+    await turns()
+    now[0] = 1.0
+    running += [start(batcher.submit(1))]
+    await turns()
+    assert all(isinstance(error, DeadlineExceeded) for error in await asyncio.gather(*hasty, return_exceptions=True))
+    now[0] = 2.0
+    running += [start(batcher.submit(2))]
+    await turns()
+    await device.finish()
+    await device.finish()
+    await device.finish()
+    assert device.started == [[0], [2], [1]]
+    assert await asyncio.gather(*running) == [0, 2, 4]
+
+
+async def test_a_patient_caller_is_served_in_an_endless_overload() -> None:
+    now, device = [0.0], Device()
+    batcher = Batcher(device, in_flight=1, budget=1, clock=lambda: now[0])
+    first = start(batcher.submit(0))
+    await turns()
+    patient = start(batcher.submit(1))
+    batches = 0
+    while not patient.done():
+        await give_up(batcher, now, count=9, after_s=1.0)
+        fresh = start(batcher.submit(1000))
+        await turns()
+        await device.finish()
+        batches += 1
+        assert batches <= 17
+        fresh.cancel()
+    assert (await first, await patient) == (0, 2)
+
+
 async def test_an_empty_queue_admits_a_call_of_any_size() -> None:
     device = Device()
     batcher = Batcher(device, in_flight=1, budget=4, max_queued=6)

@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "torch",
     "deployments.serving": "deployments.embedding deployments.errors deployments.requests.origin deployments.settings "
     "store.errors ray starlette",
-    "deployments.batcher": "deployments.errors deployments.fair_queue",
+    "deployments.batcher": "deployments.errors deployments.fair_queue deployments.patience",
     "deployments.fair_queue": "",
+    "deployments.patience": "",
     "deployments.metrics": "deployments.embedding ray",
     "deployments.settings": "",
     "deployments.errors": "store.errors",
