@@ -370,10 +370,14 @@ class Memserve:
         )
         return {"deleted": deleted, "missing": missing}
 
-    async def history(self, user_id: str, memory_id: str) -> Rows:
-        """The states of one memory, oldest first: `{event, at, version, text, metadata}`. Raises store.NotFound."""
-        events = await self._store.read_user(Store.history, TENANT, *arguments.memory(user_id, memory_id))
-        return [shapes.event(event) for event in events]
+    async def history(self, user_id: str, memory_id: str, **options: Any) -> Fields:
+        """`{events, next_cursor}`: a page of the states of one memory, oldest first; the options are of HistoryQuery.
+
+        Each is `{event, at, version, text, metadata}`. Raises store.NotFound.
+        """
+        ids, query = arguments.memory(user_id, memory_id), bodies.check(bodies.HistoryQuery, options)
+        page = await self._store.read_user(Store.history_page, TENANT, *ids, **query.model_dump())
+        return {"events": [shapes.event(event) for event in page.events], "next_cursor": page.next_cursor}
 
     # Users.
 

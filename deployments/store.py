@@ -43,7 +43,7 @@ METHODS = frozenset(
         "export_page",
         "get",
         "get_many",
-        "history",
+        "history_page",
         "import_page",
         "list",
         "ping",

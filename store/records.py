@@ -168,6 +168,14 @@ class HistoryEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """One page of the states of a memory, oldest first. `next_cursor` is None on the last page."""
+
+    events: list[HistoryEvent]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class UserStats:
     """One user. `bytes` counts texts, metadata and vectors in the log. `index` is None if the index is not resident."""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from store.records import (
     AppendResult,
     Filter,
     HistoryEvent,
+    HistoryPage,
     Imported,
     IndexOptions,
     Memory,
@@ -291,7 +291,7 @@ class Store:
         begin: bool = True,
         issued_at: datetime | None = None,
     ) -> Imported:
-        """Import NDJSON, as `export` makes it, a few hundred lines per transaction.
+        """Import NDJSON, as `export` makes it, a few hundred lines or a few MiB of text per transaction.
 
         Args:
             first: the position of the first line, in errors.
@@ -302,7 +302,7 @@ class Store:
         """
         imported = unchanged = 0
         parsed = parse_lines(lines, self._now, first)
-        while page := list(islice(parsed, export.PAGE)):
+        for page in importing.pages(parsed):
             done = self.import_page(tenant, user_id, page, begin=begin, issued_at=issued_at)
             begin = False
             imported, unchanged = imported + done.imported, unchanged + done.unchanged
@@ -406,6 +406,8 @@ class Store:
     ) -> Page:
         """One page of a user's memories. A user that does not exist has an empty one.
 
+        A page ends early if its texts are long: only `next_cursor` tells whether it is the last.
+
         Raises:
             InvalidInput: the limit is not from 1 to 1000, the order is unknown, the cursor belongs to another list, or
                 the filter cannot be used.
@@ -427,19 +429,31 @@ class Store:
         return Page([rows.memory(row, user_id) for row in found], following)
 
     def history(self, tenant: str, user_id: str, id: str) -> Sequence[HistoryEvent]:
-        """The states of one memory, oldest first.
+        """All states of one memory, oldest first. Raises as `history_page` does."""
+        page = self.history_page(tenant, user_id, id, limit=listing.MAX_PAGE)
+        events = page.events
+        while page.next_cursor is not None:
+            page = self.history_page(tenant, user_id, id, limit=listing.MAX_PAGE, cursor=page.next_cursor)
+            events += page.events
+        return events
+
+    def history_page(
+        self, tenant: str, user_id: str, id: str, *, limit: int = 100, cursor: str | None = None
+    ) -> HistoryPage:
+        """One page of the states of one memory, oldest first.
 
         Raises:
             NotFound: this user never had such a memory, the user was erased, or the memory has just expired.
-            InvalidInput: no memory can have this id.
+            InvalidInput: no memory can have this id, the limit is not from 1 to 1000, or the cursor belongs to another
+                list.
         """
         rows.check_id(id, "id")
         with self._reading() as connection:
             key = rows.user_key(self._users.uid(connection, (tenant, user_id)), id)
-            events = reading.events(connection, key, self._micros())
-        if not events:
+            events, following = listing.page_of_states(connection, key, limit=limit, cursor=cursor, now=self._micros())
+        if not events and cursor is None:
             raise NotFound(f"there is no memory {id!r}", "id")
-        return events
+        return HistoryPage(events, following)
 
     def user(self, tenant: str, user_id: str) -> UserStats:
         """The number of one user's memories, its version and its size; all zero if the user does not exist."""

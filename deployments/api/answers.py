@@ -198,9 +198,10 @@ class HistoryEventAnswer(TypedDict):
 
 
 class HistoryAnswer(TypedDict):
-    """The states of a memory."""
+    """A page of the states of a memory."""
 
     events: Annotated[list[HistoryEventAnswer], Field(description="Oldest first.")]
+    next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page; null on the last one.")]
 
 
 class ListedUserAnswer(TypedDict):

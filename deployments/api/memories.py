@@ -165,12 +165,18 @@ async def delete_memory(memserve: Memserve, request: Request) -> Response:
     return Response(status_code=204)
 
 
-@routes.add("GET", f"{MEMORY}/history", response_model=answers.HistoryAnswer, responses=fails({404: MEMORY_NOT_FOUND}))
+@routes.add(
+    "GET",
+    f"{MEMORY}/history",
+    response_model=answers.HistoryAnswer,
+    responses=fails({404: MEMORY_NOT_FOUND}),
+    openapi_extra=takes(query=bodies.HistoryQuery),
+)
 async def get_history(memserve: Memserve, request: Request) -> Response:
-    """List the states of one memory, oldest first."""
+    """List the states of one memory in pages, oldest first."""
     user, memory = _user_id(request), _memory_id(request)
-    read_query(request, bodies.NoQuery)
-    return json_response({"events": await memserve.history(user, memory)})
+    query = read_query(request, bodies.HistoryQuery)
+    return json_response(await memserve.history(user, memory, **query.model_dump()))
 
 
 def _user_id(request: Request, *, new: bool = False) -> str:

@@ -399,6 +399,15 @@ class ListQuery(_Wire):
     """The time by which memories are sorted; with `-` the newest come first."""
 
 
+class HistoryQuery(_Wire):
+    """`GET /v1/users/{user_id}/memories/{memory_id}/history`"""
+
+    limit: Limit = 100
+    """How many states a page has at most."""
+    cursor: Cursor | None = None
+    """The `next_cursor` of the page before. Default: the first page."""
+
+
 class DeleteQuery(_Wire):
     """`DELETE /v1/users/{user_id}/memories`, for clients that cannot send a body with DELETE."""
 

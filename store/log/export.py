@@ -14,14 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, and_, func, literal_column, select
 
 from store.log.ndjson import past_state, write_line
-from store.log.reading import VECTOR, Position, contents_of, with_contents
+from store.log.reading import VECTOR, Position, byte_length, contents_of, with_contents
 from store.log.rows import CONTENT, load_vectors, memory
-from store.log.schema import history, memories, not_expired
+from store.log.schema import contents, history, memories, not_expired
 
-PAGE = 200
+PAGE = 200  # lines at most
+PAGE_BYTES = 4 << 20  # of a page's lines: it ends with the first line that takes it there
+_NUMBER_BYTES = 12  # of one number of a vector in a line
+_STATE_BYTES = 128  # of a superseded state, without its text and metadata
 
 
 class ExportCursor(NamedTuple):
@@ -79,18 +82,19 @@ def export_page(
     Raises:
         LogDamaged: a row is not what was written.
     """
+    exported = and_(
+        memories.c.uid == uid,
+        memories.c.version > cursor.after,
+        memories.c.label <= cursor.newest,
+        memories.c.deleted == 0,
+        not_expired(memories.c.expires_at, now),
+    )
+    last, has_more = _end_of_page(connection, exported, model_id, dim)
     statement = (
         select(*CONTENT, *VECTOR, memories.c.event)
         .select_from(with_contents(model_id))
-        .where(
-            memories.c.uid == uid,
-            memories.c.version > cursor.after,
-            memories.c.label <= cursor.newest,
-            memories.c.deleted == 0,
-            not_expired(memories.c.expires_at, now),
-        )
+        .where(exported, memories.c.version <= last)
         .order_by(memories.c.version)
-        .limit(PAGE)
     )
     rows = connection.execute(statement).all()
     if not rows:
@@ -102,8 +106,51 @@ def export_page(
     lines = [write_line(row, past.get(row.label, []), model, vector) for row, vector in zip(rows, vectors, strict=True)]
     labels = np.fromiter((row.label for row in rows), np.int64, len(rows))
     newest = rows[-1].version
-    next_cursor = cursor._replace(after=newest) if len(rows) == PAGE else None
+    next_cursor = cursor._replace(after=newest) if has_more else None
     return ExportPage(lines, labels, next_cursor, may_repeat=newest > cursor.version)
+
+
+def _end_of_page(connection: Connection, exported: ColumnElement[bool], model_id: int, dim: int) -> tuple[int, bool]:
+    """The version of the page's last memory, and whether more may follow. Reads no further than the page goes."""
+    past = (
+        select(
+            func.coalesce(
+                func.sum(
+                    func.coalesce(byte_length(contents.c.text) + byte_length(contents.c.metadata), 0) + _STATE_BYTES
+                ),
+                0,
+            )
+        )
+        .select_from(
+            history.outerjoin(
+                contents,
+                and_(
+                    contents.c.uid == history.c.uid,
+                    contents.c.version == history.c.version,
+                    contents.c.blank == literal_column("0"),
+                ),
+            )
+        )
+        .where(history.c.label == memories.c.label)
+        .scalar_subquery()
+    )
+    own = func.coalesce(byte_length(contents.c.text) + byte_length(contents.c.metadata), 0)
+    statement = (
+        select(memories.c.version, own + past)
+        .select_from(with_contents(model_id))
+        .where(exported)
+        .order_by(memories.c.version)
+        .limit(PAGE)
+    )
+    last = size = count = 0
+    with connection.execute(statement) as rows:
+        for version, weight in rows:
+            last = version
+            count += 1
+            size += weight + _NUMBER_BYTES * dim
+            if size >= PAGE_BYTES:
+                return last, True
+    return last, count == PAGE
 
 
 def _past_states(connection: Connection, uid: int, labels: Sequence[int]) -> dict[int, list[dict[str, Any]]]:

@@ -9,13 +9,14 @@ All functions that take a connection run inside a caller's write transaction, un
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from store.errors import Conflict, InvalidInput
+from store.log.export import PAGE, PAGE_BYTES
 from store.log.ndjson import ImportLine
 from store.log.reading import with_contents
 from store.log.rows import content_hash, dump_vector, text_bytes, user_key
@@ -52,6 +53,21 @@ class _Plan:
     contents: list[dict[str, Any]] = field(default_factory=list)
     changes: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # by key: memories that get another vector
     vectors: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # by key: their rows of `contents`
+
+
+def pages(lines: Iterable[ImportLine]) -> Iterator[list[ImportLine]]:
+    """The lines in pages, as an export has them."""
+    page: list[ImportLine] = []
+    size = 0
+    for line in lines:
+        page.append(line)
+        size += len(line.text) + len(line.metadata)
+        size += sum(len(state.text or "") + len(state.metadata) for state in line.history)
+        if len(page) == PAGE or size >= PAGE_BYTES:
+            yield page
+            page, size = [], 0
+    if page:
+        yield page
 
 
 def check(lines: Sequence[ImportLine], model: str, dim: int) -> list[CheckedLine]:

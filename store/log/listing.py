@@ -1,4 +1,7 @@
-"""Pages of memories and of users. Each page begins after the last key of the one before, so others may write meanwhile.
+"""Pages of memories, of their states, and of users.
+
+Each page begins after the last key of the one before, so others may write meanwhile. A page of texts holds at least
+one, and ends early once they have PAGE_BYTES.
 
 A cursor is opaque to callers but not secret: it holds the key of the last row of its page.
 """
@@ -8,17 +11,19 @@ from __future__ import annotations
 import base64
 import binascii
 import sys
-from typing import Any
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, select, tuple_
+from sqlalchemy import Connection, and_, literal_column, select, tuple_
 
 from store.errors import InvalidInput
 from store.log import filters
-from store.log.reading import with_contents
-from store.log.rows import CONTENT
-from store.log.schema import memories, not_expired, users
-from store.records import Filter, Order
+from store.log.reading import contents_of, with_contents
+from store.log.rows import CONTENT, moment, text_bytes
+from store.log.schema import contents, history, memories, not_expired, users
+from store.records import Filter, HistoryEvent, Order
 
 _ORDERS: dict[str, tuple[Any, Any]] = {
     "created_at": (memories.c.created_at, memories.c.label),
@@ -26,6 +31,8 @@ _ORDERS: dict[str, tuple[Any, Any]] = {
 }
 _STATS = (users.c.uid, users.c.user_id, users.c.live, users.c.version, users.c.text_bytes)
 MAX_PAGE = 1000
+PAGE_BYTES = 16 << 20  # of the texts and metadata of a page
+_STREAMED = {"stream_results": True, "max_row_buffer": 50}  # PostgreSQL would send all rows of a page at once
 _LAST = chr(sys.maxunicode) * 256  # a suffix that sorts after every other
 
 
@@ -59,12 +66,83 @@ def page_of_memories(
         here = tuple_(*keys)
         statement = statement.where(here < tuple_(*after) if descending else here > tuple_(*after))
     statement = statement.order_by(*(key.desc() if descending else key for key in keys)).limit(check_limit(limit) + 1)
-    found = list(connection.execute(statement))
-    if len(found) <= limit:
+    with connection.execute(statement.execution_options(**_STREAMED)) as rows:
+        found, has_more = _page(rows, limit)
+    if not has_more:
         return found, None
-    last = found[limit - 1]
+    last = found[-1]
     key = [last.created_at, last.label] if name == "created_at" else [last.updated_at, last.version]
-    return found[:limit], _encode(kind, key)
+    return found, _encode(kind, key)
+
+
+def page_of_states(
+    connection: Connection, key: bytes, *, limit: int, cursor: str | None, now: int
+) -> tuple[list[HistoryEvent], str | None]:
+    """States of one memory, oldest first, and the cursor of the next page.
+
+    There are none if there never was such a memory, or if it has expired and was not removed yet.
+
+    Raises:
+        InvalidInput: the limit is not in 1 to 1000, or the cursor belongs to another list.
+    """
+    after = 0 if cursor is None else _decode(cursor, "history", (int,))[0]
+    check_limit(limit)
+    current = select(
+        memories.c.label, memories.c.uid, memories.c.version, memories.c.event, memories.c.updated_at
+    ).where(memories.c.key == key, not_expired(memories.c.expires_at, now))
+    newest = connection.execute(current).first()
+    if newest is None:
+        return [], None
+    with closing(_states(connection, newest, after)) as states:
+        found, has_more = _page(states, limit)
+    events = [
+        HistoryEvent(event, moment(at), version, text, None if metadata is None else orjson.loads(metadata))
+        for version, event, at, text, metadata in found
+    ]
+    return events, _encode("history", [events[-1].version]) if has_more else None
+
+
+class _State(NamedTuple):
+    version: int
+    event: Any
+    at: int
+    text: str | None
+    metadata: str | None
+
+
+def _states(connection: Connection, newest: Any, after: int) -> Generator[_State]:
+    """The states of a memory above a version, oldest first. `newest` is the current one."""
+    written = and_(
+        contents.c.uid == history.c.uid,
+        contents.c.version == history.c.version,
+        contents.c.blank == literal_column("0"),
+    )
+    superseded = (
+        select(history.c.version, history.c.event, history.c.at, contents.c.text, contents.c.metadata)
+        .select_from(history.outerjoin(contents, written))
+        .where(history.c.label == newest.label, history.c.version > after)
+        .order_by(history.c.version)
+    )
+    with connection.execute(superseded.execution_options(**_STREAMED)) as rows:
+        for row in rows:
+            if row.version > after:  # while a log is moved to another model, a state may have two rows
+                after = row.version
+                yield _State(*row)
+    if newest.version > after:
+        content = contents_of(connection, newest.uid, [newest.version]).get((newest.uid, newest.version), (None, None))
+        yield _State(newest.version, newest.event, newest.updated_at, *content)
+
+
+def _page(rows: Iterable[Any], limit: int) -> tuple[list[Any], bool]:
+    """The first rows, at most `limit` and about PAGE_BYTES, and whether there are more. Reads no more than it must."""
+    found: list[Any] = []
+    size = 0
+    for row in rows:
+        if len(found) == limit or size >= PAGE_BYTES:
+            return found, True
+        found.append(row)
+        size += text_bytes(row.text or "", row.metadata or "")
+    return found, False
 
 
 def page_of_users(

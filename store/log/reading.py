@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 from sqlalchemy import (
     BigInteger,
     BindParameter,
@@ -26,9 +25,9 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from store.log.filters import condition
-from store.log.rows import CONTENT, damaged, load_vectors, moment
+from store.log.rows import CONTENT, damaged, load_vectors
 from store.log.schema import CHUNK, contents, history, memories, meta, not_expired, users
-from store.records import Filter, HistoryEvent, Vector
+from store.records import Filter, Vector
 
 NEVER = np.iinfo(np.int64).max
 
@@ -261,25 +260,6 @@ def expired(connection: Connection, now: int, limit: int) -> list[tuple[int, byt
     """(uid, key) of up to `limit` memories that have expired, of any users."""
     statement = select(memories.c.uid, memories.c.key).where(memories.c.expires_at <= now).limit(limit)
     return [(uid, key) for uid, key in connection.execute(statement)]
-
-
-def events(connection: Connection, key: bytes, now: int) -> list[HistoryEvent]:
-    """The states of one memory, oldest first; empty if there never was one, or if it has expired and is still there."""
-    current = select(
-        memories.c.label, memories.c.uid, memories.c.version, memories.c.event, memories.c.updated_at
-    ).where(memories.c.key == key, not_expired(memories.c.expires_at, now))
-    newest = connection.execute(current).first()
-    if newest is None:
-        return []
-    superseded = select(history.c.version, history.c.event, history.c.at).where(history.c.label == newest.label)
-    states = [*connection.execute(superseded.order_by(history.c.version)), newest[2:]]
-    content = contents_of(connection, newest.uid, [version for version, _, _ in states])
-    events = []
-    for version, event, at in states:
-        text, metadata = content.get((newest.uid, version), (None, None))
-        parsed = None if metadata is None else orjson.loads(metadata)
-        events.append(HistoryEvent(event, moment(at), version, text, parsed))
-    return events
 
 
 def contents_of(connection: Connection, uid: int, versions: Sequence[int]) -> dict[tuple[int, int], tuple[str, str]]:

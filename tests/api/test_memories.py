@@ -439,6 +439,22 @@ async def test_an_expiry_that_is_sent_again_after_it_has_passed_gets_the_first_a
     assert (again.status_code, again.content) == (200, first.content)
 
 
+async def test_a_history_comes_in_pages(app: LocalApp, api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "tea"})
+    for n in range(120):
+        await app.gateway.update("ann", "1", metadata={"n": n})
+    first = (await api.get(f"{ANN}/1/history")).json()
+    assert [event["version"] for event in first["events"]] == list(range(1, 101))
+    params = {"cursor": first["next_cursor"], "limit": "1000"}
+    rest = (await api.get(f"{ANN}/1/history", params=params)).json()
+    assert [event["version"] for event in rest["events"]] == list(range(101, 122))
+    assert rest["next_cursor"] is None
+    page = await app.gateway.history("ann", "1", limit=1)
+    assert ([event["text"] for event in page["events"]], page["next_cursor"] is None) == (["tea"], False)
+    for params, param in (({"limit": "0"}, "limit"), ({"cursor": "x!"}, "cursor"), ({"page": "1"}, "page")):
+        assert refused(await api.get(f"{ANN}/1/history", params=params))[:2] == (400, param)
+
+
 async def test_history_has_every_state_until_the_memory_is_deleted(api: httpx.AsyncClient) -> None:
     await add(api, {"id": "1", "text": "tea"})
     await api.patch(f"{ANN}/1", json={"text": "milk", "metadata": {"n": 1}})

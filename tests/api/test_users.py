@@ -228,7 +228,7 @@ async def test_reads_of_a_user_go_to_its_warm_replica_and_writes_to_any(app: Loc
         ("append_together", None),
         ("list", warm),
         ("get", warm),
-        ("history", warm),
+        ("history_page", warm),
         ("user", warm),
         ("export_page", warm),
         ("erase_user", None),

@@ -285,6 +285,47 @@ def test_a_list_by_the_last_change_follows_the_times(store: Store) -> None:
         store.list(T, "ann", order="updated_at", cursor=by_versions)
 
 
+def test_a_history_and_a_list_have_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, "ann", new("1"), new("2"))
+    for n in range(6):
+        store.update(T, "ann", "1", metadata={"n": n})
+    whole = store.history(T, "ann", "1")
+    assert [event.version for event in whole] == [1, 3, 4, 5, 6, 7, 8]
+
+    def walk(limit: int) -> list[list[int]]:
+        pages, cursor = [], None
+        while not pages or cursor is not None:
+            page = store.history_page(T, "ann", "1", limit=limit, cursor=cursor)
+            pages.append(page.events)
+            cursor = page.next_cursor
+        assert [event for page in pages for event in page] == whole
+        return [[event.version for event in page] for page in pages]
+
+    assert walk(1000) == [[1, 3, 4, 5, 6, 7, 8]]
+    assert walk(7) == [[1, 3, 4, 5, 6, 7, 8]]
+    assert walk(6) == [[1, 3, 4, 5, 6, 7], [8]]
+    assert walk(3) == [[1, 3, 4], [5, 6, 7], [8]]
+    cursor = store.history_page(T, "ann", "1", limit=7 - 1).next_cursor
+    store.update(T, "ann", "1", metadata={"n": 6})  # it was written after the first page was read
+    later = store.history_page(T, "ann", "1", limit=5, cursor=cursor)
+    assert ([event.version for event in later.events], later.next_cursor) == ([8, 9], None)
+    whole = store.history(T, "ann", "1")
+    monkeypatch.setattr(listing, "PAGE_BYTES", 20)  # two states: "text 1" and {"n":0}
+    assert walk(1000) == [[1, 3], [4, 5], [6, 7], [8, 9]]
+    assert [len(store.list(T, "ann", limit=limit).memories) for limit in (1, 2)] == [1, 2]
+    monkeypatch.setattr(listing, "PAGE_BYTES", 1)
+    page = store.list(T, "ann", order="created_at")
+    assert ([memory.id for memory in page.memories], page.next_cursor is None) == (["1"], False)
+    page = store.list(T, "ann", order="created_at", cursor=page.next_cursor)
+    assert ([memory.id for memory in page.memories], page.next_cursor) == (["2"], None)
+    for limit in (0, 1001):
+        with pytest.raises(InvalidInput, match="limit: must be an integer in 1 to 1000"):
+            store.history_page(T, "ann", "1", limit=limit)
+    users = listing._encode("users", ["ann"])
+    with pytest.raises(InvalidInput, match="cursor: was made for another list"):
+        store.history_page(T, "ann", "1", cursor=users)
+
+
 def test_the_bytes_of_a_user_follow_every_write(store: Store, clock: Clock) -> None:
     def check(user: str = "ann") -> None:
         memories = store.list(T, user, limit=1000).memories

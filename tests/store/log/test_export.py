@@ -12,7 +12,19 @@ import numpy as np
 import orjson
 import pytest
 
-from store import Append, Conflict, Deduplicator, Imported, InvalidInput, NewMemory, Search, SearchResult, Store
+from store import (
+    Append,
+    Conflict,
+    Deduplicator,
+    Imported,
+    InvalidInput,
+    NewMemory,
+    Search,
+    SearchResult,
+    Store,
+    parse_lines,
+)
+from store.log import export, importing
 from store.log.database import Log
 from store.log.maintenance import verify
 from tests.store.conftest import DIM, Clock
@@ -44,6 +56,31 @@ def fill(store: Store, clock: Clock, count: int = 450) -> None:
         store.delete(T, "ann", f"id {n} ä")
     for n in range(5, count, 22):
         store.append([Append(T, "ann", (NewMemory(f"id {n} ä", "back", vectors[n]),), issued_at=store._now())])
+
+
+def test_pages_of_an_export_and_of_an_import_are_bounded_by_bytes(
+    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts, superseded states and vectors count. A page has at least one line."""
+    monkeypatch.setattr(export, "PAGE_BYTES", 10_000)
+    monkeypatch.setattr(importing, "PAGE_BYTES", 10_000)
+    store = open_store()
+    sizes = [3000, 3000, 3000, 3000, 40_000, 10, 10]
+    made = tuple(NewMemory(str(n), "ä" * (size // 2), np.ones(DIM, np.float32)) for n, size in enumerate(sizes))
+    store.append([Append(T, "ann", made, issued_at=store._now())])
+    for n in range(4):
+        store.update(T, "ann", "5", text=f"{n}" * 4000, vector=np.ones(DIM, np.float32))
+    pages, cursor = [], None
+    while not pages or cursor is not None:
+        page = store.export_page(T, "ann", cursor)
+        pages.append([orjson.loads(line)["id"] for line in page.lines])
+        cursor = page.next_cursor
+    assert pages == [["0", "1", "2", "3"], ["4"], ["6", "5"], []]
+    lines = list(store.export(T, "ann"))
+    parsed = list(parse_lines(lines, store._now))
+    assert [[line.id for line in page] for page in importing.pages(parsed)] == [["0", "1", "2", "3", "4"], ["6", "5"]]
+    assert store.import_lines(T, "bob", lines) == Imported(7, 0)
+    assert list(store.export(T, "bob")) == lines
 
 
 def test_export_import_export_is_the_same_byte_for_byte(
