@@ -47,6 +47,6 @@ def build_api(memserve: Memserve, on_error: Callable[[Exception], None], *, behi
     api.state.behind_haproxy = behind_haproxy
     groups = (embeddings.routes, tei.routes, memories.routes, users.routes, operations)
     api.router.routes.extend(route for group in groups for route in group.served(memserve))
-    declared = [route for group in groups for route in group.documented()]
-    document_routes(api, declared, [*embeddings.BODIES, *tei.BODIES, *memories.BODIES])
+    bodies = [*embeddings.BODIES, *tei.BODIES, *memories.BODIES]
+    document_routes(api, lambda: (route for group in groups for route in group.documented()), bodies)
     return api

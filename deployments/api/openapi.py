@@ -5,7 +5,7 @@ from them. The document is made from the declarations of the routes.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -107,13 +107,15 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
     ]
 
 
-def document_routes(api: FastAPI, routes: Iterable[APIRoute], bodies: Iterable[type[BaseModel]]) -> None:
-    """Have the application document these routes, and the schemas of the bodies that `takes` refers to."""
-    declared = list(routes)
+def document_routes(api: FastAPI, declare: Callable[[], Iterable[APIRoute]], bodies: Iterable[type[BaseModel]]) -> None:
+    """Have the application document the declared routes, and the schemas of the bodies that `takes` refers to.
+
+    The routes are declared when the document is first asked for, because FastAPI takes 70 ms to build their schemas.
+    """
 
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
-            api.openapi_schema = _document(api, declared, bodies)
+            api.openapi_schema = _document(api, list(declare()), bodies)
         return api.openapi_schema
 
     api.openapi = openapi  # type: ignore[method-assign]
