@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 CONFIG ?= serve_config.yaml
 VENV := .venv
 BIN := $(VENV)/bin
+# Python may keep the bytecode of the tests and their assertions: without it a third of `make unit` is compiling.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALLED := $(VENV)/.installed
 
 .PHONY: serve unit test check docs bench bench-peers clean

@@ -1,5 +1,6 @@
 """An application in this process, for the tests of the gateway and its routes."""
 
+import gc
 import os
 
 # Each of the two processes of `make unit` has one core: with more threads than that they would wait for each other.
@@ -13,7 +14,18 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import repetitions
 from tests.local_app import LocalApp
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    repetitions.choose(quick="not slow" in config.option.markexpr)
+    gc.disable()  # imports make objects that stay: looking for garbage among them is a sixth of the time to collect
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -57,7 +57,13 @@ BODIES: dict[str, tuple[str, int, Callable[[], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", BODIES)
+# Their bodies take seconds of CPU to make and to parse, and are read by the code that reads `token ids`.
+SLOW = ("lists of token ids", "too much to decode")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in BODIES]
+)
 async def test_the_event_loop_does_not_stand_still(local: LocalApp, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     path, status, make = BODIES[name]
     body = json.dumps(make(), ensure_ascii=False, separators=(",", ":")).encode()

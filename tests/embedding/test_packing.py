@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.embedding.packing import MAX_PASSES, pick
+from tests.repetitions import repetitions
 
 
 @dataclass
@@ -36,7 +37,7 @@ lengths = st.integers(1, 300)
 arrivals = st.lists(st.lists(lengths, max_size=12), min_size=1, max_size=20)
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=repetitions(1_000, quick=100), deadline=None)
 @given(arrivals, st.integers(1, 600), st.data())
 def test_no_batch_exceeds_the_budget_and_no_text_is_passed_over_three_times(
     rounds: list[list[int]], budget: int, data: st.DataObject
@@ -52,7 +53,7 @@ def test_no_batch_exceeds_the_budget_and_no_text_is_passed_over_three_times(
         leave(waiting, budget)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=repetitions(300, quick=60), deadline=None)
 @given(st.lists(lengths, min_size=1, max_size=40), st.lists(lengths, min_size=1, max_size=8), st.integers(300, 2000))
 def test_the_oldest_text_is_in_the_next_batch_however_many_keep_arriving(
     queue: list[int], stream: list[int], budget: int
@@ -68,7 +69,7 @@ def test_the_oldest_text_is_in_the_next_batch_however_many_keep_arriving(
             break
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=repetitions(300, quick=60), deadline=None)
 @given(st.lists(lengths, min_size=1, max_size=60), st.integers(1, 600), st.integers(1, 600))
 def test_a_smaller_budget_in_between_breaks_no_rule(queue: list[int], budget: int, smaller: int) -> None:
     waiting = [Text(length) for length in queue]

@@ -21,6 +21,7 @@ from deployments.embedding.local.model import LocalModel
 from deployments.embedding.local.spec import choose_dtype
 from deployments.embedding.model import Tokens
 from deployments.errors import InvalidRequest, ModelUnavailable
+from tests.repetitions import repetitions
 
 Sentences = Callable[..., list[str]]
 
@@ -43,9 +44,18 @@ def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.sum(ours * theirs, axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "mpnet"])
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
-@pytest.mark.parametrize("more", [(), ("dense",), ("normalize",), ("dense", "normalize")])
+def chains() -> list[Any]:
+    """All chains of modules. `make unit` has each family with each pooling, each module with both."""
+    found = []
+    for k, kind in enumerate(("bert", "roberta", "modernbert", "mpnet")):
+        for p, pooling in enumerate(("mean", "cls", "max")):
+            for m, more in enumerate(((), ("dense",), ("normalize",), ("dense", "normalize"))):
+                marks = [pytest.mark.slow] if (k + p) % 4 != m else []
+                found.append(pytest.param(kind, pooling, more, marks=marks, id="-".join((kind, pooling, *more))))
+    return found
+
+
+@pytest.mark.parametrize(("kind", "pooling", "more"), chains())
 async def test_every_chain_of_modules_gives_the_vectors_of_encode(
     sentences: Sentences, tiny: Callable[..., Path], kind: str, pooling: str, more: tuple[str, ...]
 ) -> None:
@@ -323,7 +333,7 @@ def test_the_packaged_weights_are_the_published_ones(minilm_folder: Path) -> Non
 async def test_minilm_in_float32_gives_the_vectors_of_encode(
     sentences: Sentences, minilm: LocalModel, minilm_folder: Path
 ) -> None:
-    texts = sentences(48, seed=4, longest=200)
+    texts = sentences(repetitions(48, quick=12), seed=4, longest=200)
     ours = await vectors_of(minilm, texts)
     assert not minilm.pads
     assert np.abs(ours - encoder(minilm_folder).encode(texts)).max() <= 1e-5
@@ -335,10 +345,10 @@ async def test_minilm_in_float32_gives_the_vectors_of_encode(
 async def test_the_vector_of_a_text_is_the_same_in_any_batch(
     sentences: Sentences, tiny: Callable[..., Path], minilm: LocalModel
 ) -> None:
-    """Up to float32 rounding, in 1,000 random batches of a small model and 20 of the large one."""
+    """Up to float32 rounding, in many random batches of a small model and some of the large one."""
     random = np.random.default_rng(5)
     small = LocalModel(str(tiny("bert", "mean", "normalize")), device="cpu", dtype="float32")
-    for model, batches in ((small, 1_000), (minilm, 20)):
+    for model, batches in ((small, repetitions(1_000, quick=150)), (minilm, repetitions(20, quick=3))):
         pool = [one for one in await model.tokenize(sentences(200, seed=6), "", "end") if isinstance(one, Tokens)]
         probe = pool[0]
         alone = (await model.forward([probe]))[0]

@@ -18,6 +18,7 @@ from deployments.embedding.local.model import LocalModel
 from deployments.embedding.local.packed import available, pack_linears
 from deployments.embedding.local.recorded import NotRecordable, Recorded
 from deployments.embedding.model import Tokens
+from tests.repetitions import repetitions
 
 Features = dict[str, Any]
 
@@ -37,18 +38,24 @@ def mean_of_ids(features: Features) -> torch.Tensor:
     return (sums / lengths)[:, None]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+CHAINS = [
+    ("bert", "mean"),
+    ("bert", "max"),
+    ("distilbert", "cls"),
+    ("electra", "mean"),
+    ("modernbert", "cls"),
+    ("nomic", "mean"),
+    ("qwen", "lasttoken"),
+    ("roberta", "weightedmean"),
+]
+
+
 @pytest.mark.parametrize(
-    ("kind", "pooling"),
+    ("kind", "pooling", "dtype"),
     [
-        ("bert", "mean"),
-        ("bert", "max"),
-        ("distilbert", "cls"),
-        ("electra", "mean"),
-        ("modernbert", "cls"),
-        ("nomic", "mean"),
-        ("qwen", "lasttoken"),
-        ("roberta", "weightedmean"),
+        pytest.param(*chain, dtype, marks=[pytest.mark.slow] if (number + half) % 2 else [])
+        for half, dtype in enumerate(("float32", "bfloat16"))
+        for number, chain in enumerate(CHAINS)
     ],
 )
 async def test_a_recording_gives_the_vectors_of_the_model_bit_for_bit(
@@ -143,7 +150,7 @@ def test_no_warning_is_lost_while_other_threads_run() -> None:
     try:
         for thread in threads:
             thread.start()
-        for _ in range(150):
+        for _ in range(repetitions(150, quick=40)):
             with pytest.raises(NotRecordable, match=r"^Converting a tensor to a NumPy array"):
                 Recorded(by_a_copy, [], samples)
     finally:

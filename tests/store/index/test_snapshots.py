@@ -14,6 +14,7 @@ import pytest
 from store import Append, IndexOptions, LogDamaged, LogUnavailable, NewMemory, Search, SearchResult, Store
 from store.index.snapshots import Name, Snapshots
 from store.log.vouching import vouch, vouches
+from tests.repetitions import repetitions
 from tests.store.conftest import DIM, Clock
 
 T = "default"
@@ -240,7 +241,7 @@ def test_every_damage_is_detected(
     files = [folder / "1-0-120.rows", folder / "1-0-120.hnsw"]
     for path in files:
         sound = path.read_bytes()
-        for _ in range(5000):
+        for _ in range(repetitions(5000, quick=800)):
             damaged = _damage(rng, sound)
             if damaged == sound:
                 continue
@@ -261,7 +262,7 @@ def test_a_damaged_snapshot_is_replaced_from_the_log(
     expected = answers(store, vectors)
     store.close()
     sound = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
-    for round in range(60):
+    for round in range(repetitions(60, quick=20)):
         for name, data in sound.items():
             (folder / name).write_bytes(data)
         victim = folder / sorted(sound)[round % 2]

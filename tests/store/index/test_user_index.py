@@ -250,7 +250,7 @@ print(resident() - before, sum(index.bytes for index in indexes))
 """
 
 
-@pytest.mark.parametrize(("count", "rows"), [(50, 500), (5000, 10), (1, 20_000)])
+@pytest.mark.parametrize(("count", "rows"), [(50, 500), (5000, 10), pytest.param(1, 20_000, marks=pytest.mark.slow)])
 def test_reported_bytes_match_the_growth_of_the_process(count: int, rows: int) -> None:
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("needs /proc")

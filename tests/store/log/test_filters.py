@@ -19,6 +19,7 @@ from store.log.database import Log
 from store.log.reading import with_contents
 from store.log.rows import dump_metadata, micros
 from store.log.schema import contents, memories, users
+from tests.repetitions import repetitions
 
 CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 UPDATED = datetime(2026, 2, 1, 12, 30, tzinfo=UTC)
@@ -266,7 +267,9 @@ def log(url: str) -> Any:
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=repetitions(150, quick=40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     described=st.lists(
