@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 
 from deployments.api import answers, embeddings, memories, tei, users
 from deployments.api.http import Routes, api_without_routes, json_response
@@ -47,6 +48,9 @@ def build_api(memserve: Memserve, on_error: Callable[[Exception], None], *, behi
     api.state.behind_haproxy = behind_haproxy
     groups = (embeddings.routes, tei.routes, memories.routes, users.routes, operations)
     api.router.routes.extend(route for group in groups for route in group.served(memserve))
-    bodies = [*embeddings.BODIES, *tei.BODIES, *memories.BODIES]
-    document_routes(api, lambda: (route for group in groups for route in group.documented()), bodies)
+
+    def declare() -> list[APIRoute]:
+        return [route for group in groups for route in group.documented()]
+
+    document_routes(api, declare, [*embeddings.BODIES, *tei.BODIES, *memories.BODIES])
     return api
