@@ -5,6 +5,8 @@ a string.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -21,6 +23,7 @@ from deployments.service import Memserve
 
 BODIES = (
     tei.EmbedBody,
+    tei.RootBody,
     tei.SimilarityBody,
     tei.TokenizeBody,
     tei.DecodeBody,
@@ -31,24 +34,49 @@ MAX_UNITS = 65_536
 
 routes = Routes("TEI", answers.TeiErrorAnswer)
 _ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}
-_EMBED = takes(body=tei.EmbedBody)
 
 
-@routes.add("POST", "/", response_model=list[list[float]], responses={200: TIMES}, openapi_extra=_EMBED)
-@routes.add("POST", "/embed", response_model=list[list[float]], responses={200: TIMES}, openapi_extra=_EMBED)
+@routes.add(
+    "POST",
+    "/",
+    response_model=list[list[float]] | list[float],
+    responses={200: TIMES},
+    openapi_extra=takes(body=tei.RootBody),
+)
+async def post_root(memserve: Memserve, request: Request) -> Response:
+    """Embed texts or token ids as `POST /embed` does, or compare a text with others as `POST /similarity` does."""
+    started = time.perf_counter()
+    body = await parse_body(tei.RootBody, await read_body(request, memserve.max_body_bytes))
+    if isinstance(body.inputs, tei.SentencesBody):
+        return await _similarity(memserve, body.inputs, body, started)
+    return await _embed(memserve, body, started)
+
+
+@routes.add(
+    "POST",
+    "/embed",
+    response_model=list[list[float]],
+    responses={200: TIMES},
+    openapi_extra=takes(body=tei.EmbedBody),
+)
 async def post_embed(memserve: Memserve, request: Request) -> Response:
-    """Embed texts or token ids. `POST /` and `POST /embed` are the same."""
+    """Embed texts or token ids."""
     started = time.perf_counter()
     body = await parse_body(tei.EmbedBody, await read_body(request, memserve.max_body_bytes))
-    with located("inputs", in_list=not bodies.is_single(body.inputs)):
+    return await _embed(memserve, body, started)
+
+
+async def _embed(memserve: Memserve, body: tei.EmbedBody, started: float) -> Response:
+    options = body.options()
+    with _prompt_located(body), located("inputs", in_list=not bodies.is_single(body.inputs)):
         result = await memserve.embed_prompted(
             bodies.as_list(body.inputs),
-            prompt_name=body.prompt_name,
-            truncate=body.truncated_end(),
+            prompt_name=options.prompt_name,
+            truncate=options.truncated_end(),
             dimensions=body.dimensions,
         )
     vectors = result.vectors[:, : body.dimensions]
-    if body.normalize:
+    if options.normalize:
         vectors = outputs.at_length_one(vectors)
     content = np.ascontiguousarray(vectors, np.float32)
     return json_response(content, headers=timing_headers(result.timings, started))
@@ -65,22 +93,38 @@ async def post_similarity(memserve: Memserve, request: Request) -> Response:
     """Compare one text with others: the cosine similarity to each."""
     started = time.perf_counter()
     body = await parse_body(tei.SimilarityBody, await read_body(request, memserve.max_body_bytes))
-    options = body.parameters or tei.PromptBody()
+    return await _similarity(memserve, body.inputs, body, started)
+
+
+async def _similarity(
+    memserve: Memserve, inputs: tei.SentencesBody, body: tei.SimilarityBody | tei.RootBody, started: float
+) -> Response:
+    options = body.options()
     try:
-        result = await memserve.embed_prompted(
-            [body.inputs.source_sentence, *body.inputs.sentences],
-            prompt_name=options.prompt_name,
-            truncate=options.truncated_end(),
-        )
+        with _prompt_located(body):
+            result = await memserve.embed_prompted(
+                [inputs.source_sentence, *inputs.sentences],
+                prompt_name=options.prompt_name,
+                truncate=options.truncated_end(),
+            )
     except LocatedError as error:
-        if error.position is not None:
-            sentence = f"sentences.{error.position - 1}" if error.position else "source_sentence"
-            raise error.at(f"inputs.{sentence}") from error
-        if error.field == "prompt_name":
-            raise error.at("parameters.prompt_name") from error
-        raise
+        if error.position is None:
+            raise
+        sentence = f"sentences.{error.position - 1}" if error.position else "source_sentence"
+        raise error.at(f"inputs.{sentence}") from error
     source, *others = outputs.at_length_one(result.vectors)
     return json_response(np.stack(others) @ source, headers=timing_headers(result.timings, started))
+
+
+@contextmanager
+def _prompt_located(body: tei.SimilarityBody | tei.EmbedBody) -> Iterator[None]:
+    """A context that turns the field `prompt_name` of an error into its path."""
+    try:
+        yield
+    except LocatedError as error:
+        if error.field != "prompt_name":
+            raise
+        raise error.at(body.prompt_path()) from error
 
 
 @routes.add(

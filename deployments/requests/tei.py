@@ -1,11 +1,14 @@
 """The bodies of the routes of text-embeddings-inference (TEI).
 
-Unknown fields are ignored, as TEI ignores them: clients of huggingface_hub send `parameters` and `options`.
+Unknown fields are ignored, as TEI ignores them: huggingface_hub 0.28 to 0.31 sends `options`. These versions also put
+the options of `feature_extraction` into `parameters`, where TEI does not look for them. They are read here, since a
+prompt that is silently left out gives a wrong vector.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WrapValidator
 
 from deployments.errors import InvalidRequest
 from deployments.requests.bodies import MAX_INPUTS, Ids, Inputs, as_list, check_inputs
@@ -58,15 +61,38 @@ def _check_ids(value: Any) -> Any:
     return value
 
 
-class EmbedBody(PromptBody):
+class EmbedOptions(PromptBody):
+    """How inputs are prepared and vectors answered."""
+
+    normalize: OrNull[bool] = True
+    """Whether vectors are scaled to length one."""
+
+
+class EmbedBody(EmbedOptions):
     """`POST /embed`: embed texts or token ids."""
 
     inputs: Annotated[Inputs, PlainValidator(_check_inputs, json_schema_input_type=Inputs)]
     """A text, a list of token ids, or a list of either with at most 2,048 items; none of them empty."""
-    normalize: OrNull[bool] = True
-    """Whether vectors are scaled to length one."""
     dimensions: int | None = Field(None, ge=1)
     """Keep so many dimensions. At most the dimensions of the model."""
+    parameters: EmbedOptions | None = None
+    """The other place for these options. An option beside `inputs` has precedence."""
+
+    def options(self) -> EmbedOptions:
+        """The options, from whichever place."""
+        if self.parameters is None:
+            return self
+        beside = {
+            name: value
+            for name, field in EmbedOptions.model_fields.items()
+            if (value := getattr(self, name)) != field.default
+        }
+        return self.parameters.model_copy(update=beside)
+
+    def prompt_path(self) -> str:
+        """The path of the name of the prompt."""
+        in_parameters = self.parameters is not None and self.prompt_name is None
+        return "parameters.prompt_name" if in_parameters else "prompt_name"
 
 
 class SentencesBody(TeiBody):
@@ -78,6 +104,20 @@ class SentencesBody(TeiBody):
     """The others."""
 
 
+def _check_inputs_or_sentences(value: Any, sentences: Callable[[Any], SentencesBody]) -> SentencesBody | Inputs:
+    return sentences(value) if isinstance(value, dict) else _check_inputs(value)
+
+
+class RootBody(EmbedBody):
+    """`POST /`: the body of `POST /embed` or of `POST /similarity`, whichever the inputs are for."""
+
+    # Not typed as the union that it is, since pydantic would put the name of a branch into the path of an error.
+    inputs: Annotated[  # type: ignore[assignment]
+        SentencesBody, WrapValidator(_check_inputs_or_sentences, json_schema_input_type=SentencesBody | Inputs)
+    ]
+    """As of `POST /embed` or, to compare a text with others, as of `POST /similarity`."""
+
+
 class SimilarityBody(TeiBody):
     """`POST /similarity`: compare one text with others."""
 
@@ -85,6 +125,14 @@ class SimilarityBody(TeiBody):
     """The texts."""
     parameters: PromptBody | None = None
     """How they are prepared."""
+
+    def options(self) -> PromptBody:
+        """How they are prepared."""
+        return self.parameters or PromptBody()
+
+    def prompt_path(self) -> str:
+        """The path of the name of the prompt."""
+        return "parameters.prompt_name"
 
 
 class TokenizeBody(TeiBody):

@@ -177,6 +177,50 @@ async def test_the_root_is_embed(api: httpx.AsyncClient) -> None:
     assert (await api.get("/")).headers["allow"] == "POST"
 
 
+async def test_the_root_is_similarity_if_the_inputs_are_sentences(api: httpx.AsyncClient) -> None:
+    """huggingface_hub sends the sentences of `sentence_similarity` to the URL that it was given."""
+    inputs: dict[str, Any] = {"source_sentence": "green tea", "sentences": ["black tea", "a train"]}
+    plain = await api.post("/similarity", json={"inputs": inputs})
+    for more in ({}, {"parameters": {}}, {"parameters": None}):
+        answer = await api.post("/", json={"inputs": inputs, **more})
+        assert (answer.status_code, answer.content) == (200, plain.content)
+    body = {"inputs": inputs, "parameters": {"prompt_name": "query"}}
+    assert (await api.post("/", json=body)).content == (await api.post("/similarity", json=body)).content
+    for wrong, parameters, param in (
+        ({**inputs, "source_sentence": ""}, {}, "inputs.source_sentence"),
+        ({**inputs, "sentences": ["b", " "]}, {}, "inputs.sentences.1"),
+        ({"source_sentence": "a"}, {}, "inputs.sentences"),
+        ({}, {}, "inputs.source_sentence"),
+        (inputs, {"prompt_name": "nope"}, "parameters.prompt_name"),
+        (5, {}, "inputs"),
+    ):
+        refused = await api.post("/", json={"inputs": wrong, "parameters": parameters})
+        assert (refused.status_code, refused.json()["param"]) == (400, param)
+
+
+async def test_options_may_be_in_parameters(api: httpx.AsyncClient) -> None:
+    """huggingface_hub 0.28 to 0.31 puts the options of `feature_extraction` there."""
+    long = " ".join(f"w{n}" for n in range(300))
+    options: dict[str, Any] = {"truncate": True, "truncation_direction": "Left", "prompt_name": "query"}
+    options["normalize"] = False
+    for path in ("/", "/embed"):
+        beside = await api.post(path, json={"inputs": [long], "dimensions": 8, **options})
+        within = await api.post(path, json={"inputs": [long], "dimensions": 8, "parameters": options})
+        assert (within.status_code, within.content) == (200, beside.content)
+        for more in ({"truncate": True}, {"truncate": None}):  # an option that is null is left out
+            both = {**more, "prompt_name": "document", "parameters": options}
+            answer = await api.post(path, json={"inputs": [long], "dimensions": 8, **both})
+            expected = {**options, "prompt_name": "document"}
+            plain = await api.post(path, json={"inputs": [long], "dimensions": 8, **expected})
+            assert (answer.status_code, answer.content) == (200, plain.content)
+        refused = await api.post(path, json={"inputs": "tea", "parameters": {"prompt_name": "nope"}})
+        assert (refused.status_code, refused.json()["param"]) == (400, "parameters.prompt_name")
+        refused = await api.post(path, json={"inputs": "tea", "parameters": {"normalize": 2}})
+        assert (refused.status_code, refused.json()["param"]) == (400, "parameters.normalize")
+        both = {"inputs": "tea", "prompt_name": "nope", "parameters": {"prompt_name": "query"}}
+        assert (await api.post(path, json=both)).json()["param"] == "prompt_name"
+
+
 async def test_ping_is_readiness(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = {"status": "ready", "model": "fake", "device": "cpu", "dtype": "float32"}
     answer = await app.http.get("/ping")
