@@ -23,9 +23,9 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.serving import ray_internals
-from tests.clients import OverHandle, OverHttp
 from tests.cluster.server import Server
 from tests.histories.check import check
+from tests.histories.clients import OverHandle, OverHttp
 from tests.histories.records import Answer, Event, Operation
 from tests.workload import DIM, Workload
 
