@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 # Python may keep the bytecode of the tests and their assertions: without it a third of `make unit` is compiling.
 export PYTHONDONTWRITEBYTECODE :=
 INSTALLED := $(VENV)/.installed
+WITHOUT_SERVER := --ignore=tests/cluster --ignore=tests/clients
 
-.PHONY: serve unit test check docs bench bench-peers clean
+.PHONY: serve unit test clients check docs bench bench-peers clean
 
 # Serve until Ctrl-C: `make serve CONFIG=my.yaml` takes another configuration.
 serve: $(INSTALLED)
@@ -18,12 +19,16 @@ serve: $(INSTALLED)
 
 # The tests that start no Ray Serve and are not marked slow, in two processes.
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/cluster -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(WITHOUT_SERVER) -m "not slow" $(PYTEST_ARGS)
 
 # All tests: first those without Ray Serve, then those against a live server, which need both cores.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/cluster $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(WITHOUT_SERVER) $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/cluster $(PYTEST_ARGS)
+
+# Other projects' clients against a live server. Installs each into build/clients/ on the first run, with pip and npm.
+clients: $(INSTALLED)
+	$(BIN)/python -m pytest tests/clients $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

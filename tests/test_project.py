@@ -34,6 +34,8 @@ WITHOUT_IMPORT = {
 }
 # Imported by benchmarks.peers alone, each in an environment of its own (benchmarks/peers/requirements).
 PEERS = {"litserve", "mem0", "qdrant_client"}
+# Imported by tests/clients/programs alone, each in an environment of its own (tests/clients/packages).
+CLIENTS = {"langchain_openai", "litellm", "llama_index"}
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:
@@ -64,7 +66,7 @@ def third_party(*folders: str) -> set[str]:
     """Canonical names of the distributions that the Python files of some folders import."""
     found = set()
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
-        for package in packages_in(path) - sys.stdlib_module_names - OURS - PEERS:
+        for package in packages_in(path) - sys.stdlib_module_names - OURS - PEERS - CLIENTS:
             assert package in DISTRIBUTIONS, f"{path.relative_to(ROOT)} imports {package}, which is not installed"
             found |= {canonicalize_name(name) for name in DISTRIBUTIONS[package]}
     return found
@@ -116,7 +118,7 @@ def test_the_wheel_has_the_command_the_three_packages_and_their_types() -> None:
 def test_the_make_targets_are_those_that_are_documented() -> None:
     text = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^([a-z-]+):", text, re.MULTILINE)
-    assert targets == ["serve", "unit", "test", "check", "docs", "bench", "bench-peers", "clean"]
+    assert targets == ["serve", "unit", "test", "clients", "check", "docs", "bench", "bench-peers", "clean"]
     (phony,) = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
     assert phony.split() == targets
 

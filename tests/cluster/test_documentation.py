@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.server import Server
-from tests.docs.blocks import PAGES, differences, needs_server
+from tests.docs.blocks import CLIENTS_PAGE, PAGES, differences, environment_of, needs_server
+
+HERE = [page for page in PAGES if page != CLIENTS_PAGE and needs_server(page.read_text())]
 
 
-@pytest.mark.parametrize("page", [one for one in PAGES if needs_server(one.read_text())], ids=lambda one: one.name)
+@pytest.mark.parametrize("page", HERE, ids=lambda page: page.name)
 def test_a_page_shows_what_its_examples_print(page: Path, server: Server) -> None:
-    assert differences(page, server.folder, server.url, server.ray_address()) == []
+    assert differences(page, server.folder, server.url, environment=environment_of(server.ray_address())) == []

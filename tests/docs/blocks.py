@@ -4,7 +4,8 @@ Two kinds of blocks are run, in the order of the page:
 
 - A ``console`` block. A line that begins with `$ ` is a command, which continues on the next line if it ends in a
   backslash. The lines below it are what the command prints; none if it prints nothing.
-- A ``python`` block that is directly followed by an ``output`` block: a program of its own, and what it prints.
+- A ``python`` or ``js`` block that is directly followed by an ``output`` block: a program of its own, and what it
+  prints.
 
 Other blocks are not run. Some things differ from run to run. In a page a UUID stands for any UUID, a time for any time,
 and a number with three decimals or more for any number within 0.02 of it. `...` stands for anything within a line, and
@@ -19,17 +20,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+CLIENTS_PAGE = ROOT / "docs" / "clients.md"  # its programs need other packages: tests/clients runs them
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SERVER = "http://127.0.0.1:8000"
 TIMEOUT_S = 60.0
 TOLERANCE = 0.02  # bfloat16 on one machine and float32 on another
 
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z"
 _NUMBER = r"-?\d+\.\d{3,}(?:e-?\d+)?"
@@ -42,13 +45,15 @@ class Example:
 
     Attributes:
         line: of the page, counted from 1.
-        language: `bash` or `python`.
+        language: `bash`, `python` or `js`.
+        section: the heading above it, of the second level.
     """
 
     line: int
     language: str
     source: str
     output: str
+    section: str = ""
 
 
 def examples(page: str) -> list[Example]:
@@ -58,18 +63,20 @@ def examples(page: str) -> list[Example]:
     for number, fence in enumerate(fences):
         line = page[: fence.start()].count("\n") + 1
         content = re.sub(rf"^{fence[1]}", "", fence[3], flags=re.MULTILINE)
+        section = ["", *_SECTION.findall(page[: fence.start()])][-1]
         if fence[2] == "console":
-            found += _commands(content, line + 1)
+            found += _commands(content, line + 1, section)
         if fence[2] == "output":
             before = fences[number - 1] if number else None
-            if before is None or before[2] != "python" or page[before.end() : fence.start()].strip():
-                raise ValueError(f"line {line}: an output block must directly follow a python block")
+            if before is None or before[2] not in ("python", "js") or page[before.end() : fence.start()].strip():
+                raise ValueError(f"line {line}: an output block must directly follow a program")
             first = page[: before.start()].count("\n") + 2
-            found.append(Example(first, "python", re.sub(rf"^{before[1]}", "", before[3], flags=re.M), content))
+            source = re.sub(rf"^{before[1]}", "", before[3], flags=re.M)
+            found.append(Example(first, before[2], source, content, section))
     return found
 
 
-def _commands(content: str, line: int) -> Iterator[Example]:
+def _commands(content: str, line: int, section: str) -> Iterator[Example]:
     lines = content.splitlines()
     if not lines or not lines[0].startswith("$ "):
         raise ValueError(f"line {line}: a console block must begin with a command")
@@ -83,7 +90,7 @@ def _commands(content: str, line: int) -> Iterator[Example]:
         shown = at
         while at < len(lines) and not lines[at].startswith("$ "):
             at += 1
-        yield Example(line + first, "bash", command, "\n".join(lines[shown:at]))
+        yield Example(line + first, "bash", command, "\n".join(lines[shown:at]), section)
 
 
 def needs_server(page: str) -> bool:
@@ -91,19 +98,13 @@ def needs_server(page: str) -> bool:
     return any(SERVER in one.source or "get_app_handle" in one.source for one in examples(page))
 
 
-def run(example: Example, folder: Path, server: str = SERVER, ray_address: str = "") -> str:
-    """What an example prints; with its standard error if it fails."""
+def run(
+    example: Example, folder: Path, server: str, environment: Mapping[str, str], python: str = sys.executable
+) -> str:
+    """What an example prints; with its standard error if it fails. Node finds the packages of `folder`."""
     source = example.source.replace(SERVER, server)
-    command = ["bash", "-c", source] if example.language == "bash" else [sys.executable, "-c", source]
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    if ray_address:
-        environment["RAY_ADDRESS"] = ray_address
+    interpreters = {"bash": ["bash", "-c"], "python": [python, "-c"], "js": ["node", "--input-type=module", "-e"]}
+    command = [*interpreters[example.language], source]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
@@ -111,11 +112,42 @@ def run(example: Example, folder: Path, server: str = SERVER, ray_address: str =
     return (done.stdout + failed).replace(server, SERVER)
 
 
-def differences(page: Path, folder: Path, server: str = SERVER, ray_address: str = "") -> list[str]:
-    """Run the examples of a page, in its order. Returns where it shows something else than they print."""
+def environment_of(ray_address: str = "") -> dict[str, str]:
+    """The environment in which a page expects its examples to run: that of memserve."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    return {**environment, "RAY_ADDRESS": ray_address} if ray_address else environment
+
+
+def differences(
+    page: Path,
+    folder: Path,
+    server: str = SERVER,
+    section: str | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+) -> list[str]:
+    """Run the examples of a page, in its order. Returns where it shows something else than they print.
+
+    Args:
+        page: of README.md or docs/.
+        folder: the working directory.
+        server: the URL of the server that is tested.
+        section: only the examples below this heading.
+        environment: by default memserve's.
+        python: the interpreter of Python programs.
+    """
     found = []
     for example in examples(page.read_text()):
-        printed = run(example, folder, server, ray_address)
+        if section not in (None, example.section):
+            continue
+        printed = run(example, folder, server, environment or environment_of(), python)
         if not matches(example.output, printed):
             found.append(f"{page.name}:{example.line} prints:\n{printed}")
     return found

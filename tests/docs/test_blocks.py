@@ -12,19 +12,21 @@ def test_commands_and_programs_are_found_with_what_they_print() -> None:
     page = (
         "# A page\n\n```console\n$ echo one \\\n    two\none two\n$ true\n$ echo three\nthree\n```\n\n"
         "```sh\nrm x\n```\n\n```python\nprint(1)\n```\n```output\n1\n```\n"
+        "## Node\n\n```js\nconsole.log(2)\n```\n\n```output\n2\n```\n"
     )
     assert examples(page) == [
         Example(4, "bash", "echo one \\\n    two", "one two"),
         Example(7, "bash", "true", ""),
         Example(8, "bash", "echo three", "three"),
         Example(17, "python", "print(1)\n", "1\n"),
+        Example(25, "js", "console.log(2)\n", "2\n", "Node"),
     ]
 
 
 def test_an_output_without_a_program_and_a_console_without_a_command_are_refused() -> None:
-    with pytest.raises(ValueError, match="line 1: an output block must directly follow a python block"):
+    with pytest.raises(ValueError, match="line 1: an output block must directly follow a program"):
         examples("```output\n1\n```\n")
-    with pytest.raises(ValueError, match="line 5: an output block must directly follow a python block"):
+    with pytest.raises(ValueError, match="line 5: an output block must directly follow a program"):
         examples("```python\n1\n```\nprints\n```output\n1\n```\n")
     with pytest.raises(ValueError, match="line 2: a console block must begin with a command"):
         examples("```console\nout\n```\n")
