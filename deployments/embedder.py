@@ -49,6 +49,7 @@ class Embedder:
             max_batch_tokens=settings.queue.max_batch_tokens,
             forwards_in_flight=settings.queue.forwards_in_flight,
             max_queued_tokens=settings.queue.max_queued_tokens,
+            max_wait_s=settings.queue.max_wait_s,
             queue_enabled=settings.queue.enabled,
             on_batch=self._metrics.batch,
         )
@@ -69,6 +70,7 @@ class Embedder:
                 max_batch_tokens=queue.max_batch_tokens,
                 forwards_in_flight=queue.forwards_in_flight,
                 max_queued_tokens=queue.max_queued_tokens,
+                max_wait_s=queue.max_wait_s,
             )
 
     async def embed(self, call: EmbedCall) -> EmbedReply:

@@ -68,6 +68,7 @@ class _EmbedderLimits(TypedDict):
     in_flight: int
     call_tokens: int
     max_queued_tokens: int
+    max_wait_s: float
     cache_bytes: int
 
 
@@ -82,6 +83,7 @@ def _embedder_limits(settings: Settings) -> _EmbedderLimits:
         "in_flight": options.embed_calls_in_flight or _calls_in_flight(settings.embedder),
         "call_tokens": options.embed_call_tokens,
         "max_queued_tokens": options.max_queued_tokens,
+        "max_wait_s": settings.queue.max_wait_s,
         "cache_bytes": settings.cache.max_bytes,
     }
 

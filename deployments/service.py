@@ -24,6 +24,7 @@ from deployments.calls.transfer import export_pieces, import_pieces, to_line
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, TextToken, Truncate
 from deployments.errors import MemserveError, Unavailable, located, renumbered
+from deployments.fair_queue import Turn
 from deployments.requests import arguments, bodies
 from deployments.requests.origin import Origin
 from deployments.shapes import Fields
@@ -121,6 +122,7 @@ class Memserve:
                 input_type=body.input_type,
                 truncate=body.truncate,
                 dimensions=body.dimensions,
+                turn=Turn(),
             )
 
     async def embed_prompted(
@@ -128,7 +130,7 @@ class Memserve:
     ) -> outputs.EmbedResult:
         """Full vectors of the inputs, in order, with a prompt of the model. An error has the input's position."""
         return await self._vectors.of_prompted(
-            inputs, prompt_name=prompt_name, truncate=truncate, dimensions=dimensions
+            inputs, prompt_name=prompt_name, truncate=truncate, dimensions=dimensions, turn=Turn()
         )
 
     async def tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Sequence[TextToken]]:
@@ -213,7 +215,9 @@ class Memserve:
         An error has the memory's position in all groups together.
         """
         items = [item for _, group in groups for item in group]
-        vectors = iter(await self._vectors.of_memories([item.text for item in items], [item.vector for item in items]))
+        turn = Turn.of_user(TENANT, groups[0][0]) if len(groups) == 1 else Turn()
+        texts, given = [item.text for item in items], [item.vector for item in items]
+        vectors = iter(await self._vectors.of_memories(texts, given, turn))
         numbers = itertools.count()
         # A write that only adds, under ids made for it, needs no record of its result: its rows in the log show that it
         # was made, and its time shows if its user was erased since. A client's key comes with another time.
@@ -261,7 +265,7 @@ class Memserve:
         else:
             assert body.query is not None
             with located("query", in_list=False):
-                vector = await self._vectors.of_query(body.query)
+                vector = await self._vectors.of_query(body.query, Turn.of_user(TENANT, user_id))
         found = await self._store.search(
             Search(
                 tenant=TENANT,
@@ -343,7 +347,7 @@ class Memserve:
         if found is not None and given["text"] == found.text:
             return {"if_version": found.version, **{name: given[name] for name in given if name != "text"}}
         with located("text", in_list=False):
-            (vector,) = await self._vectors.of_texts([given["text"]])
+            (vector,) = await self._vectors.of_texts([given["text"]], Turn.of_user(TENANT, ids[0]))
         return {**given, "vector": vector}
 
     async def delete(self, user_id: str, memory_id: str, *, origin: Origin | None = None) -> None:
@@ -423,6 +427,10 @@ class Memserve:
     async def import_stream(self, user_id: str, chunks: AsyncIterable[bytes], origin: Origin) -> Fields:
         """Import NDJSON as it arrives, in chunks that may end anywhere. `{imported, unchanged}`."""
         begin = True
+        turn = Turn.of_user(TENANT, user_id, bulk=True)
+
+        async def embed(texts: Sequence[str]) -> np.ndarray:
+            return await self._vectors.of_texts(list(texts), turn)
 
         async def write(lines: Sequence[ImportLine]) -> Imported:
             nonlocal begin
@@ -431,9 +439,7 @@ class Memserve:
             return done
 
         with located("lines"):
-            done = await import_pieces(
-                chunks, max_line_bytes=self.max_body_bytes, embed=self._vectors.of_texts, write=write
-            )
+            done = await import_pieces(chunks, max_line_bytes=self.max_body_bytes, embed=embed, write=write)
         return {"imported": done.imported, "unchanged": done.unchanged}
 
     # Operations.

@@ -50,6 +50,7 @@ RELOADABLE = {
         "queue.max_batch_tokens",
         "queue.forwards_in_flight",
         "queue.max_queued_tokens",
+        "queue.max_wait_s",
     },
     "Gateway": {
         "log_level",
@@ -60,6 +61,7 @@ RELOADABLE = {
         "gateway.append_calls_in_flight",
         "gateway.append_call_memories",
         "gateway.max_queued_tokens",
+        "queue.max_wait_s",
     },
     "Store": {"log_level", "store.index_budget_bytes"},
 }
@@ -163,7 +165,15 @@ class QueueSettings(_Section):
     max_queued_tokens: int = Field(
         65_536,
         ge=1,
-        description="The most tokens that may wait in one embedder. A request beyond it is answered with status 429.",
+        description="The tokens that may wait in one embedder: of queries, single texts and small requests, and as "
+        "many of bulk requests. Beyond it a caller that has its share of them waiting is answered with status 429, and "
+        "beyond twice as many everybody is.",
+    )
+    max_wait_s: float = Field(
+        30.0,
+        gt=0.0,
+        description="The longest time, in seconds, that a request, or a piece of a large one, may wait in one queue of "
+        "a gateway or an embedder. It is then answered with status 504, and nothing of it is done.",
     )
 
 
@@ -328,8 +338,9 @@ class GatewaySettings(Replicas):
     max_queued_tokens: int = Field(
         65_536,
         ge=1,
-        description="The most tokens, as estimated, that may wait in one gateway. A request beyond it is answered with "
-        "status 429.",
+        description="The tokens, as estimated, that may wait in one gateway: of queries, single texts and small "
+        "requests, and as many of bulk requests. Beyond it a caller that has its share of them waiting is answered "
+        "with status 429, and beyond twice as many everybody is.",
     )
 
 

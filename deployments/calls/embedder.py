@@ -1,10 +1,21 @@
 """The gateway's calls to the embedder: batched, behind a cache of vectors.
 
-Requests that arrive while a call is in progress are batched into the next one, so that hundreds of small HTTP requests
-become a few handle calls.
+Guarantees:
+- Requests that arrive while a call is in progress are batched into the next one, so that hundreds of small HTTP
+  requests become a few handle calls.
+- A call carries urgent requests or bulk requests. Both kinds have calls of their own, so that an urgent request is sent
+  while bulk requests are being embedded.
+- A request that is larger than a call is sent piece by piece: a few pieces of it wait or run at a time, and the next
+  one follows when one of them is done. So its length does not make others wait, and it is admitted by its first piece.
+- What is queued for longer than `max_wait_s`, or past its deadline, is not sent.
+
+Nothing is durable: queued requests are lost with the process.
 """
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypedDict, TypeVar, cast
 
 import numpy as np
@@ -24,6 +35,9 @@ from deployments.fair_queue import Turn
 Answer = TypeVar("Answer")
 Inputs = list[str] | list[list[int]]
 
+BULK_TOKENS = 1_024
+"""A request of several inputs with more estimated tokens is bulk: it keeps a CPU busy for about a whole run."""
+
 CHARACTERS_PER_TOKEN = 4  # of English text. Requests are admitted by this estimate; the embedder counts exactly
 
 
@@ -37,41 +51,97 @@ def estimated_tokens(given: object, limit: int) -> int:
     return min(limit, len(cast(list[int], given)))
 
 
+# A request for the embedder, and its deadline.
+_Queued = tuple[EmbedRequest, float | None]
+
+
+@dataclass(slots=True)
+class _Work:
+    """What the pieces of one request have in common.
+
+    Attributes:
+        revision: part of the key in the cache; None if the cache is not used.
+        admitted: a piece has been admitted, so the others are.
+    """
+
+    prompt: str
+    truncate: Truncate
+    input_type: InputType | None
+    turn: Turn
+    revision: str | None
+    admitted: bool = False
+
+
 class EmbedderCalls:
     """Calls to the Embedder deployment. Belongs to one event loop.
 
     Args:
         handle: the Embedder deployment.
-        in_flight: calls at a time; twice as many while at least a quarter of a call waits.
+        in_flight: urgent calls, and bulk calls, at a time; twice as many while at least a quarter of a call waits.
         call_tokens: estimated tokens in one call.
-        max_queued_tokens: estimated tokens that may wait; more are refused with `Overloaded`.
+        max_queued_tokens: estimated tokens, urgent and bulk, above which a caller may queue no more than its share.
+        max_wait_s: the longest time that a piece of a request may wait for a call; None for no limit.
         cache_bytes: bytes of vectors to keep; with 0 every text is embedded anew.
+        clock: seconds, monotonic; the clock of the turns' deadlines.
     """
 
     def __init__(
-        self, handle: DeploymentHandle, *, in_flight: int, call_tokens: int, max_queued_tokens: int, cache_bytes: int
+        self,
+        handle: DeploymentHandle,
+        *,
+        in_flight: int,
+        call_tokens: int,
+        max_queued_tokens: int,
+        max_wait_s: float | None,
+        cache_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._handle = with_plain_pickle(handle)
         self._call_tokens = call_tokens
         self._unbatched = UnbatchedCalls("embedder")
+        self._clock = clock
         self._info: ModelInfo | None = None
+        self._unfed_tokens = 0  # of pieces that are not queued yet
         self.cache = VectorCache(cache_bytes)
-        self.batcher: Batcher[EmbedRequest, EmbedResult] = Batcher(
-            self._call, cost=self._tokens_of, **_limits(in_flight, call_tokens, max_queued_tokens)
+        self.batcher: Batcher[_Queued, EmbedResult] = Batcher(
+            self._call,
+            cost=self._tokens_of,
+            separate_slots=True,
+            clock=clock,
+            **_limits(in_flight, call_tokens, max_queued_tokens, max_wait_s),
         )
 
-    def reconfigure(self, *, in_flight: int, call_tokens: int, max_queued_tokens: int, cache_bytes: int) -> None:
+    def reconfigure(
+        self,
+        *,
+        in_flight: int,
+        call_tokens: int,
+        max_queued_tokens: int,
+        max_wait_s: float | None,
+        cache_bytes: int,
+    ) -> None:
         """Change these arguments of the constructor. Calls that wait or run are kept."""
         self._call_tokens = call_tokens
-        self.batcher.reconfigure(**_limits(in_flight, call_tokens, max_queued_tokens))
+        self.batcher.reconfigure(**_limits(in_flight, call_tokens, max_queued_tokens, max_wait_s))
         self.cache.resize(cache_bytes)
 
-    def _tokens_of(self, request: EmbedRequest) -> int:
-        assert self._info is not None  # `_embed` asks for it
+    @property
+    def queued_tokens(self) -> int:
+        """Estimated tokens that wait for a call, with those of the pieces that are not queued yet."""
+        return self.batcher.queued_cost + self._unfed_tokens
+
+    def _tokens_of(self, queued: _Queued) -> int:
+        assert self._info is not None  # `embed` asks for it
+        request, _ = queued
         limit = self._info.limit(request.input_type)
         return sum(estimated_tokens(given, limit) for given in request.inputs)
 
-    async def _call(self, requests: list[EmbedRequest]) -> Sequence[EmbedResult | Exception]:
+    async def _call(self, queued: list[_Queued]) -> Sequence[EmbedResult | Exception]:
+        now = self._clock()
+        requests = [
+            request if deadline is None else replace(request, timeout_s=max(0.0, deadline - now))
+            for request, deadline in queued
+        ]
         reply = await self._send(requests)
         not_begun = [n for n, answer in enumerate(reply) if isinstance(answer, ShuttingDown)]
         if not_begun:  # by a replica that is being stopped
@@ -105,6 +175,7 @@ class EmbedderCalls:
         prompt: str,
         truncate: Truncate,
         *,
+        turn: Turn | None = None,
         input_type: InputType | None = None,
         cached: bool = True,
     ) -> EmbedResult:
@@ -114,37 +185,93 @@ class EmbedderCalls:
             inputs: texts, or lists of token ids.
             prompt: put in front of each text.
             truncate: the end at which an input that is too long is cut.
+            turn: of the request. It becomes bulk if there are several inputs with more than `BULK_TOKENS` together.
             input_type: the kind of inputs, since some models read more tokens of one kind than of another.
             cached: False bypasses the cache: nothing of these inputs is kept.
 
         Raises:
             MemserveError: the error of the first input that failed; `position` is its index in `inputs`.
+            Overloaded: too much work is queued. Nothing of the request was sent.
+            DeadlineExceeded: a part of the request was still queued when its deadline passed.
         """
         info = await self.info()
-        inputs = _readable(inputs, truncate, info.limit(input_type), info)
-        if self.cache.max_bytes == 0 or not cached:
-            return await self._embed(inputs, prompt, truncate, input_type)
-        revision = f"{info.revision}-{info.limit(input_type)}"
+        limit = info.limit(input_type)
+        inputs = _readable(inputs, truncate, limit, info)
+        costs = [estimated_tokens(given, limit) for given in inputs]
+        turn = (turn or Turn()).in_bulk(len(inputs) > 1 and sum(costs) > BULK_TOKENS)
+        revision = f"{info.revision}-{limit}" if cached and self.cache.max_bytes else None
+        work = _Work(prompt, truncate, input_type, turn, revision)
+        pieces = list(runs(costs, self._call_tokens))
+        if len(pieces) == 1:
+            return await self._embed_piece(work, inputs)
+        return await self._embed_pieces(work, inputs, [(start, end, sum(costs[start:end])) for start, end in pieces])
+
+    async def _embed_pieces(self, work: _Work, inputs: Inputs, pieces: Sequence[tuple[int, int, int]]) -> EmbedResult:
+        """Embed pieces (start, end, tokens) of the inputs, as many at a time as calls may be in flight.
+
+        After an error no further piece is sent. The error is raised when the pieces that were sent have ended.
+        """
+        results: dict[int, EmbedResult] = {}
+        failed: dict[int, Exception] = {}
+        numbers = iter(range(len(pieces)))
+        unfed = sum(tokens for *_, tokens in pieces)
+        self._unfed_tokens += unfed
+
+        async def feed() -> None:
+            nonlocal unfed
+            for number in numbers:  # each piece is fed once: `feed` runs several times, over one iterator
+                if failed:
+                    return
+                start, end, tokens = pieces[number]
+                unfed -= tokens
+                self._unfed_tokens -= tokens
+                try:
+                    with renumbered(range(start, end)):
+                        results[number] = await self._embed_piece(work, inputs[start:end])
+                except Exception as error:  # noqa: BLE001 - raised below
+                    failed[number] = error
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self.batcher.slots, len(pieces))):
+                    group.create_task(feed())
+        finally:
+            self._unfed_tokens -= unfed
+        if failed:
+            raise failed[min(failed)]
+        return _joined([results[number] for number in range(len(pieces))])
+
+    async def _embed_piece(self, work: _Work, inputs: Inputs) -> EmbedResult:
+        """Embed inputs that fit into one call: from the cache, the others by the embedder."""
+        if work.revision is None:
+            return await self._submit(work, inputs)
         timings = Timings(0.0, 0.0, 0.0)
 
         async def compute(missing: list[int]) -> list[CachedVector]:
             nonlocal timings
             picked = cast(Inputs, [inputs[position] for position in missing])
             with renumbered(missing):
-                result = await self._embed(picked, prompt, truncate, input_type)
+                result = await self._submit(work, picked)
             timings = result.timings
             rows = zip(result.vectors, result.tokens.tolist(), result.truncated.tolist(), strict=True)
             # Rows are copied, since a view of a row would keep the whole reply in memory.
             return [CachedVector(row.copy(), tokens, truncated) for row, tokens, truncated in rows]
 
-        keys = [cache_key(revision, prompt, truncate, item) for item in inputs]
-        entries = await self.cache.get_or_compute(keys, compute)
+        keys = [cache_key(work.revision, work.prompt, work.truncate, item) for item in inputs]
+        entries = await self.cache.get_or_compute(keys, compute, bulk=work.turn.bulk)
         return EmbedResult(
             vectors=np.stack([entry.vector for entry in entries]),
             tokens=np.fromiter((entry.tokens for entry in entries), np.int32, len(entries)),
             truncated=np.fromiter((entry.truncated for entry in entries), np.bool_, len(entries)),
             timings=timings,
         )
+
+    async def _submit(self, work: _Work, inputs: Inputs) -> EmbedResult:
+        """Queue inputs for a call."""
+        turn = work.turn
+        request = EmbedRequest(inputs, work.prompt, work.truncate, work.input_type, turn.caller, turn.bulk)
+        admitted, work.admitted = work.admitted, True
+        return await self.batcher.submit((request, turn.deadline), turn, admitted=admitted)
 
     async def split(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[TextToken]]:
         """The tokens of each text, with their places in it. Raises InvalidRequest, Overloaded."""
@@ -161,22 +288,6 @@ class EmbedderCalls:
             raise answer
         return answer
 
-    async def _embed(
-        self, inputs: Inputs, prompt: str, truncate: Truncate, input_type: InputType | None
-    ) -> EmbedResult:
-        """Cut inputs into requests of at most `call_tokens`, and join the answers in order."""
-        limit = (await self.info()).limit(input_type)
-        pieces = list(runs((estimated_tokens(given, limit) for given in inputs), self._call_tokens))
-        requests = [EmbedRequest(inputs[start:end], prompt, truncate, input_type) for start, end in pieces]
-        results: list[EmbedResult] = []
-        for (start, end), answer in zip(pieces, await self.batcher.submit_all(requests), strict=True):
-            if isinstance(answer, Exception):
-                with renumbered(range(start, end)):
-                    raise answer
-            else:
-                results.append(answer)
-        return results[0] if len(results) == 1 else _joined(results)
-
 
 def _readable(inputs: Inputs, truncate: Truncate, limit: int, info: ModelInfo) -> Inputs:
     """The inputs without the token ids that the model does not read, but for one that shows that there are more."""
@@ -190,16 +301,18 @@ class _Limits(TypedDict):
     in_flight: int
     budget: int
     max_queued: int
+    max_wait_s: float | None
     prefetch: int
     prefetch_at: int
 
 
-def _limits(in_flight: int, call_tokens: int, max_queued_tokens: int) -> _Limits:
+def _limits(in_flight: int, call_tokens: int, max_queued_tokens: int, max_wait_s: float | None) -> _Limits:
     """Limits of the batcher. A quarter of a call is worth sending while another call is in progress."""
     return {
         "in_flight": in_flight,
         "budget": call_tokens,
         "max_queued": max_queued_tokens,
+        "max_wait_s": max_wait_s,
         "prefetch": in_flight,
         "prefetch_at": call_tokens // 4,
     }

@@ -13,6 +13,7 @@ from deployments.embedding import token_ids
 from deployments.embedding.model import InputType, ModelInfo, Truncate
 from deployments.embedding.outputs import EmbedResult
 from deployments.errors import InvalidRequest, renumbered
+from deployments.fair_queue import Turn
 from deployments.metrics import GatewayMetrics
 
 
@@ -32,8 +33,8 @@ class Vectors:
 
     @property
     def queued_tokens(self) -> int:
-        """Estimated tokens that wait for a call to the embedder."""
-        return self._embedder.batcher.queued_cost
+        """Estimated tokens that wait for a call to the embedder, whole bulk requests included."""
+        return self._embedder.queued_tokens
 
     async def of_inputs(
         self,
@@ -42,13 +43,20 @@ class Vectors:
         input_type: InputType | None = None,
         truncate: Truncate = "end",
         dimensions: int | None = None,
+        turn: Turn,
     ) -> EmbedResult:
         """Full vectors of all inputs, in order. Raises InvalidRequest if the model has fewer `dimensions`."""
         _check_dimensions(dimensions, await self._embedder.info())
-        return await self._embed(inputs, input_type, truncate)
+        return await self._embed(inputs, input_type, truncate, turn)
 
     async def of_prompted(
-        self, inputs: Inputs, *, prompt_name: str | None, truncate: Truncate, dimensions: int | None = None
+        self,
+        inputs: Inputs,
+        *,
+        prompt_name: str | None,
+        truncate: Truncate,
+        dimensions: int | None = None,
+        turn: Turn,
     ) -> EmbedResult:
         """Full vectors of all inputs, in order, with the model's prompt of that name in front of each text.
 
@@ -61,25 +69,27 @@ class Vectors:
             known = ", ".join(map(repr, sorted(info.prompts))) or "none"
             raise InvalidRequest(f"is {prompt_name!r}; the model's prompts are {known}", "prompt_name")
         prompt = info.default_prompt if prompt_name is None else info.prompts[prompt_name]
-        return await self._embed_prompted(inputs, prompt, None, truncate)
+        return await self._embed_prompted(inputs, prompt, None, truncate, turn)
 
-    async def of_query(self, text: str) -> np.ndarray:
+    async def of_query(self, text: str, turn: Turn) -> np.ndarray:
         """(dim,) float32 of the text of a search."""
-        vector: np.ndarray = (await self._embed([text], "query", "end")).vectors[0]
+        vector: np.ndarray = (await self._embed([text], "query", "end", turn)).vectors[0]
         return vector
 
-    async def of_texts(self, texts: list[str]) -> np.ndarray:
+    async def of_texts(self, texts: list[str], turn: Turn) -> np.ndarray:
         """(n, dim) float32 of texts of memories."""
-        return (await self._embed(texts, "document", "end", cached=False)).vectors
+        return (await self._embed(texts, "document", "end", turn, cached=False)).vectors
 
-    async def of_memories(self, texts: Sequence[str], given: Sequence[list[float] | None]) -> list[np.ndarray]:
+    async def of_memories(
+        self, texts: Sequence[str], given: Sequence[list[float] | None], turn: Turn
+    ) -> list[np.ndarray]:
         """(dim,) float32 for each memory: the vector that was given with it, else the vector of its text."""
         info = await self._embedder.info()
         found = {n: _checked(vector, info, n) for n, vector in enumerate(given) if vector is not None}
         missing = [n for n in range(len(texts)) if n not in found]
         if missing:
             with renumbered(missing, "text"):
-                embedded = await self.of_texts([texts[n] for n in missing])
+                embedded = await self.of_texts([texts[n] for n in missing], turn)
             found.update(zip(missing, embedded, strict=True))
         return [found[n] for n in range(len(texts))]
 
@@ -88,17 +98,24 @@ class Vectors:
         return _checked(vector, await self._embedder.info())
 
     async def _embed(
-        self, inputs: Inputs, input_type: InputType | None, truncate: Truncate, *, cached: bool = True
+        self, inputs: Inputs, input_type: InputType | None, truncate: Truncate, turn: Turn, *, cached: bool = True
     ) -> EmbedResult:
         prompt = _prompt(await self._embedder.info(), input_type)
-        return await self._embed_prompted(inputs, prompt, input_type, truncate, cached=cached)
+        return await self._embed_prompted(inputs, prompt, input_type, truncate, turn, cached=cached)
 
     async def _embed_prompted(
-        self, inputs: Inputs, prompt: str, input_type: InputType | None, truncate: Truncate, *, cached: bool = True
+        self,
+        inputs: Inputs,
+        prompt: str,
+        input_type: InputType | None,
+        truncate: Truncate,
+        turn: Turn,
+        *,
+        cached: bool = True,
     ) -> EmbedResult:
         token_ids.check(inputs, await self._embedder.info(), self._accepted)
         try:
-            return await self._embedder.embed(inputs, prompt, truncate, input_type=input_type, cached=cached)
+            return await self._embedder.embed(inputs, prompt, truncate, turn=turn, input_type=input_type, cached=cached)
         finally:
             self._metrics.embed(self.queued_tokens)
 

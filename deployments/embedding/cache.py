@@ -2,7 +2,8 @@
 
 Guarantees:
 - A hit is bit-identical to the miss that filled it.
-- A text that several requests need at the same time is computed once.
+- A text that several requests need at the same time is computed once, except that an urgent request does not wait for
+  the computation of a bulk request.
 - A request fails only if its own computation fails, never because another request's did.
 
 The cache holds full vectors; dimensions and output types are applied to what it returns. It is lost with the process,
@@ -35,6 +36,7 @@ class CachedVector:
 
 
 Compute = Callable[[list[int]], Awaitable[Sequence[CachedVector]]]
+Flights = dict[Key, asyncio.Future[CachedVector]]  # the entries that are being computed
 
 
 def cache_key(revision: str, prompt: str, truncate: str, given: str | Sequence[int]) -> Key:
@@ -64,7 +66,8 @@ class VectorCache:
         self.hits = 0
         self.misses = 0
         self._entries: OrderedDict[Key, CachedVector] = OrderedDict()
-        self._flights: dict[Key, asyncio.Future[CachedVector]] = {}
+        self._urgent_flights: Flights = {}
+        self._bulk_flights: Flights = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -98,7 +101,7 @@ class VectorCache:
             _, evicted = self._entries.popitem(last=False)
             self.bytes -= evicted.vector.nbytes + _ENTRY_BYTES
 
-    async def get_or_compute(self, keys: Sequence[Key], compute: Compute) -> list[CachedVector]:
+    async def get_or_compute(self, keys: Sequence[Key], compute: Compute, *, bulk: bool = False) -> list[CachedVector]:
         """Return the entries of `keys`, in order. Entries neither kept nor being computed are computed in one call.
 
         If a computation fails, each caller that waited for it computes the key again by itself. If the computing caller
@@ -107,6 +110,7 @@ class VectorCache:
         Args:
             keys: of the inputs; equal keys are computed once.
             compute: takes indices into `keys` and returns an entry for each.
+            bulk: the request may wait for the computations of bulk requests, and urgent requests do not wait for its.
 
         Raises:
             Exception: any error that `compute` raises.
@@ -114,25 +118,29 @@ class VectorCache:
         wanted: dict[Key, int] = {}
         for index, key in enumerate(keys):
             wanted.setdefault(key, index)
-        absent = sum(key not in self._entries and key not in self._flights for key in wanted)
+        absent = sum(key not in self._entries and self._flight(key, bulk) is None for key in wanted)
         self.misses += absent
         self.hits += len(keys) - absent
-        found = await self._resolve(wanted, compute)
+        found = await self._resolve(wanted, compute, bulk)
         return [found[key] for key in keys]
 
-    async def _resolve(self, wanted: dict[Key, int], compute: Compute) -> dict[Key, CachedVector]:
+    def _flight(self, key: Key, bulk: bool) -> asyncio.Future[CachedVector] | None:
+        """The computation in progress that a request may wait for."""
+        return self._urgent_flights.get(key) or (self._bulk_flights.get(key) if bulk else None)
+
+    async def _resolve(self, wanted: dict[Key, int], compute: Compute, bulk: bool) -> dict[Key, CachedVector]:
         found: dict[Key, CachedVector] = {}
         mine: dict[Key, int] = {}
         theirs: dict[Key, asyncio.Future[CachedVector]] = {}
         for key, index in wanted.items():
             if (entry := self.get(key)) is not None:
                 found[key] = entry
-            elif (flight := self._flights.get(key)) is not None:
+            elif (flight := self._flight(key, bulk)) is not None:
                 theirs[key] = flight
             else:
                 mine[key] = index
         if mine:
-            found |= await self._fly(mine, compute)
+            found |= await self._fly(mine, compute, self._bulk_flights if bulk else self._urgent_flights)
         failed: dict[Key, int] = {}
         abandoned: dict[Key, int] = {}
         for key, flight in theirs.items():
@@ -147,13 +155,13 @@ class VectorCache:
             # The other request may have failed because of another of its texts: only a new try can tell.
             found |= self._keep(failed, await compute(list(failed.values())))
         if abandoned:
-            found |= await self._resolve(abandoned, compute)
+            found |= await self._resolve(abandoned, compute, bulk)
         return found
 
-    async def _fly(self, mine: dict[Key, int], compute: Compute) -> dict[Key, CachedVector]:
+    async def _fly(self, mine: dict[Key, int], compute: Compute, table: Flights) -> dict[Key, CachedVector]:
         loop = asyncio.get_running_loop()
-        flights: dict[Key, asyncio.Future[CachedVector]] = {key: loop.create_future() for key in mine}
-        self._flights |= flights
+        flights: Flights = {key: loop.create_future() for key in mine}
+        table |= flights
         try:
             made = self._keep(mine, await compute(list(mine.values())))
         except Exception as error:
@@ -168,7 +176,7 @@ class VectorCache:
         finally:
             for key, flight in flights.items():
                 flight.cancel()  # has no effect on a future that has its result
-                del self._flights[key]
+                del table[key]
 
     def _keep(self, wanted: dict[Key, int], entries: Sequence[CachedVector]) -> dict[Key, CachedVector]:
         made = dict(zip(wanted, entries, strict=True))

@@ -72,7 +72,14 @@ class EmbedderHandle:
 
 
 def calls_over(handle: Any, **options: Any) -> EmbedderCalls:
-    limits = {"in_flight": 1, "call_tokens": 256, "max_queued_tokens": 1000, "cache_bytes": 0, **options}
+    limits = {
+        "in_flight": 1,
+        "call_tokens": 256,
+        "max_queued_tokens": 1000,
+        "max_wait_s": None,
+        "cache_bytes": 0,
+        **options,
+    }
     return EmbedderCalls(handle, **limits)
 
 
@@ -132,8 +139,8 @@ async def test_an_input_counts_at_most_the_tokens_that_the_model_reads() -> None
     documents = asyncio.create_task(calls.embed(["words " * 33_333] * 40, "", "end"))
     ids = asyncio.create_task(calls.embed([[7] * 1_000, [7] * 100], "", "end"))
     await turns()
-    sent = sum(sum(call) for call in handle.calls) - 1  # a backlog is sent ahead, one call of 256 tokens at a time
-    assert (sent, calls.batcher.queued_cost) == (1, 39 * 256 + 356)
+    sent = sum(sum(call) for call in handle.calls) - 1  # of each kind one call is sent ahead, and of documents one more
+    assert (sent, calls.queued_tokens) == (3, 38 * 256 + 100)
     handle.gate.set()
     assert (await documents).tokens.tolist() == [256] * 40
     await asyncio.gather(on_its_way, ids)
@@ -169,15 +176,19 @@ async def test_texts_past_the_limit_are_refused_at_once() -> None:
     waiting = [asyncio.create_task(calls.embed(["on its way"], "", "end"))]
     await turns()
     waiting += [asyncio.create_task(calls.embed([f"text {n}"], "", "end")) for n in range(20)]
-    await turns()
-    for texts in (["one text"], [f"text {n}" for n in range(2000)]):
+    bulk = [f"text {n}" for n in range(2000)]
+    for _ in range(2):  # two pieces run, two wait
+        waiting.append(asyncio.create_task(calls.embed(bulk, "", "end")))
+        await turns()
+    sent = len(handle.calls)
+    for texts in (["one text"], bulk):
         refused = asyncio.create_task(calls.embed(texts, "", "end"))
-        await turns(2)
+        await turns(6)
         assert refused.done()  # without waiting, and without a call
         error = refused.exception()
         assert isinstance(error, Overloaded)
         assert error.retry_after_s > 0
-        assert len(handle.calls) == 1
+        assert len(handle.calls) == sent
     handle.gate.set()
     await asyncio.gather(*waiting)
     await calls.embed(["one text"], "", "end")
