@@ -16,7 +16,7 @@ from store.errors import LogDamaged, LogUnavailable
 from store.index.resident import Resident
 from store.index.snapshots import Name, Pending, Snapshots
 from store.index.user_index import UserIndex
-from store.log import reading, receipts, writing
+from store.log import reading, receipts, space, writing
 from store.log.database import Log
 from store.log.reading import Position
 from store.log.users import lock_users, save_users
@@ -29,6 +29,7 @@ _PURGE_US = 1_000_000  # between two searches for expired memories
 _PURGE = 100  # memories a step
 _RECEIPTS_US = 60_000_000  # between two searches for outdated receipts
 _RECEIPTS = 1000  # receipts a step
+_FREE_US = 1_000_000  # between two searches for space of erased rows
 _FREED_BYTES = 16 << 20  # freed memory is returned to the system in such amounts
 _WAIT_S = 0.005  # wait for the disk in one step
 _SAVE_US = 600_000_000  # between two snapshots of one user
@@ -53,7 +54,7 @@ class Background:
         self._unsaved: OrderedDict[int, None] = OrderedDict()
         self._saved_rows: dict[int, int] = {}
         self._saved_at: dict[int, int] = {}
-        self._swept_at = self._purged_at = self._receipts_removed_at = 0
+        self._swept_at = self._purged_at = self._receipts_removed_at = self._freed_at = 0
         self._has_erased = False
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")  # the thread starts on first use
         self._discarded = False  # the snapshot that is being saved holds contents that were erased meanwhile
@@ -98,6 +99,10 @@ class Background:
             if not self._remove_receipts(now):
                 self._receipts_removed_at = now
             return True
+        if not 0 <= now - self._freed_at < _FREE_US:
+            if not space.free_step(self._log, now):
+                self._freed_at = now
+            return True
         return self._maintain_index() or self._save(now)
 
     def close(self) -> None:
@@ -130,7 +135,11 @@ class Background:
             positions = reading.positions(connection, uids)
             for index in self._resident:
                 position = positions.get(index.uid)
-                if position is None or position.epoch != index.epoch or position.model != self._log.model:
+                if (
+                    position is None
+                    or position.model != self._log.model
+                    or not position.reaches(index.epoch, index.version)
+                ):
                     self._resident.drop(index.uid)
                 elif position.removed_version > index.version:
                     try:

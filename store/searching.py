@@ -136,7 +136,7 @@ class Searcher:
         """The user's index at the version of the log."""
         check_model(position.model, self._log.model)
         index = self._resident.get(position.uid)
-        if index is None or index.epoch != position.epoch or index.version > position.version:
+        if index is None or not position.reaches(index.epoch, index.version):
             index = None
             if self._snapshots is not None and position.live > self._options.switch // 2:
                 index = self._snapshots.load(

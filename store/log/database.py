@@ -41,6 +41,8 @@ _SIGNS_OF_DAMAGE = ("malformed", "not a database", "file is encrypted", "invalid
 _SERVED_MODEL = select(meta.c.value).where(meta.c.name == "model")
 _LOCKED_MODEL = _SERVED_MODEL.with_for_update(read=True)
 _ADVICE = "Restore it from a backup, or see what is left of it: memserve log verify"
+_PAGES = ("page_count", "freelist_count", "page_size", "auto_vacuum")
+_INCREMENTAL = 2
 _SHARED_MEMORY = Path("/dev/shm")
 _OPENING_LOCK = 7305428194  # an arbitrary number that no other program should use
 # A server whose machine or network is gone sends nothing. Without these settings a call, and with it the store's only
@@ -51,6 +53,20 @@ _NOTICE_A_LOST_SERVER = {
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,  # milliseconds
 }
+
+
+class Pages(NamedTuple):
+    """The number of pages of a SQLite file, how many of them are free, the bytes of each, and its `auto_vacuum`."""
+
+    total: int
+    free: int
+    size: int
+    auto_vacuum: int
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether `cut_free_pages` works. Logs that memserve 0.1 made lack the pages that it needs."""
+        return self.auto_vacuum == _INCREMENTAL
 
 
 class Log:
@@ -232,7 +248,28 @@ class Log:
                 return
             raw = self.engine.raw_connection()  # VACUUM must be outside a transaction, and SQLAlchemy would begin one
             try:
-                raw.cursor().execute("VACUUM")
+                raw.cursor().execute("PRAGMA auto_vacuum=INCREMENTAL").execute("VACUUM")
+            finally:
+                raw.close()
+
+    def pages(self) -> Pages:
+        """The pages of a SQLite file."""
+        with self.read() as connection:
+            numbers = [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in _PAGES]
+        return Pages(*numbers)
+
+    def cut_free_pages(self, count: int) -> None:
+        """Move pages from the end of a SQLite file into free ones, and make it at most `count` pages shorter.
+
+        The space returns to the system when the write-ahead log is emptied.
+
+        Raises:
+            LogUnavailable: another process holds a lock.
+        """
+        with _translated():
+            raw = self.engine.raw_connection()
+            try:  # the driver's `execute` would stop after the first page
+                raw.cursor().executescript(f"PRAGMA incremental_vacuum({count})")
             finally:
                 raw.close()
 
@@ -349,6 +386,8 @@ def _sqlite_engine(path: Path, synchronous: Synchronous, lock_timeout_s: float) 
     def _configure(connection: Any, _: Any) -> None:
         connection.create_function("unicode_lower", 1, _lower, deterministic=True)
         connection.isolation_level = None  # the driver begins no transactions: `_begin` does
+        if not path.exists() or path.stat().st_size == 0:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL").close()  # so that `cut_free_pages` works
         _enter_wal_mode(connection, lock_timeout_s)
         for pragma in (
             f"synchronous={synchronous}",

@@ -104,7 +104,7 @@ def begin_import(connection: Connection, user: User, issued_at: int | None) -> N
         return
     remove_memories(connection, user)
     user.erased_at = max(user.erased_at, newest)
-    user.version = user.removed_version = 0
+    user.version = user.removed_version = user.forgotten_version = 0
     user.epoch += 1
 
 

@@ -17,15 +17,16 @@ from sqlalchemy import Row, Select, and_, delete, func, insert, literal_column, 
 
 from store.errors import InvalidInput, LogDamaged
 from store.log.database import Log, model_id
+from store.log.erasing import erase_contents
 from store.log.reading import VECTOR, with_contents
 from store.log.rows import CONTENT, damaged, dump_vector, load_vectors, memory, user_key
 from store.log.schema import contents, history, memories, meta, users
+from store.log.space import remove_tombstones
 from store.log.users import lock_users
-from store.log.writing import blank, write_contents
+from store.log.writing import write_contents
 
 PAGE = 500
 BLANK_TEXT_AS = "."  # embedded instead of a blank text: older logs may hold some, and servers refuse them
-TOMBSTONES_US = 3_600_000_000  # how long a compaction keeps a tombstone; then only the user remembers the deletion
 
 
 class Served(NamedTuple):
@@ -166,31 +167,21 @@ def _problems(row: Any, user: Any, dim: int) -> Iterator[str]:
 
 
 def compact(log: Log, now: int) -> int:
-    """Remove old tombstones and erased rows, and give their space back. Returns how many tombstones were removed.
+    """Remove old tombstones and erased rows, and give all their space back. Returns how many tombstones were removed.
 
-    On SQLite this rewrites the whole file, which takes as much space again. No other process may write meanwhile. The
-    user keeps the time of the newest deletion that was removed, so that an older write is still refused.
+    Stores give most of this space back while they serve: see store/log/space.py. On SQLite this rewrites the whole
+    file, which takes as much space again. No other process may write meanwhile.
 
     Raises:
         LogUnavailable: another process holds a lock.
     """
-    old = and_(memories.c.deleted == 1, memories.c.updated_at < now - TOMBSTONES_US)
+    removed = 0
+    while some := remove_tombstones(log, now):
+        removed += some
     with log.write() as connection:
-        due = {
-            uid: newest
-            for uid, newest in connection.execute(
-                select(memories.c.uid, func.max(memories.c.updated_at)).where(old).group_by(memories.c.uid)
-            )
-        }
-        locked = lock_users(connection, due)
-        for uid, user in locked.items():
-            changed = {"epoch": user.epoch + 1, "erased_at": max(user.erased_at, due[uid])}
-            connection.execute(update(users).where(users.c.uid == uid).values(**changed))
-        labels = select(memories.c.label).where(old)
-        connection.execute(delete(history).where(history.c.label.in_(labels)))
-        removed = connection.execute(delete(memories).where(old)).rowcount
-        connection.execute(delete(contents).where(contents.c.blank == 1))
         if log.path is not None:  # until the file is rewritten, its pages hold copies of rows that were moved
+            connection.execute(delete(contents).where(contents.c.blank == 1))
+            connection.execute(update(meta).where(meta.c.name == "erased_bytes").values(value="0"))
             connection.execute(delete(meta).where(meta.c.name == "compacting"))
             connection.execute(insert(meta), [{"name": "compacting", "value": "1"}])
     log.vacuum()
@@ -335,7 +326,9 @@ def _switch(log: Log, model: str, old_id: int, new_id: int, dim: int) -> bool:
 
 def _dim_of(log: Log, new_id: int) -> int:
     with log.read() as connection:
-        statement = select(func.length(contents.c.embedding)).where(contents.c.model == new_id, contents.c.blank == 0)
+        statement = select(func.length(contents.c.embedding)).where(
+            contents.c.model == new_id, contents.c.blank == 0, contents.c.embedding != b""
+        )
         return int(connection.execute(statement.limit(1)).scalar() or 0) // 4
 
 
@@ -359,6 +352,6 @@ def _blank_replaced(log: Log, model: str) -> int:
                 return blanked
             # Without these locks this and a deletion could deadlock: they update the rows in different orders.
             lock_users(connection, [row.uid for row in found])
-            connection.execute(blank(contents.c.cid.in_([row.cid for row in found])))
+            erase_contents(connection, contents.c.cid.in_([row.cid for row in found]))
         after = found[-1].cid
         blanked += len(found)

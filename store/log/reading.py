@@ -58,7 +58,12 @@ class Position(NamedTuple):
     live: int
     removed_version: int
     erased_at: int
+    forgotten_version: int
     model: str | None
+
+    def reaches(self, epoch: int, version: int) -> bool:
+        """Whether an index of this epoch and version can catch up with the log, or has done so."""
+        return epoch == self.epoch and self.forgotten_version <= version <= self.version
 
 
 class Changes(NamedTuple):
@@ -108,6 +113,7 @@ _POSITIONS = select(
     users.c.live,
     users.c.removed_version,
     users.c.erased_at,
+    users.c.forgotten_version,
     select(meta.c.value).where(meta.c.name == "model").scalar_subquery(),
 ).where(users.c.uid.in_(bindparam("uids", expanding=True)))
 _MEMORIES = with_contents(bindparam("serving", type_=BigInteger))

@@ -31,6 +31,7 @@ _Int = BigInteger().with_variant(Integer, "sqlite")  # in SQLite only INTEGER PR
 _Name = Text().with_variant(Text(collation="C"), "postgresql")  # sorted by code points, as in SQLite
 _EXPIRES = text("expires_at IS NOT NULL")
 _WRITTEN = text("blank = 0")
+_DELETED = text("deleted = 1")
 
 meta = Table(
     "meta",
@@ -39,7 +40,8 @@ meta = Table(
     Column("value", Text, nullable=False),
     sqlite_strict=True,
 )
-"""`schema_version`; `model` and `dim` of the vectors that are served; `log_id`, which index snapshots contain."""
+"""`schema_version`; `model` and `dim` of the vectors that are served; `log_id`, which index snapshots contain; on
+SQLite `erased_bytes`, the space that erased rows take: see store/log/space.py."""
 
 users = Table(
     "users",
@@ -53,6 +55,7 @@ users = Table(
     Column("removed_version", _Int, nullable=False),  # of the newest deletion: older index snapshots must be removed
     Column("erased_at", _Int, nullable=False),  # 0: never
     Column("text_bytes", _Int, nullable=False, server_default=text("0")),  # texts and metadata of these memories
+    Column("forgotten_version", _Int, nullable=False, server_default=text("0")),  # indexes below it cannot catch up
     UniqueConstraint("tenant", "user_id"),
     sqlite_autoincrement=True,
     sqlite_strict=True,
@@ -78,10 +81,11 @@ memories = Table(
     Index("memories_updated", "uid", "updated_at", "version"),
     Index("memories_content", "content_hash"),
     Index("memories_expiry", "expires_at", sqlite_where=_EXPIRES, postgresql_where=_EXPIRES),
+    Index("memories_tombstones", "updated_at", sqlite_where=_DELETED, postgresql_where=_DELETED),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
-"""One row per memory. Its contents are in `contents`. A deleted memory stays as a tombstone until a compaction."""
+"""One row per memory. Its contents are in `contents`. A deleted memory stays as a tombstone for an hour."""
 
 contents = Table(
     "contents",
@@ -99,11 +103,13 @@ contents = Table(
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
-"""The texts and metadata of the states of memories, each with the vector of one model.
+"""The texts and metadata of the states of memories, each with the vector of one model. The vector of a superseded
+state is empty, since nothing reads it.
 
-Rows are only added at the end, and erased by overwriting them in place with blanks of the same size. If a row moves to
-another page, SQLite's secure_delete does not overwrite the copy that stays behind in the old one. These rows never
-move, because no other row of their page grows, shrinks or is removed, except by VACUUM, which rewrites every page.
+On PostgreSQL rows are erased by deleting them. On SQLite they are overwritten in place with blanks of the same size,
+and `blank` is 1. If a row moves to another page, SQLite's secure_delete does not overwrite the copy that stays behind
+in the old one. These rows never move: they are only added at the end, none grows or shrinks, and rows are only removed
+at the beginning, several pages before the first that is not blank. VACUUM rewrites every page.
 """
 
 history = Table(

@@ -35,6 +35,7 @@ class User:
     removed_version: int
     erased_at: int
     text_bytes: int
+    forgotten_version: int
 
     def stamp(self) -> int:
         """The version of the next row."""
@@ -55,6 +56,7 @@ _LOCK_USERS = (
         users.c.removed_version,
         users.c.erased_at,
         users.c.text_bytes,
+        users.c.forgotten_version,
     )
     .where(users.c.uid.in_(bindparam("uids", expanding=True)))
     .order_by(users.c.uid)
@@ -95,7 +97,8 @@ _SAVE_USER = (
     update(users)
     .where(users.c.uid == bindparam("of_uid"))
     .values({c: bindparam(c.name) for c in (users.c.version, users.c.epoch, users.c.live)})
-    .values({c: bindparam(c.name) for c in (users.c.removed_version, users.c.erased_at, users.c.text_bytes)})
+    .values({c: bindparam(c.name) for c in (users.c.removed_version, users.c.erased_at)})
+    .values({c: bindparam(c.name) for c in (users.c.text_bytes, users.c.forgotten_version)})
 )
 
 
@@ -111,6 +114,7 @@ def save_users(connection: Connection, changed: Sequence[User]) -> None:
                 "removed_version": u.removed_version,
                 "erased_at": u.erased_at,
                 "text_bytes": u.text_bytes,
+                "forgotten_version": u.forgotten_version,
             }
             for u in changed
         ]

@@ -16,8 +16,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    LargeBinary,
-    Update,
+    and_,
     bindparam,
     delete,
     func,
@@ -27,11 +26,9 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 
 from store.log import receipts
+from store.log.erasing import erase_contents, erase_vectors
 from store.log.reading import byte_length
 from store.log.schema import CHUNK, contents, history, memories
 from store.log.users import User
@@ -48,40 +45,6 @@ class Contents(Protocol):
     def embedding(self) -> bytes: ...
     @property
     def vector_crc(self) -> int: ...
-
-
-class blank_value(FunctionElement[Any]):
-    """An empty value of the same size in SQLite's record, so that it overwrites the old value in place."""
-
-    inherit_cache = True
-
-
-@compiles(blank_value)
-def _empty(element: blank_value, compiler: SQLCompiler, **options: Any) -> str:
-    return "''"
-
-
-@compiles(blank_value, "sqlite")
-def _same_size(element: blank_value, compiler: SQLCompiler, **options: Any) -> str:
-    (column,) = element.clauses
-    value = compiler.process(column, **options)
-    if isinstance(column.type, LargeBinary):
-        return f"zeroblob(length({value}))"
-    return f"printf('%*s', length(CAST({value} AS BLOB)), '')"
-
-
-_BLANK = update(contents).values(
-    blank=1,
-    vector_crc=contents.c.vector_crc,
-    text=blank_value(contents.c.text),
-    metadata=blank_value(contents.c.metadata),
-    embedding=blank_value(contents.c.embedding),
-)
-
-
-def blank(which: ColumnElement[bool]) -> Update:
-    """The statement that overwrites the text, metadata and vector of the rows of `contents` that meet a condition."""
-    return _BLANK.where(which, contents.c.blank == literal_column("0"))
 
 
 _COPY_TO_HISTORY = insert(history).from_select(
@@ -108,15 +71,6 @@ _MAKE_TOMBSTONE = (
         expires_at=None,
         content_hash=literal(b""),
     )
-)
-_BLANK_STATES = _BLANK.where(
-    contents.c.uid == bindparam("of_uid"),
-    contents.c.blank == literal_column("0"),
-    contents.c.version.in_(
-        select(history.c.version).where(
-            history.c.label == select(memories.c.label).where(memories.c.key == bindparam("of_key")).scalar_subquery()
-        )
-    ),
 )
 
 
@@ -146,8 +100,12 @@ def contents_row(memory: Contents, uid: int, version: int, model: int) -> dict[s
 
 
 def write_changes(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    """Give existing memories a new state, and copy the old one to the history. Each key occurs at most once."""
+    """Give existing memories a new state, and copy the old one to the history, without its vector.
+
+    Each key occurs at most once.
+    """
     if rows:
+        erase_vectors(connection, [row["of_key"] for row in rows])
         connection.execute(_COPY_TO_HISTORY, [{"of_key": row["of_key"]} for row in rows])
         connection.execute(_CHANGE, rows)
 
@@ -164,10 +122,17 @@ def delete_memories(connection: Connection, user: User, keys: Sequence[bytes], n
         part = [{"of_key": key} for key in keys[start : start + CHUNK]]
         user.text_bytes -= int(connection.execute(_TEXT_BYTES, {"keys": keys[start : start + CHUNK]}).scalar_one())
         connection.execute(_COPY_TO_HISTORY, part)
-        connection.execute(_BLANK_STATES, [{**row, "of_uid": user.uid} for row in part])
+        erase_contents(connection, _states_of(user.uid, keys[start : start + CHUNK]))
         connection.execute(_MAKE_TOMBSTONE, [{**row, "version": user.stamp(), "updated_at": now} for row in part])
     user.live -= len(keys)
     user.removed_version = user.version
+
+
+def _states_of(uid: int, keys: Sequence[bytes]) -> ColumnElement[bool]:
+    """The contents of all states of a user's memories."""
+    labels = select(memories.c.label).where(memories.c.key.in_(keys))
+    versions = select(history.c.version).where(history.c.label.in_(labels))
+    return and_(contents.c.uid == uid, contents.c.version.in_(versions))
 
 
 def erase_user(connection: Connection, user: User, now: int) -> int:
@@ -183,6 +148,6 @@ def erase_user(connection: Connection, user: User, now: int) -> int:
 def remove_memories(connection: Connection, user: User) -> None:
     """Remove every state of a user's memories, their contents, and the answers of writes that name them."""
     receipts.clear_answers(connection, user.uid)
-    connection.execute(blank(contents.c.uid == user.uid))
+    erase_contents(connection, contents.c.uid == user.uid)
     for table in (history, memories):
         connection.execute(delete(table).where(table.c.uid == user.uid))

@@ -43,6 +43,11 @@ def new_vectors(texts: Sequence[str]) -> Any:
     return [[len(text), text.count("1") + 1, hash(text[-1]) % 7, 1] for text in texts]
 
 
+def blank(log: Log, erased: int) -> int:
+    """The number of blank rows after that many rows were erased: PostgreSQL deletes them."""
+    return erased if log.path is not None else 0
+
+
 @pytest.fixture
 def log(store: Store, url: str) -> Any:
     opened = Log.open(url)
@@ -55,7 +60,7 @@ def test_a_sound_log_has_no_problems(store: Store, log: Log) -> None:
     store.update(T, "ann", "3", metadata={})
     store.delete(T, "ann", "4")
     assert list(verify(log)) == []
-    assert count(log) == Counts(1, 19, 1, 2, 1, "fake", DIM)
+    assert count(log) == Counts(1, 19, 1, 2, blank(log, 2), "fake", DIM)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +215,7 @@ def test_a_reembedding_that_was_interrupted_after_the_switch_is_completed(
         reembed(log, "new", new_vectors)
     assert (served(log), count(log).blank) == (("new", NEW_DIM), 0)
     assert reembed(log, "new", new_vectors) == 0
-    assert count(log).blank == 20
+    assert count(log).blank == blank(log, 20)
     with pytest.raises(InvalidInput, match="nothing to do"):
         reembed(log, "new", new_vectors)
     assert list(verify(log)) == []
@@ -230,7 +235,7 @@ def test_old_vectors_are_blanked_under_the_locks_of_their_users(
             reembed(hasty, "new", new_vectors)
     assert count(log).blank == 0
     assert reembed(hasty, "new", new_vectors) == 0
-    assert count(log).blank == 20
+    assert count(log).blank == blank(log, 20)
     hasty.close()
 
 
