@@ -159,7 +159,8 @@ class Memserve:
         """Add memories (texts, or mappings with text, id, metadata, created_at, expires_at, vector) to one user.
 
         Returns:
-            `{id, status, version}` of each, in order, once they are committed.
+            `{id, status, version}` of each, in order, once they are committed; with `truncated: True` if the text is
+            longer than the model reads.
 
         Raises:
             InvalidRequest: `param` is the path of the field.
@@ -171,11 +172,12 @@ class Memserve:
         return added
 
     async def add_body(self, user_id: str, body: bodies.AddBody, origin: Origin) -> Fields:
-        """Add memories to one user. `{memories: [{id, status, version}], version}`."""
+        """Add memories to one user. `{memories: [{id, status, version, truncated?}], version}`."""
         in_list = body.memories is not None
         with located("memories" if in_list else "", in_list=in_list, beside=("user_id",)):
-            (result,) = await self._append([(user_id, body.items())], body, origin)
-        return {"memories": [shapes.added(entry) for entry in result.memories], "version": result.version}
+            (result,), truncated = await self._append([(user_id, body.items())], body, origin)
+        added = [shapes.added(entry, truncated=cut) for entry, cut in zip(result.memories, truncated, strict=True)]
+        return {"memories": added, "version": result.version}
 
     async def add_many(
         self, memories: Sequence[Mapping[str, Any]], *, origin: Origin | None = None, **options: Any
@@ -183,7 +185,7 @@ class Memserve:
         """Add memories of many users (mappings as in `add`, each with its user_id), all of them or none.
 
         Returns:
-            `{user_id, id, status, version}` of each, in order, once they are committed.
+            `{user_id, id, status, version, truncated?}` of each, in order, once they are committed.
 
         Raises:
             InvalidRequest, store.Conflict: as in `add`.
@@ -199,25 +201,30 @@ class Memserve:
         groups = [(user_id, [body.memories[n] for n in positions]) for user_id, positions in of_user.items()]
         order = [position for positions in of_user.values() for position in positions]
         with located("memories"), renumbered(order):
-            results = await self._append(groups, body, origin)
+            results, truncated = await self._append(groups, body, origin)
         entries = [entry for result in results for entry in result.memories]
-        entry_of = dict(zip(order, entries, strict=True))
-        return [{"user_id": item.user_id, **shapes.added(entry_of[n])} for n, item in enumerate(body.memories)]
+        added_at = {
+            position: shapes.added(entry, truncated=cut)
+            for position, entry, cut in zip(order, entries, truncated, strict=True)
+        }
+        return [{"user_id": item.user_id, **added_at[n]} for n, item in enumerate(body.memories)]
 
     async def _append(
         self,
         groups: Sequence[tuple[str, Sequence[bodies.NewMemoryBody]]],
         options: bodies.AddBody | bodies.AddManyBody,
         origin: Origin,
-    ) -> Sequence[AppendResult]:
+    ) -> tuple[Sequence[AppendResult], Sequence[bool]]:
         """Embed the memories that have no vector, then commit all groups or none.
 
-        An error has the memory's position in all groups together.
+        Returns the results of the groups, and for each memory of all groups whether its text was cut. An error has
+        the memory's position in all groups together.
         """
         items = [item for _, group in groups for item in group]
         turn = Turn.of_user(TENANT, groups[0][0]) if len(groups) == 1 else Turn()
         texts, given = [item.text for item in items], [item.vector for item in items]
-        vectors = iter(await self._vectors.of_memories(texts, given, turn))
+        made, truncated = await self._vectors.of_memories(texts, given, turn)
+        vectors = iter(made)
         numbers = itertools.count()
         # A write that only adds, under ids made for it, needs no record of its result: its rows in the log show that it
         # was made, and its time shows if its user was erased since. A client's key comes with another time.
@@ -246,7 +253,7 @@ class Memserve:
             )
             for user_id, group in groups
         ]
-        return await self._store.append(appends)
+        return await self._store.append(appends), truncated
 
     async def search(self, user_id: str, query: str | None = None, **options: Any) -> Rows:
         """Search one user's memories by text, or by `vector=`; the other options are those of SearchBody.
@@ -259,13 +266,15 @@ class Memserve:
         return found
 
     async def search_body(self, user_id: str, body: bodies.SearchBody) -> Fields:
-        """The nearest memories of one user. `{results, index, version}`."""
+        """The nearest memories of one user. `{results, index, version}`; `truncated: True` if the query was cut."""
+        truncated = False
         if body.vector is not None:
             vector = await self._vectors.checked(body.vector)
         else:
             assert body.query is not None
             with located("query", in_list=False):
-                vector = await self._vectors.of_query(body.query, Turn.of_user(TENANT, user_id))
+                embedded = await self._vectors.of_query(body.query, Turn.of_user(TENANT, user_id))
+            vector, truncated = embedded.vectors[0], bool(embedded.truncated[0])
         found = await self._store.search(
             Search(
                 tenant=TENANT,
@@ -278,7 +287,8 @@ class Memserve:
             )
         )
         results = [shapes.memory(memory) for memory in found.results]
-        return {"results": results, "index": found.index, "version": found.version}
+        answer: Fields = {"results": results, "index": found.index, "version": found.version}
+        return {**answer, "truncated": True} if truncated else answer
 
     async def get(self, user_id: str, memory_id: str, **options: Any) -> Fields:
         """One memory, with its vector if `include_vectors`. Raises store.NotFound."""
@@ -308,7 +318,8 @@ class Memserve:
 
         A new text without a vector is embedded. If the text is the same as before, the memory keeps its vector.
         `metadata_merge` sets some keys of the metadata, and removes those that are None in it. With `if_version` the
-        memory is changed only if it has that version.
+        memory is changed only if it has that version. The answer is the memory, with `truncated: True` if the text is
+        longer than the model reads.
 
         Raises:
             store.NotFound: there is no such memory.
@@ -318,37 +329,39 @@ class Memserve:
         ids = arguments.memory(user_id, memory_id)
         given = bodies.check(bodies.UpdateBody, changes).changes()
         while True:
+            stored, truncated = await self._stored_changes(ids, given)
             try:
                 changed = await self._store.write(
-                    Store.update,
-                    TENANT,
-                    *ids,
-                    issued_at=origin.issued_at,
-                    write_id=origin.write_id,
-                    **await self._stored_changes(ids, given),
+                    Store.update, TENANT, *ids, issued_at=origin.issued_at, write_id=origin.write_id, **stored
                 )
             except Conflict as error:
                 # If the caller gave no version, `_stored_changes` did, and another write came in between.
                 if error.code != "version_mismatch" or "if_version" in given:
                     raise
             else:
-                return shapes.memory(changed)
+                return shapes.memory(changed, truncated=truncated)
 
-    async def _stored_changes(self, ids: tuple[str, str], given: Fields) -> Fields:
-        """The arguments of `Store.update`: a new text with its vector, an unchanged text as the version that has it."""
+    async def _stored_changes(self, ids: tuple[str, str], given: Fields) -> tuple[Fields, bool]:
+        """The arguments of `Store.update`, and whether the text was cut.
+
+        A new text comes with its vector, an unchanged text as the version that has it.
+        """
         if "vector" in given:
-            return {**given, "vector": await self._vectors.checked(given["vector"])}
+            return {**given, "vector": await self._vectors.checked(given["vector"])}, False
         if "text" not in given:
-            return given
+            return given, False
+        turn = Turn.of_user(TENANT, ids[0])
         try:
             found = await self._store.read_user(Store.get, TENANT, *ids)
         except NotFound:  # the write may be a resent one, of a memory that was deleted since: the log decides
             found = None
         if found is not None and given["text"] == found.text:
-            return {"if_version": found.version, **{name: given[name] for name in given if name != "text"}}
+            changes = {"if_version": found.version, **{name: given[name] for name in given if name != "text"}}
+            with located("text", in_list=False):
+                return changes, await self._vectors.is_cut(found.text, turn)
         with located("text", in_list=False):
-            (vector,) = await self._vectors.of_texts([given["text"]], Turn.of_user(TENANT, ids[0]))
-        return {**given, "vector": vector}
+            embedded = await self._vectors.of_texts([given["text"]], turn)
+        return {**given, "vector": embedded.vectors[0]}, bool(embedded.truncated[0])
 
     async def delete(self, user_id: str, memory_id: str, *, origin: Origin | None = None) -> None:
         """Delete one memory of one user. Raises store.NotFound."""
@@ -425,12 +438,19 @@ class Memserve:
         return await self.import_stream(arguments.new_user(user_id), chunks(), origin or Origin.fresh())
 
     async def import_stream(self, user_id: str, chunks: AsyncIterable[bytes], origin: Origin) -> Fields:
-        """Import NDJSON as it arrives, in chunks that may end anywhere. `{imported, unchanged}`."""
+        """Import NDJSON as it arrives, in chunks that may end anywhere.
+
+        `{imported, unchanged}`, and `truncated`, the number of texts that were cut, if any was.
+        """
         begin = True
+        truncated = 0
         turn = Turn.of_user(TENANT, user_id, bulk=True)
 
         async def embed(texts: Sequence[str]) -> np.ndarray:
-            return await self._vectors.of_texts(list(texts), turn)
+            nonlocal truncated
+            embedded = await self._vectors.of_texts(list(texts), turn)
+            truncated += int(embedded.truncated.sum())
+            return embedded.vectors
 
         async def write(lines: Sequence[ImportLine]) -> Imported:
             nonlocal begin
@@ -440,7 +460,8 @@ class Memserve:
 
         with located("lines"):
             done = await import_pieces(chunks, max_line_bytes=self.max_body_bytes, embed=embed, write=write)
-        return {"imported": done.imported, "unchanged": done.unchanged}
+        answer: Fields = {"imported": done.imported, "unchanged": done.unchanged}
+        return {**answer, "truncated": truncated} if truncated else answer
 
     # Operations.
 

@@ -9,13 +9,18 @@ from store import Appended, HistoryEvent, Memory, UserStats
 Fields = dict[str, Any]
 
 
-def added(entry: Appended) -> Fields:
-    """The result of adding one memory."""
-    return {"id": entry.id, "status": entry.status, "version": entry.version}
+def added(entry: Appended, *, truncated: bool) -> Fields:
+    """The result of adding one memory; `truncated` only if its text was cut."""
+    fields: Fields = {"id": entry.id, "status": entry.status, "version": entry.version}
+    return {**fields, "truncated": True} if truncated else fields
 
 
-def memory(found: Memory) -> Fields:
-    """The fields of a memory; `expires_at`, `score` and `vector` only if they are set."""
+def memory(found: Memory, *, truncated: bool = False) -> Fields:
+    """The fields of a memory; `expires_at`, `score` and `vector` only if they are set.
+
+    Args:
+        truncated: its text was cut before it was embedded.
+    """
     fields: Fields = {
         "id": found.id,
         "user_id": found.user_id,
@@ -29,6 +34,8 @@ def memory(found: Memory) -> Fields:
         value = getattr(found, name)
         if value is not None:
             fields[name] = value
+    if truncated:
+        fields["truncated"] = True
     return fields
 
 

@@ -101,6 +101,12 @@ class InfoAnswer(TypedDict):
     version: Annotated[str, Field(description="Of memserve.")]
 
 
+_TRUNCATED = Field(
+    description="Present if the text is longer than the model reads: it is stored as it is, and the vector is of its "
+    "beginning."
+)
+
+
 class AddedAnswer(TypedDict):
     """The result for one memory."""
 
@@ -110,6 +116,7 @@ class AddedAnswer(TypedDict):
         Field(description="`unchanged` if the memory already existed, `updated` if anything of it was replaced."),
     ]
     version: Annotated[int, Field(description="The version of the memory.")]
+    truncated: NotRequired[Annotated[Literal[True], _TRUNCATED]]
 
 
 class AddedMemoriesAnswer(TypedDict):
@@ -145,6 +152,12 @@ class MemoryAnswer(TypedDict):
     vector: NotRequired[Annotated[list[float], Field(description="Present if the request asked for it.")]]
 
 
+class UpdatedMemoryAnswer(MemoryAnswer):
+    """One memory that was updated."""
+
+    truncated: NotRequired[Annotated[Literal[True], _TRUNCATED]]
+
+
 class FoundMemoryAnswer(MemoryAnswer):
     """One memory that was found."""
 
@@ -157,6 +170,9 @@ class FoundAnswer(TypedDict):
     results: Annotated[list[FoundMemoryAnswer], Field(description="Best first; of equal scores the newest first.")]
     index: Annotated[Literal["exact", "hnsw"], Field(description="The kind of index that was searched.")]
     version: Annotated[int, Field(description="The version of the user that was searched.")]
+    truncated: NotRequired[
+        Annotated[Literal[True], Field(description="Present if the query is longer than the model reads, and was cut.")]
+    ]
 
 
 class MemoriesPageAnswer(TypedDict):
@@ -235,6 +251,11 @@ class ImportedAnswer(TypedDict):
 
     imported: Annotated[int, Field(description="Memories that were new or got another vector.")]
     unchanged: Annotated[int, Field(description="Memories that already existed.")]
+    truncated: NotRequired[
+        Annotated[
+            int, Field(description="Texts that are longer than the model reads and were cut; absent if none was.")
+        ]
+    ]
 
 
 class LiveAnswer(TypedDict):

@@ -131,7 +131,7 @@ async def get_memory(memserve: Memserve, request: Request) -> Response:
 @routes.add(
     "PATCH",
     MEMORY,
-    response_model=answers.MemoryAnswer,
+    response_model=answers.UpdatedMemoryAnswer,
     responses=fails(
         {
             404: MEMORY_NOT_FOUND,

@@ -16,6 +16,8 @@ from deployments.errors import InvalidRequest, renumbered
 from deployments.fair_queue import Turn
 from deployments.metrics import GatewayMetrics
 
+_SPECIAL_TOKENS = 8  # at most, of one text
+
 
 class Vectors:
     """The embedder, as the service uses it. An error about an item has the item's position in the list given.
@@ -71,27 +73,38 @@ class Vectors:
         prompt = info.default_prompt if prompt_name is None else info.prompts[prompt_name]
         return await self._embed_prompted(inputs, prompt, None, truncate, turn)
 
-    async def of_query(self, text: str, turn: Turn) -> np.ndarray:
-        """(dim,) float32 of the text of a search."""
-        vector: np.ndarray = (await self._embed([text], "query", "end", turn)).vectors[0]
-        return vector
+    async def of_query(self, text: str, turn: Turn) -> EmbedResult:
+        """The vector of the text of a search. A text that is too long is cut at its end."""
+        return await self._embed([text], "query", "end", turn)
 
-    async def of_texts(self, texts: list[str], turn: Turn) -> np.ndarray:
-        """(n, dim) float32 of texts of memories."""
-        return (await self._embed(texts, "document", "end", turn, cached=False)).vectors
+    async def of_texts(self, texts: list[str], turn: Turn) -> EmbedResult:
+        """The vectors of texts of memories. Texts that are too long are cut at their end."""
+        return await self._embed(texts, "document", "end", turn, cached=False)
 
     async def of_memories(
         self, texts: Sequence[str], given: Sequence[list[float] | None], turn: Turn
-    ) -> list[np.ndarray]:
-        """(dim,) float32 for each memory: the vector that was given with it, else the vector of its text."""
+    ) -> tuple[list[np.ndarray], list[bool]]:
+        """(dim,) float32 for each memory, and whether its text was cut for it.
+
+        It is the vector that was given with the memory, else the vector of its text.
+        """
         info = await self._embedder.info()
         found = {n: _checked(vector, info, n) for n, vector in enumerate(given) if vector is not None}
+        truncated = [False] * len(texts)
         missing = [n for n in range(len(texts)) if n not in found]
         if missing:
             with renumbered(missing, "text"):
                 embedded = await self.of_texts([texts[n] for n in missing], turn)
-            found.update(zip(missing, embedded, strict=True))
-        return [found[n] for n in range(len(texts))]
+            found.update(zip(missing, embedded.vectors, strict=True))
+            for n, cut in zip(missing, embedded.truncated.tolist(), strict=True):
+                truncated[n] = cut
+        return [found[n] for n in range(len(texts))], truncated
+
+    async def is_cut(self, text: str, turn: Turn) -> bool:
+        """Whether `of_texts` cuts a text. A text is embedded to learn it, unless it has too few bytes to be cut."""
+        info = await self._embedder.info()
+        at_most = len((_prompt(info, "document") + text).encode()) + _SPECIAL_TOKENS
+        return at_most > info.limit("document") and bool((await self.of_texts([text], turn)).truncated[0])
 
     async def checked(self, vector: list[float]) -> np.ndarray:
         """A caller's vector as (dim,) float32. Raises InvalidRequest."""

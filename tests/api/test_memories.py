@@ -57,6 +57,47 @@ async def test_each_input_type_is_cut_to_its_own_length(app: LocalApp) -> None:
     assert vector == cut
 
 
+async def test_texts_that_are_cut_are_told(app: LocalApp) -> None:
+    model, api = app.model.model, app.http
+    model.info = replace(model.info, max_tokens_of={"query": 4, "document": 20})  # with the prompt of a query
+    long, short = " ".join(["word"] * 21), " ".join(["word"] * 20)
+    axis = np.eye(DIM)[0].tolist()
+    added = await add(api, {"id": "1", "text": long}, {"id": "2", "text": short}, {"text": long, "vector": axis})
+    assert [one.get("truncated") for one in added["memories"]] == [True, None, None]
+    single = await api.post(ANN, json={"id": "4", "text": long})
+    assert single.json() == {
+        "memories": [{"id": "4", "status": "added", "version": 4, "truncated": True}],
+        "version": 4,
+    }
+    mixed = [{"user_id": user, "text": text} for user, text in (("bob", short), ("ann", long), ("bob", long))]
+    many = (await api.post("/v1/memories", json={"memories": mixed})).json()["memories"]
+    assert [one.get("truncated") for one in many] == [None, True, True]
+    again = await add(api, {"id": "1", "text": long}, {"id": "2", "text": short})
+    assert [(one["status"], one.get("truncated")) for one in again["memories"]] == [
+        ("unchanged", True),
+        ("unchanged", None),
+    ]
+
+    assert "truncated" not in (await api.get(f"{ANN}/1")).json()
+    headers = {"Idempotency-Key": "k"}
+    changed = await api.patch(f"{ANN}/2", json={"text": long}, headers=headers)
+    assert changed.json()["truncated"] is True
+    assert (await api.patch(f"{ANN}/2", json={"text": long}, headers=headers)).content == changed.content
+    assert (await api.patch(f"{ANN}/2", json={"text": long})).json() == changed.json()
+    assert "truncated" not in (await api.patch(f"{ANN}/2", json={"metadata": {"n": 1}})).json()
+    assert "truncated" not in (await api.patch(f"{ANN}/2", json={"text": short})).json()
+
+    for query, cut in (("a b c", None), ("a b c d", True)):
+        assert (await api.post(f"{ANN}/search", json={"query": query})).json().get("truncated") is cut
+    lines = b"".join(
+        json.dumps({"id": str(n), "text": text}).encode() + b"\n" for n, text in enumerate([long, short, long])
+    )
+    imported = await api.post("/v1/users/eve/import", content=lines)
+    assert imported.json() == {"imported": 3, "unchanged": 0, "truncated": 2}
+    again = await api.post("/v1/users/eve/import", content=lines.splitlines()[1])
+    assert again.json() == {"imported": 0, "unchanged": 1}
+
+
 async def test_a_memory_has_the_fields_that_it_was_added_with(api: httpx.AsyncClient) -> None:
     expires_at = (datetime.now(UTC) + timedelta(days=1)).isoformat().replace("+00:00", "Z")
     await add(api, {"id": "1", "text": "green tea", "metadata": {"n": 1, "a": [None]}, "expires_at": expires_at})
