@@ -74,7 +74,7 @@ async def measure_all(app: Any, deployment: Any, sizes: list[int], searches: int
     """Measure each user once its index is built. Returns the rows of the table."""
     from deployments.calls.store import StoreCalls
 
-    calls = StoreCalls(deployment, partitions=PARTITIONS, append_in_flight=1, append_memories=1)
+    calls = StoreCalls(deployment, partitions=PARTITIONS, append_in_flight=1, append_memories=1, max_wait_s=None)
     ways: dict[str, Ask] = {
         "app": lambda user, query: app.search.remote(user, vector=query.tolist()),
         "Store": lambda user, query: calls.search(Search(TENANT, user, query, 10)),

@@ -75,6 +75,7 @@ class _EmbedderLimits(TypedDict):
 class _StoreLimits(TypedDict):
     append_in_flight: int
     append_memories: int
+    max_wait_s: float
 
 
 def _embedder_limits(settings: Settings) -> _EmbedderLimits:
@@ -90,7 +91,11 @@ def _embedder_limits(settings: Settings) -> _EmbedderLimits:
 
 def _store_limits(settings: Settings) -> _StoreLimits:
     options = settings.gateway
-    return {"append_in_flight": options.append_calls_in_flight, "append_memories": options.append_call_memories}
+    return {
+        "append_in_flight": options.append_calls_in_flight,
+        "append_memories": options.append_call_memories,
+        "max_wait_s": settings.queue.max_wait_s,
+    }
 
 
 def _calls_in_flight(embedder: EmbedderSettings) -> int:

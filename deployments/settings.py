@@ -63,7 +63,7 @@ RELOADABLE = {
         "gateway.max_queued_tokens",
         "queue.max_wait_s",
     },
-    "Store": {"log_level", "store.index_budget_bytes"},
+    "Store": {"log_level", "queue.max_wait_s", "store.index_budget_bytes"},
 }
 """Deployment -> the settings that its `user_config:` may change while the server runs."""
 
@@ -173,7 +173,7 @@ class QueueSettings(_Section):
         30.0,
         gt=0.0,
         description="The longest time, in seconds, that a request, or a piece of a large one, may wait in one queue of "
-        "a gateway or an embedder. It is then answered with status 504, and nothing of it is done.",
+        "a gateway, an embedder or a store. It is then answered with status 504, and nothing of it is done.",
     )
 
 

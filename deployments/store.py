@@ -84,7 +84,11 @@ class StoreReplica:
         self._busy = BusyTime()
         self._lag = EventLoopLag()
         self._jobs: Batcher[_Job, Any] = Batcher(
-            self._run_job, in_flight=_JOBS_IN_FLIGHT, budget=1, cost=lambda job: job.cost
+            self._run_job,
+            in_flight=_JOBS_IN_FLIGHT,
+            budget=1,
+            max_wait_s=settings.queue.max_wait_s,
+            cost=lambda job: job.cost,
         )
         self._store = await self._in_worker(
             lambda: Store.open(
@@ -105,8 +109,9 @@ class StoreReplica:
         """Apply `user_config`. Serve calls this after the constructor and whenever `user_config` has changed."""
         self._lag.start()
         if self._live.take(user_config):
-            resident = self._store.resident
-            resident.budget_bytes = self._live.settings.store.index_budget_bytes
+            settings, resident = self._live.settings, self._store.resident
+            self._jobs.reconfigure(in_flight=_JOBS_IN_FLIGHT, budget=1, max_wait_s=settings.queue.max_wait_s)
+            resident.budget_bytes = settings.store.index_budget_bytes
             await self._in_worker(resident.trim)
 
     async def _in_worker(self, call: Callable[[], Answer]) -> Answer:

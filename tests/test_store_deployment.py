@@ -162,3 +162,17 @@ async def test_a_replica_can_be_stopped_twice(tmp_path: Path) -> None:
     for _ in range(2):
         app.store.deployment.__del__()
     await app.model.engine.close()
+
+
+async def test_the_longest_wait_of_a_job_can_be_changed_while_a_replica_runs(
+    app: LocalApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, store = Gate(monkeypatch), app.store.deployment
+    running = [asyncio.ensure_future(store.run("get", CALL)) for _ in range(2)]
+    await turns()
+    changing = asyncio.ensure_future(store.reconfigure({"queue": {"max_wait_s": 0.001}}))
+    await turns()
+    assert isinstance(await store.run("get", CALL), DeadlineExceeded)
+    gate.open.set()
+    assert await asyncio.gather(*running) == [None, None]
+    await changing

@@ -58,7 +58,7 @@ class CoalescedSearches:
         *,
         partition_of: Callable[[Search], int],
         partitions: int,
-        max_wait_s: float | None = None,
+        max_wait_s: float | None,
     ) -> None:
         self._ask = ask
         self._max_wait_s = max_wait_s

@@ -93,7 +93,7 @@ class StoreCalls:
         partitions: int,
         append_in_flight: int,
         append_memories: int,
-        max_wait_s: float | None = None,
+        max_wait_s: float | None,
     ) -> None:
         self._handle = with_plain_pickle(handle)
         self._by_partition = [
@@ -116,7 +116,7 @@ class StoreCalls:
         )
         self._unbatched = UnbatchedCalls("store")
 
-    def reconfigure(self, *, append_in_flight: int, append_memories: int, max_wait_s: float | None = None) -> None:
+    def reconfigure(self, *, append_in_flight: int, append_memories: int, max_wait_s: float | None) -> None:
         """Change these arguments of the constructor. Calls that wait or run are kept."""
         self._appends.reconfigure(
             in_flight=append_in_flight,

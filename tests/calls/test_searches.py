@@ -23,7 +23,10 @@ class Stores:
         self.gate = asyncio.Event()
         self.gate.set()
         self.searches = CoalescedSearches(
-            self._ask, partition_of=lambda request: int(request.user_id) % PARTITIONS, partitions=PARTITIONS
+            self._ask,
+            partition_of=lambda request: int(request.user_id) % PARTITIONS,
+            partitions=PARTITIONS,
+            max_wait_s=None,
         )
 
     async def _ask(

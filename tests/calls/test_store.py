@@ -59,7 +59,7 @@ class _Remote:
 
 
 def calls_over(handle: StoreHandle, **options: Any) -> StoreCalls:
-    limits = {"partitions": 2, "append_in_flight": 1, "append_memories": 256, **options}
+    limits = {"partitions": 2, "append_in_flight": 1, "append_memories": 256, "max_wait_s": None, **options}
     return StoreCalls(handle, **limits)  # type: ignore[arg-type]
 
 
