@@ -103,17 +103,20 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self.port = port
+        self._tasks: set[asyncio.Task[tuple[int, dict[str, str], bytes]]] = set()
 
-    async def send(self, raw: bytes) -> "asyncio.Task[tuple[int, dict[str, str], bytes]]":
-        """Open a connection and send bytes. Returns a task of the answer: status, headers, body."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+    async def send(self, raw: bytes, address: str = "127.0.0.1") -> "asyncio.Task[tuple[int, dict[str, str], bytes]]":
+        """Open a connection from an address and send bytes. Returns a task of the answer: status, headers, body."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(address, 0))
         writer.write(raw)
         await writer.drain()
-        return asyncio.create_task(_read(reader, writer))
+        task = asyncio.create_task(_read(reader, writer))
+        self._tasks.add(task)  # the event loop alone would not keep it
+        return task
 
-    async def ask(self, raw: bytes) -> tuple[int, dict[str, str], bytes]:
+    async def ask(self, raw: bytes, address: str = "127.0.0.1") -> tuple[int, dict[str, str], bytes]:
         """Send bytes and wait for the answer: status, headers, body."""
-        return await asyncio.wait_for(await self.send(raw), 20)
+        return await asyncio.wait_for(await self.send(raw, address), 20)
 
 
 async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[int, dict[str, str], bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deployments.errors import HttpError, Overloaded, to_http
-from deployments.serving.ray_internals import MANY_FOR_MS, MANY_REQUESTS, MAX_REQUESTS
+from deployments.serving.ray_internals import FEW_OF_A_CALLER, MANY_FOR_MS, MANY_REQUESTS, MAX_REQUESTS
 from tests.serving.haproxy import Gateways, Proxy, check, render, running
 
 GET = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -163,6 +163,30 @@ async def test_requests_are_refused_if_there_have_been_many_for_long(tmp_path: P
         assert (await proxy.ask(GET))[0] == 200
 
 
+@pytest.mark.parametrize("other", ["address", "key"])
+async def test_a_caller_with_few_requests_is_refused_last(tmp_path: Path, other: str) -> None:
+    async with proxied(tmp_path, AT_ONCE) as (proxy, gateway):
+        gateway.hold()
+        get = GET[:-2] + b"authorization: Bearer of another caller\r\n\r\n" if other == "key" else GET
+        address = "127.0.0.2" if other == "address" else "127.0.0.1"
+        waiting = await fill(proxy, gateway, MANY_REQUESTS)
+        assert error_of(await proxy.ask(GET)) == REFUSED
+        waiting += [await proxy.send(get, address) for _ in range(FEW_OF_A_CALLER)]
+        await gateway.arrived(MANY_REQUESTS + FEW_OF_A_CALLER)
+        assert error_of(await proxy.ask(get, address)) == REFUSED
+        gateway.let_go()
+        assert {status for status, _, _ in await asyncio.gather(*waiting)} == {200}
+
+
+async def test_very_many_callers_with_few_requests_are_refused_too(tmp_path: Path) -> None:
+    async with proxied(tmp_path, AT_ONCE) as (proxy, gateway):
+        gateway.hold()
+        for number in range(2 * MANY_REQUESTS):
+            await proxy.send(GET, f"127.0.1.{number // FEW_OF_A_CALLER}")
+        await gateway.arrived(2 * MANY_REQUESTS)
+        assert error_of(await proxy.ask(GET, "127.0.2.1")) == REFUSED
+
+
 async def test_health_is_never_refused(tmp_path: Path) -> None:
     async with proxied(tmp_path, AT_ONCE) as (proxy, gateway):
         gateway.hold()
@@ -182,7 +206,7 @@ async def test_a_burst_is_admitted_up_to_the_hard_limit(tmp_path: Path) -> None:
 
 
 async def test_the_time_counts_from_the_last_request_that_found_few(tmp_path: Path) -> None:
-    shown = {"hdr retry-after 1 if are_many": "hdr retry-after 1 hdr x-busy-ms %[var(txn.busy_ms)] if are_many"}
+    shown = {"hdr retry-after 1 if !is_health": "hdr retry-after 1 hdr x-busy-ms %[var(txn.busy_ms)] if !is_health"}
     async with proxied(tmp_path, AT_ONCE | shown) as (proxy, gateway):
 
         async def busy_s() -> float:
