@@ -40,6 +40,7 @@ class Gateway(Memserve):
             model_name=settings.model.name,
             probe_embedder=settings.embedder.min_replicas > 0,
             max_body_bytes=settings.gateway.max_body_bytes,
+            max_import_line_bytes=settings.gateway.max_import_line_bytes,
         )
 
     # Serve runs a method that is not async in a thread, away from the event loop that the queues belong to.
@@ -50,7 +51,7 @@ class Gateway(Memserve):
             settings = self._live.settings
             self._embedder.reconfigure(**_embedder_limits(settings))
             self._store.reconfigure(**_store_limits(settings))
-            self.max_body_bytes = settings.gateway.max_body_bytes
+            self.limit_bodies(settings.gateway.max_body_bytes, settings.gateway.max_import_line_bytes)
 
     # Serve calls this after the constructor and serves the application (ray.serve.ingress without an app).
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from deployments import shapes
-from deployments.calls.transfer import export_pieces, import_pieces, to_line
+from deployments.calls.transfer import LongLines, export_pieces, import_pieces, to_line
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, TextToken, Truncate
 from deployments.errors import MemserveError, Unavailable, located, renumbered
@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # they import Ray, which the routes and their document can do
 
 TENANT = "default"
 READY_TIMEOUT_S = 1.5  # a probe is answered within two seconds
+_BODIES_IN_A_LINE = 16  # of an import, which holds all states of a memory
 
 Rows = list[Fields]  # the class has a method `list`
 Positions = list[int]
@@ -65,7 +66,9 @@ class Memserve:
         embedder, vectors, store: the calls to the other deployments.
         model_name: as configured, for `check_ready` while no embedder runs.
         probe_embedder: False if there may be no embedder: a request starts one, a probe must not.
-        max_body_bytes: the largest request body, or line of an import.
+        max_body_bytes: the largest request body.
+        max_import_line_bytes: the longest line of an import, which holds all states of a memory. By default it is 16
+            times as long as a body.
     """
 
     def __init__(
@@ -77,13 +80,20 @@ class Memserve:
         model_name: str,
         probe_embedder: bool,
         max_body_bytes: int,
+        max_import_line_bytes: int | None = None,
     ) -> None:
         self._embedder = embedder
         self._vectors = vectors
         self._store = store
         self._model_name = model_name
         self._probe_embedder = probe_embedder
-        self.max_body_bytes = max_body_bytes
+        self._long_lines = LongLines(max_body_bytes)
+        self.limit_bodies(max_body_bytes, max_import_line_bytes)
+
+    def limit_bodies(self, max_body_bytes: int, max_import_line_bytes: int | None) -> None:
+        """Change these arguments of the constructor."""
+        self.max_body_bytes = self._long_lines.above_bytes = max_body_bytes
+        self._max_import_line_bytes = max_import_line_bytes or _BODIES_IN_A_LINE * max_body_bytes
 
     # Embedding.
 
@@ -459,7 +469,13 @@ class Memserve:
             return done
 
         with located("lines"):
-            done = await import_pieces(chunks, max_line_bytes=self.max_body_bytes, embed=embed, write=write)
+            done = await import_pieces(
+                chunks,
+                max_line_bytes=self._max_import_line_bytes,
+                long_lines=self._long_lines,
+                embed=embed,
+                write=write,
+            )
         answer: Fields = {"imported": done.imported, "unchanged": done.unchanged}
         return {**answer, "truncated": truncated} if truncated else answer
 

@@ -56,6 +56,7 @@ RELOADABLE = {
         "log_level",
         "cache.max_bytes",
         "gateway.max_body_bytes",
+        "gateway.max_import_line_bytes",
         "gateway.embed_calls_in_flight",
         "gateway.embed_call_tokens",
         "gateway.append_calls_in_flight",
@@ -321,6 +322,12 @@ class GatewaySettings(Replicas):
         16 * 1024 * 1024,
         ge=1024,
         description="The largest body of a request, in bytes. A larger one is answered with status 413.",
+    )
+    max_import_line_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="The longest line of an import, in bytes. A line holds all states of a memory, so the default is 16 "
+        "times `gateway.max_body_bytes`. A longer one is answered with status 413; `memserve log import` has no limit.",
     )
     embed_calls_in_flight: int | None = Field(
         None,

@@ -7,11 +7,14 @@ Guarantees:
   before the failure are written, and nothing of the piece that failed is. If it is sent again, the lines that were
   written are `unchanged`.
 - Each line is parsed once, here. Lines are counted from 0, like every position in a path; empty lines count and are
-  skipped.
+  skipped. There may be about as many bytes of them as of other lines, so that a small compressed body cannot hold
+  millions.
+- Of the lines that are longer than a request's body may be, one at a time is held in memory: others wait for it.
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -23,10 +26,19 @@ from store import Deduplicator, ExportCursor, ExportPage, Imported, ImportLine, 
 
 PIECE_LINES = 200
 PIECE_BYTES = 1024 * 1024
+MAX_EMPTY_BYTES = 64 * 1024  # of empty lines, beyond those of other lines; reading them takes 70 ms
 
 PageAfter = Callable[[ExportCursor | None], Awaitable[ExportPage]]
 Embed = Callable[[list[str]], Awaitable[np.ndarray]]
 Write = Callable[[Sequence[ImportLine]], Awaitable[Imported]]
+
+
+class LongLines:
+    """Lets one line at a time be longer than `above_bytes`. Belongs to one event loop."""
+
+    def __init__(self, above_bytes: int) -> None:
+        self.above_bytes = above_bytes
+        self.lock = asyncio.Lock()
 
 
 class _Piece(NamedTuple):
@@ -50,58 +62,85 @@ async def export_pieces(page_after: PageAfter) -> AsyncIterator[bytes]:
             return
 
 
-async def import_pieces(chunks: AsyncIterable[bytes], *, max_line_bytes: int, embed: Embed, write: Write) -> Imported:
+async def import_pieces(
+    chunks: AsyncIterable[bytes], *, max_line_bytes: int, long_lines: LongLines, embed: Embed, write: Write
+) -> Imported:
     """Import lines as they arrive.
 
     Args:
         chunks: NDJSON, cut anywhere.
+        long_lines: those of all imports of this process. A long line waits here until the one before is written.
         embed: (n, dim) float32 vectors of n texts. The position of an error is the index of its text.
         write: writes lines that all have a vector, at least one.
 
     Raises:
         store.InvalidInput: a line cannot be used. `position` is its number.
         TooLarge: a line is longer than `max_line_bytes`.
+        InvalidRequest: there are too many empty lines.
     """
     imported = unchanged = 0
-    async for piece in _pieces(split_lines(chunks, max_line_bytes)):
-        lines = await asyncio.to_thread(_parsed, piece)  # a piece takes about 10 ms of CPU time
-        done = await write(await _with_vectors(lines, embed))
-        imported, unchanged = imported + done.imported, unchanged + done.unchanged
+    async with aclosing(split_lines(chunks, max_line_bytes, long_lines)) as lines_, aclosing(_pieces(lines_)) as pieces:
+        async for piece in pieces:
+            lines = await asyncio.to_thread(_parsed, piece)  # a piece takes about 10 ms of CPU time
+            done = await write(await _with_vectors(lines, embed))
+            imported, unchanged = imported + done.imported, unchanged + done.unchanged
     return Imported(imported, unchanged)
 
 
-async def split_lines(chunks: AsyncIterable[bytes], max_line_bytes: int) -> AsyncIterator[bytes]:
-    """The lines of a stream, without their newlines. Raises TooLarge as soon as a line is known to be too long."""
+async def split_lines(
+    chunks: AsyncIterable[bytes], max_line_bytes: int, long_lines: LongLines
+) -> AsyncGenerator[bytes, None]:
+    """The lines of a stream, without their newlines. A long line holds the lock until the next one is asked for.
+
+    Raises:
+        TooLarge: as soon as a line is known to be too long.
+    """
     begun: list[bytes] = []
     size = number = 0
-    async for chunk in chunks:
-        *ended, rest = chunk.split(b"\n")
-        for line in ended:
-            begun.append(line)
-            _check_length(size + len(line), max_line_bytes, number)
+    holds = False
+    try:
+        async for chunk in chunks:
+            *ended, rest = chunk.split(b"\n")
+            for line in ended:
+                begun.append(line)
+                _check_length(size + len(line), max_line_bytes, number)
+                yield b"".join(begun)
+                begun.clear()
+                if holds:
+                    long_lines.lock.release()
+                    holds = False
+                size = 0
+                number += 1
+            begun.append(rest)
+            size += len(rest)
+            _check_length(size, max_line_bytes, number)
+            if size > long_lines.above_bytes and not holds:
+                holds = await long_lines.lock.acquire()
+        if size:
             yield b"".join(begun)
-            begun.clear()
-            size = 0
-            number += 1
-        begun.append(rest)
-        size += len(rest)
-        _check_length(size, max_line_bytes, number)
-    if size:
-        yield b"".join(begun)
+    finally:
+        if holds:
+            long_lines.lock.release()
 
 
 def _check_length(size: int, max_line_bytes: int, number: int) -> None:
     if size > max_line_bytes:
-        raise TooLarge(f"is longer than {max_line_bytes} bytes", None, "line_too_large", number)
+        message = f"is longer than {max_line_bytes} bytes; `memserve log import` reads lines of any length"
+        raise TooLarge(message, None, "line_too_large", number)
 
 
-async def _pieces(lines: AsyncIterable[bytes]) -> AsyncIterator[_Piece]:
+async def _pieces(lines: AsyncIterable[bytes]) -> AsyncGenerator[_Piece, None]:
     """Lines in pieces. Each piece holds at least one line that is not empty."""
     first, size = 0, 0
+    spare = MAX_EMPTY_BYTES  # bytes that empty lines may still have
     held: list[bytes] = []
     async for line in lines:
         held.append(line.strip())
         size += len(held[-1])
+        spare += len(held[-1]) or -len(line) - 1
+        if spare < 0:
+            message = f"there are more than {MAX_EMPTY_BYTES} bytes of empty lines, and less of others"
+            raise InvalidRequest(message, None, "too_many_empty_lines", first + len(held) - 1)
         if len(held) == PIECE_LINES or size >= PIECE_BYTES:
             if size:
                 yield _Piece(first, held)

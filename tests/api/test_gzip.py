@@ -114,7 +114,8 @@ async def test_other_encodings_are_refused(api: httpx.AsyncClient, encoding: str
 
 
 async def test_a_bomb_is_refused_before_it_is_unpacked_beyond_the_limit(tmp_path: Path) -> None:
-    app = await LocalApp.start(tmp_path, gateway={"max_body_bytes": 1 << 20})
+    limits = {"max_body_bytes": 1 << 20, "max_import_line_bytes": 1 << 20}
+    app = await LocalApp.start(tmp_path, gateway=limits)
     packed = bomb(256)
     assert len(packed) < 1 << 20
     for path, code in (

@@ -168,11 +168,25 @@ async def test_an_import_that_failed_at_a_bad_line_can_be_sent_again(api: httpx.
 
 
 async def test_a_line_that_is_too_long_is_refused(tmp_path: Any) -> None:
-    app = await LocalApp.start(tmp_path, gateway={"max_body_bytes": 2000})
+    app = await LocalApp.start(tmp_path, gateway={"max_import_line_bytes": 2000})
     lines = [orjson.dumps({"id": str(n), "text": "x" * 1000}) + b"\n" for n in range(10)]
     assert (await import_into(app.http, "ann", b"".join(lines))).json() == {"imported": 10, "unchanged": 0}
     answer = await import_into(app.http, "ann", lines[0] + b"x" * 2001)
     assert (answer.status_code, answer.json()["error"]["param"]) == (413, "lines.1")
+    await app.stop()
+
+
+async def test_everything_that_is_exported_can_be_imported(tmp_path: Any) -> None:
+    """A memory that filled the body, and was changed 14 times to another as large."""
+    app = await LocalApp.start(tmp_path, gateway={"max_body_bytes": 20_000})
+    texts = [f"{n} " + "ä\\n" * 3900 for n in range(15)]
+    assert (await app.http.post("/v1/users/ann/memories", json={"id": "1", "text": texts[0]})).status_code == 201
+    for text in texts[1:]:
+        assert (await app.http.patch("/v1/users/ann/memories/1", json={"text": text})).status_code == 200
+    exported = (await app.http.get("/v1/users/ann/export")).content
+    assert len(exported) > 15 * 19_000
+    assert (await import_into(app.http, "bob", exported)).json() == {"imported": 1, "unchanged": 0}
+    assert (await app.http.get("/v1/users/bob/export")).content == exported
     await app.stop()
 
 

@@ -1,5 +1,6 @@
 """NDJSON in pieces: lines from chunks that are cut anywhere, and vectors for lines that have none."""
 
+import asyncio
 import pickle
 from collections.abc import AsyncIterator, Iterable, Sequence
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.calls.transfer import PIECE_BYTES, PIECE_LINES, import_pieces, split_lines
+from deployments.calls.transfer import MAX_EMPTY_BYTES, PIECE_BYTES, PIECE_LINES, LongLines, import_pieces, split_lines
 from deployments.errors import InvalidRequest, TooLarge
 from store import Imported, ImportLine, InvalidInput
 
@@ -48,7 +49,13 @@ class Target:
         return Imported(len(piece), 0)
 
     async def run(self, data: bytes, max_line_bytes: int = 1 << 20) -> Imported:
-        return await import_pieces(stream([data]), max_line_bytes=max_line_bytes, embed=self.embed, write=self.write)
+        return await import_pieces(
+            stream([data]),
+            max_line_bytes=max_line_bytes,
+            long_lines=LongLines(max_line_bytes),
+            embed=self.embed,
+            write=self.write,
+        )
 
 
 @given(st.lists(st.binary(max_size=12).filter(lambda each: b"\n" not in each), max_size=8), st.data())
@@ -56,7 +63,7 @@ async def test_lines_do_not_depend_on_where_the_stream_is_cut(lines: list[bytes]
     whole = b"\n".join(lines)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
     chunks = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    found = [each async for each in split_lines(stream(chunks), 100)]
+    found = [each async for each in split_lines(stream(chunks), 100, LongLines(5))]
     if lines and not lines[-1]:  # the last newline is not followed by another line
         lines = lines[:-1]
     assert found == lines
@@ -74,7 +81,7 @@ async def test_a_line_is_refused_as_soon_as_it_is_too_long() -> None:
 
     found = []
     with pytest.raises(TooLarge) as refused:
-        async for each in split_lines(endless(), 35):
+        async for each in split_lines(endless(), 35, LongLines(5)):
             found.append(each)
     assert (found, given, refused.value.param) == ([b"short"], 40, "1")
 
@@ -169,3 +176,56 @@ async def test_a_bad_line_is_named_and_the_pieces_before_it_are_written(bad: byt
     assert refused.value.param == param
     assert target.positions == [list(range(PIECE_LINES))]
     assert target.embedded == ([["text a", "text b", "poison"]] if b"poison" in bad else [])
+
+
+async def test_one_long_line_at_a_time_is_held_in_memory() -> None:
+    """The second import stops at its long line until the first has written its own, or has failed."""
+    long_lines = LongLines(1000)
+    written: list[str] = []
+    first_may_write = asyncio.Event()
+
+    async def write(piece: Sequence[ImportLine]) -> Imported:
+        if piece[0].id == "first":
+            await first_may_write.wait()
+        if piece[0].id == "bad":
+            raise ValueError(piece[0].id)
+        written.append(piece[0].id)
+        return Imported(len(piece), 0)
+
+    def start(*ids: str) -> asyncio.Task[Imported]:
+        async def chunks() -> AsyncIterator[bytes]:
+            for id in ids:
+                data = line(id, vector=VECTOR, metadata={"long": "x" * PIECE_BYTES})
+                yield data[:2000]
+                yield data[2000:]
+
+        running = import_pieces(
+            chunks(), max_line_bytes=1 << 22, long_lines=long_lines, embed=Target().embed, write=write
+        )
+        return asyncio.create_task(running)
+
+    first, second = start("first"), start("second", "third")
+    await asyncio.sleep(0.05)
+    assert (written, long_lines.lock.locked()) == ([], True)
+    first_may_write.set()
+    assert (await first, await second) == (Imported(1, 0), Imported(2, 0))
+    assert written == ["first", "second", "third"]
+    with pytest.raises(ValueError, match="bad"):
+        await start("bad")
+    assert not long_lines.lock.locked()
+
+
+async def test_empty_lines_are_bounded() -> None:
+    """A compressed body could hold millions of them in a few bytes."""
+    target = Target()
+    spaced = b"\n  \n".join(line(str(n), vector=VECTOR) for n in range(50))
+    assert await target.run(spaced) == Imported(50, 0)
+    for flood in (b"\n" * (MAX_EMPTY_BYTES + 1), (b" " * 1023 + b"\n") * 65):
+        with pytest.raises(InvalidRequest) as refused:
+            await target.run(flood)
+        assert (refused.value.code, refused.value.position) == ("too_many_empty_lines", flood.count(b"\n") - 1)
+    assert await target.run(b"\n" * MAX_EMPTY_BYTES) == Imported(0, 0)
+    whole = line("1", vector=VECTOR) + b"\n" * (MAX_EMPTY_BYTES + len(line("1", vector=VECTOR)) - 1)
+    assert await target.run(whole) == Imported(1, 0)
+    with pytest.raises(InvalidRequest):
+        await target.run(whole + b"\n")
