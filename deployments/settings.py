@@ -326,8 +326,9 @@ class GatewaySettings(Replicas):
     max_import_line_bytes: int | None = Field(
         None,
         ge=1024,
-        description="The longest line of an import, in bytes. A line holds all states of a memory, so the default is 16 "
-        "times `gateway.max_body_bytes`. A longer one is answered with status 413; `memserve log import` has no limit.",
+        description="The longest line of an import, in bytes. A line holds all states of a memory, so the default is "
+        "16 times `gateway.max_body_bytes`. A longer one is answered with status 413; `memserve log import` "
+        "has no limit.",
     )
     embed_calls_in_flight: int | None = Field(
         None,
