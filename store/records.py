@@ -214,7 +214,7 @@ class IndexOptions:
         step_s: the time that one step of background work should take at most.
     """
 
-    switch: int = 2000
+    switch: int = 5000
     m: int = 16
     ef_construction: int = 200
     ef: int = 128

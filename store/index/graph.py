@@ -10,15 +10,14 @@ Its hazards are handled here:
 - `load_index` reads out of bounds if the file is damaged. A file must be verified before it is loaded.
 - Adding and searching at the same time is not allowed. One thread owns a graph.
 
-One hazard is left to the caller (`store.index.body`): links between equal vectors are never pruned, so some 150 nodes
-with equal vectors link only to each other, and a search that reaches them does not leave them.
+One hazard is left to the caller (`store.index.body`): the links of a node lead to the nearest of the `ef_construction`
+nodes that are found when it is added. So hundreds of equal or nearly equal vectors link only to each other.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +28,6 @@ import numpy.typing as npt
 from store.records import IndexOptions, Vector
 
 _HEADER = "=6QiIQQQdQ"
-_NODE_S = 0.0005  # until it is measured
 
 
 Nodes = npt.NDArray[np.int64]
@@ -44,19 +42,15 @@ class Nearest(NamedTuple):
 
 
 class Graph:
-    """Nodes with L2-normalised vectors; a score is a dot product. Deleted nodes stay in the graph and are not found.
+    """Nodes with L2-normalised vectors; a score is a dot product. Deleted nodes stay in the graph and are not found."""
 
-    `node_s` is the time that adding a node takes, measured whenever nodes are added.
-    """
-
-    __slots__ = ("_hnsw", "count", "dead", "dim", "node_s", "options")
+    __slots__ = ("_hnsw", "count", "dead", "dim", "options")
 
     def __init__(self, dim: int, options: IndexOptions, capacity: int) -> None:
         self.dim = dim
         self.options = options
         self.count = 0
         self.dead = 0
-        self.node_s = _NODE_S
         self._hnsw = hnswlib.Index("ip", dim)
         self._hnsw.init_index(
             max(capacity, 16), M=options.m, ef_construction=options.ef_construction, allow_replace_deleted=False
@@ -71,7 +65,7 @@ class Graph:
             RuntimeError: hnswlib refuses the file, or it holds another number of nodes.
         """
         graph = cls.__new__(cls)
-        graph.dim, graph.options, graph.count, graph.dead, graph.node_s = dim, options, count, dead, _NODE_S
+        graph.dim, graph.options, graph.count, graph.dead = dim, options, count, dead
         graph._hnsw = hnswlib.Index("ip", dim)
         graph._hnsw.load_index(str(path), max_elements=count + count // 16)
         graph._hnsw.set_num_threads(1)
@@ -105,13 +99,11 @@ class Graph:
 
     def add(self, vectors: Vector) -> None:
         """Add nodes with the next numbers. `vectors: (n, dim) float32, L2-normalised`, n at least 1."""
-        began = time.perf_counter()
         end = self.count + len(vectors)
         if end > self._hnsw.get_max_elements():
             self._hnsw.resize_index(max(end, self.count + self.count // 8))
         self._hnsw.add_items(vectors, np.arange(self.count, end), num_threads=1)
         self.count = end
-        self.node_s = 0.5 * self.node_s + 0.5 * (time.perf_counter() - began) / len(vectors)
 
     def delete(self, node: int) -> None:
         """Hide a node from searches. Its vector stays until the graph is rebuilt."""
@@ -131,6 +123,15 @@ class Graph:
         except RuntimeError:  # "Cannot return the results in a contiguous 2D array": fewer than k were reached
             return None
         return Nearest(nodes[0].astype(np.int64), 1.0 - distances[0])
+
+    def kth_scores(self, queries: Vector, k: int) -> npt.NDArray[np.float32] | None:
+        """(n,) the score of the k-th nearest node to each of the queries (n, dim), k at most `live`. None as above."""
+        self._hnsw.set_ef(k)
+        try:
+            _, distances = self._hnsw.knn_query(queries, k=k, num_threads=1)
+        except RuntimeError:
+            return None
+        return 1.0 - distances.max(axis=1)
 
     def nearest_among(self, query: Vector, k: int, usable: npt.NDArray[np.bool_], matches: int) -> Nearest | None:
         """At least the k nearest of the usable nodes. None if a scan of the usable nodes is the better way.

@@ -31,8 +31,8 @@ class Matrix:
         """Memory that the blocks take."""
         return sum(block.nbytes + 120 for block in self._blocks)
 
-    def append(self, vectors: Vector) -> None:
-        """Add rows at the end. `vectors: (n, dim) float32` need not be normalised."""
+    def append(self, vectors: Vector, *, normalise: bool = True) -> None:
+        """Add rows at the end. `vectors: (n, dim) float32` need not be normalised, unless `normalise` is False."""
         taken = 0
         while taken < len(vectors):
             block, at = divmod(self.end - self.first, BLOCK)
@@ -42,7 +42,8 @@ class Matrix:
             if at + fits > len(self._blocks[block]):
                 capacity = min(BLOCK, at + fits + (at + fits) // 16) if at else at + fits
                 self._blocks[block] = grown(self._blocks[block], at, capacity)
-            self._blocks[block][at : at + fits] = normalised(vectors[taken : taken + fits])
+            part = vectors[taken : taken + fits]
+            self._blocks[block][at : at + fits] = normalised(part) if normalise else part
             taken += fits
             self.end += fits
 

@@ -36,7 +36,7 @@ from store.records import IndexOptions
 MAGIC = b"memserve snapshot 2\n"
 _DIGEST_BYTES = 16
 _LOCK = "lock"
-_ARRAYS = ("<i8", "<i8", "?", "<i4", "<i8", "<i4")  # the types of the arrays after the header
+_ARRAYS = ("<i8", "<i8", "?", "<i4", "<i8", "<i4", "<f4")  # the types of the arrays after the header
 
 
 class Name(NamedTuple):

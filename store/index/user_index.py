@@ -254,12 +254,12 @@ class UserIndex:
         return found if found is not None else self._scan(body, query, usable, fetch)
 
     def _scan(self, body: Body, query: Vector, usable: npt.NDArray[np.bool_], fetch: Fetch) -> Found:
-        """Every usable row of the body, scored by the vectors in the log, one for each node."""
+        """Every usable row of the body, scored by the vectors in the log, one for rows with equal vectors."""
         rows = np.flatnonzero(usable)
-        _, first, node = np.unique(body.nodes(rows), return_index=True, return_inverse=True)
+        _, first, place = np.unique(body.same(rows), return_index=True, return_inverse=True)
         labels = self._labels[rows[first]]
         scores = [normalised(fetch(labels[start : start + BLOCK])) @ query for start in range(0, len(labels), BLOCK)]
-        return Found(rows, np.concatenate(scores)[node])
+        return Found(rows, np.concatenate(scores)[place])
 
     def _shorten_tail(self, body: Body) -> None:
         """Move the next rows of the tail into the body."""
@@ -274,7 +274,7 @@ class UserIndex:
 
         They are as many as one step can add to `body`, or read if there is none.
         """
-        n = max(1, int(self._options.step_s / (_READ_S if body is None else body.graph.node_s)))
+        n = max(1, int(self._options.step_s / (_READ_S if body is None else body.row_s)))
         end = min(end, first + max(64 * n, 1024))  # a bound, since dead rows take some time too
         rows = np.flatnonzero(self._alive[first:end])[:n] + first
         return rows, int(rows[-1]) + 1 if len(rows) == n else end
