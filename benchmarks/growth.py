@@ -28,7 +28,7 @@ from benchmarks.figures import percentiles_ms, spread
 from benchmarks.server import Args, Failed, load, memserve, merged, parse_args, profile, replicas
 from benchmarks.store_bench import TEXT, T, draw, fill, open_store
 from benchmarks.workload import seed_of
-from store import Append, NewMemory, Search, Store, StoreError
+from store import Append, IndexOptions, NewMemory, Search, Store, StoreError
 
 Row = dict[str, Any]
 
@@ -137,7 +137,7 @@ def memories(counts: Sequence[int], folder: Path) -> Row:
                 "search_p50_ms": warm[0],
                 "search_p99_ms": warm[1],
                 "durable_add_p50_ms": added[0],
-                "index_build_s": build_s if count > 2_000 else None,  # a smaller index is a matrix: nothing to build
+                "index_build_s": build_s if count > IndexOptions().switch else None,  # else it is a matrix
                 "index_mb": store.resident.bytes / 1e6,
             }
         )

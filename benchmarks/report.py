@@ -350,6 +350,24 @@ def _store_value(value: Any) -> str:
     return ", ".join(f"{name} {one:,g} {unit}" for name, unit, one in named)
 
 
+def index_report(found: Found) -> list[str]:
+    """One row for each size; a cell is `exact / graph`."""
+    figures = {
+        "p50_us": "search p50, us",
+        "cpu_us": "CPU time, us",
+        "searches_per_s": "searches/s, two processes",
+        "recall": "recall@10",
+        "build_s": "to build, s",
+        "mb": "memory, MB",
+        "restart_ms": "first search after a restart, ms",
+    }
+    rows = [
+        [f"{row['memories']:,}", *(f"{row['exact'][key]:,g} / {row['graph'][key]:,g}" for key in figures)]
+        for row in found["rows"]
+    ]
+    return ["Each cell: exact matrix / HNSW graph.\n", table(["memories", *figures.values()], rows)]
+
+
 def store_handle_report(found: Found) -> list[str]:
     head = ["handle", "memories", "first search, ms", "p50 ms", "p90 ms", "p99 ms"]
     rows = [
@@ -377,6 +395,7 @@ KINDS = {
     "fairness": Kind("Small requests beside bulk work", fairness_report, fairness_plots),
     "engine": Kind("The engine without HTTP and Ray", engine_report),
     "store": Kind("The store without HTTP and Ray", store_report),
+    "index": Kind("The exact index and the graph, by size", index_report),
     "store-handle": Kind("Searches through Serve handles", store_handle_report),
 }
 

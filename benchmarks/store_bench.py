@@ -23,10 +23,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine, report
-from store import Append, IndexOptions, NewMemory, Search, SearchResult, Store
+from store import Append, NewMemory, Search, SearchResult, Store
 from store.index.matrix import normalised
-from store.index.user_index import UserIndex
-from store.log.reading import NEVER, Changes
 
 DIM = 384
 T = "default"
@@ -257,28 +255,7 @@ def residents(folder: Path, _: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     store.close()
 
 
-def switch(_: Path, __: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """A query of the index alone, exact and HNSW. The switch is the size at which HNSW becomes faster."""
-    for n in (500, 1000, 2000, 4000, 8000):
-        vectors = draw(n)
-        changes = Changes(np.arange(n), np.arange(n) + 1, np.ones(n, np.bool_), np.full(n, NEVER), vectors)
-        took: dict[str, float] = {}
-        for kind, options in (("exact", IndexOptions(switch=10**9)), ("hnsw", IndexOptions(switch=1))):
-            index = UserIndex(1, 0, DIM, options)
-            index.apply(changes)
-            while index.maintain():
-                pass
-            queries = iter(draw(1000))
-
-            def fetch(labels: Any, vectors: Any = vectors) -> Any:
-                return vectors[labels]
-
-            took[f"{kind}_us"] = round(timed(lambda: index.search(next(queries), 10, fetch), 1000)["p50_ms"] * 1000)  # noqa: B023
-            took[f"{kind}_mb"] = round(index.bytes / 1e6, 2)
-        yield f"index query at {n:,}", took
-
-
-PARTS = {part.__name__: part for part in (small, commits, residents, switch, updated, many_users, large)}
+PARTS = {part.__name__: part for part in (small, commits, residents, updated, many_users, large)}
 
 
 def main() -> None:

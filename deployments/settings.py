@@ -285,7 +285,7 @@ class StoreSettings(Replicas):
         "used for longest are dropped, and read again when they are needed.",
     )
     exact_below: int = Field(
-        2_000,
+        5_000,
         ge=0,
         description="Up to this many memories a user is searched exactly; beyond it, with an HNSW graph.",
     )

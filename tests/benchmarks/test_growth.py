@@ -30,9 +30,9 @@ def test_users_are_counted_and_every_figure_is_measured(tmp_path: Path, few_call
 
 
 def test_memories_are_searched_below_and_above_the_switch(tmp_path: Path, few_calls: None) -> None:
-    part = memories([50, 2_500], tmp_path)
+    part = memories([50, 5_500], tmp_path)
     small, large = part["rows"]
-    assert (small["memories"], large["memories"]) == (50, 2_500)
+    assert (small["memories"], large["memories"]) == (50, 5_500)
     assert small["index_build_s"] is None and large["index_build_s"] > 0
     assert large["index_mb"] > 10 * small["index_mb"]
     assert list(tmp_path.glob("*.db")) == []
