@@ -6,6 +6,7 @@ cannot start. deployments/serving/processes.py makes sure that no process outliv
 
 import logging
 import os
+import secrets
 import shlex
 import signal
 import sys
@@ -108,6 +109,7 @@ def _start(plan: Plan) -> dict[str, str]:
         raise CannotStart(first_problem(error)) from error
     # In the environment, not in a runtime_env: with a runtime_env Ray cannot start workers before they are needed.
     os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *_python_path()])
+    make_token()
     ray.init(
         address="local",
         namespace="serve",
@@ -125,6 +127,23 @@ def _start(plan: Plan) -> dict[str, str]:
     )
     ray_internals.deploy(config)
     return _wait_until_ready(plan, config.applications[0].name)
+
+
+def make_token() -> None:
+    """Make the token of this account's Ray clusters if there is none.
+
+    Ray would make it itself, but readable by every account of the machine, and whoever reads it can run code.
+    """
+    if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with open(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
 
 
 def _python_path() -> list[str]:

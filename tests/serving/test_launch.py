@@ -149,3 +149,20 @@ def test_another_ray_is_refused_in_one_line(
 )
 def test_a_server_that_is_not_ready_is_quoted(answer: dict[str, Any], message: str) -> None:
     assert launch._message(httpx.Response(503, **answer)) == message
+
+
+def test_rays_token_is_made_once_and_only_its_owner_can_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "elsewhere"))
+    launch.make_token()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    launch.make_token()
+    token = tmp_path / ".ray" / "auth_token"
+    made = token.read_text()
+    assert (len(bytes.fromhex(made)), token.stat().st_mode & 0o777) == (32, 0o600)
+    launch.make_token()
+    assert token.read_text() == made
