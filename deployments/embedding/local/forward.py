@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 
 from deployments.embedding.local import packed, tiling, unpadded
 from deployments.embedding.local.recorded import NotRecordable, Recorded
-from deployments.embedding.local.spec import Spec
+from deployments.embedding.local.spec import Spec, first_line
 from deployments.embedding.model import Tokens
 from deployments.errors import ModelUnavailable
 
@@ -60,10 +60,14 @@ class Forward:
         self._recorded: Recorded | None = None
         self._gpu: Gpu | None = None
         on_gpu = spec.device.type == "cuda"
-        # Flash attention on CUDA has no float32.
-        attends = spec.dtype != torch.float32 or not on_gpu
-        self.pads = not (attends and unpadded.install(network[0].model) and self._agrees_without_padding())
-        linears = packed.pack_linears(network) if not on_gpu and packed.available(spec.dtype) else []
+        why_padded = self._why_padded()
+        self.pads = why_padded is not None
+        if why_padded is not None:
+            logger.info("%s runs with padding: %s", spec.info.name, why_padded)
+        can_pack = not on_gpu and packed.available(spec.dtype)
+        if not on_gpu and not can_pack and spec.dtype != torch.float32:
+            logger.info("%s runs without packed layers: this CPU or this build of torch has none", spec.info.name)
+        linears = packed.pack_linears(network) if can_pack else []
         self._rounds_up = bool(linears)
         if not on_gpu and not self.pads:
             self._recorded = self._record(linears)
@@ -73,8 +77,13 @@ class Forward:
 
             self._gpu = Gpu(self._vectors, spec.device)
 
-    def _agrees_without_padding(self) -> bool:
-        """Run a few texts with and without padding, and compare the vectors."""
+    def _why_padded(self) -> str | None:
+        """Why batches must be padded; None if they need not. Runs a few texts both ways, and compares the vectors."""
+        if self._spec.device.type == "cuda" and self._spec.dtype == torch.float32:
+            return "flash attention on CUDA has no float32"
+        reason = unpadded.install(self._network[0].model)
+        if reason is not None:
+            return reason
         probe = self._probe(3, 17, 9, 17, 300)  # 300 is longer than most attention windows
         try:
             with torch.inference_mode():
@@ -83,13 +92,9 @@ class Forward:
                 ours = _to_host(ours)[flat.place]
                 theirs = _to_host(self._vectors(self._padded(probe)))
         except Exception as error:  # noqa: BLE001 - a foreign model may raise anything; with padding it can still run
-            logger.info("%s runs with padding: %s", self._spec.info.name, error)
-            return False
+            return first_line(error)
         apart = _largest_distance(ours, theirs)
-        if not apart <= _SAME[self._spec.dtype]:
-            logger.info("%s runs with padding: without it, its vectors differ by %g", self._spec.info.name, apart)
-            return False
-        return True
+        return None if apart <= _SAME[self._spec.dtype] else f"without it, its vectors differ by {apart:g}"
 
     def _probe(self, *lengths: int) -> list[Tokens]:
         """Texts of random words with these numbers of tokens, none longer than the model reads."""

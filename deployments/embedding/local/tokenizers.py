@@ -6,6 +6,7 @@ can read is tokenized, if parts.py finds a part that certainly gives the same id
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from deployments.embedding import token_ids
 from deployments.embedding.local.parts import Cuts
 from deployments.embedding.local.spec import Spec
 from deployments.embedding.model import InputType, TextToken, Tokens, Truncate
+
+logger = logging.getLogger("memserve.embedding")
 
 _CHARACTERS_PER_TOKEN = 8  # in the first part that is tried: nearly every text has more tokens than that
 _GROWTH = 4  # of a part that has too few tokens
@@ -37,6 +40,9 @@ class Tokenizers:
         self._spec = spec
         self.whole = _unpadded_copy(own)
         self._cuts = Cuts.of(self.whole)
+        if self._cuts is None:
+            name = spec.info.name
+            logger.info("%s tokenizes long texts whole: it is not known where its tokenizer divides a text", name)
         self._cut = {(way, limit): _truncating_copy(own, way, limit) for way in ways for limit in limits}
 
     def tokenize(

@@ -179,19 +179,21 @@ def first_position(model: torch.nn.Module) -> int:
     return 0
 
 
-def install(model: Any) -> bool:
+def install(model: Any) -> str | None:
     """Make a transformers model call `attend`, also for padded batches.
 
     Returns:
-        Whether the model can do so; if not, it is unchanged.
+        None, or why the model cannot do so; it is then unchanged.
     """
     AttentionInterface.register(IMPLEMENTATION, attend)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     before = getattr(model.config, "_attn_implementation", None)
-    if before != "sdpa" or not getattr(model, "is_backend_compatible", lambda: False)():
-        return False
+    if before != "sdpa":
+        return f"its attention is {before!r}, and only 'sdpa' can be replaced"
+    if not getattr(model, "is_backend_compatible", lambda: False)():
+        return "its attention cannot be replaced"
     model.set_attn_implementation(IMPLEMENTATION)
-    return True
+    return None
 
 
 def attend(

@@ -239,8 +239,12 @@ def test_bert_reads_little_of_a_text_without_spaces(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_tokenizer_that_is_not_known_to_split_reads_whole_texts(name: str) -> None:
+def test_a_tokenizer_that_is_not_known_to_split_reads_whole_texts(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert Cuts.of(WHOLE[name]) is None
+    caplog.set_level("INFO", "memserve.embedding")
+    tokenizers_of(WHOLE[name])
+    told = "tiny tokenizes long texts whole: it is not known where its tokenizer divides a text"
+    assert [record.getMessage() for record in caplog.records] == [told]
 
 
 def test_a_place_is_not_within_an_added_token() -> None:
