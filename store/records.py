@@ -18,6 +18,8 @@ Vector = npt.NDArray[np.float32]
 Filter = dict[str, Any]
 Order = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
 DEFAULT_TENANT: Final = "default"
+Scope = Literal["read", "write", "admin"]
+SCOPES: Final[tuple[Scope, ...]] = ("read", "write", "admin")
 
 
 class Unset(Enum):
@@ -201,6 +203,52 @@ class Imported:
 
     imported: int
     unchanged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key without its secret.
+
+    Attributes:
+        id: the public part of the key, which names it in lists and logs.
+        user_id: the only user that the key reaches; None if it reaches all users of its tenant.
+        scopes: in the order of SCOPES. A key that is bound to a user does not have `admin`.
+        used_at: the beginning of the last minute in which the key was used.
+    """
+
+    id: str
+    tenant: str
+    user_id: str | None
+    scopes: tuple[Scope, ...]
+    label: str | None
+    created_at: datetime
+    expires_at: datetime | None = None
+    used_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key that was made, and its secret, which is kept nowhere."""
+
+    key: Key
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """The public id of a key that a caller has sent, and the SHA-256 of the key."""
+
+    id: str
+    digest: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeysPage:
+    """One page of keys, the newest first. `next_cursor` is None on the last page."""
+
+    keys: list[Key]
+    next_cursor: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,20 +28,26 @@ from store.index.snapshots import Snapshots
 from store.log import appending, deleting, export, filters, importing, listing, reading, rows, updating
 from store.log.database import Log, Synchronous
 from store.log.export import ExportCursor, ExportPage
+from store.log.keys import Keys
 from store.log.ndjson import ImportLine, parse_lines
 from store.log.users import Users
 from store.records import (
     UNSET,
     Append,
     AppendResult,
+    Credential,
     Filter,
     HistoryEvent,
     HistoryPage,
     Imported,
     IndexOptions,
+    Key,
+    KeysPage,
     Memory,
+    NewKey,
     Order,
     Page,
+    Scope,
     Search,
     SearchResult,
     Unset,
@@ -73,6 +79,7 @@ class Store:
         self._closed = False
         self._users = Users(log)
         self._searcher = Searcher(log, self.resident, snapshots, dim=dim, options=index)
+        self._keys = Keys(log)
         self._background = Background(log, self.resident, snapshots, self._searcher)
 
     @classmethod
@@ -519,14 +526,64 @@ class Store:
                 now=self._micros(),
             )
 
+    # Keys
+
+    def create_key(
+        self,
+        tenant: str,
+        *,
+        user_id: str | None = None,
+        scopes: Sequence[Scope] = ("read", "write"),
+        label: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> NewKey:
+        """Make a key of a tenant. Its secret is in this answer and nowhere else.
+
+        Args:
+            user_id: the only user that the key reaches. With None it reaches all users of the tenant.
+            label: 1 to 200 printable characters.
+            expires_at: with None, the key can be used until it is revoked.
+
+        Raises:
+            InvalidInput: `field` is the name of the argument.
+        """
+        return self._keys.create(
+            tenant, self._micros(), user_id=user_id, scopes=scopes, label=label, expires_at=expires_at
+        )
+
+    def find_keys(self, credentials: Sequence[Credential]) -> Sequence[Key | None]:
+        """The key of each credential, in order; None if there is none, or if it was revoked or has expired.
+
+        Background steps save the minute in which a key was found last.
+        """
+        return self._keys.find(credentials, self._micros())
+
+    def keys(self, tenant: str, *, limit: int = 100, cursor: str | None = None) -> KeysPage:
+        """One page of a tenant's keys, those that were revoked or have expired included, the newest first.
+
+        Raises:
+            InvalidInput: the limit is not from 1 to 1000, or the cursor belongs to another list.
+        """
+        return self._keys.page(tenant, limit, cursor)
+
+    def revoke_key(self, tenant: str, id: str) -> Key:
+        """Revoke a key of a tenant: it is not found from then on. If it is revoked already, nothing changes.
+
+        Raises:
+            NotFound: the tenant has no such key.
+        """
+        return self._keys.revoke(tenant, id, self._micros())
+
     # The rest
 
     def background_step(self) -> bool:
         """Do one bounded step of background work. Returns True if there is more to do at once.
 
-        The steps move new rows into graphs, rebuild graphs, save snapshots, delete expired memories, and remove erased
-        contents from every file. Call this repeatedly while the store is idle, and at least every 10 s.
+        The steps move new rows into graphs, rebuild graphs, save snapshots, delete expired memories, remove erased
+        contents from every file, and save when keys were used. Call this repeatedly while the store is idle, and at
+        least every 10 s.
         """
+        self._keys.save_uses()
         return self._background.step(self._micros())
 
     def ping(self) -> None:

@@ -62,7 +62,7 @@ def page_of_memories(
     if filter is not None:
         statement = statement.where(filters.condition(filter, connection.dialect.name))
     if cursor is not None:
-        after = _decode(cursor, kind, (int, int))
+        after = decode_cursor(cursor, kind, (int, int))
         here = tuple_(*keys)
         statement = statement.where(here < tuple_(*after) if descending else here > tuple_(*after))
     statement = statement.order_by(*(key.desc() if descending else key for key in keys)).limit(check_limit(limit) + 1)
@@ -72,7 +72,7 @@ def page_of_memories(
         return found, None
     last = found[-1]
     key = [last.created_at, last.label] if name == "created_at" else [last.updated_at, last.version]
-    return found, _encode(kind, key)
+    return found, encode_cursor(kind, key)
 
 
 def page_of_states(
@@ -85,7 +85,7 @@ def page_of_states(
     Raises:
         InvalidInput: the limit is not in 1 to 1000, or the cursor belongs to another list.
     """
-    after = 0 if cursor is None else _decode(cursor, "history", (int,))[0]
+    after = 0 if cursor is None else decode_cursor(cursor, "history", (int,))[0]
     check_limit(limit)
     current = select(
         memories.c.label, memories.c.uid, memories.c.version, memories.c.event, memories.c.updated_at
@@ -99,7 +99,7 @@ def page_of_states(
         HistoryEvent(event, moment(at), version, text, None if metadata is None else orjson.loads(metadata))
         for version, event, at, text, metadata in found
     ]
-    return events, _encode("history", [events[-1].version]) if has_more else None
+    return events, encode_cursor("history", [events[-1].version]) if has_more else None
 
 
 class _State(NamedTuple):
@@ -153,11 +153,11 @@ def page_of_users(
     if prefix:
         statement = statement.where(users.c.user_id >= prefix, users.c.user_id < prefix + _LAST)
     if cursor is not None:
-        statement = statement.where(users.c.user_id > _decode(cursor, "users", (str,))[0])
+        statement = statement.where(users.c.user_id > decode_cursor(cursor, "users", (str,))[0])
     found = list(connection.execute(statement.order_by(users.c.user_id).limit(check_limit(limit) + 1)))
     more = len(found) > limit
     found = found[:limit]
-    return found, _encode("users", [found[-1].user_id]) if more else None
+    return found, encode_cursor("users", [found[-1].user_id]) if more else None
 
 
 def one_user(connection: Connection, uid: int) -> Any:
@@ -172,11 +172,17 @@ def check_limit(limit: int) -> int:
     return limit
 
 
-def _encode(kind: str, key: list[Any]) -> str:
+def encode_cursor(kind: str, key: list[Any]) -> str:
+    """The cursor after the row with this key, in the list of this kind."""
     return base64.urlsafe_b64encode(orjson.dumps([kind, *key])).decode().rstrip("=")
 
 
-def _decode(cursor: str, kind: str, types: tuple[type, ...]) -> list[Any]:
+def decode_cursor(cursor: str, kind: str, types: tuple[type, ...]) -> list[Any]:
+    """The key that `encode_cursor` put into a cursor.
+
+    Raises:
+        InvalidInput: the cursor belongs to a list of another kind, or its key does not have these types.
+    """
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         found_kind, *key = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))

@@ -160,6 +160,26 @@ index_snapshots = Table(
 )
 """The tokens of index snapshots that were made from this log: see store/log/vouching.py."""
 
+keys = Table(
+    "keys",
+    metadata,
+    Column("kid", _Int, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),  # the public part of the key
+    Column("digest", LargeBinary, nullable=False),  # SHA-256 of the key
+    Column("tenant", _Name, nullable=False),
+    Column("user_id", _Name),  # the only user that the key reaches; NULL if it reaches all of its tenant
+    Column("scopes", Text, nullable=False),  # separated by commas
+    Column("label", Text),
+    Column("created_at", _Int, nullable=False),
+    Column("expires_at", _Int),
+    Column("used_at", _Int),  # the beginning of the last minute in which it was used
+    Column("revoked_at", _Int),
+    Index("keys_tenant", "tenant", "kid"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+"""The keys of tenants. See store/log/keys.py."""
+
 
 def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
     """Insert those rows that are not in the table yet."""

@@ -134,7 +134,18 @@ def test_a_log_is_created_in_a_database_with_tables_with_other_names(url: str) -
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE customers (id INTEGER)"))
     Log.open(url).close()
-    tables = ["customers", "contents", "history", "index_snapshots", "memories", "meta", "models", "users", "writes"]
+    tables = [
+        "customers",
+        "contents",
+        "history",
+        "index_snapshots",
+        "keys",
+        "memories",
+        "meta",
+        "models",
+        "users",
+        "writes",
+    ]
     assert sorted(inspect(engine).get_table_names()) == sorted(tables)
     engine.dispose()
 

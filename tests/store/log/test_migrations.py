@@ -9,7 +9,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, create_engine, select, text
 
-from store import Append, Conflict, NewMemory, Store, StoreError
+from store import Append, Conflict, Key, NewMemory, Store, StoreError, credential_of
 from store.log import migrations
 from store.log.database import Log
 from store.log.maintenance import verify
@@ -28,7 +28,7 @@ from store.log.vouching import vouches
 from tests.store.log.fixtures import seed
 
 FIXTURES = Path(seed.__file__).parent
-VERSIONS = (1, 2, 3, 4, 5)
+VERSIONS = (1, 2, 3, 4, 5, 6)
 AFTER = seed.BEGIN + timedelta(hours=13, minutes=1)  # the records of writes are still kept, and one memory has expired
 
 
@@ -163,7 +163,7 @@ def test_an_older_log_is_written_on(open_version: Callable[[int], Store], versio
     assert list(verify(store.log)) == []
 
 
-@pytest.mark.parametrize("version", [2, 3, 4, 5])
+@pytest.mark.parametrize("version", [2, 3, 4, 5, 6])
 def test_a_write_that_an_older_store_made_is_not_made_again(open_version: Callable[[int], Store], version: int) -> None:
     store = open_version(version)
     before = [store.user("default", user).version for user in ("bob", "eve")]
@@ -183,6 +183,23 @@ def test_an_older_log_vouches_for_its_snapshots(open_version: Callable[[int], St
     store = open_version(3)
     with store.log.read() as connection:
         assert [vouches(connection, 1, seed.TOKEN), vouches(connection, 1, "another")] == [True, False]
+
+
+def test_the_keys_of_an_older_log_are_found(open_version: Callable[[int], Store]) -> None:
+    store = open_version(6)
+    credential = credential_of(seed.KEY)
+    assert credential is not None
+    (key,) = store.find_keys([credential])
+    assert key == Key(
+        id="0123456789abcdef",
+        tenant="acme",
+        user_id="ann",
+        scopes=("read", "write"),
+        label="Ann’s phone",
+        created_at=seed.BEGIN,
+        expires_at=datetime(2100, 1, 1, tzinfo=UTC),
+        used_at=seed.BEGIN + timedelta(hours=1),
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
