@@ -25,7 +25,7 @@ from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, TextToken, Truncate
 from deployments.errors import MemserveError, Unavailable, located, renumbered
 from deployments.fair_queue import Turn
-from deployments.requests import arguments, bodies
+from deployments.requests import arguments, bodies, deadlines
 from deployments.requests.origin import Origin
 from deployments.shapes import Fields
 from store import (
@@ -104,6 +104,7 @@ class Memserve:
         input_type: Literal["query", "document"] | None = None,
         truncate: Truncate = "end",
         dimensions: int | None = None,
+        timeout_s: float | None = None,
     ) -> np.ndarray:
         """Embed texts.
 
@@ -112,6 +113,8 @@ class Memserve:
 
         Raises:
             InvalidRequest: `texts` is not a list, a text is empty, there are too many texts, or an option is unknown.
+            Overloaded: too much work is queued.
+            DeadlineExceeded: a part of the request was still queued after `timeout_s`.
         """
         body = bodies.check(
             bodies.EmbeddingsBody,
@@ -122,7 +125,8 @@ class Memserve:
                 "dimensions": dimensions,
             },
         )
-        return outputs.cut((await self.embed_body(body)).vectors, body.dimensions)
+        with deadlines.within(timeout_s):
+            return outputs.cut((await self.embed_body(body)).vectors, body.dimensions)
 
     async def embed_body(self, body: bodies.EmbeddingsBody) -> outputs.EmbedResult:
         """Full vectors of the inputs, in order."""
@@ -165,6 +169,7 @@ class Memserve:
         on_duplicate: Literal["add", "skip"] = "add",
         upsert: bool = False,
         origin: Origin | None = None,
+        timeout_s: float | None = None,
     ) -> Rows:
         """Add memories (texts, or mappings with text, id, metadata, created_at, expires_at, vector) to one user.
 
@@ -175,10 +180,13 @@ class Memserve:
         Raises:
             InvalidRequest: `param` is the path of the field.
             store.Conflict: an id is in use for other content.
+            Overloaded: too much work is queued.
+            DeadlineExceeded: the write was still queued after `timeout_s`. Nothing of it was made.
         """
         items = [{"text": item} if isinstance(item, str) else item for item in arguments.items(memories, "memories")]
         body = bodies.check(bodies.AddBody, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
-        added: Rows = (await self.add_body(arguments.new_user(user_id), body, origin or Origin.fresh()))["memories"]
+        with deadlines.within(timeout_s):
+            added: Rows = (await self.add_body(arguments.new_user(user_id), body, origin or Origin.fresh()))["memories"]
         return added
 
     async def add_body(self, user_id: str, body: bodies.AddBody, origin: Origin) -> Fields:
@@ -190,7 +198,12 @@ class Memserve:
         return {"memories": added, "version": result.version}
 
     async def add_many(
-        self, memories: Sequence[Mapping[str, Any]], *, origin: Origin | None = None, **options: Any
+        self,
+        memories: Sequence[Mapping[str, Any]],
+        *,
+        origin: Origin | None = None,
+        timeout_s: float | None = None,
+        **options: Any,
     ) -> Rows:
         """Add memories of many users (mappings as in `add`, each with its user_id), all of them or none.
 
@@ -198,10 +211,11 @@ class Memserve:
             `{user_id, id, status, version, truncated?}` of each, in order, once they are committed.
 
         Raises:
-            InvalidRequest, store.Conflict: as in `add`.
+            InvalidRequest, store.Conflict, Overloaded, DeadlineExceeded: as in `add`.
         """
         body = bodies.check(bodies.AddManyBody, {"memories": arguments.items(memories, "memories"), **options})
-        return await self.add_many_body(body, origin or Origin.fresh())
+        with deadlines.within(timeout_s):
+            return await self.add_many_body(body, origin or Origin.fresh())
 
     async def add_many_body(self, body: bodies.AddManyBody, origin: Origin) -> Rows:
         """Add memories of many users: they are written user by user, and answered in the order of the request."""
@@ -265,14 +279,22 @@ class Memserve:
         ]
         return await self._store.append(appends), truncated
 
-    async def search(self, user_id: str, query: str | None = None, **options: Any) -> Rows:
+    async def search(
+        self, user_id: str, query: str | None = None, *, timeout_s: float | None = None, **options: Any
+    ) -> Rows:
         """Search one user's memories by text, or by `vector=`; the other options are those of SearchBody.
 
         Returns:
             memories with their score (cosine similarity), best first.
+
+        Raises:
+            InvalidRequest: an option is wrong.
+            Overloaded: too much work is queued.
+            DeadlineExceeded: the search was still queued after `timeout_s`.
         """
         body = bodies.check(bodies.SearchBody, {"query": query, **options})
-        found: Rows = (await self.search_body(arguments.user(user_id), body))["results"]
+        with deadlines.within(timeout_s):
+            found: Rows = (await self.search_body(arguments.user(user_id), body))["results"]
         return found
 
     async def search_body(self, user_id: str, body: bodies.SearchBody) -> Fields:

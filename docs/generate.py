@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # import from this tree, not from an installed memserve
 
 from deployments.api.build import build_api  # noqa: E402
+from deployments.requests.deadlines import HEADER  # noqa: E402
 from deployments.settings import ENV_PREFIX, EVERYDAY, RELOADABLE, Settings  # noqa: E402
 
 Schema = dict[str, Any]
@@ -37,12 +38,16 @@ TAGS = {
     "operations": ("Operations", "The guide is [Operations](operations.md)."),
 }
 
-API_INTRODUCTION = """
+API_INTRODUCTION = f"""
 All bodies are JSON in UTF-8 unless a route says otherwise. Every route reads a body that is compressed by gzip, with
 `Content-Encoding: gzip`; the limits are those of the unpacked body. Times are in RFC 3339 format; answers give them in
 UTC. Unknown fields are refused, except on the routes of text-embeddings-inference. If a field may be `null`, `null`
 means the same as leaving the field out, unless its description says otherwise. The id of a user or of a memory has 1 to
 256 characters, none of them a control character; new ids must not be `.` or `..`. In a path an id is percent-encoded.
+
+Every route takes the header `{HEADER}`, a whole number of milliseconds. What is still queued when they have
+passed is not done, and the request is answered 504 with the code `deadline_exceeded`. A write that has been sent to the
+store is answered as usual.
 
 A running server has this description at `/docs`, and as an OpenAPI document at `/openapi.json`. The same document is
 in the repository as `openapi.json`.
@@ -79,6 +84,7 @@ null.
 | 500 | `server_error` | the server failed on this request |
 | 502, 504 | `upstream_error` | a remote model failed or did not answer in time |
 | 503 | `unavailable_error` | a part of the server is not available; try again after `Retry-After` seconds |
+| 504 | `timeout_error` | the request was queued until its deadline, or for `queue.max_wait_s` (`deadline_exceeded`) |
 
 A 503 with the code `outcome_unknown` answers a write that may have been made. Repeat it under the same
 `Idempotency-Key`.
@@ -155,7 +161,8 @@ def _route(method: str, path: str, operation: Schema, document: Schema) -> Itera
     yield f"### {method.upper()} {path}"
     yield ""
     yield _prose(operation["description"])
-    if parameters := operation.get("parameters"):
+    # The introduction of the page describes the header that every route takes.
+    if parameters := [one for one in operation["parameters"] if one["name"] != HEADER]:
         yield from ("", "| parameter | in | type | default | meaning |", "|---|---|---|---|---|")
         for parameter in parameters:
             schema = parameter.get("schema") or parameter["content"]["application/json"]["schema"]

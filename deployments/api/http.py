@@ -3,6 +3,7 @@
 Guarantees:
 - The size of a body is bounded before it is parsed, and a compressed one is not unpacked beyond the limit.
 - An id in a path may hold any percent-encoded character, a slash included.
+- Work of a request that is still queued when its `x-request-timeout-ms` has passed is not done.
 - Every 4xx and 5xx has the OpenAI error shape, on paths of text-embeddings-inference the shape of that server.
 """
 
@@ -28,7 +29,7 @@ from deployments.api.gzip import unzipped
 from deployments.api.openapi import ERRORS
 from deployments.embedding.outputs import Timings
 from deployments.errors import HttpError, InvalidRequest, LocatedError, TooLarge, UnsupportedEncoding, to_http
-from deployments.requests import bodies
+from deployments.requests import bodies, deadlines
 from deployments.requests.fields import NewId, StoredId
 from deployments.requests.origin import Origin
 from deployments.service import Memserve
@@ -78,7 +79,7 @@ class Routes:
     def served(self, memserve: Memserve) -> Iterator[Route]:
         """The routes, calling one service."""
         for method, path, handler, _ in self._declared:
-            yield Route(path, partial(handler, memserve), methods=[method])
+            yield Route(path, partial(_in_time, handler, memserve), methods=[method])
 
     def documented(self) -> Iterator[APIRoute]:
         """The routes as FastAPI documents them. They are not served."""
@@ -99,6 +100,12 @@ class Routes:
             status: answer if status == 200 else {**answer, "model": self._error_answer}
             for status, answer in responses.items()
         }
+
+
+async def _in_time(handler: Handler, memserve: Memserve, request: Request) -> Response:
+    """Answer a request by its handler, whose work has the request's deadline."""
+    with deadlines.within_header(request.headers):
+        return await handler(memserve, request)
 
 
 def _no_parameters() -> None:

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
+from deployments.requests.deadlines import HEADER, MAX_TIMEOUT_MS
 from deployments.requests.fields import StoredId
 from deployments.requests.origin import MAX_KEY_LENGTH
 
@@ -23,8 +24,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "large, 415 the body is compressed, but not by gzip, 429 too much work is queued (with Retry-After)",
     },
     "5XX": {
-        "description": "500 the server failed, 502 and 504 a remote model failed, 503 a part of the server is not "
-        "available (with Retry-After)",
+        "description": "500 the server failed, 502 a remote model failed, 503 a part of the server is not available "
+        "(with Retry-After), 504 the request was queued until its deadline (`deadline_exceeded`), or a remote model "
+        "did not answer in time",
     },
 }
 """The errors of every route."""
@@ -54,6 +56,13 @@ _IDEMPOTENCY_KEY = {
     "required": False,
     "description": "A write with this key is made once. Sent again within an hour, it gets the first answer.",
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
+}
+_TIMEOUT = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Milliseconds. What is still queued when they have passed is not done, and answered with 504.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
 }
 _PATH_PARAMETER = re.compile(r"{(\w+)(?::path)?}")
 
@@ -129,6 +138,5 @@ def _document(api: FastAPI, routes: list[APIRoute], bodies: Iterable[type[BaseMo
     document["components"]["schemas"].update(definitions["$defs"])
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            if parameters := _path_parameters(path) + operation.get("parameters", []):
-                operation["parameters"] = parameters
+            operation["parameters"] = [*_path_parameters(path), *operation.get("parameters", []), _TIMEOUT]
     return document

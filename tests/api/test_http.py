@@ -256,7 +256,7 @@ async def test_the_document_describes_bodies_and_queries(api: httpx.AsyncClient)
         assert body == {"$ref": f"#/components/schemas/{model}"}
         assert model in components
     names = [one["name"] for one in paths["/v1/users/{user_id}/memories"]["get"]["parameters"]]
-    assert sorted(names) == ["cursor", "filter", "limit", "order", "user_id"]
+    assert sorted(names) == ["cursor", "filter", "limit", "order", "user_id", "x-request-timeout-ms"]
 
 
 async def test_the_document_describes_every_answer_and_the_idempotency_key(api: httpx.AsyncClient) -> None:

@@ -1,0 +1,63 @@
+"""The time in which a caller wants an answer: what is still queued when it has passed is dropped, not done.
+
+A write that has been sent to the store may be made and answered after its deadline, since it cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from deployments.errors import InvalidRequest
+from deployments.fair_queue import deadline_of_request
+from deployments.requests.origin import Headers
+
+HEADER = "x-request-timeout-ms"
+MAX_TIMEOUT_MS = 86_400_000  # a day
+
+
+@contextmanager
+def within_header(headers: Headers) -> Iterator[None]:
+    """A context for one HTTP request: its work has the deadline that its header gives, from now on.
+
+    Raises:
+        InvalidRequest: the header is not a whole number from 1 to `MAX_TIMEOUT_MS`, or is given twice.
+    """
+    given = headers.getlist(HEADER)
+    if len(given) > 1:
+        raise InvalidRequest("must not be given twice", HEADER)
+    if not given:
+        yield
+        return
+    digits = given[0]
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20 and 1 <= int(digits) <= MAX_TIMEOUT_MS):
+        raise InvalidRequest(f"must be a whole number from 1 to {MAX_TIMEOUT_MS}", HEADER)
+    with _until(time.monotonic() + int(digits) / 1e3):
+        yield
+
+
+@contextmanager
+def within(timeout_s: float | None) -> Iterator[None]:
+    """A context for one handle call: its work has to be begun in this time, from now on; None for no limit.
+
+    Raises:
+        InvalidRequest: `timeout_s` is not a positive number.
+    """
+    if timeout_s is None:
+        yield
+        return
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
+        raise InvalidRequest("must be a positive number", "timeout_s")
+    with _until(time.monotonic() + timeout_s):
+        yield
+
+
+@contextmanager
+def _until(deadline: float) -> Iterator[None]:
+    token = deadline_of_request.set(deadline)
+    try:
+        yield
+    finally:
+        deadline_of_request.reset(token)
