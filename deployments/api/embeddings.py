@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from deployments.api import answers
-from deployments.api.http import Routes, decode_id, json_response, parse_body, read_body, timing_headers
+from deployments.api.http import Routes, decode_id, json_response, json_rows, parse_body, read_body, timing_headers
 from deployments.api.openapi import TIMES, fails, takes
 from deployments.embedding import outputs
 from deployments.errors import ModelNotFound
@@ -36,7 +36,7 @@ async def post_embeddings(memserve: Memserve, request: Request) -> Response:
         _check_served(body.model, info.name)
     result = await memserve.embed_body(body)
     vectors = outputs.quantise(outputs.cut(result.vectors, body.dimensions), body.output_dtype)
-    rows = outputs.to_base64(vectors) if body.encoding_format == "base64" else vectors
+    rows = outputs.to_base64(vectors) if body.encoding_format == "base64" else await json_rows(vectors)
     tokens = int(result.tokens.sum())
     content = {
         "object": "list",

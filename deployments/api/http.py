@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
+import numpy as np
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
@@ -37,6 +38,7 @@ from deployments.service import Memserve
 logger = logging.getLogger("memserve.api")
 
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
+_NUMBERS_A_SLICE = 1 << 17  # about 5 ms
 _NEW_ID = TypeAdapter(NewId)
 _STORED_ID = TypeAdapter(StoredId)
 _MAX_PARAMETERS = 32
@@ -230,6 +232,20 @@ def origin_of(request: Request, body: bytes = b"") -> Origin:
     scope = request.scope
     target = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"  # RawPath made `path` the raw one
     return Origin.of_request(request.headers, request.method, target, body)
+
+
+async def json_rows(rows: np.ndarray) -> list[orjson.Fragment]:
+    """Rows of numbers as JSON, for `json_response`, written in slices so that other requests are served in between.
+
+    orjson writes a million numbers in about 40 ms, in which the process does nothing else.
+    """
+    written: list[orjson.Fragment] = []
+    step = max(1, _NUMBERS_A_SLICE // rows.shape[1])
+    for first in range(0, len(rows), step):
+        if first:
+            await asyncio.sleep(0)
+        written += [orjson.Fragment(orjson.dumps(row, option=_JSON_OPTIONS)) for row in rows[first : first + step]]
+    return written
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -14,7 +14,7 @@ import numpy as np
 from fastapi import Request, Response
 
 from deployments.api import answers
-from deployments.api.http import Routes, json_response, parse_body, read_body, timing_headers
+from deployments.api.http import Routes, json_response, json_rows, parse_body, read_body, timing_headers
 from deployments.api.openapi import TIMES, fails, takes
 from deployments.embedding import outputs
 from deployments.errors import HttpError, LocatedError, TooLarge, located
@@ -78,7 +78,7 @@ async def _embed(memserve: Memserve, body: tei.EmbedBody, started: float) -> Res
     vectors = result.vectors[:, : body.dimensions]
     if options.normalize:
         vectors = outputs.at_length_one(vectors)
-    content = np.ascontiguousarray(vectors, np.float32)
+    content = await json_rows(np.ascontiguousarray(vectors, np.float32))
     return json_response(content, headers=timing_headers(result.timings, started))
 
 

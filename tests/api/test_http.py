@@ -1,5 +1,6 @@
 """Paths, queries and bodies as they arrive, and the common shape of errors, in this process."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from jsonschema import ValidationError
 
 from deployments.api.build import build_api
+from deployments.api.http import json_response, json_rows
 from deployments.errors import InvalidRequest
 from deployments.service import TENANT
 from store import Append, InvalidInput, NewMemory
@@ -70,7 +72,9 @@ async def test_ids_that_are_refused_today_can_be_read_and_deleted(
         before.setattr("store.log.appending.check_new_id", lambda *_: None)
         before.setattr("store.log.rows.check_new_id", lambda *_: None)
         new = NewMemory(id="..", text="tea", vector=np.ones(DIM, np.float32))
-        await app.store.deployment.run("append_together", [[Append(TENANT, "..", (new,))]])
+        await app.store.deployment.run(
+            "append_together", ("a caller", False, None, 1), [[Append(TENANT, "..", (new,))]]
+        )
     found = (await api.get(f"{user}/memories/%2E%2E")).json()
     assert (found["user_id"], found["id"], found["text"]) == ("..", "..", "tea")
     assert (await api.get(f"{user}/memories")).json()["memories"] == [found]
@@ -228,6 +232,19 @@ async def test_an_unexpected_error_reveals_nothing(app: LocalApp, monkeypatch: p
     answer = await app.http.get("/v1/users")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "secret" not in answer.text
+
+
+async def test_many_vectors_are_written_in_slices_with_the_same_bytes() -> None:
+    vectors = np.random.default_rng(1).standard_normal((300, 1024), np.float32)
+    writing = asyncio.create_task(json_rows(vectors))
+    turns = 0
+    while not writing.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns == 3  # 131,072 numbers in each
+    assert json_response({"data": await writing}).body == json_response({"data": vectors}).body
+    integers = vectors[:2].astype(np.int8)
+    assert json_response(await json_rows(integers)).body == json_response(integers).body
 
 
 async def test_each_route_is_registered_once_and_documented(app: LocalApp) -> None:
