@@ -294,7 +294,7 @@ async def test_the_document_describes_every_answer_and_the_idempotency_key(api: 
                 ("/v1/embeddings", "/embed", "/similarity", "/tokenize", "/decode")
             )
             reads = reads or path == "/"
-            repeatable_anyway = path.endswith(("/search", "/import"))
+            repeatable_anyway = path.endswith(("/search", "/import", "/get"))
             assert named is not (reads or repeatable_anyway), path
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "user_id":
@@ -335,15 +335,17 @@ async def test_the_check_of_bodies_finds_one_that_is_not_as_described(api: httpx
 async def test_the_check_of_answers_finds_one_that_is_not_as_described(api: httpx.AsyncClient) -> None:
     document = Document((await api.get("/openapi.json")).json())
     request = httpx.Request("GET", "http://memserve/v1/users/ann%2Fbob/memories/1/history")
-    fine: dict[str, Any] = {"events": [{"event": "added", "at": "2026-01-02T03:04:05Z", "version": 1, "text": "a"}]}
+    events = [{"event": "added", "at": "2026-01-02T03:04:05Z", "version": 1, "text": "a"}]
+    fine: dict[str, Any] = {"events": events, "next_cursor": None}
     document.check(request, httpx.Response(200, json=fine))
     document.check(
         request, httpx.Response(404, json={"error": {"message": "", "type": "", "param": None, "code": None}})
     )
     for status, wrong in [
-        (200, {"events": [{**fine["events"][0], "vector": [1.0]}]}),
-        (200, {"events": [{"event": "added", "version": 1}]}),
-        (200, {"events": "none"}),
+        (200, {**fine, "events": [{**events[0], "vector": [1.0]}]}),
+        (200, {**fine, "events": [{"event": "added", "version": 1}]}),
+        (200, {**fine, "events": "none"}),
+        (200, {"events": events}),
         (201, fine),
         (404, {"detail": "Not Found"}),
     ]:
