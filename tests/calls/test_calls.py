@@ -322,3 +322,101 @@ async def test_a_call_whose_replica_died_is_sent_again() -> None:
     with pytest.raises(Unavailable) as lost:
         await resilient(lambda: dies(ATTEMPTS), "embedder")
     assert lost.value.code == "embedder_unavailable"
+
+
+# Bulk requests, which are sent piece by piece.
+
+BULK = [f"text {n}" for n in range(600)]  # about 2,200 tokens, as estimated: nine calls
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+async def test_a_bulk_request_is_sent_piece_by_piece(cache_bytes: int) -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle, cache_bytes=cache_bytes)
+    handle.gate.clear()
+    bulk = asyncio.create_task(calls.embed(BULK, "", "end"))
+    await turns()
+    assert (len(handle.calls), calls.batcher.queued) == (2, 0)  # one call, and one ahead
+    whole = sum(len(text) // 4 + 2 for text in BULK)
+    sent = sum(len(text) // 4 + 2 for text in BULK[: sum(map(sum, handle.calls))])
+    assert calls.queued_tokens == whole - sent
+    handle.gate.set()
+    result = await bulk
+    assert calls.queued_tokens == 0
+    assert sum(map(sum, handle.calls)) == len(BULK)
+    assert np.array_equal(result.vectors, (await handle.engine.embed_one(EmbedRequest(BULK))).vectors)
+
+
+async def test_urgent_requests_are_sent_while_bulk_calls_are_in_progress() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle)
+    handle.gate.clear()
+    bulk = asyncio.create_task(calls.embed(BULK, "", "end"))
+    await turns()
+    lone = asyncio.create_task(calls.embed(["a lone text"], "", "end"))
+    small = asyncio.create_task(calls.embed(["a", "small", "request"], "", "end"))
+    await turns()
+    assert handle.calls[2:] == [[1, 3]]
+    handle.gate.set()
+    await asyncio.gather(bulk, lone, small)
+
+
+async def test_after_an_error_no_further_piece_is_sent_and_the_first_error_is_raised() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle)
+    texts = list(BULK)
+    texts[80], texts[10] = "a poison text", "another poison text"  # in the second piece and in the first
+    with pytest.raises(EmbeddingFailed) as failed:
+        await calls.embed(texts, "", "end")
+    assert failed.value.position == 10
+    assert len(handle.calls) == 2
+    assert (calls.queued_tokens, calls.batcher.queued) == (0, 0)
+
+
+async def test_a_cancelled_bulk_request_leaves_nothing_behind() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle)
+    handle.gate.clear()
+    first = asyncio.create_task(calls.embed(BULK, "", "end"))
+    await turns()
+    second = asyncio.create_task(calls.embed(BULK, "", "end"))
+    await turns()
+    assert calls.batcher.queued == 2
+    for task in (first, second):
+        task.cancel()
+    await turns()
+    assert (calls.queued_tokens, calls.batcher.queued, len(handle.calls)) == (0, 0, 2)
+    handle.gate.set()
+    await turns()
+    assert len(handle.calls) == 2
+
+
+async def test_the_deadline_is_sent_as_the_time_that_remains() -> None:
+    now = [100.0]
+    handle = EmbedderHandle()
+    received: list[EmbedRequest] = []
+
+    async def embed(requests: Sequence[EmbedRequest]) -> Any:
+        received.extend(requests)
+        return await handle._embed(requests)
+
+    handle.embed = Remote(embed)
+    calls = calls_over(handle, max_wait_s=30.0, clock=lambda: now[0])
+    handle.gate.clear()
+    first = asyncio.create_task(calls.embed(["first"], "", "end", turn=Turn("a", deadline=None)))
+    await turns()
+    waiting = [
+        asyncio.create_task(calls.embed([text], "", "end", turn=Turn("b", deadline=deadline)))
+        for text, deadline in (("in time", 107.0), ("too late", 101.0))
+    ]
+    await turns()
+    now[0] = 102.5
+    handle.gate.set()
+    await first
+    await waiting[0]
+    with pytest.raises(DeadlineExceeded):
+        await waiting[1]
+    assert [(one.inputs, one.caller, one.bulk, one.timeout_s) for one in received] == [
+        (["first"], "a", False, None),
+        (["in time"], "b", False, 4.5),
+    ]

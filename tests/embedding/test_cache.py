@@ -149,3 +149,32 @@ def test_the_key_depends_on_all_that_determines_the_vector() -> None:
         cache_key("r1", "", "end", [1]),
     ]
     assert len(set(made)) == len(made)
+
+
+async def test_an_urgent_request_does_not_wait_for_the_computation_of_a_bulk_request() -> None:
+    cache, gate = VectorCache(10_000), asyncio.Event()
+    bulk, urgent, too = Counting(gate), Counting(), Counting()
+    computing = asyncio.create_task(cache.get_or_compute(keys("a", "b"), bulk, bulk=True))
+    await turns()
+    (answer,) = await cache.get_or_compute(keys("b"), urgent)
+    assert (bulk.asked, urgent.asked) == ([[0, 1]], [[0]])
+    waiting = asyncio.create_task(cache.get_or_compute(keys("a"), too, bulk=True))  # bulk waits for bulk
+    await turns()
+    gate.set()
+    await computing
+    assert (await waiting)[0] is (await computing)[0]
+    assert too.asked == []
+    assert answer.vector.tobytes() == entry(0.1).vector.tobytes()
+    assert (cache.hits, cache.misses) == (1, 3)
+
+
+async def test_a_bulk_request_waits_for_the_computation_of_an_urgent_one() -> None:
+    cache, gate = VectorCache(10_000), asyncio.Event()
+    urgent, bulk = Counting(gate), Counting()
+    computing = asyncio.create_task(cache.get_or_compute(keys("a"), urgent))
+    await turns()
+    waiting = asyncio.create_task(cache.get_or_compute(keys("a", "b"), bulk, bulk=True))
+    await turns()
+    gate.set()
+    assert (await waiting)[0] is (await computing)[0]
+    assert (urgent.asked, bulk.asked) == ([[0]], [[1]])

@@ -13,7 +13,14 @@ import pytest
 from deployments.embedding.engine import BatchStats, EmbedRequest, EmbedResult, Engine
 from deployments.embedding.fake import FakeModel
 from deployments.embedding.model import InputType, Model, Tokens, Truncate
-from deployments.errors import EmbeddingFailed, InvalidRequest, Overloaded, Unavailable, UpstreamFailed
+from deployments.errors import (
+    DeadlineExceeded,
+    EmbeddingFailed,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+    UpstreamFailed,
+)
 
 
 class Held(FakeModel):
@@ -384,3 +391,69 @@ async def test_after_close_requests_are_unavailable() -> None:
     await engine.close()
     with pytest.raises(Unavailable):
         await engine.embed_one(EmbedRequest(["late"]))
+
+
+async def test_a_lone_request_goes_before_the_bulk_that_waits_and_shares_no_forward_with_it() -> None:
+    model = Held()
+    engine = Engine(model, max_batch_tokens=4)
+    bulk = asyncio.create_task(engine.embed_one(EmbedRequest(["a b"] * 8, caller="bulk", bulk=True)))
+    await turns()
+    lone = asyncio.create_task(engine.embed_one(EmbedRequest(["c"])))
+    await model.let_go()
+    await model.let_go()
+    assert np.array_equal((await lone).vectors, await expected(model, ["c"]))
+    assert model.batches == [[2, 2], [1]]
+    for _ in range(3):
+        await model.let_go()
+    assert np.array_equal((await bulk).vectors, await expected(model, ["a b"] * 8))
+    assert model.batches == [[2, 2], [1], [2, 2], [2, 2], [2, 2]]
+
+
+async def test_callers_take_turns_at_the_device() -> None:
+    model = Held()
+    engine = Engine(model, max_batch_tokens=4)
+    first = asyncio.create_task(engine.embed_one(EmbedRequest(["x"])))
+    await turns()
+    many = [asyncio.create_task(engine.embed_one(EmbedRequest(["a b"] * 2, caller="many"))) for _ in range(5)]
+    few = asyncio.create_task(engine.embed_one(EmbedRequest(["c d"] * 2, caller="few")))
+    for _ in range(3):
+        await model.let_go()
+    assert few.done()
+    assert [task.done() for task in many] == [True, False, False, False, False]
+    for _ in range(4):
+        await model.let_go()
+    await asyncio.gather(first, *many)
+
+
+async def test_a_text_past_its_deadline_does_not_reach_the_device() -> None:
+    model = Held()
+    engine = Engine(model, max_batch_tokens=4)
+    first = asyncio.create_task(engine.embed_one(EmbedRequest(["a"])))
+    await turns()
+    with pytest.raises(DeadlineExceeded):
+        await engine.embed_one(EmbedRequest(["b"], timeout_s=0.001))
+    tokenized = model.tokenized
+    with pytest.raises(DeadlineExceeded):  # has no time left: is not even tokenized
+        await engine.embed_one(EmbedRequest(["b"], timeout_s=0.0))
+    assert (model.tokenized, engine.stats().queued_texts) == (tokenized, 0)
+    await model.let_go()
+    assert (await first).tokens.tolist() == [1]
+    assert model.batches == [[1]]
+
+
+async def test_a_text_that_waits_longer_than_the_limit_does_not_reach_the_device() -> None:
+    now = [0.0]
+    model = Held()
+    engine = Engine(model, max_wait_s=30.0, clock=lambda: now[0])
+    first = asyncio.create_task(engine.embed_one(EmbedRequest(["a"])))
+    await turns()
+    waits = asyncio.create_task(engine.embed_one(EmbedRequest(["b"])))
+    await turns()
+    now[0] = 31.0
+    engine.reconfigure(max_wait_s=60.0)
+    later = asyncio.create_task(engine.embed_one(EmbedRequest(["c"])))
+    await model.let_go()
+    assert isinstance(waits.exception(), DeadlineExceeded)
+    await model.let_go()
+    assert [len((await task).vectors) for task in (first, later)] == [1, 1]
+    assert model.batches == [[1], [1]]
