@@ -28,7 +28,7 @@ test: $(INSTALLED)
 
 # Other projects' clients against a live server. Installs each into build/clients/ on the first run, with pip and npm.
 clients: $(INSTALLED)
-	$(BIN)/python -m pytest tests/clients $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/clients -rs $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

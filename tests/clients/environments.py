@@ -20,8 +20,16 @@ FOLDER = Path(__file__).resolve().parents[2] / "build" / "clients"
 INSTALL_WITHIN_S = 400.0
 
 
+# How pip and npm report that they do not reach the server that holds the packages.
+_UNREACHABLE = ("WARNING: Retrying (", "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT")
+
+
 class CannotInstall(Exception):
-    """A client could not be installed. The message is the last message of the package manager."""
+    """A client could not be installed. The message is the first error of the package manager."""
+
+
+class Unreachable(CannotInstall):
+    """The package manager does not reach the server that holds the packages."""
 
 
 def names() -> list[str]:
@@ -35,7 +43,7 @@ def folder_of(name: str) -> Path:
 
 
 def install(name: str) -> None:
-    """Install the packages of a client, unless they are installed. Raises CannotInstall."""
+    """Install the packages of a client, unless they are installed. Raises CannotInstall, Unreachable."""
     (packages,) = (path for path in PACKAGES.iterdir() if path.stem == name)
     wanted = hashlib.sha256(packages.read_bytes()).hexdigest()
     folder = folder_of(name)
@@ -79,4 +87,5 @@ def _run(command: list[str], folder: Path) -> None:
         raise CannotInstall(f"not installed within {INSTALL_WITHIN_S:g} s") from error
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "ERR" in line] or done.stderr.splitlines()
-        raise CannotInstall(said[-1] if said else f"{command[0]} ended with {done.returncode}")
+        kind = Unreachable if any(sign in done.stderr for sign in _UNREACHABLE) else CannotInstall
+        raise kind(said[0] if said else f"{command[0]} ended with {done.returncode}")
