@@ -211,8 +211,6 @@ class Batcher(Generic[Item, Result]):
         self._drained_cost = 0.0
         self._drain_s = 0.0
         self._last_finish = clock()
-        self.expired = 0
-        self.refused = 0
         self.reconfigure(
             in_flight=in_flight,
             budget=budget,
@@ -289,7 +287,6 @@ class Batcher(Generic[Item, Result]):
         """
         lane = self._bulk if turn.bulk else self._urgent
         if not lane.queue.shares.admits(turn.caller, cost, self.max_queued):
-            self.refused += 1
             retry_after_s = min(60.0, max(0.05, self.drain_s(bulk=turn.bulk)))
             raise Overloaded("Too much work is queued; try again later.", retry_after_s=retry_after_s)
 
@@ -356,7 +353,6 @@ class Batcher(Generic[Item, Result]):
         if turn.deadline is not None:
             expires_at = min(expires_at, turn.deadline)
         if expires_at <= now:
-            self.expired += 1
             raise _too_late()
         return expires_at
 
@@ -386,7 +382,6 @@ class Batcher(Generic[Item, Result]):
         lanes = (self._urgent, self._bulk)
         for lane in lanes:
             for entry in lane.queue.remove(lambda entry: entry.expired(now)):
-                self.expired += 1
                 lane.patience.gave_up(entry.waited_s(now))
                 entry.answer(_too_late())
         self._set_timer(
