@@ -164,7 +164,7 @@ class UserIndex:
             return True
         if self._body is None:
             if self.live > options.switch:
-                self._body = Body(Graph(self.dim, options, options.switch))
+                self._body = Body(Graph(self.dim, options, min(options.switch, BLOCK)))
             else:
                 if self._dead > 64 and self._dead > self._rows * options.max_deleted_share:
                     self._compact()

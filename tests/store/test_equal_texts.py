@@ -130,3 +130,31 @@ def test_every_sentence_among_replies_finds_itself(open_store: Callable[..., Sto
     assert [result.results[0].id for result in results if isinstance(result, SearchResult)] == [
         f"s{n}" for n in range(2500)
     ]
+
+
+def test_a_restart_with_nearly_equal_texts_loads_the_snapshot(open_store: Callable[..., Store], tmp_path: Path) -> None:
+    """Most of the memories have no node in the graph: the snapshot has their vectors, except for deleted ones."""
+    rng = np.random.default_rng(4)
+    vectors = normalised((rng.normal(size=DIM) + 0.01 * rng.normal(size=(400, DIM))).astype(np.float32))
+    options = {"index": IndexOptions(switch=200), "snapshot_dir": tmp_path / "snapshots"}
+    store = open_store(**options)
+    for start in range(0, 400, 20):
+        part = range(start, start + 20)
+        add(store, [NewMemory(str(n), f"reminder at {n}", vectors[n]) for n in part])
+        store.search([Search(T, "ann", vectors[0], 1)])
+        while store.background_step():
+            pass
+    store.delete(T, "ann", "390")
+    expected = [[memory.id for memory in found(store, vector, 20)] for vector in vectors[::7]]
+    matrix = vectors[[n for n in range(400) if n != 390]].astype(np.float64)
+    assert [memory.score for memory in found(store, vectors[391], 20)] == pytest.approx(
+        np.sort(matrix @ vectors[391])[::-1][:20], abs=2e-6
+    )
+    store.close()
+    graph, rows = ((tmp_path / "snapshots" / "0" / f"1-0-401.{suffix}").read_bytes() for suffix in ("hnsw", "rows"))
+    assert [vectors[n].tobytes() in graph + rows for n in (389, 390, 391)] == [True, False, True]
+    assert len(rows) > 4 * DIM * 200  # the crowd is there
+    again = open_store(**options)
+    assert [[memory.id for memory in found(again, vector, 20)] for vector in vectors[::7]] == expected
+    assert again.snapshots is not None
+    assert again.snapshots.refused == 0
