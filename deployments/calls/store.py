@@ -10,7 +10,7 @@ class or a module was renamed between them. Callers pass the method itself (`Sto
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -44,7 +44,7 @@ def partition_of(tenant: str, user_id: str, partitions: int) -> int:
 
 
 BULK_MEMORIES = 100
-"""An append or a list of more memories is bulk work."""
+"""A call that reads or writes more memories is bulk work."""
 
 MEMORIES_A_UNIT = 16
 """The store reads or writes about so many memories in the time of one search, which costs one unit."""
@@ -170,8 +170,7 @@ class StoreCalls:
         **options: Arguments.kwargs,
     ) -> Answer:
         """Call a method that reads one user (`Store.get`), on the replica that is warm for the user."""
-        limit = options.get("limit")
-        memories = limit if isinstance(limit, int) else 0
+        memories = _named(args, options)
         turn = Turn.of_user(tenant, user_id).in_bulk(memories > BULK_MEMORIES)
         warm = self._by_partition[self._partition(tenant, user_id)]
         with self._unbatched.admit(turn):
@@ -208,10 +207,10 @@ class StoreCalls:
         Raises:
             Unavailable: `OUTCOME_UNKNOWN` if it is not known whether the write was made.
         """
-        bulk = method.__name__ in _BULK_WRITES
-        turn = Turn.of_user(tenant, user_id).in_bulk(bulk)
+        memories = _PAGE if method.__name__ in _BULK_WRITES else _named(args, options)
+        turn = Turn.of_user(tenant, user_id).in_bulk(memories > BULK_MEMORIES)
         with self._unbatched.admit(turn):
-            return await self._write(method, turn, _PAGE if bulk else 0, tenant, user_id, *args, **options)
+            return await self._write(method, turn, memories, tenant, user_id, *args, **options)
 
     async def import_page(
         self, tenant: str, user_id: str, lines: Sequence[ImportLine], *, begin: bool, issued_at: datetime
@@ -256,6 +255,12 @@ class StoreCalls:
     async def ping(self) -> None:
         """Read the log, without queueing here."""
         await self._run(self._handle, Store.ping, Turn(), 0)
+
+
+def _named(args: tuple[object, ...], options: Mapping[str, object]) -> int:
+    """The most memories that a call with these arguments is about: its limit, or the length of its list of ids."""
+    limit = options.get("limit")
+    return limit if isinstance(limit, int) else max((len(one) for one in args if isinstance(one, list)), default=0)
 
 
 def _memories(call: Sequence[Append]) -> int:

@@ -92,20 +92,24 @@ async def test_the_store_is_told_the_caller_of_a_call_and_whether_it_is_bulk_wor
     await calls.read_user(Store.get, "t", "ann", "1")
     await calls.read_user(Store.list, "t", "ann", limit=BULK_MEMORIES)
     await calls.read_user(Store.list, "t", "ann", limit=1_000)
+    await calls.read_user(Store.get_many, "t", "ann", ["1"] * 320)
     await calls.export_page("t", "ann", None)
     await calls.write(Store.update, "t", "ann", "1")
     await calls.write(Store.delete_where, "t", "ann", {})
     await calls.write(Store.erase_user, "t", "ann")
+    await calls.write(Store.delete_many, "t", "ann", ["1"] * 32)
     await calls.import_page("t", "ann", [], begin=True, issued_at=datetime(2026, 1, 1, tzinfo=UTC))
     ann = "user:1:tann"
     assert [(method, sent) for method, sent, _ in handle.calls] == [
         ("get", (ann, False, None, 1)),
         ("list", (ann, False, None, 7)),
         ("list", (ann, True, None, 63)),
+        ("get_many", (ann, True, None, 21)),
         ("export_page", (ann, True, None, 13)),
         ("update", (ann, False, None, 1)),
         ("delete_where", (ann, True, None, 13)),
         ("erase_user", (ann, True, None, 13)),
+        ("delete_many", (ann, False, None, 3)),
         ("import_page", (ann, True, None, 1)),
     ]
     handle.calls.clear()
