@@ -280,7 +280,7 @@ def test_a_list_by_the_last_change_follows_the_times(store: Store) -> None:
     for limit in (1, 2, 3):
         assert walk("updated_at", limit) == ["old 2", "old 1", "new"]
         assert walk("-updated_at", limit) == ["new", "old 1", "old 2"]
-    by_versions = listing._encode("updated_at", [1, 1])  # as cursors were before
+    by_versions = listing.encode_cursor("updated_at", [1, 1])  # as cursors were before
     with pytest.raises(InvalidInput, match="was made for another list"):
         store.list(T, "ann", order="updated_at", cursor=by_versions)
 
@@ -321,7 +321,7 @@ def test_a_history_and_a_list_have_pages(store: Store, monkeypatch: pytest.Monke
     for limit in (0, 1001):
         with pytest.raises(InvalidInput, match="limit: must be an integer in 1 to 1000"):
             store.history_page(T, "ann", "1", limit=limit)
-    users = listing._encode("users", ["ann"])
+    users = listing.encode_cursor("users", ["ann"])
     with pytest.raises(InvalidInput, match="cursor: was made for another list"):
         store.history_page(T, "ann", "1", cursor=users)
 
@@ -594,10 +594,10 @@ def test_pages_follow_one_another(store: Store) -> None:
 def test_a_forged_cursor_is_refused(store: Store, key: list[Any]) -> None:
     put(store, "ann", new("1"))
     with pytest.raises(InvalidInput) as caught:
-        store.list(T, "ann", order="created_at", cursor=listing._encode("created_at", key))
+        store.list(T, "ann", order="created_at", cursor=listing.encode_cursor("created_at", key))
     assert caught.value.param == "cursor"
     with pytest.raises(InvalidInput):
-        store.users(T, cursor=listing._encode("users", ["a\0"]))
+        store.users(T, cursor=listing.encode_cursor("users", ["a\0"]))
 
 
 def test_delete_where(store: Store) -> None:
