@@ -28,7 +28,7 @@ def minilm() -> LocalModel:
 
 @pytest.fixture
 async def local(tmp_path: Path, minilm: LocalModel) -> AsyncIterator[LocalApp]:
-    app = await LocalApp.start(tmp_path)
+    app = await LocalApp.start(tmp_path, model={"token_ids": "any"})
     engine, fake = app.model.engine, app.model.engine.model
     engine.model = minilm
     app.http.event_hooks = {}  # which check an answer in the event loop

@@ -288,7 +288,7 @@ def test_the_document_of_a_body_takes_known_fields_only() -> None:
         (bodies.UserMemoryBody, {"text": "a", "user_id": "ann"}, "id metadata created_at expires_at vector"),
         (bodies.SearchBody, {"query": "a"}, "vector top_k filter min_score include_vectors"),
         (bodies.SearchBody, {"vector": [1.0]}, "query top_k filter min_score include_vectors"),
-        (tei.EmbedBody, {"inputs": "a"}, "truncate truncation_direction prompt_name normalize dimensions"),
+        (tei.EmbedBody, {"inputs": "a"}, "truncate truncation_direction prompt_name normalize dimensions parameters"),
         (tei.SimilarityBody, {"inputs": {"source_sentence": "a", "sentences": ["b"]}}, "parameters"),
         (tei.PromptBody, {}, "truncate truncation_direction prompt_name"),
         (tei.TokenizeBody, {"inputs": "a"}, "add_special_tokens"),
