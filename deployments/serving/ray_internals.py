@@ -104,19 +104,20 @@ _BALANCE_ALGORITHM = _lines("leastconn", *(f"http-error {answer}" for answer in 
 
 # Why: a gateway's event loop reads and answers 500 to 1,500 requests a second. If more arrive, each of them is answered
 #   later than the one before, soon later than its client waits, and the work is wasted. Refusing a request costs
-#   HAProxy 0.1 ms, and a gateway 0.5. A burst is admitted: requests are refused only if there have been many, without a
-#   pause, for a second. The rule is that of CoDel (RFC 8289), with requests in progress in place of waiting time.
-#   Callers that have few requests in progress are refused last. HAProxy tells callers by their Authorization header, or
-#   by their address.
+#   HAProxy 0.1 ms, and a gateway 0.5. A burst is admitted: HAProxy begins to refuse when there have been many requests
+#   without a pause for a second, and stops when there have been few for as long. It is CoDel's idea (RFC 8289), with
+#   requests in progress in place of waiting time. Callers that have few requests in progress are refused last. HAProxy
+#   tells callers by their Authorization header, or by their address.
 # Without it: more requests than the gateways can read make all answers late.
 MANY_REQUESTS = 256
-"""Requests in progress for each gateway beyond which HAProxy answers 429, if they were not few for `MANY_FOR_MS`."""
+"""Requests in progress for each gateway beyond which HAProxy answers 429 while it refuses."""
 FEW_REQUESTS = MANY_REQUESTS // 2
-MANY_FOR_MS = 1000
+REFUSES_AFTER_MS = 1000
+"""HAProxy refuses when there were at least `FEW_REQUESTS` at all times for so long, until there are fewer as long."""
+MAX_REQUESTS = 2 * MANY_REQUESTS
+"""Requests in progress for each gateway beyond which HAProxy answers 429 in any case."""
 FEW_OF_A_CALLER = 16
-"""A caller with at most this many requests in progress is admitted until there are twice as many as `MANY_REQUESTS`."""
-MAX_REQUESTS = 1024
-"""Requests in progress for each gateway beyond which HAProxy answers 429 at once."""
+"""A caller with at most this many requests in progress is refused only beyond `MAX_REQUESTS`."""
 
 _OVERLOADED = _answer(429, "rate_limit_error", "Too many requests; try again later.", "overloaded", 1.0)
 _HEADERS_TOO_LARGE = _answer(
@@ -134,15 +135,18 @@ _HEALTH_CHECK_INTER = _lines(
     "http-request set-var(txn.gateways) nbsrv",
     "http-request set-var(txn.gateways) int(1) if { nbsrv eq 0 }",
     "http-request set-var(txn.in_progress) be_conn,div(txn.gateways)",
-    f"http-request set-var(proc.calm_at) var(txn.now) if {{ var(txn.in_progress) -m int lt {FEW_REQUESTS} }}",
-    "http-request set-var(txn.busy_ms) var(txn.now),sub(proc.calm_at)",
-    f"acl for_long var(txn.busy_ms) -m int gt {MANY_FOR_MS}",
+    f"acl are_few var(txn.in_progress) -m int lt {FEW_REQUESTS}",
     f"acl are_many var(txn.in_progress) -m int gt {MANY_REQUESTS}",
-    f"acl are_very_many var(txn.in_progress) -m int gt {2 * MANY_REQUESTS}",
     f"acl are_too_many var(txn.in_progress) -m int gt {MAX_REQUESTS}",
     f"acl of_a_caller sc0_conn_cur gt {FEW_OF_A_CALLER}",
-    f"http-request return {_OVERLOADED} if !is_health are_many for_long of_a_caller"
-    " or !is_health are_very_many for_long or !is_health are_too_many",
+    "http-request set-var(proc.calm_at) var(txn.now) if are_few",
+    "http-request set-var(proc.busy_at) var(txn.now) if !are_few",
+    "http-request set-var(txn.busy_ms) var(txn.now),sub(proc.calm_at)",
+    "http-request set-var(txn.calm_ms) var(txn.now),sub(proc.busy_at)",
+    f"http-request set-var(proc.refuses) bool(true) if {{ var(txn.busy_ms) -m int gt {REFUSES_AFTER_MS} }}",
+    f"http-request set-var(proc.refuses) bool(false) if {{ var(txn.calm_ms) -m int gt {REFUSES_AFTER_MS} }}",
+    "acl refuses var(proc.refuses) -m bool",
+    f"http-request return {_OVERLOADED} if !is_health refuses are_many of_a_caller or !is_health are_too_many",
     "default-server inter 5s",
 )
 
