@@ -10,14 +10,22 @@ client has disconnected. An import may be larger than memory and is processed pi
 watch for the disconnect; the import reads the body itself and notices it there.
 
 A header that is not UTF-8 is taken for Latin-1. Serve decodes some headers, and would answer 500 if it could not.
+
+A request that asks for an upgrade of the connection is answered as if it did not (RFC 9110, 7.8). uvicorn would lose
+its body, or begin a WebSocket whose handshake never ends. Java's HttpClient asks for HTTP/2 in its first request.
+
+A request that is not HTTP is refused in the shape of every error. uvicorn would answer with plain text.
 """
 
 import asyncio
 import re
 from typing import Any
 
+import httptools
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from deployments.errors import HttpError
 from deployments.serving.ray_internals import DO_NOT_READ_AHEAD, use_http_protocol
 
 _IMPORT = re.compile(rb"/v1/users/[^/?]+/import(\?|$)")
@@ -69,9 +77,42 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Tell Serve not to read the body of an import ahead."""
-        if _IMPORT.match(self.url):
+        if _IMPORT.match(self.url) and DO_NOT_READ_AHEAD not in self.headers:
             self.headers.append(DO_NOT_READ_AHEAD)
         super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has arrived."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        except httptools.HttpParserUpgrade as upgrade:
+            if self.parser.get_method() == b"CONNECT":
+                self.send_400_response("")
+            else:
+                (parsed,) = upgrade.args
+                self._read_again(data[parsed:])
+
+    def _read_again(self, rest: bytes) -> None:
+        """Read a request again without its `Upgrade`. Its body is in `rest`: the parser stopped in front of it."""
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
+        self.data_received(b"\r\n".join([*lines, b"", rest]))
+
+    def _should_upgrade(self) -> bool:
+        return True  # that is, uvicorn does nothing about such a request before it is read again
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a request that is not HTTP, and close the connection."""
+        error = HttpError(400, "invalid_request_error", "The request is not valid HTTP.", None, "invalid_http", None)
+        content = orjson.dumps(error.body())
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n"
+        self.transport.write(f"{head}connection: close\r\n\r\n".encode() + content)
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         """Send an answer as soon as it is complete."""

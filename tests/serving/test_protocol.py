@@ -1,6 +1,7 @@
-"""An answer is sent in one write; an import is not read ahead; a header may be of any encoding."""
+"""Answers in one write, imports that are not read ahead, headers of any encoding, upgrades, and what is not HTTP."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -169,3 +170,46 @@ async def test_headers_that_serve_decodes_are_utf_8() -> None:
 
     await serve(app, ask)
     assert told == [[(b"x-request-id", "ü".encode()), (b"other", "ü".encode())]]
+
+
+@pytest.mark.parametrize("upgrade", ["websocket", "h2c", "WebSocket"])
+@pytest.mark.parametrize("body", [b"", b'{"input": "a"}'])
+async def test_a_request_to_upgrade_is_answered_as_any_other(upgrade: str, body: bytes) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        message = await receive()
+        await Response(b"read " + message["body"])(scope, receive, send)
+
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        head = f"POST / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: {upgrade}\r\ncontent-length: {len(body)}\r\n\r\n"
+        whole = head.encode() + body
+        for asked, parts in enumerate(([whole], [whole[:30], whole[30:]], [head.encode(), body], [LAST_REQUEST]), 1):
+            for part in parts:
+                protocol.data_received(part)
+            await wire.until(lambda asked=asked: len(wire.writes) >= asked)
+
+    *answers, last, closed = await serve(app, ask)
+    assert len(answers) == 3 and last is not None and closed is None
+    for answer in answers:
+        assert answer is not None and answer.endswith(b"\r\n\r\nread " + body)
+    assert last.endswith(b"\r\n\r\nread ")
+
+
+@pytest.mark.parametrize(
+    "request_", [b"FOO / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\n\r\n"]
+)
+async def test_a_request_that_is_not_http_is_refused_in_the_shape_of_every_error(request_: bytes) -> None:
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.data_received(request_)
+        await wire.until(wire.is_closing)
+
+    answer, closed = await serve(Response(b"answer"), ask)
+    assert answer is not None and closed is None
+    head, _, content = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n")
+    assert json.loads(content)["error"] == {
+        "message": "The request is not valid HTTP.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "invalid_http",
+    }
