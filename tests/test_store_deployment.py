@@ -16,7 +16,7 @@ import deployments.store
 from deployments.errors import DeadlineExceeded
 from deployments.store import METHODS
 from store import AppendResult, LogUnavailable, SearchResult, Store
-from tests.local_app import LocalApp
+from tests.local_app import DIM, LocalApp
 
 CALL = ("a caller", False, None, 1)  # the turn of a call: caller, bulk, seconds until its deadline, cost
 
@@ -107,6 +107,7 @@ class Gate:
             self.ran.append(method)
             return answer
 
+        run.__name__ = method  # by which it is called
         return run
 
 
@@ -162,6 +163,28 @@ async def test_a_replica_can_be_stopped_twice(tmp_path: Path) -> None:
     for _ in range(2):
         app.store.deployment.__del__()
     await app.model.engine.close()
+
+
+async def test_requests_whose_deadline_passes_in_the_store_are_answered_504_and_not_made(
+    app: LocalApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, store = Gate(monkeypatch), app.store.deployment
+    await app.http.post("/embed", json={"inputs": "a request that asks for the model's info"})
+    running = [asyncio.ensure_future(store.run("list", CALL)) for _ in range(2)]
+    await turns()
+    vector, memories = [1.0] * DIM, "/v1/users/bob/memories"
+    for method, path, body in (
+        ("POST", memories, {"text": "tea", "vector": vector}),
+        ("POST", f"{memories}/search", {"vector": vector}),
+        ("GET", f"{memories}/1", None),
+        ("DELETE", memories, {"filter": {"a": 1}}),
+        ("GET", "/v1/users", None),
+    ):
+        late = await app.http.request(method, path, json=body, headers={"x-request-timeout-ms": "20"})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    gate.open.set()
+    await asyncio.gather(*running)
+    assert gate.ran == ["list", "list"]
 
 
 async def test_the_longest_wait_of_a_job_can_be_changed_while_a_replica_runs(
