@@ -313,6 +313,20 @@ def fairness_plots(found: Found, folder: Path) -> list[Path]:
     return [path]
 
 
+def soak_report(found: Found) -> list[str]:
+    from benchmarks import soak
+
+    return [*images(found, {"": "Memory of each process over time"}), soak.table(found)]
+
+
+def soak_plots(found: Found, folder: Path) -> list[Path]:
+    from benchmarks.soak import draw
+
+    path = folder / f"{found['stem']}.svg"
+    draw(found, path)
+    return [path]
+
+
 def engine_report(found: Found) -> list[str]:
     """The sweep of the engine, then the latency of one text alone."""
     head = ["threads", "texts", "budget, tokens", "`encode`, texts/s", "engine, texts/s", "64 callers, texts/s"]
@@ -393,6 +407,7 @@ KINDS = {
     "scaling": Kind("Replicas that follow the load", scaling_report, scaling_plots),
     "overload": Kind("More load than one embedder can serve", overload_report),
     "fairness": Kind("Small requests beside bulk work", fairness_report, fairness_plots),
+    "soak": Kind("Memory under a long, mixed load", soak_report, soak_plots),
     "engine": Kind("The engine without HTTP and Ray", engine_report),
     "store": Kind("The store without HTTP and Ray", store_report),
     "index": Kind("The exact index and the graph, by size", index_report),
