@@ -2,6 +2,7 @@
 
     MemserveError                   500  server_error
     ├── InvalidRequest              400  invalid_request_error
+    ├── Forbidden                   403  permission_error
     ├── ModelNotFound               404  not_found_error
     ├── TooLarge                    413  invalid_request_error
     ├── UnsupportedEncoding         415  invalid_request_error
@@ -39,6 +40,10 @@ class MemserveError(LocatedError):
 
 class InvalidRequest(MemserveError):
     """The request can never succeed as it stands."""
+
+
+class Forbidden(MemserveError):
+    """The caller may not make this request."""
 
 
 class ModelNotFound(MemserveError):
@@ -190,6 +195,7 @@ def _shortened(text: str) -> str:
 # Most specific first: the first class that matches wins.
 _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (InvalidRequest, 400, "invalid_request_error"),
+    (Forbidden, 403, "permission_error"),
     (ModelNotFound, 404, "not_found_error"),
     (TooLarge, 413, "invalid_request_error"),
     (UnsupportedEncoding, 415, "invalid_request_error"),

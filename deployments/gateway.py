@@ -56,7 +56,14 @@ class Gateway(Memserve):
     # Serve calls this after the constructor and serves the application (ray.serve.ingress without an app).
     def __serve_build_asgi_app__(self) -> FastAPI:
         protocol.install()
-        return build_api(self, on_error=metrics.count_error, behind_haproxy=haproxy_is_in_front())
+        settings = self._live.settings
+        return build_api(
+            self,
+            on_error=metrics.count_error,
+            behind_haproxy=haproxy_is_in_front(),
+            loopback_only=settings.auth.mode == "loopback",
+            cors_origins=settings.auth.cors_origins,
+        )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The tokens that wait here, where most of a backlog waits. Serve reads them each second, for autoscaling."""

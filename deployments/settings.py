@@ -34,8 +34,8 @@ EVERYDAY = (
     "embedder.max_replicas",
     "embedder.num_gpus",
     "store.max_replicas",
-    "gateway.max_replicas",
     "gateway.max_body_bytes",
+    "auth.mode",
     "cache.max_bytes",
     "queue.max_queued_tokens",
     "log_level",
@@ -352,6 +352,22 @@ class GatewaySettings(Replicas):
     )
 
 
+class AuthSettings(_Section):
+    """Who may call the HTTP port."""
+
+    mode: Literal["loopback", "open"] = Field(
+        "loopback",
+        description="`loopback`: memserve listens on a loopback address only, and refuses requests that a web page of "
+        "another origin makes through a browser on this machine. `open`: everybody who reaches the port is admitted. "
+        "memserve asks nobody for a key yet, so put a server of your own in front that authenticates callers.",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="The origins, such as `https://app.example.com`, whose web pages may call memserve from a browser "
+        "(CORS). By default none.",
+    )
+
+
 class Settings(BaseSettings):
     """All settings."""
 
@@ -375,6 +391,7 @@ class Settings(BaseSettings):
     embedder: EmbedderSettings = EmbedderSettings()
     store: StoreSettings = StoreSettings()
     gateway: GatewaySettings = GatewaySettings()
+    auth: AuthSettings = AuthSettings()
 
     @model_validator(mode="before")
     @classmethod

@@ -75,6 +75,7 @@ null.
 | status | `type` | meaning |
 |---|---|---|
 | 400 | `invalid_request_error` | the request is invalid and would fail again |
+| 403 | `permission_error` | a web page made it: its Host is foreign (`foreign_host`) or its origin (`foreign_origin`) |
 | 404 | `not_found_error` | there is no such memory, model or route |
 | 405 | `invalid_request_error` | the route exists, but not with this method |
 | 409 | `conflict_error` | the state of the log contradicts the request: the id is taken, the version is another one |

@@ -1,11 +1,13 @@
 """Builds the HTTP application: the routes of all modules, served by one service. Does not use Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from deployments.api import answers, embeddings, memories, tei, users
+from deployments.api.door import Door
 from deployments.api.http import Routes, api_without_routes, json_response
 from deployments.api.openapi import document_routes, fails
 from deployments.errors import Unavailable
@@ -38,13 +40,33 @@ async def get_ready(memserve: Memserve, request: Request) -> Response:
     return json_response({"status": "ready", **await memserve.check_ready()})
 
 
-def build_api(memserve: Memserve, on_error: Callable[[Exception], None], *, behind_haproxy: bool = False) -> FastAPI:
+def build_api(
+    memserve: Memserve,
+    on_error: Callable[[Exception], None],
+    *,
+    behind_haproxy: bool = False,
+    loopback_only: bool = False,
+    cors_origins: Sequence[str] = (),
+) -> FastAPI:
     """The ASGI application of one gateway replica. If a request fails, `on_error` is called with its error.
 
     Args:
         behind_haproxy: whether HAProxy is in front. Readiness then requires the header that makes resent writes safe.
+        loopback_only: whether requests that a web page may make through a browser on this machine are refused.
+        cors_origins: origins whose web pages may call the application.
     """
-    api = api_without_routes(on_error, dict.fromkeys(tei.routes.paths(), tei.error_body))
+    error_bodies = dict.fromkeys(tei.routes.paths(), tei.error_body)
+    api = api_without_routes(on_error, error_bodies)
+    if loopback_only:
+        api.add_middleware(Door, allowed=cors_origins, error_bodies=error_bodies, on_error=on_error)
+    if cors_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     api.state.behind_haproxy = behind_haproxy
     groups = (embeddings.routes, tei.routes, memories.routes, users.routes, operations)
     api.router.routes.extend(route for group in groups for route in group.served(memserve))

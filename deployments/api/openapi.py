@@ -20,8 +20,9 @@ from deployments.requests.origin import MAX_KEY_LENGTH
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {
-        "description": "400 the request is invalid, 404 not found, 405 wrong method, 409 conflict, 413 the body is too "
-        "large, 415 the body is compressed, but not by gzip, 429 too much work is queued (with Retry-After)",
+        "description": "400 the request is invalid, 403 a web page of another origin made it, 404 not found, "
+        "405 wrong method, 409 conflict, 413 the body is too large, "
+        "415 the body is compressed, but not by gzip, 429 too much work is queued (with Retry-After)",
     },
     "5XX": {
         "description": "500 the server failed, 502 a remote model failed, 503 a part of the server is not available "

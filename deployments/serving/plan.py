@@ -11,6 +11,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,7 @@ def make_plan(path: Path) -> Plan:
         taken = reason.errno == errno.EADDRINUSE
         problem = "is taken by another process" if taken else f"cannot be listened on: {reason.strerror}"
         raise CannotStart(f"{host}:{port} {problem} (http_options in {path})")
+    config = {**config, "http_options": {**http, "host": host, "port": port}}  # Serve's default host is 0.0.0.0
     return Plan(config, settings, host, port, _prepare_data(settings.store.url), _environment())
 
 
@@ -84,7 +86,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
     try:
         (application,) = config["applications"]
         args = dict(application.get("args") or {})
-        dict(config.get("http_options") or {})
+        http = dict(config.get("http_options") or {})
         user_configs = {one["name"]: one.get("user_config") for one in application.get("deployments") or []}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise CannotStart(
@@ -93,6 +95,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
         ) from error
     try:
         settings = load(args)
+        _check_address(path, http.get("host", "127.0.0.1"), settings.auth.mode)
         _check_model(settings.model)
     except ValidationError as error:
         raise CannotStart(f"{path}: {first_problem(error)}") from error
@@ -109,6 +112,24 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
         except RecursionError as error:  # YAML can name a mapping within itself
             raise CannotStart(f"{path}: user_config of {name}: is nested without end") from error
     return config, settings
+
+
+def _check_address(path: Path, host: object, mode: str) -> None:
+    """Refuse an address that other machines reach, unless the settings say that it is open. Raises CannotStart."""
+    if mode == "loopback" and isinstance(host, str) and _is_reachable(host):
+        raise CannotStart(
+            f"{path}: http_options.host: other machines may reach {host!r}, and memserve asks nobody for a key. Listen "
+            "on 127.0.0.1, or set auth.mode: open if only a server that authenticates its callers reaches the port"
+        )
+
+
+def _is_reachable(host: str) -> bool:
+    """Whether a host has an address that is not a loopback address. An empty host has all addresses."""
+    try:
+        found = socket.getaddrinfo(host or "0.0.0.0", None, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):  # it is no address and no known name: `make_plan` says so
+        return False
+    return not all(ip_address(address[0]).is_loopback for *_, address in found)
 
 
 def _check_model(model: ModelSettings) -> None:

@@ -1,7 +1,9 @@
 """The checks before a start, on a machine that others use too; tests/cluster/test_launch.py starts servers."""
 
 import os
+import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,6 +87,51 @@ def test_an_invalid_config_is_reported_in_one_line(
     assert launch.serve(config) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"memserve: {config}: {message}")
+
+
+def config_of(tmp_path: Path, http: str, args: str = "") -> Path:
+    config = tmp_path / "config.yaml"
+    log = f"sqlite:///{tmp_path}/log.db"
+    application = f"{{args: {{model: {{provider: fake}}, store: {{url: '{log}'}}{args}}}}}"
+    config.write_text(f"{{applications: [{application}], http_options: {http}}}")
+    return config
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "8.8.8.8", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize("start", [launch.serve, launch.check])
+def test_an_address_that_others_reach_is_refused_with_the_ways_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], start: Callable[[Path], int], host: str
+) -> None:
+    config = config_of(tmp_path, f"{{host: '{host}'}}")
+    assert start(config) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"memserve: {config}: http_options.host: other machines may reach {host!r}, and memserve asks nobody for a "
+        "key. Listen on 127.0.0.1, or set auth.mode: open if only a server that authenticates its callers reaches the "
+        "port"
+    )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "localhost", "::1"])
+def test_a_loopback_address_is_accepted(tmp_path: Path, host: str) -> None:
+    assert launch.check(config_of(tmp_path, f"{{host: '{host}'}}")) == 0
+
+
+def test_an_open_server_may_have_any_address(tmp_path: Path) -> None:
+    assert launch.check(config_of(tmp_path, "{host: 0.0.0.0}", ", auth: {mode: open}")) == 0
+
+
+def test_the_address_is_a_loopback_address_if_the_config_names_none(tmp_path: Path, ports: range) -> None:
+    """Serve would listen on all addresses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    made = plan.make_plan(config_of(tmp_path, f"{{port: {port}}}"))
+    assert (made.host, made.port, made.config["http_options"]) == (
+        "127.0.0.1",
+        port,
+        {"host": "127.0.0.1", "port": port},
+    )
 
 
 TRACEBACK = "Traceback (most recent call last):\n"
