@@ -146,15 +146,16 @@ class Store:
         """
         results: list[list[AppendResult] | StoreError | None] = []
         accepted: list[Sequence[appending.CheckedAppend]] = []
-        now = self._micros()
+        received = self._micros()
         for call in calls:
             try:
-                accepted.append(appending.checked(call, self.dim, now))
+                accepted.append(appending.checked(call, self.dim, received))
                 results.append(None)
             except InvalidInput as error:
                 results.append(error)
         if accepted:
             with self._users.writing([request.user for call in accepted for request in call]) as (connection, locked):
+                now = self._micros()  # read under the lock, so that the times of a user's memories follow its versions
                 written = iter(appending.append(connection, accepted, locked, self.log.model_id, now))
             results = [next(written) if result is None else result for result in results]
         return [result for result in results if result is not None]
@@ -195,8 +196,8 @@ class Store:
         if metadata is not UNSET and metadata_merge is not UNSET:
             raise InvalidInput("must not be given with metadata", "metadata_merge")
         change = updating.Change(id, text, vector, metadata, metadata_merge, expires_at, if_version, issued_at)
-        now = self._micros()
         with self._users.writing([(tenant, user_id)], make=False) as (connection, locked):
+            now = self._micros()  # under the lock: see `append_together`
             user, model = locked[tenant, user_id], self.log.model_id
             return updating.update(
                 connection, user, user_id, change, model=model, dim=self.dim, now=now, write_id=write_id

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, and_, literal_column, select, tuple_
 from store.errors import InvalidInput
 from store.log import filters
 from store.log.reading import contents_of, with_contents
-from store.log.rows import CONTENT, moment, text_bytes
+from store.log.rows import CONTENT, moment
 from store.log.schema import contents, history, memories, not_expired, users
 from store.records import Filter, HistoryEvent, Order
 
@@ -31,7 +31,7 @@ _ORDERS: dict[str, tuple[Any, Any]] = {
 }
 _STATS = (users.c.uid, users.c.user_id, users.c.live, users.c.version, users.c.text_bytes)
 MAX_PAGE = 1000
-PAGE_BYTES = 16 << 20  # of the texts and metadata of a page
+PAGE_BYTES = 16 << 20  # of the texts and metadata of a page, as characters
 _STREAMED = {"stream_results": True, "max_row_buffer": 50}  # PostgreSQL would send all rows of a page at once
 _LAST = chr(sys.maxunicode) * 256  # a suffix that sorts after every other
 
@@ -141,7 +141,7 @@ def _page(rows: Iterable[Any], limit: int) -> tuple[list[Any], bool]:
         if len(found) == limit or size >= PAGE_BYTES:
             return found, True
         found.append(row)
-        size += text_bytes(row.text or "", row.metadata or "")
+        size += len(row.text or "") + len(row.metadata or "")
     return found, False
 
 

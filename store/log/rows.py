@@ -208,7 +208,7 @@ def load_vectors(blobs: Sequence[bytes], checksums: Sequence[int], dim: int) -> 
 
 def text_bytes(text: str, metadata: str) -> int:
     """The size of a text and its metadata in UTF-8."""
-    return len(text.encode()) + len(metadata.encode())
+    return sum(len(value) if value.isascii() else len(value.encode()) for value in (text, metadata))
 
 
 def check_past(at: int, field: str, now: int) -> int:
