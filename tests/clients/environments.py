@@ -19,7 +19,6 @@ PROGRAMS = Path(__file__).parent / "programs"
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "clients"
 INSTALL_WITHIN_S = 400.0
 
-
 # How pip and npm report that they do not reach the server that holds the packages.
 _UNREACHABLE = ("WARNING: Retrying (", "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT")
 

@@ -36,7 +36,7 @@ ARGS = {
 LONG = "many words " * 200 + "at the end"
 TEXTS = ["green tea", "a cup of tea", "Straße 7: 日本語, ελληνικά, 🙂", "line one\nline two", LONG]
 LEAST_COSINE = 0.99999
-# As langchain-openai uses them by default. It would download the encoding; litellm brings a copy.
+# The tokenizer of which langchain-openai sends ids by default. It would download it; litellm brings a copy.
 CL100K = "lib/python*/site-packages/litellm/litellm_core_utils/tokenizers"
 
 FOREIGN_IDS = (
@@ -98,13 +98,16 @@ def drive(server: Server, reference: SentenceTransformer, installed: Callable[[s
 
     def run(name: str, program: str) -> tuple[dict[str, Any], list[Form]]:
         installed(name)
-        installed("litellm")
+        environment = environments.environment()
+        if name == "langchain-openai":
+            installed("litellm")
+            (cl100k,) = environments.folder_of("litellm").glob(CL100K)
+            environment["TIKTOKEN_CACHE_DIR"] = str(cl100k)
         recorder = Recorder(server.url)
-        (cl100k,) = environments.folder_of("litellm").glob(CL100K)
         done = subprocess.run(
             [*environments.command_of(name, environments.PROGRAMS / program), recorder.url],
             cwd=environments.folder_of(name),
-            env={**environments.environment(), "TIKTOKEN_CACHE_DIR": str(cl100k)},
+            env=environment,
             input=json.dumps({"texts": TEXTS, "ids": ids}),
             capture_output=True,
             text=True,
