@@ -82,26 +82,26 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has arrived."""
+        """Parse what has arrived. A request that asks for an upgrade is parsed again, as if it did not."""
         self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.send_400_response("")
-        except httptools.HttpParserUpgrade as upgrade:
-            if self.parser.get_method() == b"CONNECT":
-                self.send_400_response("")
-            else:
-                (parsed,) = upgrade.args
-                self._read_again(data[parsed:])
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserError:
+                return self.send_400_response("")
+            except httptools.HttpParserUpgrade as upgrade:
+                if self.parser.get_method() == b"CONNECT":
+                    return self.send_400_response("")
+                (parsed,) = upgrade.args  # the parser stopped in front of the body
+                data = self._head_without_upgrade() + data[parsed:]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
 
-    def _read_again(self, rest: bytes) -> None:
-        """Read a request again without its `Upgrade`. Its body is in `rest`: the parser stopped in front of it."""
+    def _head_without_upgrade(self) -> bytes:
         lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
-        self.data_received(b"\r\n".join([*lines, b"", rest]))
+        return b"\r\n".join([*lines, b"", b""])
 
     def _should_upgrade(self) -> bool:
         return True  # that is, uvicorn does nothing about such a request before it is read again

@@ -195,6 +195,17 @@ async def test_a_request_to_upgrade_is_answered_as_any_other(upgrade: str, body:
     assert last.endswith(b"\r\n\r\nread ")
 
 
+async def test_many_pipelined_requests_to_upgrade_are_answered() -> None:
+    request = b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.data_received(request * 1_500)
+        await wire.until(lambda: len(wire.writes) >= 1_500)
+
+    answers = await serve(Response(b"answer"), ask)
+    assert len(answers) == 1_500 and set(answers) == {answers[0]}
+
+
 @pytest.mark.parametrize(
     "request_", [b"FOO / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\n\r\n"]
 )
