@@ -23,6 +23,7 @@ from deployments.serving import logs
 from deployments.serving.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, BusyTime
 from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
+from deployments.serving.memory import return_freed_memory_regularly
 from deployments.settings import Settings
 
 logger = logging.getLogger("memserve.embedder")
@@ -39,6 +40,7 @@ class Embedder:
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
         logs.attach(settings.log_level)
         collect_old_seldom()
+        return_freed_memory_regularly()
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
         threads = settings.embedder.num_threads or max(1, round(cpus))
         self._metrics = EmbedderMetrics()

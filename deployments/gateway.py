@@ -19,6 +19,7 @@ from deployments.serving import logs, protocol
 from deployments.serving.autoscaling import WAITING_TOKENS
 from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
+from deployments.serving.memory import return_freed_memory_regularly
 from deployments.serving.ray_internals import haproxy_is_in_front
 from deployments.settings import EmbedderSettings, Settings
 
@@ -29,6 +30,7 @@ class Gateway(Memserve):
     def __init__(self, settings: Settings, embedder: DeploymentHandle, store: DeploymentHandle) -> None:
         logs.attach(settings.log_level)
         collect_old_seldom()
+        return_freed_memory_regularly()
         self._live = LiveSettings(settings, "Gateway")
         calls = EmbedderCalls(embedder, **_embedder_limits(settings))
         self._metrics = metrics.GatewayMetrics(calls.cache)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import httpx
 from pydantic import ValidationError
 
-from deployments.serving import ray_internals
+from deployments.serving import memory, ray_internals
 from deployments.serving.plan import CannotStart, Plan, make_plan, read_config
 from deployments.serving.processes import supervise
 from deployments.settings import first_problem
@@ -49,7 +49,8 @@ def check(config: Path) -> int:
 
 def print_environment() -> int:
     """Print the variables that a shell that starts Ray needs, as `export` commands. Returns the exit status, 0."""
-    print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in ray_internals.ENVIRONMENT.items()))
+    variables = {**ray_internals.ENVIRONMENT, **memory.VARIABLES}
+    print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items()))
     return 0
 
 

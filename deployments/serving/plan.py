@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from deployments.embedding.load import resolve
 from deployments.errors import MemserveError
+from deployments.serving import memory
 from deployments.serving.ray_internals import ENVIRONMENT, HAPROXY_PORTS, gateway_port_variables, wrong_ray
 from deployments.settings import (
     RELOADABLE,
@@ -177,7 +178,7 @@ def _environment() -> dict[str, str]:
     """
     first = _claim_gateway_ports()
     last = first + GATEWAY_PORTS.step - 1
-    env = {**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0", **gateway_port_variables(first, last)}
+    env = {**ENVIRONMENT, **memory.VARIABLES, "RAY_USAGE_STATS_ENABLED": "0", **gateway_port_variables(first, last)}
     for before_last, (name, port) in enumerate(HAPROXY_PORTS.items(), start=1):
         env[name] = str(port if _are_free([port]) else last - before_last)
     return {name: os.environ.get(name, value) for name, value in env.items()}
