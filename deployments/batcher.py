@@ -8,7 +8,9 @@ Guarantees:
   long, or with `ShuttingDown` when the batcher closes.
 - At most `in_flight` batches run at a time, plus `prefetch` while enough is queued.
 - Callers are served in turn (deployments/fair_queue.py). An urgent batch is not filled up with bulk work. Urgent work
-  goes first, but while both wait, bulk work gets `BULK_SHARE` of the work that is done.
+  goes first, but a bulk batch follows each urgent batch that left no urgent item in the queue. So a lone item waits for
+  at most one bulk batch, and lone items, whose small batches take long for their cost, do not hold bulk work up. While
+  more urgent items wait than fit into a batch, bulk work gets `BULK_SHARE` of the work that is done.
 - If callers give up while they wait, items that have waited long are served after fresh ones
   (deployments/patience.py).
 - `select` chooses the items of a batch. By default it stays within the budget; an item that costs more runs alone.
@@ -39,7 +41,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BULK_SHARE = 0.25
-"""The part of the work, in cost units, that bulk items get while urgent items wait, too."""
+"""The part of the work, in cost units, that bulk items get while more urgent items wait than fit into a batch."""
+
+
+SLOTS_BESIDE_BULK = 8
+"""With separate slots: the urgent batches, for each one of `in_flight`, that may run while bulk batches run."""
 
 
 class _Call:
@@ -170,7 +176,8 @@ class Batcher(Generic[Item, Result]):
         prefetch: batches beyond `in_flight` that may start while at least `prefetch_at` cost units are queued. They
             keep a distant `run` busy. If fewer are queued, they would only split items that could share a batch.
         separate_slots: urgent and bulk batches have `in_flight` and `prefetch` each, so that an urgent batch never
-            waits for a bulk batch to end.
+            waits for a bulk batch to end. While bulk batches run, `SLOTS_BESIDE_BULK` times as many urgent ones may
+            run, since each of them may wait for bulk work where it runs.
         clock: seconds, monotonic; the clock of the turns' deadlines.
 
     `reconfigure` changes `in_flight`, `budget`, `max_queued`, `max_wait_s`, `prefetch` and `prefetch_at` of a running
@@ -202,6 +209,7 @@ class Batcher(Generic[Item, Result]):
         self._urgent: _Lane[Item] = _Lane()
         self._bulk: _Lane[Item] = _Lane()
         self._bulk_credit = 0.0  # cost units that bulk items may run before the urgent items that wait
+        self._bulk_is_next = False  # the last urgent batch left none in the queue
         self._tasks: set[asyncio.Task[list[object]]] = set()
         self._pump_scheduled = False
         self._cancelled = False  # whether a call was cancelled whose items may still be queued
@@ -392,13 +400,15 @@ class Batcher(Generic[Item, Result]):
         """The lane of the next batch; None if nothing is queued that may run now."""
         urgent, bulk = self._urgent, self._bulk
         if self._separate_slots:
+            if urgent.queue and bulk.running and urgent.running < SLOTS_BESIDE_BULK * self.in_flight:
+                return urgent
             ready = (lane for lane in (urgent, bulk) if lane.queue and self._has_slot(lane.queue.cost, lane.running))
             return next(ready, None)
         if not self._has_slot(urgent.queue.cost + bulk.queue.cost, urgent.running + bulk.running):
             return None
         if not bulk.queue:
             return urgent if urgent.queue else None
-        if not urgent.queue or self._bulk_credit >= min(self.budget, bulk.queue.cost):
+        if not urgent.queue or self._bulk_is_next or self._bulk_credit >= min(self.budget, bulk.queue.cost):
             return bulk
         return urgent
 
@@ -425,6 +435,7 @@ class Batcher(Generic[Item, Result]):
         batch = lane.queue.take(self._chosen(lane))
         lane.patience.served(len(batch))
         cost = before - lane.queue.cost
+        self._bulk_is_next = contended and lane is self._urgent and not lane.queue
         if not contended:
             self._bulk_credit = 0.0
         elif lane is self._bulk:

@@ -285,6 +285,28 @@ async def test_a_batch_of_urgent_items_goes_first_and_is_not_filled_up_with_bulk
     await batcher_ended(batcher, device)
 
 
+async def test_a_bulk_batch_follows_an_urgent_batch_that_left_no_urgent_item() -> None:
+    """Two lone callers that take turns do not hold bulk work up, and each waits for one bulk batch."""
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=4)
+    start(batcher.submit_all(range(20), Turn("bulk", True)))
+    await turns()
+    for number in range(100, 103):
+        start(batcher.submit(number, Turn("one")))  # arrives while bulk runs
+        await turns()
+        await device.finish()
+        start(batcher.submit(number + 100, Turn("other")))  # arrives while the first runs
+        await turns()
+        await device.finish()
+    assert [sorted(batch) for batch in device.started] == [
+        [0, 1, 2, 3],
+        *([100], [4, 5, 6, 7]),
+        *([101, 200], [8, 9, 10, 11]),
+        *([102, 201], [12, 13, 14, 15]),
+    ]
+    await batcher_ended(batcher, device)
+
+
 async def test_bulk_gets_a_quarter_of_the_work_while_urgent_items_wait() -> None:
     device = Device()
     batcher = Batcher(device, in_flight=1, budget=2)
@@ -307,11 +329,24 @@ async def test_separate_slots_start_an_urgent_batch_while_bulk_batches_run() -> 
     await turns()
     start(batcher.submit(21))
     await turns()
-    assert device.started == [[0, 1], [2, 3], [20]]
-    start(batcher.submit(22))
-    await turns()
-    assert device.started == [[0, 1], [2, 3], [20], [21, 22]]
-    assert (batcher.running, batcher.queued) == (4, 6)
+    assert device.started == [[0, 1], [2, 3], [20], [21]]
+    tasks = [start(batcher.submit(number)) for number in range(30, 47)]
+    for _ in tasks:
+        await turns()
+    started = [[0, 1], [2, 3], [20], [21], *([30 + n, 31 + n] for n in range(0, 12, 2))]
+    assert device.started == started  # eight urgent batches for one that may run alone
+    assert (batcher.running, batcher.queued) == (10, 6 + 5)
+    await batcher_ended(batcher, device)
+
+
+async def test_separate_slots_collect_urgent_items_while_no_bulk_batch_runs() -> None:
+    device = Device()
+    batcher = Batcher(device, in_flight=1, budget=2, prefetch=1, prefetch_at=2, separate_slots=True)
+    for number in range(4):
+        start(batcher.submit(number))
+        await turns()
+    assert device.started == [[0], [1, 2]]
+    assert (batcher.running, batcher.queued) == (2, 1)
     await batcher_ended(batcher, device)
 
 

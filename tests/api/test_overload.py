@@ -32,20 +32,21 @@ async def test_texts_past_the_limit_are_refused_and_queued_ones_are_answered(sma
     waiting = [asyncio.create_task(api.post("/v1/embeddings", json={"input": f"text {n}"})) for n in range(66)]
     await turns()
     assert small.gateway._vectors.queued_tokens == 198  # each request is a caller, up to twice the limit
-    bulk = {"input": [f"text {n}" for n in range(2000)]}
-    for _ in range(2):  # two pieces run, two wait
-        waiting.append(asyncio.create_task(api.post("/v1/embeddings", json=bulk)))
-        await turns()
-    for path, body in (
-        ("/v1/embeddings", {"input": "one more"}),
-        ("/v1/embeddings", bulk),
-        ("/v1/users/ann/memories", {"text": "a memory"}),
-        ("/v1/users/ann/memories/search", {"query": "a query"}),
-    ):
+
+    async def is_refused(path: str, body: Any) -> None:
         refused = await api.post(path, json=body)
         assert refused.status_code == 429
         assert refused.json()["error"]["type"] == "rate_limit_error"
         assert int(refused.headers["retry-after"]) >= 1
+
+    await is_refused("/v1/embeddings", {"input": "one more"})
+    await is_refused("/v1/users/ann/memories", {"text": "a memory"})
+    await is_refused("/v1/users/ann/memories/search", {"query": "a query"})
+    bulk = {"input": [f"text {n}" for n in range(2000)]}
+    for _ in range(2):  # two pieces run, two wait
+        waiting.append(asyncio.create_task(api.post("/v1/embeddings", json=bulk)))
+        await turns()
+    await is_refused("/v1/embeddings", bulk)
     small.model.gate.set()
     answers = await asyncio.gather(first, *waiting)
     assert {answer.status_code for answer in answers} == {200}

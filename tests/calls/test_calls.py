@@ -139,8 +139,8 @@ async def test_an_input_counts_at_most_the_tokens_that_the_model_reads() -> None
     documents = asyncio.create_task(calls.embed(["words " * 33_333] * 40, "", "end"))
     ids = asyncio.create_task(calls.embed([[7] * 1_000, [7] * 100], "", "end"))
     await turns()
-    sent = sum(sum(call) for call in handle.calls) - 1  # of each kind one call is sent ahead, and of documents one more
-    assert (sent, calls.queued_tokens) == (3, 38 * 256 + 100)
+    sent = sum(sum(call) for call in handle.calls) - 1  # two calls of documents, and beside them all of the ids
+    assert (sent, calls.queued_tokens) == (4, 38 * 256)
     handle.gate.set()
     assert (await documents).tokens.tolist() == [256] * 40
     await asyncio.gather(on_its_way, ids)
@@ -176,12 +176,10 @@ async def test_texts_past_the_limit_are_refused_at_once() -> None:
     waiting = [asyncio.create_task(calls.embed(["on its way"], "", "end"))]
     await turns()
     waiting += [asyncio.create_task(calls.embed([f"text {n}"], "", "end")) for n in range(20)]
-    bulk = [f"text {n}" for n in range(2000)]
-    for _ in range(2):  # two pieces run, two wait
-        waiting.append(asyncio.create_task(calls.embed(bulk, "", "end")))
-        await turns()
-    sent = len(handle.calls)
-    for texts in (["one text"], bulk):
+    await turns()
+
+    async def is_refused(texts: list[str]) -> None:
+        sent = len(handle.calls)
         refused = asyncio.create_task(calls.embed(texts, "", "end"))
         await turns(6)
         assert refused.done()  # without waiting, and without a call
@@ -189,6 +187,13 @@ async def test_texts_past_the_limit_are_refused_at_once() -> None:
         assert isinstance(error, Overloaded)
         assert error.retry_after_s > 0
         assert len(handle.calls) == sent
+
+    await is_refused(["one text"])
+    bulk = [f"text {n}" for n in range(2000)]
+    for _ in range(2):  # two pieces run, two wait
+        waiting.append(asyncio.create_task(calls.embed(bulk, "", "end")))
+        await turns()
+    await is_refused(bulk)
     handle.gate.set()
     await asyncio.gather(*waiting)
     await calls.embed(["one text"], "", "end")
