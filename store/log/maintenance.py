@@ -8,7 +8,7 @@ Guarantees: each of these can be interrupted and run again. None of them restore
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from store.errors import InvalidInput, LogDamaged
 from store.log.database import Log, model_id
 from store.log.erasing import erase_contents
 from store.log.reading import VECTOR, with_contents
-from store.log.rows import CONTENT, damaged, dump_vector, load_vectors, memory, user_key
+from store.log.rows import CONTENT, damaged, dump_vector, load_vectors, memory, text_bytes, user_key
 from store.log.schema import contents, history, memories, meta, users
 from store.log.space import remove_tombstones
 from store.log.users import lock_users
@@ -96,15 +96,23 @@ def verify(log: Log, progress: Callable[[int], object] = lambda rows: None) -> I
         before = {row.uid: row for row in connection.execute(select(users))}
     owners = dict(before)
     counted: Counter[int] = Counter()
+    sizes: Counter[int] = Counter()  # of texts and metadata
+    damaged_users: set[int] = set()
     for rows in _pages(log, owners):
         for row in rows:
             owner = owners.get(row.uid)
             name = f"memory {row.id!r} of user {owner.user_id!r}" if owner is not None else f"label {row.label}"
-            yield from (f"{name}: {problem}" for problem in _problems(row, owner, serving.dim))
+            for problem in _problems(row, owner, serving.dim):
+                damaged_users.add(row.uid)
+                yield f"{name}: {problem}"
             counted[row.uid] += not row.deleted
+            if not row.deleted and row.uid not in damaged_users:
+                sizes[row.uid] += text_bytes(row.text, row.metadata)
         progress(len(rows))
     with log.read() as connection:
-        yield from _wrong_counts(before, counted, list(connection.execute(select(users))))
+        after = connection.execute(select(users)).all()
+        unchanged = [row for row in after if row.uid in before and before[row.uid].version == row.version]
+        yield from _wrong_counts(unchanged, counted, sizes, damaged_users)
         if connection.execute(select(meta.c.value).where(meta.c.name == "compacting")).first():
             yield "a compaction was interrupted: run it again"
 
@@ -133,12 +141,15 @@ def _pages(log: Log, owners: dict[int, Row[Any]]) -> Iterator[Sequence[Any]]:
         after = found[-1].label
 
 
-def _wrong_counts(before: dict[int, Row[Any]], counted: Counter[int], after: Sequence[Row[Any]]) -> Iterator[str]:
-    """The users whose rows state another number of memories than was counted. Users that have changed are skipped."""
-    for row in after:
-        unchanged = row.uid in before and before[row.uid].version == row.version
-        if unchanged and counted[row.uid] != row.live:
+def _wrong_counts(
+    found: Sequence[Row[Any]], counted: Counter[int], sizes: Counter[int], damaged_users: Set[int]
+) -> Iterator[str]:
+    """The users whose rows state another number of memories, or another size of their texts, than was counted."""
+    for row in found:
+        if counted[row.uid] != row.live:
             yield f"user {row.user_id!r}: {counted[row.uid]} memories where {row.live} were written"
+        elif row.uid not in damaged_users and sizes[row.uid] != row.text_bytes:
+            yield f"user {row.user_id!r}: {sizes[row.uid]} bytes of texts where {row.text_bytes} were written"
 
 
 def _problems(row: Any, user: Any, dim: int) -> Iterator[str]:
