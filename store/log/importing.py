@@ -1,8 +1,8 @@
 """Imports: the memories of parsed NDJSON lines are written to the log with their versions, times and history.
 
 Guarantees: the lines of one call are all written or none of them, in one transaction of the caller. An import may be
-repeated: lines whose memory exists with the same content are `unchanged`, and so are lines whose memory has expired
-since it was imported. An import never restores what was erased after it was sent.
+repeated: lines whose memory exists with the same content and vector are `unchanged`, and so are lines whose memory has
+expired since it was imported. An import never restores what was erased after it was sent.
 
 All functions that take a connection run inside a caller's write transaction, under the lock of the user's row.
 """
