@@ -7,10 +7,10 @@ Guarantees:
 - Inputs are tokenized while a forward runs, so that the next batch is ready when the device is free.
 - The texts of a cancelled request leave the queue before the forward.
 - A long text is tokenized beside the others, which do not wait for it.
-- Callers take turns at the tokenizer and at the device, and urgent requests go before bulk ones (deployments/batcher.py).
-  So beside bulk requests a lone one waits for at most one forward.
-- Admission counts tokens, and of an input at most the tokens that the model reads. A request beyond its caller's share of
-  a full queue is refused as a whole and at once.
+- Callers take turns at the tokenizer and at the device, and urgent requests go before bulk ones
+  (deployments/batcher.py). So beside bulk requests a lone one waits for at most one forward.
+- Admission counts tokens, and of an input at most the tokens that the model reads. A request beyond its caller's share
+  of a full queue is refused as a whole and at once.
 - A text that is still queued when its time has passed does not reach the device.
 
 Nothing is durable: queued requests are lost with the process.
