@@ -189,7 +189,7 @@ def reference_table(found: Found) -> str:
 
 
 def plot(path: Path, panels: Sequence[Found]) -> Path:
-    """Draw panels side by side: `{title, x, y, lines, log_x?, log_y?}`."""
+    """Draw panels side by side: `{title, x, y, lines, log_x?, log_y?, ticks?}`. By default each x has a tick."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -201,7 +201,7 @@ def plot(path: Path, panels: Sequence[Found]) -> Path:
     for axis, panel in zip(axes[0], panels, strict=True):
         for n, (name, xs, ys) in enumerate(panel["lines"]):
             axis.plot(xs, ys, marker="os^Dvx*"[n % 7], markersize=4, linewidth=1.3, label=name)
-        ticks = sorted({x for _, xs, _ in panel["lines"] for x in xs})
+        ticks = panel.get("ticks") or sorted({x for _, xs, _ in panel["lines"] for x in xs})
         if panel.get("log_x"):
             axis.set_xscale("log")
         if panel.get("log_y"):
@@ -327,6 +327,22 @@ def soak_plots(found: Found, folder: Path) -> list[Path]:
     return [path]
 
 
+def goodput_report(found: Found) -> list[str]:
+    from benchmarks.goodput import table as goodput_table
+
+    return [
+        "Ten times the rate that the server can sustain, from clients that give up after a second. Refused with 429.\n",
+        *images(found, {"": "Answers in time and their latency, before, during and after the overload"}),
+        goodput_table(found["rows"]),
+    ]
+
+
+def goodput_plots(found: Found, folder: Path) -> list[Path]:
+    from benchmarks.goodput import draw
+
+    return [draw(found["rows"], folder / f"{found['stem']}.svg")]
+
+
 def engine_report(found: Found) -> list[str]:
     """The sweep of the engine, then the latency of one text alone."""
     head = ["threads", "texts", "budget, tokens", "`encode`, texts/s", "engine, texts/s", "64 callers, texts/s"]
@@ -408,6 +424,7 @@ KINDS = {
     "overload": Kind("More load than one embedder can serve", overload_report),
     "fairness": Kind("Small requests beside bulk work", fairness_report, fairness_plots),
     "soak": Kind("Memory under a long, mixed load", soak_report, soak_plots),
+    "goodput": Kind("Ten times too many requests", goodput_report, goodput_plots),
     "engine": Kind("The engine without HTTP and Ray", engine_report),
     "store": Kind("The store without HTTP and Ray", store_report),
     "index": Kind("The exact index and the graph, by size", index_report),

@@ -20,11 +20,11 @@ Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
 @asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[str]:
-    """A server with one handler on a free port."""
+async def serving(handler: Handler, *, cancels: bool = False) -> AsyncIterator[str]:
+    """A server with one handler on a free port. `cancels`: the handler is cancelled when its client disconnects."""
     app = web.Application()
     app.router.add_post("/{path:.*}", handler)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, handler_cancellation=cancels)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
