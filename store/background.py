@@ -56,6 +56,7 @@ class Background:
         self._saved_at: dict[int, int] = {}
         self._swept_at = self._purged_at = self._receipts_removed_at = self._freed_at = 0
         self._has_erased = False
+        self._index_first = False  # in this step
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")  # the thread starts on first use
         self._discarded = False  # the snapshot that is being saved holds contents that were erased meanwhile
         self._saving: tuple[Pending, Future[None]] | None = None
@@ -91,6 +92,13 @@ class Background:
             self._swept_at = now
             self._sweep()
             return True
+        self._index_first = not self._index_first  # neither of the two may wait until the other has nothing left to do
+        if self._index_first:
+            return self._maintain_index() or self._save(now) or self._keep_log(now)
+        return self._keep_log(now) or self._maintain_index() or self._save(now)
+
+    def _keep_log(self, now: int) -> bool:
+        """Remove from the log what has outlived its time, if a search for it is due. Returns True if it did one."""
         if not 0 <= now - self._purged_at < _PURGE_US:
             if not self._purge(now):
                 self._purged_at = now
@@ -103,7 +111,7 @@ class Background:
             if not space.free_step(self._log, now):
                 self._freed_at = now
             return True
-        return self._maintain_index() or self._save(now)
+        return False
 
     def close(self) -> None:
         """Save the graphs that a restart would have to build again, and empty the write-ahead log.
