@@ -10,11 +10,12 @@ All functions run inside a caller's write transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Executable,
     bindparam,
     delete,
     func,
@@ -34,26 +35,61 @@ BLANK_SPACE = literal_column(f"4096 * ({_SIZE} / 4096) + 4096 / max(1, 4088 / ({
 """SQLite: the bytes that a blank row takes in pages of 4 KiB. A row of 2.1 kB takes a page: no second one fits."""
 
 _WRITTEN = contents.c.blank == literal_column("0")
-_BLANK = (
-    update(contents)
-    .values(
+_COPIED = ("uid", "version", "model", "vector_crc", "text", "metadata", "embedding")
+
+
+class Erasure(NamedTuple):
+    """A condition on rows of `contents` that are to be erased, as a statement for each database."""
+
+    sqlite: Executable
+    postgresql: Executable
+
+
+def erasure(which: ColumnElement[bool]) -> Erasure:
+    """The statements that erase the rows that meet a condition. Build them once: it takes longer than running them."""
+    blank = update(contents).where(which, _WRITTEN)
+    blank = blank.values(
         blank=1,
         text=func.printf("%*s", func.length(sql_cast(contents.c.text, LargeBinary)), ""),
         metadata=func.printf("%*s", func.length(sql_cast(contents.c.metadata, LargeBinary)), ""),
         embedding=func.zeroblob(func.length(contents.c.embedding)),
     )
-    .returning(BLANK_SPACE)
-)
-_COUNT = update(meta).where(meta.c.name == "erased_bytes")
+    return Erasure(blank.returning(BLANK_SPACE), delete(contents).where(which).returning(contents.c.cid))
+
+
+_ROWS = contents.c.cid.in_(bindparam("cids", expanding=True))
+OF_ROWS = erasure(_ROWS)
+"""The rows `cids`."""
+_EMPTY_VECTORS = update(contents).where(_ROWS).values(vector_crc=0, embedding=b"")
 _ERASED = select(sql_cast(meta.c.value, BigInteger)).where(meta.c.name == "erased_bytes")
-_COPIED = ("uid", "version", "model", "vector_crc", "text", "metadata", "embedding")
+_COUNT = (
+    update(meta)
+    .where(meta.c.name == "erased_bytes")
+    .values(value=sql_cast(sql_cast(meta.c.value, BigInteger) + bindparam("more", type_=BigInteger), String))
+)
+_CURRENT = (
+    select(contents.c.cid)
+    .join(memories, (memories.c.uid == contents.c.uid) & (memories.c.version == contents.c.version))
+    .where(memories.c.key.in_(bindparam("keys", expanding=True)), _WRITTEN, func.length(contents.c.embedding) > 0)
+)
 
 
-def erase_contents(connection: Connection, which: ColumnElement[bool]) -> int:
-    """Erase the text, metadata and vector of the rows that meet a condition. Returns the number of rows."""
+def _copy(**instead: ColumnElement[Any]) -> Executable:
+    values = {name: instead.get(name, contents.c[name]) for name in _COPIED}
+    originals = select(literal(1), *values.values()).where(_ROWS).order_by(contents.c.cid)
+    return insert(contents).from_select(["blank", *values], originals).returning(contents.c.cid)
+
+
+_COPY = _copy()
+_COPY_WITHOUT_VECTOR = _copy(vector_crc=literal(0), embedding=literal(b""))
+_WRITE_COPIES = update(contents).where(contents.c.cid >= bindparam("first")).values(blank=0)
+
+
+def erase_contents(connection: Connection, which: Erasure, parameters: dict[str, Any]) -> int:
+    """Erase the text, metadata and vector of rows. Returns their number."""
     if connection.dialect.name == "postgresql":
-        return connection.execute(delete(contents).where(which)).rowcount
-    spaces = connection.execute(_BLANK.where(which, _WRITTEN)).scalars().all()
+        return len(connection.execute(which.postgresql, parameters).all())
+    spaces = connection.execute(which.sqlite, parameters).scalars().all()
     count_erased(connection, sum(spaces))
     return len(spaces)
 
@@ -61,19 +97,12 @@ def erase_contents(connection: Connection, which: ColumnElement[bool]) -> int:
 def count_erased(connection: Connection, bytes: int) -> None:
     """SQLite: add to the space that blank rows take."""
     if bytes:
-        connection.execute(_COUNT.values(value=sql_cast(sql_cast(meta.c.value, BigInteger) + bytes, String)))
+        connection.execute(_COUNT, {"more": bytes})
 
 
 def erased_bytes(connection: Connection) -> int:
     """SQLite: the space that blank rows take."""
     return int(connection.execute(_ERASED).scalar_one())
-
-
-_CURRENT = (
-    select(contents.c.cid)
-    .join(memories, (memories.c.uid == contents.c.uid) & (memories.c.version == contents.c.version))
-    .where(memories.c.key.in_(bindparam("keys", expanding=True)), _WRITTEN, func.length(contents.c.embedding) > 0)
-)
 
 
 def erase_vectors(connection: Connection, keys: Sequence[bytes]) -> None:
@@ -83,7 +112,7 @@ def erase_vectors(connection: Connection, keys: Sequence[bytes]) -> None:
         if not cids:
             continue
         if connection.dialect.name == "postgresql":
-            connection.execute(update(contents).where(contents.c.cid.in_(cids)).values(vector_crc=0, embedding=b""))
+            connection.execute(_EMPTY_VECTORS, {"cids": cids})
         else:
             replace(connection, cids, with_vectors=False)
 
@@ -94,11 +123,6 @@ def replace(connection: Connection, cids: Sequence[int], *, with_vectors: bool) 
     The copies are blank at first: two written rows of one state would violate the unique index. The database copies the
     values without decoding them, so damaged rows are copied as they are.
     """
-    newest = connection.execute(select(func.max(contents.c.cid))).scalar_one()
-    values: dict[str, ColumnElement[Any]] = {name: contents.c[name] for name in _COPIED}
-    if not with_vectors:
-        values |= {"vector_crc": literal(0), "embedding": literal(b"")}
-    originals = select(literal(1), *values.values()).where(contents.c.cid.in_(cids)).order_by(contents.c.cid)
-    connection.execute(insert(contents).from_select(["blank", *values], originals))
-    erase_contents(connection, contents.c.cid.in_(cids))
-    connection.execute(update(contents).where(contents.c.cid > newest).values(blank=0))
+    copies = connection.execute(_COPY if with_vectors else _COPY_WITHOUT_VECTOR, {"cids": cids}).scalars().all()
+    erase_contents(connection, OF_ROWS, {"cids": cids})
+    connection.execute(_WRITE_COPIES, {"first": min(copies)})

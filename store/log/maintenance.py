@@ -17,7 +17,7 @@ from sqlalchemy import Row, Select, and_, delete, func, insert, literal_column, 
 
 from store.errors import InvalidInput, LogDamaged
 from store.log.database import Log, model_id
-from store.log.erasing import erase_contents
+from store.log.erasing import OF_ROWS, erase_contents
 from store.log.reading import VECTOR, with_contents
 from store.log.rows import CONTENT, damaged, dump_vector, load_vectors, memory, text_bytes, user_key
 from store.log.schema import contents, history, memories, meta, users
@@ -363,6 +363,6 @@ def _blank_replaced(log: Log, model: str) -> int:
                 return blanked
             # Without these locks this and a deletion could deadlock: they update the rows in different orders.
             lock_users(connection, [row.uid for row in found])
-            erase_contents(connection, contents.c.cid.in_([row.cid for row in found]))
+            erase_contents(connection, OF_ROWS, {"cids": [row.cid for row in found]})
         after = found[-1].cid
         blanked += len(found)

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Connection,
     and_,
     bindparam,
@@ -28,7 +27,7 @@ from sqlalchemy import (
 )
 
 from store.log import receipts
-from store.log.erasing import erase_contents, erase_vectors
+from store.log.erasing import erase_contents, erase_vectors, erasure
 from store.log.reading import byte_length
 from store.log.schema import CHUNK, contents, history, memories
 from store.log.users import User
@@ -73,6 +72,15 @@ _MAKE_TOMBSTONE = (
     )
 )
 
+
+_LABELS = select(memories.c.label).where(memories.c.key.in_(bindparam("keys", expanding=True)))
+_OF_STATES = erasure(
+    and_(
+        contents.c.uid == bindparam("of_uid"),
+        contents.c.version.in_(select(history.c.version).where(history.c.label.in_(_LABELS))),
+    )
+)
+_OF_USER = erasure(contents.c.uid == bindparam("of_uid"))
 
 # A state has a vector of a second model while a log is moved to it, with the same text.
 _SIZES = (
@@ -122,17 +130,10 @@ def delete_memories(connection: Connection, user: User, keys: Sequence[bytes], n
         part = [{"of_key": key} for key in keys[start : start + CHUNK]]
         user.text_bytes -= int(connection.execute(_TEXT_BYTES, {"keys": keys[start : start + CHUNK]}).scalar_one())
         connection.execute(_COPY_TO_HISTORY, part)
-        erase_contents(connection, _states_of(user.uid, keys[start : start + CHUNK]))
+        erase_contents(connection, _OF_STATES, {"of_uid": user.uid, "keys": keys[start : start + CHUNK]})
         connection.execute(_MAKE_TOMBSTONE, [{**row, "version": user.stamp(), "updated_at": now} for row in part])
     user.live -= len(keys)
     user.removed_version = user.version
-
-
-def _states_of(uid: int, keys: Sequence[bytes]) -> ColumnElement[bool]:
-    """The contents of all states of a user's memories."""
-    labels = select(memories.c.label).where(memories.c.key.in_(keys))
-    versions = select(history.c.version).where(history.c.label.in_(labels))
-    return and_(contents.c.uid == uid, contents.c.version.in_(versions))
 
 
 def erase_user(connection: Connection, user: User, now: int) -> int:
@@ -148,6 +149,6 @@ def erase_user(connection: Connection, user: User, now: int) -> int:
 def remove_memories(connection: Connection, user: User) -> None:
     """Remove every state of a user's memories, their contents, and the answers of writes that name them."""
     receipts.clear_answers(connection, user.uid)
-    erase_contents(connection, contents.c.uid == user.uid)
+    erase_contents(connection, _OF_USER, {"of_uid": user.uid})
     for table in (history, memories):
         connection.execute(delete(table).where(table.c.uid == user.uid))
