@@ -458,10 +458,14 @@ class Batcher(Generic[Item, Result]):
         entries, fresh_s = lane.queue.entries, lane.patience.fresh_s()
         if fresh_s is None:
             return self._select(entries, self.budget)
+        # A batch may not take longer either: on a slow device a full one would be late for all of its callers.
+        budget = min(self.budget, max(1, int(self.drain_rate * fresh_s))) if self.drain_rate else self.budget
+        if lane.patience.takes_oldest:
+            return self._select(entries, budget)
         now = self._clock()
         late = [entry.waited_s(now) > fresh_s for entry in entries]
         order = sorted(range(len(entries)), key=late.__getitem__)
-        chosen = self._select([entries[index] for index in order], self.budget)
+        chosen = self._select([entries[index] for index in order], budget)
         return [order[index] for index in chosen]
 
     def _finished(

@@ -35,7 +35,12 @@ class Patience:
         self._batches += 1
 
     def fresh_s(self) -> float | None:
-        """The wait up to which an item of the next batch is fresh; None if the oldest is to be served first."""
-        if self._gave_up_share <= _MANY or self._batches % _OLDEST_FIRST_EVERY == 0:
+        """The wait up to which an item is fresh, and the longest a batch may take; None if callers are patient."""
+        if self._gave_up_share <= _MANY:
             return None
         return max(_SHORTEST_S, _FRESH * self._waited_s)
+
+    @property
+    def takes_oldest(self) -> bool:
+        """Whether the next batch takes the oldest items in any case."""
+        return self._batches % _OLDEST_FIRST_EVERY == 0

@@ -419,10 +419,21 @@ async def give_up(batcher: Batcher[int, int], now: list[float], count: int, afte
     await turns()
 
 
+async def finish_after(device: Device, now: list[float], seconds: float) -> None:
+    """Let the running batch take some time."""
+    now[0] += seconds
+    await device.finish()
+
+
 async def test_if_callers_give_up_fresh_items_are_served_before_items_that_waited_long() -> None:
     now, device = [0.0], Device()
     batcher = Batcher(device, in_flight=1, budget=2, clock=lambda: now[0])
-    running = [start(batcher.submit(0))]
+    running = [start(batcher.submit(n)) for n in range(-20, 0)]
+    await turns()
+    for _ in range(10):
+        await finish_after(device, now, 0.01)  # 200 items a second
+    del device.started[:]
+    running += [start(batcher.submit(0))]
     await turns()
     await give_up(batcher, now, count=20, after_s=1.0)
     running += [start(batcher.submit(n)) for n in (1, 2, 3)]
@@ -434,7 +445,25 @@ async def test_if_callers_give_up_fresh_items_are_served_before_items_that_waite
         await device.finish()
     # A quarter of a second is fresh, and what is left of a batch is filled up with the oldest.
     assert device.started == [[0], [4, 5], [1, 6], [2, 3]]
-    assert await asyncio.gather(*running) == [0, 2, 4, 6, 8, 10, 12]
+    assert await asyncio.gather(*running) == [2 * n for n in range(-20, 7)]
+
+
+async def test_if_callers_give_up_no_batch_takes_longer_than_an_item_is_fresh() -> None:
+    now, device = [0.0], Device()
+    batcher = Batcher(device, in_flight=1, budget=100, clock=lambda: now[0])
+    running = [start(batcher.submit(n)) for n in range(100)]
+    await turns()
+    await finish_after(device, now, 5.0)  # 20 items a second
+    running += [start(batcher.submit(100))]
+    await turns()
+    await give_up(batcher, now, count=20, after_s=0.8)
+    running += [start(batcher.submit(n)) for n in range(101, 111)]
+    await turns()
+    await device.finish()  # 101 items in 5.8 s: 3 in 0.2 s
+    for _ in range(4):
+        await finish_after(device, now, 0.2)
+    assert [len(batch) for batch in device.started] == [100, 1, 3, 3, 3, 1]
+    assert await asyncio.gather(*running) == [2 * n for n in range(111)]
 
 
 async def test_if_callers_are_patient_the_oldest_item_is_served_first_however_long_it_waited() -> None:
