@@ -2,8 +2,8 @@
 
 One worker thread owns the log's connection and the indexes; every call is one job for it. Jobs of different callers
 take turns (deployments/fair_queue.py), and small jobs go before bulk work, so a search waits for the job that runs, for
-the one that has been handed to the thread, and for nothing else of another caller. A job whose deadline passes before
-it has begun is dropped. A write is answered only after the log has committed it. The thread does background work
+the one that has been handed to the thread, and for at most one more of each other caller. A job whose deadline passes
+before it has begun is dropped. A write is answered only after the log has committed it. The thread does background work
 (indexes, snapshots, what erasures leave to do) while no call waits, and once a second under load.
 """
 
@@ -59,7 +59,7 @@ METHODS = frozenset(
 )
 """The methods of the store that `StoreReplica.run` calls."""
 
-_JOBS_IN_FLIGHT = 1  # one runs, and the next has been handed to the thread, which must not wait for the event loop
+_JOBS_IN_FLIGHT = 2  # one runs, and the next has been handed to the thread, which must not wait for the event loop
 
 _IDLE_S = 0.1  # pause after a look for background work that found none
 _BUSY_S = 0.005  # pause before the next look while calls wait

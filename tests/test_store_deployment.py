@@ -117,7 +117,7 @@ async def turns(count: int = 20) -> None:
 
 
 @pytest.mark.parametrize("method", ["list", "export_page", "append_together", "delete_where"])
-async def test_a_search_waits_for_two_jobs_of_another_user_and_no_more(
+async def test_a_search_waits_for_three_jobs_of_another_user_and_no_more(
     app: LocalApp, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     gate, store = Gate(monkeypatch), app.store.deployment
@@ -130,7 +130,7 @@ async def test_a_search_waits_for_two_jobs_of_another_user_and_no_more(
     await search
     await asyncio.gather(*waiting)
     assert len(gate.ran) == 1001
-    assert gate.ran.index("search") <= 2
+    assert gate.ran.index("search") <= 3  # one ran, one had been handed to the thread, and one has an equal turn
 
 
 async def test_bulk_work_gets_a_share_while_small_jobs_wait(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
