@@ -1,6 +1,7 @@
 """An application in this process, for the tests of the gateway and its routes."""
 
 import gc
+import logging
 import os
 
 # Each of the two processes of `make unit` has one core: with more threads than that they would wait for each other.
@@ -8,7 +9,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -26,6 +27,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before() -> Iterator[None]:
+    """Take away what replicas that a test starts in this process add to the logger `memserve`."""
+    memserve = logging.getLogger("memserve")
+    handlers, level = list(memserve.handlers), memserve.level
+    yield
+    memserve.handlers[:] = handlers
+    memserve.setLevel(level)
 
 
 @pytest.fixture
