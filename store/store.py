@@ -214,8 +214,8 @@ class Store:
             InvalidInput: no memory can have this id.
         """
         rows.check_id(id, "id")
-        now = self._micros()
         with self._users.writing([(tenant, user_id)], make=False) as (connection, locked):
+            now = self._micros()  # under the lock: see `append_together`
             user, model_id = locked[tenant, user_id], self.log.model_id
             version = deleting.delete(connection, user, id, model_id=model_id, now=now, write_id=write_id)
         self._background.drop_copies(user.uid, whole=False)
@@ -235,10 +235,10 @@ class Store:
             InvalidInput: an id, at its position, is of no memory.
         """
         distinct = self._distinct(ids)
-        now = self._micros()
         make = write_id is not None  # the record that there was nothing to delete needs a user
         try:
             with self._users.writing([(tenant, user_id)], make=make) as (connection, locked):
+                now = self._micros()  # under the lock: see `append_together`
                 user, model_id = locked[tenant, user_id], self.log.model_id
                 deleted, missing = deleting.delete_many(
                     connection, user, distinct, model_id=model_id, now=now, write_id=write_id
@@ -259,10 +259,10 @@ class Store:
             InvalidInput: the filter is empty (`erase_user` deletes everything) or cannot be used.
         """
         filters.check(filter)
-        now = self._micros()
         make = write_id is not None  # the record that there was nothing to delete needs a user
         try:
             with self._users.writing([(tenant, user_id)], make=make) as (connection, locked):
+                now = self._micros()  # under the lock: see `append_together`
                 user, model_id = locked[tenant, user_id], self.log.model_id
                 deleted = deleting.delete_where(connection, user, filter, model_id=model_id, now=now, write_id=write_id)
         except NotFound:

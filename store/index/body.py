@@ -179,7 +179,9 @@ class Body:
         """Add rows, whose numbers are greater than all before, with L2-normalised vectors (n, dim), n at least 1."""
         began = time.perf_counter()
         keys = [int.from_bytes(blake2b(vector, digest_size=8).digest(), "little", signed=True) for vector in vectors]
-        nodes = np.array([self._node_of(key, vector) for key, vector in zip(keys, vectors, strict=True)], np.int32)
+        revived: set[int] = set()
+        found = [self._node_of(key, vector, revived) for key, vector in zip(keys, vectors, strict=True)]
+        nodes = np.array(found, np.int32)
         unknown = np.flatnonzero(nodes < 0)
         if len(unknown):
             crowded = self._are_crowded(vectors[unknown])
@@ -254,15 +256,17 @@ class Body:
             vectors[~in_crowd] = self.graph.vectors(nodes.astype(np.int64))[at]
         return vectors
 
-    def _node_of(self, key: int, vector: Vector) -> int:
-        """The node that has a vector, -1 if there is none. A deleted node that has it is revived."""
+    def _node_of(self, key: int, vector: Vector, revived: set[int]) -> int:
+        """The node that has a vector, -1 if there is none. A deleted node that has it is revived, once."""
         node = self._keys.find(key)
         if node is None:
             return -1
-        dead = self._row[node] < 0
+        dead = self._row[node] < 0 and node not in revived
         if dead:
             self.graph.revive(node)
         if np.array_equal(self.graph.vectors(np.array([node]))[0], vector):
+            if dead:
+                revived.add(node)
             return node
         if dead:
             self.graph.delete(node)

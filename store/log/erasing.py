@@ -30,9 +30,13 @@ from sqlalchemy.types import BigInteger, LargeBinary, String
 
 from store.log.schema import CHUNK, contents, memories, meta
 
-_SIZE = f"(length({contents.name}.text) + length({contents.name}.metadata) + length({contents.name}.embedding) + 30)"
+_TEXTS = "length(CAST(contents.text AS BLOB)) + length(CAST(contents.metadata AS BLOB))"
+_SIZE = f"({_TEXTS} + length(contents.embedding) + 30)"
 BLANK_SPACE = literal_column(f"4096 * ({_SIZE} / 4096) + 4096 / max(1, 4088 / ({_SIZE} % 4096 + 4))", BigInteger)
-"""SQLite: the bytes that a blank row takes in pages of 4 KiB. A row of 2.1 kB takes a page: no second one fits."""
+"""SQLite: the bytes that a row takes in pages of 4 KiB. A row of 2.1 kB takes a page: no second one fits.
+
+Lengths are in bytes, so that a row takes as much before it is blanked as after. Otherwise the sum in `meta` would drift.
+"""
 
 _WRITTEN = contents.c.blank == literal_column("0")
 _COPIED = ("uid", "version", "model", "vector_crc", "text", "metadata", "embedding")

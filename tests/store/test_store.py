@@ -259,6 +259,32 @@ def test_a_memory_keeps_the_time_of_its_making(store: Store, clock: Clock) -> No
     assert (str(future), future.position) == ("1.created_at: must not be in the future", 1)
 
 
+@pytest.mark.parametrize(
+    "delete",
+    [
+        lambda store: store.delete(T, "ann", "1"),
+        lambda store: store.delete_many(T, "ann", ["1"]),
+        lambda store: store.delete_where(T, "ann", {"id": "1"}),
+    ],
+)
+def test_the_time_of_a_deletion_is_read_under_the_lock(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch, delete: Callable[[Store], Any]
+) -> None:
+    """A write that is committed while the deletion waits for the lock must be older than the deletion."""
+    put(store, "ann", new("1"))
+    writing = store._users.writing
+    written: list[datetime] = []
+
+    def wait_and_write(*args: Any, **options: Any) -> Any:
+        clock.advance(3)
+        written.append(clock())
+        return writing(*args, **options)
+
+    monkeypatch.setattr(store._users, "writing", wait_and_write)
+    delete(store)
+    assert store.history(T, "ann", "1")[-1].at > written[0]
+
+
 def test_a_list_by_the_last_change_follows_the_times(store: Store) -> None:
     """An import brings times that are older than those of memories with lower versions."""
     put(store, "bob", new("old 1"), new("old 2"))

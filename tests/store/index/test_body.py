@@ -101,6 +101,15 @@ def test_a_vector_that_is_added_again_gets_its_old_node(three: Vector) -> None:
     assert found(made, three[0], 3) == [497, 498, 499]
 
 
+def test_equal_rows_that_are_added_together_get_a_deleted_node(three: Vector) -> None:
+    made = body_of(three)
+    made.delete(np.array([1]))
+    made.add(np.array([3, 4, 5]), three[[1, 0, 1]])
+    assert (made.graph.count, made.graph.dead, made.live) == (3, 0, 5)
+    assert made.same(np.array([3, 4, 5])).tolist() == [1, 0, 1]
+    assert found(made, three[1], 5) == [0, 2, 3, 4, 5]
+
+
 def test_vectors_with_the_same_hash_stay_apart(three: Vector, monkeypatch: pytest.MonkeyPatch) -> None:
     class Constant:
         def __init__(self, *_: Any, **__: Any) -> None: ...

@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 
 from store import Append, Conflict, IndexOptions, NewMemory, NotFound, Search, SearchResult, Store
 from store.log import space
+from store.log.erasing import BLANK_SPACE, erased_bytes
 from store.log.database import Log
 from store.log.maintenance import compact, count, verify
 from store.log.rows import micros
@@ -221,6 +222,23 @@ def test_many_deletions_make_the_file_small(sqlite_url: str, tmp_path: Path, clo
         assert count(store.log).tombstones == 0
         assert len(store.list(T, "ann", limit=1000).memories) == 100
         assert list(verify(store.log)) == []
+
+
+def test_the_steps_end_with_texts_whose_characters_take_several_bytes(sqlite_url: str, clock: Clock) -> None:
+    """Once the space of each moved row was counted in characters, so that rows were moved for ever."""
+    with closing(Store.open(sqlite_url, dim=384, model="fake", now=clock)) as store:
+        vectors = np.random.default_rng(1).normal(size=(2000, 384)).astype(np.float32)
+        for start in range(0, 2000, 500):
+            part = tuple(NewMemory(str(n), f"{n} " + 300 * "漢", vectors[n]) for n in range(start, start + 500))
+            store.append([Append(T, "ann", part, issued_at=store._now())])
+        store.delete_many(T, "ann", [str(n) for n in range(2000) if n % 2])
+        steps = 0
+        while space.free_step(store.log, micros(clock(), "")):
+            steps += 1
+            assert steps < 100
+        with store.log.read() as connection:
+            blank = connection.execute(select(func.sum(BLANK_SPACE)).where(contents.c.blank == 1)).scalar_one()
+            assert erased_bytes(connection) == blank
 
 
 @pytest.mark.usefixtures("eager")
