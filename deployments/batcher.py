@@ -6,7 +6,8 @@ Guarantees:
 - An item that finds a free slot is run at once. Under load, batches fill by themselves, up to `budget`.
 - Every item is answered exactly once: with its result, with its own error, with `DeadlineExceeded` if it waited too
   long, or with `ShuttingDown` when the batcher closes.
-- At most `in_flight` batches run at a time, plus `prefetch` while enough is queued.
+- At most `in_flight` batches run at a time, plus `prefetch` while enough is queued. With `separate_slots` that many
+  bulk batches run beside the urgent ones.
 - Callers are served in turn (deployments/fair_queue.py). An urgent batch is not filled up with bulk work. Urgent work
   goes first, but a bulk batch follows each urgent batch that left no urgent item in the queue. So a lone item waits for
   at most one bulk batch, and lone items, whose small batches take long for their cost, do not hold bulk work up. While
@@ -267,7 +268,7 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def slots(self) -> int:
-        """The most batches of urgent items, or of bulk items, that may run at a time."""
+        """The most bulk batches that may run at a time, and the most urgent ones while no bulk batch runs."""
         return self.in_flight + self._prefetch
 
     @property
@@ -389,8 +390,9 @@ class Batcher(Generic[Item, Result]):
         now = self._clock()
         lanes = (self._urgent, self._bulk)
         for lane in lanes:
-            for entry in lane.queue.remove(lambda entry: entry.expired(now)):
-                lane.patience.gave_up(entry.waited_s(now))
+            expired = lane.queue.remove(lambda entry: entry.expired(now))
+            _count_those_that_gave_up(lane, expired, now)
+            for entry in expired:
                 entry.answer(_too_late())
         self._set_timer(
             min((entry._call.expires_at for lane in lanes for entry in lane.queue.entries), default=math.inf)
@@ -421,8 +423,7 @@ class Batcher(Generic[Item, Result]):
             self._cancelled = False
             now = self._clock()
             for lane in (self._urgent, self._bulk):
-                for entry in lane.queue.remove(lambda entry: entry.abandoned):
-                    lane.patience.gave_up(entry.waited_s(now))
+                _count_those_that_gave_up(lane, lane.queue.remove(lambda entry: entry.abandoned), now)
         if self._timer_at < math.inf and self._timer_at <= self._clock():
             self._drop_expired()
         while (ready := self._next_lane()) is not None:
@@ -433,7 +434,7 @@ class Batcher(Generic[Item, Result]):
         contended = bool(self._urgent.queue and self._bulk.queue)
         before = lane.queue.cost
         batch = lane.queue.take(self._chosen(lane))
-        lane.patience.served(len(batch))
+        lane.patience.served(len({entry._call for entry in batch}))
         cost = before - lane.queue.cost
         self._bulk_is_next = contended and lane is self._urgent and not lane.queue
         if not contended:
@@ -515,6 +516,12 @@ class Batcher(Generic[Item, Result]):
                 entry.answer(ShuttingDown("The server is shutting down."))
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+
+def _count_those_that_gave_up(lane: _Lane[Any], removed: Sequence[Waiting[Any]], now: float) -> None:
+    """Count each call once, however many items it has: one large call says nothing about other callers."""
+    for entry in {entry._call: entry for entry in removed}.values():
+        lane.patience.gave_up(entry.waited_s(now))
 
 
 def _too_late() -> DeadlineExceeded:

@@ -7,7 +7,7 @@ the fair share: the work that a caller would have been given if it had always ha
 Guarantees:
 - Callers that always have something waiting are given the same amount of work, however much each of them asks for. The
   difference is at most the largest item of each and the items that one selection takes.
-- The items of a caller are served in the order in which they came.
+- The items of a caller stand in the queue in the order in which they came.
 - No item waits for ever: the fair share grows with the work that is served, and new callers start at it.
 - A caller that cancels is not charged for what it did not get. A caller that comes back at once is still owed what it
   was owed, up to the work of four selections. A caller that stays away is owed nothing.

@@ -1,12 +1,12 @@
 """How long the callers of a queue wait before they give up, learned from those that did.
 
 If more work arrives than can be done, a queue that serves the oldest item first serves each caller just before it gives
-up, or too late: nearly everything that is done is done for nobody. So if callers give up while they wait, items that
+up, or too late, so nearly all answers are lost. So if callers give up while they wait, items that
 have waited for a good part of that time are served after the fresh ones. If callers do not give up, the order does not
 change, however long they wait.
 """
 
-_RECENT_ITEMS = 64  # the number of items over which the share of those that gave up is averaged
+_RECENT_CALLS = 64  # the number of calls over which the share of those that gave up is averaged
 _MANY = 0.05  # a share above it means overload; below, single callers have gone away for reasons of their own
 _FRESH = 0.25  # of the time after which callers give up; the rest is left for the work itself
 _SHORTEST_S = 0.05
@@ -24,14 +24,14 @@ class Patience:
         self._batches = 0
 
     def gave_up(self, waited_s: float) -> None:
-        """Count an item whose caller gave up while it was queued."""
-        weight = 1 / _RECENT_ITEMS
+        """Count a call whose caller gave up while it was queued."""
+        weight = 1 / _RECENT_CALLS
         self._waited_s += (waited_s - self._waited_s) * (weight if self._gave_up_share > _MANY else 1.0)
         self._gave_up_share += (1 - self._gave_up_share) * weight
 
-    def served(self, items: int) -> None:
-        """Count a batch of items."""
-        self._gave_up_share *= (1 - 1 / _RECENT_ITEMS) ** items
+    def served(self, calls: int) -> None:
+        """Count a batch with items of so many calls."""
+        self._gave_up_share *= (1 - 1 / _RECENT_CALLS) ** calls
         self._batches += 1
 
     def fresh_s(self) -> float | None:

@@ -333,14 +333,18 @@ class GatewaySettings(Replicas):
     embed_calls_in_flight: int | None = Field(
         None,
         ge=1,
-        description="The most calls to embedders that one gateway makes at once. By default one for each embedder that "
+        description="The calls to embedders that one gateway makes at once, of bulk requests and of others each; twice "
+        "as many if enough waits, and more small ones beside bulk calls. By default one for each embedder that "
         "may run, and two for each on a GPU.",
     )
     embed_call_tokens: int = Field(
         2_048, ge=1, description="The most tokens, as estimated, that one call to an embedder carries."
     )
     append_calls_in_flight: int = Field(
-        2, ge=1, description="The most calls to the store that one gateway makes at once to write."
+        2,
+        ge=1,
+        description="The calls to the store that one gateway makes at once to write, of large adds and of others each; "
+        "more small ones beside large ones.",
     )
     append_call_memories: int = Field(1024, ge=1, description="The most memories that one such call carries.")
     max_queued_tokens: int = Field(

@@ -425,6 +425,25 @@ async def finish_after(device: Device, now: list[float], seconds: float) -> None
     await device.finish()
 
 
+async def test_one_call_of_many_items_that_gives_up_does_not_change_the_order() -> None:
+    now, device = [0.0], Device()
+    batcher = Batcher(device, in_flight=1, budget=2, clock=lambda: now[0])
+    running = [start(batcher.submit(0))]
+    await turns()
+    running += [start(batcher.submit(1))]
+    large = start(batcher.submit_all(range(100, 300)))
+    await turns()
+    now[0] = 1.0
+    large.cancel()
+    await turns()
+    running += [start(batcher.submit(n)) for n in (2, 3)]
+    await turns()
+    await device.finish()
+    assert device.started == [[0], [1, 2]]
+    await batcher_ended(batcher, device)
+    await asyncio.gather(*running)
+
+
 async def test_if_callers_give_up_fresh_items_are_served_before_items_that_waited_long() -> None:
     now, device = [0.0], Device()
     batcher = Batcher(device, in_flight=1, budget=2, clock=lambda: now[0])

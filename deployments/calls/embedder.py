@@ -25,7 +25,7 @@ from deployments.batcher import Batcher
 from deployments.calls.resilient import UnbatchedCalls, resilient, with_plain_pickle
 from deployments.embedding import token_ids
 from deployments.embedding.cache import CachedVector, VectorCache, cache_key
-from deployments.embedding.engine import EmbedRequest
+from deployments.embedding.engine import CHARACTERS_PER_TOKEN, EmbedRequest
 from deployments.embedding.model import InputType, ModelInfo, TextToken, Truncate
 from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import runs
@@ -38,13 +38,12 @@ Inputs = list[str] | list[list[int]]
 BULK_TOKENS = 1_024
 """A request of several inputs with more estimated tokens is bulk: it keeps a CPU busy for about a whole run."""
 
-CHARACTERS_PER_TOKEN = 4  # of English text. Requests are admitted by this estimate; the embedder counts exactly
-
 
 def estimated_tokens(given: object, limit: int) -> int:
     """The tokens of one input that is not tokenized yet: exact for token ids, by length for a text.
 
-    An input counts at most `limit`, the tokens that the model reads of it.
+    An input counts at most `limit`, the tokens that the model reads of it. Requests are admitted by this estimate; the
+    embedder counts exactly.
     """
     if isinstance(given, str):
         return min(limit, len(given) // CHARACTERS_PER_TOKEN + 2)
@@ -77,7 +76,8 @@ class EmbedderCalls:
 
     Args:
         handle: the Embedder deployment.
-        in_flight: urgent calls, and bulk calls, at a time; twice as many while at least a quarter of a call waits.
+        in_flight: urgent calls, and bulk calls, at a time; twice as many while at least a quarter of a call waits;
+            more urgent calls while bulk calls are in progress (see `Batcher`).
         call_tokens: estimated tokens in one call.
         max_queued_tokens: estimated tokens, urgent and bulk, above which a caller may queue no more than its share.
         max_wait_s: the longest time that a piece of a request may wait for a call; None for no limit.

@@ -38,8 +38,8 @@ from deployments.fair_queue import Turn
 _TOKENIZE_CHARACTERS = 65_536
 # Characters to split, or token ids to decode, at a time.
 _SPLIT_UNITS = 8_192
-# In ordinary text. It bounds the texts that are queued for the tokenizer, whose tokens are not known yet.
-_CHARACTERS_PER_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
+"""Of English text. It bounds the texts that are queued before they are tokenized, whose tokens are not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,12 +283,12 @@ class Engine:
     def _characters(self, one: _Input) -> int:
         """The characters of an input that count. A token id counts as one character, as tokenizing it is free."""
         limit = self.info.limit(one.input_type)
-        return min(len(one.prompt) + len(one.given), limit * _CHARACTERS_PER_TOKEN)
+        return min(len(one.prompt) + len(one.given), limit * CHARACTERS_PER_TOKEN)
 
     @property
     def _untokenized(self) -> int:
         """The tokens, as estimated, of the inputs that are queued for the tokenizer."""
-        return (self._tokenizer.queued_cost + self._long_tokenizer.queued_cost) // _CHARACTERS_PER_TOKEN
+        return (self._tokenizer.queued_cost + self._long_tokenizer.queued_cost) // CHARACTERS_PER_TOKEN
 
     async def _tokenize(self, inputs: list[_Input]) -> list[Tokens | int | Exception]:
         """Tokenize a batch of inputs, with one call of the model for all that are to be tokenized alike."""
@@ -413,7 +413,7 @@ def _tokenizer_limits(
     max_queued_tokens: int | None, max_wait_s: float | None
 ) -> tuple[_TokenizerLimits, _TokenizerLimits]:
     """The limits of the queue of short texts, and of the queue of long ones, which are tokenized one by one."""
-    max_queued = None if max_queued_tokens is None else max_queued_tokens * _CHARACTERS_PER_TOKEN
+    max_queued = None if max_queued_tokens is None else max_queued_tokens * CHARACTERS_PER_TOKEN
     return (
         {"in_flight": 1, "budget": _TOKENIZE_CHARACTERS, "max_queued": max_queued, "max_wait_s": max_wait_s},
         {"in_flight": 1, "budget": 1, "max_queued": max_queued, "max_wait_s": max_wait_s},

@@ -1,6 +1,7 @@
 """The time in which a caller wants an answer: what is still queued when it has passed is dropped, not done.
 
-A write that has been sent to the store may be made and answered after its deadline, since it cannot be taken back.
+A write that has been sent to the store may be made and answered after its deadline, since it cannot be taken back. An
+import whose deadline passes keeps the lines that were written before.
 """
 
 from __future__ import annotations
