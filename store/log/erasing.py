@@ -35,7 +35,7 @@ _SIZE = f"({_TEXTS} + length(contents.embedding) + 30)"
 BLANK_SPACE = literal_column(f"4096 * ({_SIZE} / 4096) + 4096 / max(1, 4088 / ({_SIZE} % 4096 + 4))", BigInteger)
 """SQLite: the bytes that a row takes in pages of 4 KiB. A row of 2.1 kB takes a page: no second one fits.
 
-Lengths are in bytes, so that a row takes as much before it is blanked as after. Otherwise the sum in `meta` would drift.
+Lengths are in bytes, so that a row takes as much before it is blanked as after. Otherwise the sum in `meta` drifts.
 """
 
 _WRITTEN = contents.c.blank == literal_column("0")

@@ -15,8 +15,8 @@ from sqlalchemy import func, select
 
 from store import Append, Conflict, IndexOptions, NewMemory, NotFound, Search, SearchResult, Store
 from store.log import space
-from store.log.erasing import BLANK_SPACE, erased_bytes
 from store.log.database import Log
+from store.log.erasing import BLANK_SPACE, erased_bytes
 from store.log.maintenance import compact, count, verify
 from store.log.rows import micros
 from store.log.schema import contents
