@@ -289,22 +289,21 @@ class Batcher(Generic[Item, Result]):
         return cost / rate if rate else 1.0
 
     def admit(self, cost: int, turn: Turn) -> None:
-        """Refuse work that `submit` would refuse, before anything is spent on it.
+        """Refuse work that `submit` would refuse, before anything is spent on it. Work that has begun is not refused.
 
         Raises:
             Overloaded: the queue is full, and the caller has its share of it; or much more than a full queue waits.
         """
         lane = self._bulk if turn.bulk else self._urgent
-        if not lane.queue.shares.admits(turn.caller, cost, self.max_queued):
+        if not turn.begun and not lane.queue.shares.admits(turn.caller, cost, self.max_queued):
             retry_after_s = min(60.0, max(0.05, self.drain_s(bulk=turn.bulk)))
             raise Overloaded("Too much work is queued; try again later.", retry_after_s=retry_after_s)
 
-    async def submit(self, item: Item, turn: Turn | None = None, *, admitted: bool = False) -> Result:
+    async def submit(self, item: Item, turn: Turn | None = None) -> Result:
         """Queue one item and return its result.
 
         Args:
             turn: who asks, how urgently and until when. By default the call is a caller of its own.
-            admitted: the item belongs to work that was admitted before, and is not refused.
 
         Raises:
             Overloaded: at once, if the queue is full; `retry_after_s` is the time in which it is expected to drain.
@@ -312,14 +311,12 @@ class Batcher(Generic[Item, Result]):
             ShuttingDown: the batcher is closed, or was closed before the item's turn.
             Exception: the item's own error.
         """
-        (result,) = await self.submit_all([item], turn, admitted=admitted)
+        (result,) = await self.submit_all([item], turn)
         if isinstance(result, Exception):
             raise result
         return result
 
-    async def submit_all(
-        self, items: Sequence[Item], turn: Turn | None = None, *, admitted: bool = False
-    ) -> list[Result | Exception]:
+    async def submit_all(self, items: Sequence[Item], turn: Turn | None = None) -> list[Result | Exception]:
         """Queue many items, admitted or refused together. Returns one result or exception per item, in order.
 
         Raises:
@@ -335,8 +332,7 @@ class Batcher(Generic[Item, Result]):
         if turn is None:
             turn = Turn()
         costs = [self._cost(item) for item in items]
-        if not admitted:
-            self.admit(sum(costs), turn)
+        self.admit(sum(costs), turn)
         now = self._clock()
         expires_at = self._expires_at(turn, now)
         call = _Call(len(items), asyncio.get_running_loop().create_future(), turn.caller, now, expires_at)

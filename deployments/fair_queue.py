@@ -55,11 +55,13 @@ class Turn:
         bulk: less urgent than queries, single texts and small requests.
         deadline: on this process's `time.monotonic`; None for no deadline. By default that of the request, as
             `deadline_of_request` says. Send `remaining_s` to another process.
+        begun: the work is a later part of a request whose first part was admitted, so it is not refused.
     """
 
     caller: str = field(default_factory=_new_request)
     bulk: bool = False
     deadline: float | None = field(default_factory=deadline_of_request.get)
+    begun: bool = False
 
     @classmethod
     def of_user(cls, tenant: str, user_id: str, *, bulk: bool = False) -> Turn:
@@ -69,6 +71,10 @@ class Turn:
     def in_bulk(self, bulk: bool = True) -> Turn:
         """The same turn, for bulk work. Work that is bulk already stays so."""
         return replace(self, bulk=True) if bulk and not self.bulk else self
+
+    def after_begin(self) -> Turn:
+        """The turn of the later parts of the same request."""
+        return self if self.begun else replace(self, begun=True)
 
     def remaining_s(self, now: float) -> float | None:
         """The seconds until the deadline, at least 0; None if there is no deadline."""

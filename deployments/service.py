@@ -480,7 +480,7 @@ class Memserve:
 
         async def embed(texts: Sequence[str]) -> np.ndarray:
             nonlocal truncated
-            embedded = await self._vectors.of_texts(list(texts), turn)
+            embedded = await self._vectors.of_texts(list(texts), turn if begin else turn.after_begin())
             truncated += int(embedded.truncated.sum())
             return embedded.vectors
 

@@ -223,7 +223,7 @@ async def test_a_full_queue_admits_a_caller_up_to_its_share_of_it() -> None:
     for caller in ("a", "b"):
         with pytest.raises(Overloaded):
             await batcher.submit(2, Turn(caller))
-    start(batcher.submit(2, Turn("b"), admitted=True))
+    start(batcher.submit(2, Turn("b").after_begin()))
     await turns()
     assert batcher.queued == 9
     await batcher_ended(batcher, device)

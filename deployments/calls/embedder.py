@@ -54,13 +54,12 @@ def estimated_tokens(given: object, limit: int) -> int:
 _Queued = tuple[EmbedRequest, float | None]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Work:
     """What the pieces of one request have in common.
 
     Attributes:
         revision: part of the key in the cache; None if the cache is not used.
-        admitted: a piece has been admitted, so the others are.
     """
 
     prompt: str
@@ -68,7 +67,6 @@ class _Work:
     input_type: InputType | None
     turn: Turn
     revision: str | None
-    admitted: bool = False
 
 
 class EmbedderCalls:
@@ -211,6 +209,7 @@ class EmbedderCalls:
 
         After an error no further piece is sent. The error is raised when the pieces that were sent have ended.
         """
+        later = replace(work, turn=work.turn.after_begin())
         results: dict[int, EmbedResult] = {}
         failed: dict[int, Exception] = {}
         numbers = iter(range(len(pieces)))
@@ -227,7 +226,7 @@ class EmbedderCalls:
                 self._unfed_tokens -= tokens
                 try:
                     with renumbered(range(start, end)):
-                        results[number] = await self._embed_piece(work, inputs[start:end])
+                        results[number] = await self._embed_piece(later if number else work, inputs[start:end])
                 except Exception as error:  # noqa: BLE001 - raised below
                     failed[number] = error
 
@@ -269,9 +268,10 @@ class EmbedderCalls:
     async def _submit(self, work: _Work, inputs: Inputs) -> EmbedResult:
         """Queue inputs for a call."""
         turn = work.turn
-        request = EmbedRequest(inputs, work.prompt, work.truncate, work.input_type, turn.caller, turn.bulk)
-        admitted, work.admitted = work.admitted, True
-        return await self.batcher.submit((request, turn.deadline), turn, admitted=admitted)
+        request = EmbedRequest(
+            inputs, work.prompt, work.truncate, work.input_type, turn.caller, turn.bulk, begun=turn.begun
+        )
+        return await self.batcher.submit((request, turn.deadline), turn)
 
     async def split(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[TextToken]]:
         """The tokens of each text, with their places in it. Raises InvalidRequest, Overloaded."""

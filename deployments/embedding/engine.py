@@ -54,6 +54,7 @@ class EmbedRequest:
         caller: by which shares of the work are counted; empty if the request is a caller of its own.
         bulk: less urgent than other requests.
         timeout_s: the longest time that the request may be queued, in seconds; None for no limit of its own.
+        begun: it is a part of a larger one of which another part was admitted, so it is not refused.
     """
 
     inputs: list[str] | list[list[int]]
@@ -63,6 +64,7 @@ class EmbedRequest:
     caller: str = ""
     bulk: bool = False
     timeout_s: float | None = None
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +255,10 @@ class Engine:
     def _turn(self, request: EmbedRequest, now: float) -> Turn:
         deadline = None if request.timeout_s is None else now + request.timeout_s
         if not self._queue_enabled:  # one caller, whose requests are kept in the order of arrival
-            return Turn("", False, deadline)
+            return Turn("", False, deadline, request.begun)
         if not request.caller:
-            return Turn(bulk=request.bulk, deadline=deadline)
-        return Turn(request.caller, request.bulk, deadline)
+            return Turn(bulk=request.bulk, deadline=deadline, begun=request.begun)
+        return Turn(request.caller, request.bulk, deadline, request.begun)
 
     def _check(self, request: EmbedRequest) -> None:
         """Refuse inputs that can never be embedded, before they join a batch."""

@@ -457,3 +457,19 @@ async def test_a_text_that_waits_longer_than_the_limit_does_not_reach_the_device
     await model.let_go()
     assert [len((await task).vectors) for task in (first, later)] == [1, 1]
     assert model.batches == [[1], [1]]
+
+
+async def test_later_parts_of_a_request_are_not_refused() -> None:
+    model = Held()
+    engine = Engine(model, max_queued_tokens=4)
+    request = EmbedRequest(["a b c d"], caller="ann")
+    parts = [asyncio.ensure_future(engine.embed_one(request))]
+    await turns()
+    for part in (request, replace(request, begun=True)):
+        parts.append(asyncio.ensure_future(engine.embed_one(part)))
+        await turns()
+    with pytest.raises(Overloaded):
+        await engine.embed_one(request)
+    while not all(part.done() for part in parts):
+        await model.let_go()
+    assert [len(part.result().vectors) for part in parts] == [1, 1, 1]
