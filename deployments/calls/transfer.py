@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from deployments.errors import InvalidRequest, TooLarge, renumbered
+from deployments.errors import InvalidRequest, Overloaded, TooLarge, renumbered
 from store import Deduplicator, ExportCursor, ExportPage, Imported, ImportLine, parse_lines
 
 PIECE_LINES = 200
@@ -34,11 +34,35 @@ Write = Callable[[Sequence[ImportLine]], Awaitable[Imported]]
 
 
 class LongLines:
-    """Lets one line at a time be longer than `above_bytes`. Belongs to one event loop."""
+    """Lets one line at a time be longer than `above_bytes`. Belongs to one event loop.
 
-    def __init__(self, above_bytes: int) -> None:
+    Args:
+        wait_s: the longest time that another long line waits. A client that stops sending in the middle of one would
+            hold up all others.
+    """
+
+    def __init__(self, above_bytes: int, wait_s: float = 30.0) -> None:
         self.above_bytes = above_bytes
-        self.lock = asyncio.Lock()
+        self._wait_s = wait_s
+        self._lock = asyncio.Lock()
+
+    async def begin(self) -> None:
+        """Wait for the turn of a long line. Raises Overloaded if it does not come in time."""
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._lock.acquire()
+        except TimeoutError as error:
+            message = "Another import sends a very long line; try again later."
+            raise Overloaded(message, retry_after_s=self._wait_s) from error
+
+    @property
+    def one_is_held(self) -> bool:
+        """Whether a long line is being read or written."""
+        return self._lock.locked()
+
+    def end(self) -> None:
+        """Let the next long line begin."""
+        self._lock.release()
 
 
 class _Piece(NamedTuple):
@@ -77,6 +101,7 @@ async def import_pieces(
         store.InvalidInput: a line cannot be used. `position` is its number.
         TooLarge: a line is longer than `max_line_bytes`.
         InvalidRequest: there are too many empty lines.
+        Overloaded: a long line of another import was not complete in time. The pieces before are written.
     """
     imported = unchanged = 0
     async with aclosing(split_lines(chunks, max_line_bytes, long_lines)) as lines_, aclosing(_pieces(lines_)) as pieces:
@@ -94,6 +119,7 @@ async def split_lines(
 
     Raises:
         TooLarge: as soon as a line is known to be too long.
+        Overloaded: a long line of another import was not complete in time.
     """
     begun: list[bytes] = []
     size = number = 0
@@ -107,7 +133,7 @@ async def split_lines(
                 yield b"".join(begun)
                 begun.clear()
                 if holds:
-                    long_lines.lock.release()
+                    long_lines.end()
                     holds = False
                 size = 0
                 number += 1
@@ -115,12 +141,13 @@ async def split_lines(
             size += len(rest)
             _check_length(size, max_line_bytes, number)
             if size > long_lines.above_bytes and not holds:
-                holds = await long_lines.lock.acquire()
+                await long_lines.begin()
+                holds = True
         if size:
             yield b"".join(begun)
     finally:
         if holds:
-            long_lines.lock.release()
+            long_lines.end()
 
 
 def _check_length(size: int, max_line_bytes: int, number: int) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 
 import numpy as np
 import orjson
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.calls.transfer import MAX_EMPTY_BYTES, PIECE_BYTES, PIECE_LINES, LongLines, import_pieces, split_lines
-from deployments.errors import InvalidRequest, TooLarge
+from deployments.errors import InvalidRequest, Overloaded, TooLarge
 from store import Imported, ImportLine, InvalidInput
 
 VECTOR = [1.0, 2.0]
@@ -206,13 +206,34 @@ async def test_one_long_line_at_a_time_is_held_in_memory() -> None:
 
     first, second = start("first"), start("second", "third")
     await asyncio.sleep(0.05)
-    assert (written, long_lines.lock.locked()) == ([], True)
+    assert (written, long_lines.one_is_held) == ([], True)
     first_may_write.set()
     assert (await first, await second) == (Imported(1, 0), Imported(2, 0))
     assert written == ["first", "second", "third"]
     with pytest.raises(ValueError, match="bad"):
         await start("bad")
-    assert not long_lines.lock.locked()
+    assert not long_lines.one_is_held
+
+
+async def test_a_long_line_that_does_not_end_holds_up_no_other_import_for_long() -> None:
+    long_lines = LongLines(5, wait_s=0.01)
+    may_end = asyncio.Event()
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"x" * 10
+        await may_end.wait()
+
+    async def read(chunks: AsyncIterable[bytes]) -> list[bytes]:
+        return [each async for each in split_lines(chunks, 100, long_lines)]
+
+    first = asyncio.create_task(read(stalled()))
+    await asyncio.sleep(0)
+    assert await read(stream([b"a\nb"])) == [b"a", b"b"]
+    with pytest.raises(Overloaded):
+        await read(stream([b"y" * 10]))
+    may_end.set()
+    assert await first == [b"x" * 10]
+    assert not long_lines.one_is_held
 
 
 async def test_empty_lines_are_bounded() -> None:
