@@ -124,7 +124,7 @@ def test_the_other_methods_have_the_names_of_the_routes(call: Call, driver: Proc
     changed = call("update", user, "3", text="changed", if_version=4)
     assert call("get", user, "3") == changed
     assert call("get", user, "3", include_vectors=True)["vector"].shape == (384,)
-    assert [event["event"] for event in call("history", user, "3")] == ["added", "updated"]
+    assert [event["event"] for event in call("history", user, "3")["events"]] == ["added", "updated"]
     page = call("list", user, limit=2, order="created_at", filter={"n": {"gt": 0}})
     assert [memory["id"] for memory in page["memories"]] == ["1", "2"]
     page = call("list", user, limit=3, order="created_at", cursor=page["next_cursor"])
