@@ -91,7 +91,7 @@ def test_an_import_is_stored_as_it_arrives(http: httpx.Client, user: str) -> Non
 def test_an_import_is_read_no_faster_than_it_is_written(http: httpx.Client, server: Server, user: str) -> None:
     line = json.dumps({"id": "1", "text": "x" * 60_000, "vector": [1.0] * DIM}).encode() + b"\n"
     size = 256 * 1024**2
-    head = f"POST /v1/users/{user}/import HTTP/1.1\r\nhost: memserve\r\ncontent-length: {size}\r\n\r\n"
+    head = f"POST /v1/users/{user}/import HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {size}\r\n\r\n"
     stores = [psutil.Process(pid) for pid in server.replicas("Store")]
     for store in stores:
         store.suspend()

@@ -19,7 +19,7 @@ def test_a_memserve_in_front_of_a_memserve(server: Server, tmp_path: Path) -> No
             assert ours.post("/v1/users/u/memories", json={"text": texts[0]}).status_code == 201
             (found,) = ours.post("/v1/users/u/memories/search", json={"query": texts[0]}).json()["results"]
             assert found["score"] > 0.999
-            wrong = ours.post("/v1/embeddings", json={"input": [[999_999]]})
+            wrong = ours.post("/v1/embeddings", json={"input": [[101, 999_999, 102]]})
             assert wrong.status_code == 400
             assert "999999" in wrong.json()["error"]["message"]
     finally:

@@ -49,7 +49,7 @@ class OverHandle:
     """A client of the Store deployment, as a gateway is."""
 
     def __init__(self, handle: Any) -> None:
-        self._calls = RandomlyRouted(handle, partitions=64, append_in_flight=2, append_memories=64)
+        self._calls = RandomlyRouted(handle, partitions=64, append_in_flight=2, append_memories=64, max_wait_s=30.0)
 
     async def perform(self, user: str, operation: Operation) -> Answer | None:
         """The answer, or None if the outcome of the operation is not known."""
