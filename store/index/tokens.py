@@ -1,0 +1,104 @@
+"""The words of a text, as hashes of 64 bits.
+
+Case and accents are folded, and English words are reduced to their stem. Scripts that put no spaces between words are
+cut into overlapping pairs of characters. Frequent English words (`the`, `what`, `is`) are left out. Of a text only the
+first 200,000 characters are read.
+
+Guarantees: the same text has the same hashes in every process. This module keeps no word as text.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from hashlib import blake2b
+
+import snowballstemmer
+
+_STEMMER = snowballstemmer.stemmer("english")
+_MAX_TEXT = 200_000  # characters of a text; the rest is not read
+_MAX_WORD = 64  # characters of a word; a longer one is cut
+_MAX_KNOWN = 200_000  # words whose hash is remembered, 100 bytes each
+
+_UNSPACED = (  # Thai and Lao, Myanmar, Khmer, kana, Han
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003fffd"
+)
+_PARTS = re.compile(f"([{_UNSPACED}]+)|[^ {_UNSPACED}]+")
+_ASCII = re.compile(r"[a-z0-9]+")
+
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    a about after again all also am an and any are aren as at be because been before being between both but by
+    can cannot could couldn d did didn do does doesn doing don down during each few for from further had hadn
+    has hasn have haven having he her here hers herself him himself his how i if in into is isn it its itself
+    just ll m me more most my myself no nor not now o of off on once only or other our ours ourselves out over
+    own re s same shall she should shouldn so some such t than that the their theirs them themselves then there
+    these they this those through to too under until up ve very was wasn we were weren what when where which
+    while who whom whose why will with won would wouldn y you your yours yourself yourselves
+    """,
+    )
+)
+
+
+class _Folding(dict[int, str]):
+    """From a code point of a decomposed, case-folded text to what stands for it: itself, nothing, or a space."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        # Accents of the Latin, Greek and Cyrillic scripts, and the vowel signs of Hebrew and Arabic.
+        optional = 0x300 <= code <= 0x36F or 0x591 <= code <= 0x5C7 or 0x64B <= code <= 0x65F or code == 0x670
+        folded = "" if optional else char if unicodedata.category(char)[0] in "LMN" else " "
+        self[code] = folded
+        return folded
+
+
+_folding = _Folding()
+_known: dict[int, int | None] = {}  # from Python's hash of a word, which is another in each process, to its key
+
+
+def keys_of(text: str) -> list[int]:
+    """The key of each word of a text, in order. Stop words have none."""
+    keys = []
+    for word in _words(text):
+        known = hash(word)
+        key = _known.get(known, 0)
+        if key == 0:
+            if len(_known) >= _MAX_KNOWN:
+                _known.clear()
+            key = _known[known] = _key(word)
+        if key is not None:
+            keys.append(key)
+    return keys
+
+
+def query_keys(query: str) -> Counter[int]:
+    """How often each word of a query occurs in it, by its key."""
+    return Counter(keys_of(query))
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, folded, in order."""
+    text = text[:_MAX_TEXT]
+    if text.isascii():
+        return [word[:_MAX_WORD] for word in _ASCII.findall(text.lower())]
+    folded = unicodedata.normalize("NFKD", text).casefold().translate(_folding)
+    words: list[str] = []
+    for match in _PARTS.finditer(unicodedata.normalize("NFC", folded)):
+        word = match[0]
+        if match[1] and len(word) > 1:
+            words += [word[at : at + 2] for at in range(len(word) - 1)]
+        else:
+            words.append(word[:_MAX_WORD])
+    return words
+
+
+def _key(word: str) -> int | None:
+    """The key of a word that is folded; None for a stop word."""
+    if word in STOP_WORDS:
+        return None
+    stem = _STEMMER.stemWord(word) if word.isascii() and word.isalpha() else word
+    return int.from_bytes(blake2b(stem.encode(), digest_size=8).digest(), "little", signed=True)
