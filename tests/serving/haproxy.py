@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -130,11 +131,16 @@ async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> t
 
 
 def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
+    """Free ports outside the range of outgoing connections, which could take one before HAProxy binds it."""
+    probes: list[socket.socket] = []
+    ports = iter(random.sample(range(20_000, 30_000), 1000))
+    while len(probes) < count:
+        with contextlib.suppress(OSError):  # in use
+            probes.append(socket.create_server(("", next(ports))))
+    found = [probe.getsockname()[1] for probe in probes]
     for probe in probes:
         probe.close()
-    return ports
+    return found
 
 
 @contextlib.contextmanager
