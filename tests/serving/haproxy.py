@@ -146,17 +146,20 @@ def _free_ports(count: int) -> list[int]:
 @contextlib.contextmanager
 def running(folder: Path, gateways: Sequence[int], changes: Mapping[str, str] | None = None) -> Iterator["Proxy"]:
     """HAProxy in front of gateways on these ports. `changes` are made in the text of haproxy.cfg."""
-    port, metrics, stats = _free_ports(3)
-    http = HTTPOptions(host="127.0.0.1", port=port)
-    path = render(folder, gateways, http_options=http, metrics_port=metrics, stats_port=stats)
-    text = path.read_text()
-    for old, new in (changes or {}).items():
-        assert old in text
-        text = text.replace(old, new)
-    path.write_text(text)
     pid_file = folder / "pid"
-    # The command ends when the daemon that it starts listens.
-    subprocess.run([haproxy.get_haproxy_binary(), "-q", "-D", "-f", path, "-p", pid_file], check=True)
+    for attempt in range(3):
+        port, metrics, stats = _free_ports(3)
+        http = HTTPOptions(host="127.0.0.1", port=port)
+        path = render(folder, gateways, http_options=http, metrics_port=metrics, stats_port=stats)
+        text = path.read_text()
+        for old, new in (changes or {}).items():
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text)
+        command = [haproxy.get_haproxy_binary(), "-D", "-f", str(path), "-p", str(pid_file)]
+        # The command ends when the daemon that it starts listens. Another process may have taken a port meanwhile.
+        if subprocess.run(command, check=attempt == 2).returncode == 0:
+            break
     process = psutil.Process(int(pid_file.read_text()))
     try:
         yield Proxy(port)
