@@ -19,7 +19,7 @@ import orjson
 from sqlalchemy import Connection, and_, literal_column, select, tuple_
 
 from store.errors import InvalidInput
-from store.log import filters
+from store.log.filter_sql import condition
 from store.log.reading import contents_of, with_contents
 from store.log.rows import CONTENT, moment
 from store.log.schema import contents, history, memories, not_expired, users
@@ -60,7 +60,7 @@ def page_of_memories(
     statement = select(*CONTENT).select_from(with_contents(model))
     statement = statement.where(memories.c.uid == uid, memories.c.deleted == 0, not_expired(memories.c.expires_at, now))
     if filter is not None:
-        statement = statement.where(filters.condition(filter, connection.dialect.name))
+        statement = statement.where(condition(filter, connection.dialect.name))
     if cursor is not None:
         after = decode_cursor(cursor, kind, (int, int))
         here = tuple_(*keys)

@@ -24,7 +24,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from store.log.filters import condition
+from store.log.filter_sql import condition
 from store.log.rows import CONTENT, damaged, load_vectors
 from store.log.schema import CHUNK, contents, history, memories, meta, not_expired, users
 from store.records import Filter, Vector

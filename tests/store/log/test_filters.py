@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, insert, select
 
 from store import InvalidInput, Memory
-from store.log import filters
+from store.log import filter_sql, filters
 from store.log.database import Log
 from store.log.reading import with_contents
 from store.log.rows import dump_metadata, micros
@@ -256,7 +256,7 @@ def _insert(connection: Connection, inserted: list[Memory]) -> None:
 
 def _matching(filter: dict[str, Any], connection: Connection) -> Any:
     statement = select(memories.c.label).select_from(with_contents(1))
-    return statement.where(filters.condition(filter, connection.dialect.name))
+    return statement.where(filter_sql.condition(filter, connection.dialect.name))
 
 
 @pytest.fixture
