@@ -16,9 +16,10 @@ from store.errors import LogDamaged, LogUnavailable
 from store.index.resident import Resident
 from store.index.snapshots import Name, Pending, Snapshots
 from store.index.user_index import UserIndex
-from store.log import reading, receipts, space, writing
+from store.log import reading, receipts, writing
 from store.log.database import Log
 from store.log.reading import Position
+from store.log.space import Space
 from store.log.users import lock_users, save_users
 from store.log.vouching import vouch
 from store.searching import Searcher
@@ -55,6 +56,7 @@ class Background:
         self._saved_rows: dict[int, int] = {}
         self._saved_at: dict[int, int] = {}
         self._swept_at = self._purged_at = self._receipts_removed_at = self._freed_at = 0
+        self._space = Space(log)
         self._has_erased = False
         self._index_first = False  # in this step
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")  # the thread starts on first use
@@ -108,7 +110,7 @@ class Background:
                 self._receipts_removed_at = now
             return True
         if not 0 <= now - self._freed_at < _FREE_US:
-            if not space.free_step(self._log, now):
+            if not self._space.step(now):
                 self._freed_at = now
             return True
         return False

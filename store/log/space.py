@@ -40,28 +40,41 @@ _ROWS = select(
 ).order_by(contents.c.cid)
 
 
-def free_step(log: Log, now: int) -> bool:
-    """Do one step of work. Returns True if there is more to do.
+class Space:
+    """Gives the space of one log back. Several processes may do it at a time."""
 
-    Raises:
-        LogUnavailable: another process holds a lock.
-    """
-    if remove_tombstones(log, now):
-        return True
-    if log.path is None:
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._nothing_at = (0, 0)  # the erased bytes, and how many are enough, when there was nothing to move or remove
+
+    def step(self, now: int) -> bool:
+        """Do one step of work. Returns True if there is more to do.
+
+        Raises:
+            LogUnavailable: another process holds a lock.
+        """
+        log = self._log
+        if remove_tombstones(log, now):
+            return True
+        if log.path is None:
+            return False
+        pages = log.pages()
+        with log.read() as connection:
+            erased = erased_bytes(connection)
+        enough = max((pages.total - pages.free) * pages.size // 4, _SPARE_BYTES)
+        if erased > enough and not self._had_nothing(erased, enough):
+            with log.write() as connection:
+                if _move_the_beginning(connection, pages.size, enough):
+                    return True
+            self._nothing_at = erased, enough
+        if pages.can_be_cut and pages.free > max(pages.total // 8, _SPARE_BYTES // pages.size):
+            log.cut_free_pages(_CUT_PAGES)
+            return True
         return False
-    pages = log.pages()
-    with log.read() as connection:
-        erased = erased_bytes(connection)
-    enough = max((pages.total - pages.free) * pages.size // 4, _SPARE_BYTES)
-    if erased > enough:
-        with log.write() as connection:
-            if _move_the_beginning(connection, pages.size, enough):
-                return True
-    if pages.can_be_cut and pages.free > max(pages.total // 8, _SPARE_BYTES // pages.size):
-        log.cut_free_pages(_CUT_PAGES)
-        return True
-    return False
+
+    def _had_nothing(self, erased: int, enough: int) -> bool:
+        """Whether the last look found nothing to do and no row was erased since. A look reads whole rows."""
+        return erased <= self._nothing_at[0] and enough >= self._nothing_at[1]
 
 
 def remove_tombstones(log: Log, now: int) -> int:

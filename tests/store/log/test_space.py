@@ -119,7 +119,7 @@ def test_files_hold_the_texts_that_can_be_read_and_no_other(
             for _ in range(25):
                 history.write()
                 if history.chance.random() < 0.3:
-                    steps += space.free_step(store.log, micros(clock(), ""))
+                    steps += space.Space(store.log).step(micros(clock(), ""))
             settle(store, clock, history.chance.choice([20, 4000]))
             readable = readable_secrets(store, list(History.USERS))
             assert secrets_in(tmp_path) == readable
@@ -144,7 +144,7 @@ def test_a_crash_in_a_step_leaves_no_erased_text(sqlite_url: str, tmp_path: Path
             for _ in range(10):
                 history.write()
             before = path.read_bytes(), wal.read_bytes()
-            space.free_step(store.log, micros(clock(), ""))
+            space.Space(store.log).step(micros(clock(), ""))
             if path.read_bytes() != before[0] or wal.stat().st_size <= len(before[1]):
                 continue  # there was nothing to do
             crashes += 1
@@ -232,13 +232,33 @@ def test_the_steps_end_with_texts_whose_characters_take_several_bytes(sqlite_url
             part = tuple(NewMemory(str(n), f"{n} " + 300 * "漢", vectors[n]) for n in range(start, start + 500))
             store.append([Append(T, "ann", part, issued_at=store._now())])
         store.delete_many(T, "ann", [str(n) for n in range(2000) if n % 2])
-        steps = 0
-        while space.free_step(store.log, micros(clock(), "")):
+        steps, freed = 0, space.Space(store.log)
+        while freed.step(micros(clock(), "")):
             steps += 1
             assert steps < 100
         with store.log.read() as connection:
             blank = connection.execute(select(func.sum(BLANK_SPACE)).where(contents.c.blank == 1)).scalar_one()
             assert erased_bytes(connection) == blank
+
+
+def test_rows_that_have_to_stay_are_looked_at_once(
+    sqlite_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few blank rows stay at the beginning, whatever their size. To look at them takes the lock and reads them."""
+    looks: list[bool] = []
+    move = space._move_the_beginning
+    monkeypatch.setattr(space, "_move_the_beginning", lambda *given: looks.append(move(*given)) or looks[-1])
+    with closing(Store.open(sqlite_url, dim=DIM, model="fake", now=clock)) as store:
+        part = tuple(NewMemory(str(n), f"{n} " + 400_000 * "x", EYE[0]) for n in range(12))
+        store.append([Append(T, "ann", part, issued_at=clock())])
+        store.delete_many(T, "ann", [str(n) for n in range(11)])
+        settle(store, clock)
+        assert looks == [False]
+        settle(store, clock)
+        assert looks == [False]
+        store.delete(T, "ann", "11")
+        settle(store, clock)
+        assert len(looks) == 2
 
 
 @pytest.mark.usefixtures("eager")
