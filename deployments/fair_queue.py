@@ -64,9 +64,9 @@ class Turn:
     begun: bool = False
 
     @classmethod
-    def of_user(cls, tenant: str, user_id: str, *, bulk: bool = False) -> Turn:
+    def of_user(cls, tenant: str, user_id: str, *, bulk: bool = False, begun: bool = False) -> Turn:
         """The turn of a request that is about one user: all requests about that user are one caller."""
-        return cls(f"user:{len(tenant)}:{tenant}{user_id}", bulk)
+        return cls(f"user:{len(tenant)}:{tenant}{user_id}", bulk, begun=begun)
 
     def in_bulk(self, bulk: bool = True) -> Turn:
         """The same turn, for bulk work. Work that is bulk already stays so."""

@@ -19,9 +19,8 @@ from store.errors import OUTCOME_UNKNOWN
 Answer = TypeVar("Answer")
 
 ATTEMPTS = 3
-MAX_UNBATCHED_CALLS = (
-    1024  # to one deployment, each for one request; beyond it a caller may have no more than its share
-)
+MAX_UNBATCHED_CALLS = 1024
+"""Calls to one deployment, each for one request, beyond which a caller may have no more than its share of them."""
 
 _REPLICA_LOST = (
     ray.exceptions.RayActorError,
@@ -90,16 +89,13 @@ class UnbatchedCalls:
         self._shares = Shares()
 
     @contextmanager
-    def admit(self, turn: Turn, *, admitted: bool = False) -> Iterator[None]:
+    def admit(self, turn: Turn) -> Iterator[None]:
         """A context for one call.
 
-        Args:
-            admitted: the call belongs to work that was admitted before, and is not refused.
-
         Raises:
-            Overloaded: the caller would have more calls in progress than its share.
+            Overloaded: the caller would have more calls in progress than its share, and the work has not begun.
         """
-        if not admitted and not self._shares.admits(turn.caller, 1, MAX_UNBATCHED_CALLS):
+        if not turn.begun and not self._shares.admits(turn.caller, 1, MAX_UNBATCHED_CALLS):
             raise Overloaded(f"The {self._deployment} is overloaded; try again later.")
         self._shares.add(turn.caller, 1)
         try:

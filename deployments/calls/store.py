@@ -178,9 +178,9 @@ class StoreCalls:
 
     async def export_page(self, tenant: str, user_id: str, cursor: ExportCursor | None) -> ExportPage:
         """`Store.export_page`. Raises Overloaded only for the first page of an export, which has no cursor."""
-        turn = Turn.of_user(tenant, user_id).in_bulk()
+        turn = Turn.of_user(tenant, user_id, bulk=True, begun=cursor is not None)
         warm = self._by_partition[self._partition(tenant, user_id)]
-        with self._unbatched.admit(turn, admitted=cursor is not None):
+        with self._unbatched.admit(turn):
             return await self._run(warm, Store.export_page, turn, _PAGE, tenant, user_id, cursor)
 
     async def read(
@@ -216,8 +216,8 @@ class StoreCalls:
         self, tenant: str, user_id: str, lines: Sequence[ImportLine], *, begin: bool, issued_at: datetime
     ) -> Imported:
         """`Store.import_page`. Raises Overloaded only for the first page of an import, which has `begin`."""
-        turn = Turn.of_user(tenant, user_id).in_bulk()
-        with self._unbatched.admit(turn, admitted=not begin):
+        turn = Turn.of_user(tenant, user_id, bulk=True, begun=not begin)
+        with self._unbatched.admit(turn):
             return await self._write(
                 Store.import_page, turn, len(lines), tenant, user_id, lines, begin=begin, issued_at=issued_at
             )

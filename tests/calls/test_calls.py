@@ -303,7 +303,7 @@ def test_a_caller_has_as_many_unbatched_calls_as_its_share(monkeypatch: pytest.M
         for turn in (ann, bob):
             with pytest.raises(Overloaded):
                 held.enter_context(calls.admit(turn))
-        held.enter_context(calls.admit(ann, admitted=True))
+        held.enter_context(calls.admit(ann.after_begin()))
         held.enter_context(calls.admit(Turn("carl")))
         with pytest.raises(Overloaded):  # nine would be more than twice the limit
             held.enter_context(calls.admit(Turn("dora")))
