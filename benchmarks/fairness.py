@@ -42,10 +42,10 @@ CALLERS = 8
 FORWARD_TEXTS = 7  # texts of CHARACTERS that fill one run of the model
 FORWARDS = 9  # timed requests of so many texts
 MEMORIES = 100  # of the user whose memories are searched
-BEGIN_S = 0.3  # from the first bulk request to the first request of the lone clients
-REFUSED_PAUSE_S = 0.05  # of a lone client
+BEGIN_S = 0.3  # from the first bulk request to the first request of the single clients
+REFUSED_PAUSE_S = 0.05  # of a single client
 RETRY_S = 1.0  # of a bulk caller
-LONE = ("search", "embed")
+SINGLE = ("search", "embed")
 ALLOWED = 3  # times p99 alone
 
 Row = dict[str, Any]
@@ -53,7 +53,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Latencies:
-    """Requests of a lone client. Latencies are in seconds and of answered requests only."""
+    """Requests of a single client. Latencies are in seconds and of answered requests only."""
 
     answered_s: list[float] = field(default_factory=list)
     refused: int = 0
@@ -75,7 +75,7 @@ class Latencies:
         return {**latencies, "requests": len(self.answered_s), "refused": self.refused, "errors": dict(self.errors)}
 
 
-Lone = dict[str, Latencies]
+Single = dict[str, Latencies]
 
 
 class Bulk(NamedTuple):
@@ -171,7 +171,7 @@ def tree(name: str, root: Path) -> Tree:
     return Tree(name, root, subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
 
 
-async def lone_client(server: Connections, job: str, until: Callable[[], bool], seed: int) -> Latencies:
+async def single_client(server: Connections, job: str, until: Callable[[], bool], seed: int) -> Latencies:
     """Send requests of one short text, one at a time and at least one."""
     make = request_maker(job, 1, "short", random.Random(seed), users=1)
     found = Latencies()
@@ -190,10 +190,10 @@ async def lone_client(server: Connections, job: str, until: Callable[[], bool], 
     return found
 
 
-async def lone_clients(server: Connections, until: Callable[[], bool], seed: int) -> Lone:
-    """One lone client for each job."""
-    found = await asyncio.gather(*(lone_client(server, job, until, seed_of(seed, job)) for job in LONE))
-    return dict(zip(LONE, found, strict=True))
+async def single_clients(server: Connections, until: Callable[[], bool], seed: int) -> Single:
+    """A single client for each job."""
+    found = await asyncio.gather(*(single_client(server, job, until, seed_of(seed, job)) for job in SINGLE))
+    return dict(zip(SINGLE, found, strict=True))
 
 
 class Throughput(NamedTuple):
@@ -225,12 +225,12 @@ async def run_bulk(server: Connections, requests: Sequence[Request]) -> Throughp
     return Throughput(sum(request.texts for request in requests) / took_s, refused)
 
 
-async def beside(server: Connections, requests: Sequence[Request], seed: int) -> tuple[Throughput, Lone]:
-    """Run bulk work, with the lone clients beside it until it ends."""
+async def beside(server: Connections, requests: Sequence[Request], seed: int) -> tuple[Throughput, Single]:
+    """Run bulk work, with the single clients beside it until it ends."""
     bulk = asyncio.create_task(run_bulk(server, requests))
     await asyncio.wait([bulk], timeout=BEGIN_S)
-    lone = await lone_clients(server, bulk.done, seed)
-    return await bulk, lone
+    single = await single_clients(server, bulk.done, seed)
+    return await bulk, single
 
 
 async def one_forward_ms(server: Connections, seed: int) -> list[float]:
@@ -252,12 +252,12 @@ class Measured:
 
     tree: Tree
     forward_ms: list[float] = field(default_factory=list)
-    lone: dict[str, Lone] = field(default_factory=dict)  # by the key of the bulk work; "" for alone
+    single: dict[str, Single] = field(default_factory=dict)  # by the key of the bulk work; "" for alone
     bulk_alone: dict[str, list[Throughput]] = field(default_factory=dict)
     bulk_beside: dict[str, list[Throughput]] = field(default_factory=dict)
 
-    def add_lone(self, key: str, found: Lone) -> None:
-        so_far = self.lone.setdefault(key, {job: Latencies() for job in LONE})
+    def add_single(self, key: str, found: Single) -> None:
+        so_far = self.single.setdefault(key, {job: Latencies() for job in SINGLE})
         for job, latencies in found.items():
             so_far[job].add(latencies)
 
@@ -268,15 +268,15 @@ class Measured:
             together = self.bulk_beside[key]
             rates = [spread([one.texts_per_s for one in runs]).median for runs in (alone, together)]
             refused = sum(one.refused for one in together)
-            lone = {job: latencies.figures() for job, latencies in self.lone[key].items()}
+            single = {job: latencies.figures() for job, latencies in self.single[key].items()}
             bulks.append(
-                {"key": key, "alone_per_s": rates[0], "beside_per_s": rates[1], "refused": refused, "lone": lone}
+                {"key": key, "alone_per_s": rates[0], "beside_per_s": rates[1], "refused": refused, "single": single}
             )
         return {
             "name": self.tree.name,
             "commit": self.tree.commit,
             "forward_ms": spread(self.forward_ms).median,
-            "alone": {job: latencies.figures() for job, latencies in self.lone[""].items()},
+            "alone": {job: latencies.figures() for job, latencies in self.single[""].items()},
             "bulks": bulks,
         }
 
@@ -295,16 +295,16 @@ async def measure(url: str, dim: int, plan: Plan, measured: Measured, seed: int)
     seeds = (seed_of(seed, n) for n in count())
     async with Connections(url) as server:
         await run_bulk(server, [embedding(random.Random(next(seeds)), 8 * FORWARD_TEXTS)])  # warms every embedder
-        await lone_clients(server, _after(1.0), next(seeds))
+        await single_clients(server, _after(1.0), next(seeds))
         measured.forward_ms += await one_forward_ms(server, next(seeds))
-        measured.add_lone("", await lone_clients(server, _after(plan.alone_s), next(seeds)))
+        measured.add_single("", await single_clients(server, _after(plan.alone_s), next(seeds)))
         for bulk in plan.bulks:
             number = plan.texts * bulk.factor
             alone, together = (bulk.make(random.Random(next(seeds)), number, dim) for _ in range(2))
             measured.bulk_alone.setdefault(bulk.key, []).append(await run_bulk(server, alone))
-            throughput, lone = await beside(server, together, next(seeds))
+            throughput, single = await beside(server, together, next(seeds))
             measured.bulk_beside.setdefault(bulk.key, []).append(throughput)
-            measured.add_lone(bulk.key, lone)
+            measured.add_single(bulk.key, single)
 
 
 def _after(seconds: float) -> Callable[[], bool]:
@@ -313,22 +313,22 @@ def _after(seconds: float) -> Callable[[], bool]:
 
 
 def allowed_ms(found: Row, job: str) -> float:
-    """The limit for p99 of a lone request: three times its p99 alone, and one forward."""
+    """The limit for p99 of a single request: three times its p99 alone, and one forward."""
     limit: float = ALLOWED * found["alone"][job]["p99_ms"] + found["forward_ms"]
     return limit
 
 
 def table(found: Row) -> str:
-    """The result as two Markdown tables: the lone requests, and the bulk work beside them."""
-    lone: list[list[object]] = []
-    for job in LONE:
+    """The result as two Markdown tables: the single requests, and the bulk work beside them."""
+    single: list[list[object]] = []
+    for job in SINGLE:
         for one in found["trees"]:
             rows = [
                 ("nothing", one["alone"][job]),
-                *((BY_KEY[bulk["key"]].title, bulk["lone"][job]) for bulk in one["bulks"]),
+                *((BY_KEY[bulk["key"]].title, bulk["single"][job]) for bulk in one["bulks"]),
             ]
             limit = report.number(allowed_ms(one, job))
-            lone += [
+            single += [
                 [
                     job,
                     title,
@@ -356,8 +356,8 @@ def table(found: Row) -> str:
     head = ["request", "beside", "tree", "p50 ms", "p99 ms", "limit of p99", "answered", "429", "other errors"]
     return "\n".join(
         [
-            "## The lone requests\n",
-            report.table(head, lone),
+            "## The single requests\n",
+            report.table(head, single),
             "\n## The bulk work\n",
             report.table(["bulk work", "tree", "texts/s alone", "beside the requests", "share", "429"], bulk),
         ]
@@ -374,7 +374,7 @@ def describe_trees(found: Row) -> str:
 
 
 def draw(found: Row, path: Path) -> None:
-    """Draw p50 and p99 of each lone request as bars, on a logarithmic scale, with the limit of p99 as a line."""
+    """Draw p50 and p99 of each single request as bars, on a logarithmic scale, with the limit of p99 as a line."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -383,11 +383,11 @@ def draw(found: Row, path: Path) -> None:
 
     trees = found["trees"]
     names = ["nothing", *(BY_KEY[row["key"]].title for row in trees[0]["bulks"])]
-    figure, axes = pyplot.subplots(1, len(LONE), figsize=(10, 4), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(SINGLE), figsize=(10, 4), sharey=True, layout="constrained")
     height = 0.8 / len(trees)
-    for axis, job in zip(axes, LONE, strict=True):
+    for axis, job in zip(axes, SINGLE, strict=True):
         for place, one in enumerate(trees):
-            rows = [one["alone"][job], *(row["lone"][job] for row in one["bulks"])]
+            rows = [one["alone"][job], *(row["single"][job] for row in one["bulks"])]
             at = [number + place * height for number in range(len(rows))]
             colour = f"C{place}"
             p99 = [row["p99_ms"] for row in rows]

@@ -9,9 +9,9 @@ Guarantees:
 - At most `in_flight` batches run at a time, plus `prefetch` while enough is queued. With `separate_slots` that many
   bulk batches run beside the urgent ones.
 - Callers are served in turn (deployments/fair_queue.py). An urgent batch is not filled up with bulk work. Urgent work
-  goes first, but a bulk batch follows each urgent batch that left no urgent item in the queue. So a lone item waits for
-  at most one bulk batch, and lone items, whose small batches take long for their cost, do not hold bulk work up. While
-  more urgent items wait than fit into a batch, bulk work gets `BULK_SHARE` of the work that is done.
+  goes first, but a bulk batch follows each urgent batch that left no urgent item in the queue: small batches take long
+  for their cost, and would hold bulk work up. So a single urgent item waits for at most one bulk batch. While more
+  urgent items wait than fit into a batch, bulk work gets `BULK_SHARE` of the work that is done.
 - If callers give up while they wait, items that have waited long are served after fresh ones
   (deployments/patience.py).
 - `select` chooses the items of a batch. By default it stays within the budget; an item that costs more runs alone.

@@ -8,7 +8,7 @@ Guarantees:
 - The texts of a cancelled request leave the queue before the forward.
 - A long text is tokenized beside the others, which do not wait for it.
 - Callers take turns at the tokenizer and at the device, and urgent requests go before bulk ones
-  (deployments/batcher.py). So beside bulk requests a lone one waits for at most one forward.
+  (deployments/batcher.py). Beside bulk requests, a single request waits for the forward that runs and at most one more.
 - Admission counts tokens, and of an input at most the tokens that the model reads. A request beyond its caller's share
   of a full queue is refused as a whole and at once.
 - A text that is still queued when its time has passed does not reach the device.

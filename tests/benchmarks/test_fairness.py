@@ -25,8 +25,8 @@ from benchmarks.fairness import (
     allowed_ms,
     beside,
     draw,
-    lone_client,
     run_bulk,
+    single_client,
     table,
 )
 from benchmarks.workload import Request
@@ -82,7 +82,7 @@ async def test_a_lone_client_counts_answers_refusals_and_errors_apart() -> None:
         return web.Response(status=next(statuses))
 
     async with serving(answer) as server:
-        found = await lone_client(server, "search", lambda: len(paths) == 5, 1)
+        found = await single_client(server, "search", lambda: len(paths) == 5, 1)
     assert paths == ["/v1/users/user-0/memories/search"] * 5
     assert (len(found.answered_s), found.refused, dict(found.errors), found.sent) == (3, 1, {"503": 1}, 5)
 
@@ -92,7 +92,7 @@ async def test_a_lone_client_sends_at_least_one_request() -> None:
         return web.Response()
 
     async with serving(answer) as server:
-        assert (await lone_client(server, "embed", lambda: True, 1)).sent == 1
+        assert (await single_client(server, "embed", lambda: True, 1)).sent == 1
 
 
 async def test_a_refused_bulk_request_is_sent_again_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,22 +123,22 @@ async def test_bulk_work_that_fails_is_an_error() -> None:
 
 async def test_the_lone_clients_run_until_the_bulk_work_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fairness, "BEGIN_S", 0.0)
-    lone = 0
+    single = 0
 
     async def answer(request: web.Request) -> web.Response:
-        nonlocal lone
+        nonlocal single
         if request.path == "/bulk":
-            while lone < 20:
+            while single < 20:
                 await fairness.asyncio.sleep(0)
         else:
-            lone += 1
+            single += 1
         return web.Response()
 
     async with serving(answer) as server:
         throughput, found = await beside(server, [Request("/bulk", b"1", 10)], 1)
     assert throughput.refused == 0
     assert set(found) == {"search", "embed"}
-    assert sum(latencies.sent for latencies in found.values()) == lone >= 20
+    assert sum(latencies.sent for latencies in found.values()) == single >= 20
 
 
 def result(trees: int = 1) -> dict[str, Any]:
@@ -146,9 +146,9 @@ def result(trees: int = 1) -> dict[str, Any]:
     measured = []
     for number in range(trees):
         one = Measured(Tree(f"tree {number}", Path(), "0123456789abcdef"), [90.0, 100.0, 110.0])
-        one.add_lone("", {job: Latencies([0.01] * 3) for job in fairness.LONE})
+        one.add_single("", {job: Latencies([0.01] * 3) for job in fairness.SINGLE})
         for _ in range(2):
-            one.add_lone("embed", {job: Latencies([0.02], refused=1) for job in fairness.LONE})
+            one.add_single("embed", {job: Latencies([0.02], refused=1) for job in fairness.SINGLE})
         one.bulk_alone["embed"] = [Throughput(100.0, 0), Throughput(100.0, 0)]
         one.bulk_beside["embed"] = [Throughput(80.0, 2), Throughput(100.0, 1)]
         measured.append(one.figures())
