@@ -1,14 +1,15 @@
 """The value types of the store: requests and results. All are frozen, and can be pickled and shared between threads.
 
 Times are aware datetimes in UTC, with microseconds. Vectors are `(dim,) float32`, as the model made them (not
-normalised). `score` is cosine similarity in [-1, 1], rounded to six decimals.
+normalised). Scores are rounded to six decimals.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import Enum
+from functools import cache
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float32]
 Filter = dict[str, Any]
 Order = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
+Mode = Literal["hybrid", "vector", "words"]
 DEFAULT_TENANT: Final = "default"
 Scope = Literal["read", "write", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = ("read", "write", "admin")
@@ -104,17 +106,39 @@ class AppendResult:
 
 
 class _Pickled:
-    """Pickles as the class and its fields. The default of frozen dataclasses takes twice as long in both directions."""
+    """Pickles as the class and its fields. The default of frozen dataclasses takes twice as long in both directions.
+
+    The last fields are left out while they have their defaults. So a process of an older version, whose class lacks the
+    newest fields, can read a value that does not use them. New fields must be added at the end, with defaults.
+    """
 
     __slots__ = ()
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        return type(self), tuple(map(self.__getattribute__, self.__slots__))
+        values = tuple(map(self.__getattribute__, self.__slots__))
+        pickled: Any = type(self)
+        defaults = _defaults(pickled)
+        used = len(values)
+        while used and values[used - 1] is defaults[used - 1]:
+            used -= 1
+        return pickled, values[:used]
+
+
+@cache
+def _defaults(pickled: Any) -> tuple[Any, ...]:
+    """The default of each field; MISSING if it has none."""
+    return tuple(one.default for one in fields(pickled))
 
 
 @dataclass(frozen=True, slots=True)
 class Memory(_Pickled):
-    """A memory as the log holds it. `vector: (dim,) float32` is set only if it was requested."""
+    """A memory as the log holds it.
+
+    Attributes:
+        score: in the result of a search, how well the memory fits; see `Search.mode`.
+        vector: (dim,) float32, if it was requested.
+        scores: the parts of the score by their names, if they were requested.
+    """
 
     id: str
     user_id: str
@@ -126,19 +150,31 @@ class Memory(_Pickled):
     version: int
     score: float | None = None
     vector: Vector | None = None
+    scores: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Search(_Pickled):
-    """A search for one user's `top_k` nearest memories that match `filter` and score at least `min_score`."""
+    """A search for the `top_k` memories of one user that fit best, match `filter` and score at least `min_score`.
+
+    Args:
+        vector: (dim,) float32, the vector of the query. None only with mode `words`.
+        query: the text of the query. None only with mode `vector`.
+        mode: what the score is. `vector`: cosine similarity, in [-1, 1]. `words`: BM25, scaled so that the best memory
+            has 1. `hybrid`: both together, in [0, 1].
+        explain: whether each result has the parts of its score.
+    """
 
     tenant: str
     user_id: str
-    vector: Vector
+    vector: Vector | None
     top_k: int = 10
     filter: Filter | None = None
     min_score: float | None = None
     include_vectors: bool = False
+    query: str | None = None
+    mode: Mode = "vector"
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +296,7 @@ class IndexOptions:
         m, ef_construction, ef: HNSW parameters (https://arxiv.org/abs/1603.09320). ef is raised to top_k if necessary.
         max_deleted_share: a graph is rebuilt when a larger share of its rows is deleted.
         step_s: the time that one step of background work should take at most.
+        k1, b: parameters of BM25; see store/index/words.py.
     """
 
     switch: int = 5000
@@ -268,3 +305,5 @@ class IndexOptions:
     ef: int = 128
     max_deleted_share: float = 0.2
     step_s: float = 0.005
+    k1: float = 0.9
+    b: float = 0.4

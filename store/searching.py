@@ -1,5 +1,8 @@
 """Searches: the user's index is caught up with the log and searched, then the rows that it found are fetched.
 
+The way of a search: the index names the memories that match best (store/index/matching.py), their measures become
+scores (store/ranking.py), the best are taken, and their contents are fetched.
+
 Guarantees: all requests of one call are answered from one state of the log, that of their read transaction, in which
 the indexes are caught up and the rows are fetched. If data of one user is damaged, only the requests that read it fail.
 
@@ -21,27 +24,31 @@ import numpy as np
 import orjson
 from sqlalchemy import Connection
 
+from store import ranking
 from store.errors import InvalidInput, LogDamaged, StoreError
+from store.index.matching import Matcher, Query
 from store.index.matrix import normalised
 from store.index.resident import Resident
 from store.index.snapshots import Snapshots
-from store.index.user_index import Hits, Labels, UserIndex
+from store.index.tokens import query_keys
+from store.index.user_index import Labels, UserIndex
 from store.log import filters, reading, rows
 from store.log.database import Log, check_model
 from store.log.vouching import vouches
+from store.ranking import Candidates, Fusion
 from store.records import Filter, IndexOptions, Search, SearchResult, Vector
+
+POOL = 100
+"""So many memories are candidates by their vectors, and so many by their words, if both are ranked together."""
 
 
 class _Searched(NamedTuple):
-    """A request, the index that was searched for it (None if the user does not exist), and its hits."""
+    """A request, the index that was searched for it (None if the user does not exist), and its best candidates."""
 
     request: Search
     user_index: UserIndex | None
-    hits: Hits
+    found: Candidates
     version: int
-
-
-_NO_HITS = Hits(np.zeros(0, np.int64), np.zeros(0))
 
 
 class Searcher:
@@ -75,7 +82,7 @@ class Searcher:
                 searched.append(self._search_one(connection, request, None if uid is None else positions[uid], now))
             except (InvalidInput, LogDamaged) as error:
                 searched.append(error)
-        labels = list({label for one in searched if isinstance(one, _Searched) for label in one.hits.labels.tolist()})
+        labels = list({label for one in searched if isinstance(one, _Searched) for label in one.found.labels.tolist()})
         found = reading.by_label(connection, labels, self._log.model_id) if labels else {}
         return [self._result(connection, one, found) if isinstance(one, _Searched) else one for one in searched]
 
@@ -87,8 +94,10 @@ class Searcher:
         """
         if index.version == position.version:
             return
-        fresh = index.version == 0
-        for changes in reading.changes(connection, index.uid, index.version, self._log.model_id, self._dim):
+        fresh, with_texts = index.version == 0, index.words is not None
+        for changes in reading.changes(
+            connection, index.uid, index.version, self._log.model_id, self._dim, with_texts=with_texts
+        ):
             index.apply(changes)
         index.version = position.version
         if fresh and index.live != position.live:
@@ -103,23 +112,46 @@ class Searcher:
         least = request.min_score
         if not isinstance(least, float | np.floating | None) and not (isinstance(least, int) and abs(least) < 2**63):
             raise InvalidInput("must be a number", "min_score")
-        query = normalised(rows.check_vector(request.vector, self._dim, "vector")[None, :])[0]
+        query = self._query(request)
         if request.filter is not None:
             filters.check(request.filter)
         if position is None:
-            return _Searched(request, None, _NO_HITS, 0)
-        index = self._caught_up(connection, position)
+            return _Searched(request, None, ranking.NOBODY, 0)
+        index = self._caught_up(connection, position, with_words=query.words is not None)
         index.expire(now)
         allowed = None if request.filter is None else self._matching(connection, index, request.filter)
 
         def fetch(labels: Labels) -> Vector:
             return reading.vectors(connection, labels.tolist(), self._log.model_id, self._dim)
 
-        hits = index.search(query, request.top_k, fetch, allowed)
-        if request.min_score is not None:
-            enough = hits.scores >= request.min_score
-            hits = Hits(hits.labels[enough], hits.scores[enough])
-        return _Searched(request, index, hits, position.version)
+        matcher = Matcher(index, query, fetch, allowed)
+        return _Searched(request, index, self._ranked(request, matcher), position.version)
+
+    def _query(self, request: Search) -> Query:
+        """What memories are compared with.
+
+        Raises:
+            InvalidInput: the mode needs a vector or a text that is missing or cannot be used.
+        """
+        if request.mode not in ("hybrid", "vector", "words"):
+            raise InvalidInput("must be hybrid, vector or words", "mode")
+        vector = words = None
+        if request.mode != "words":
+            if request.vector is None:
+                raise InvalidInput("is required, unless the mode is words", "vector")
+            vector = normalised(rows.check_vector(request.vector, self._dim, "vector")[None, :])[0]
+        if request.mode != "vector":
+            if not isinstance(request.query, str):
+                raise InvalidInput("must be a string, unless the mode is vector", "query")
+            words = query_keys(request.query)
+        return Query(vector, words)
+
+    @staticmethod
+    def _ranked(request: Search, matcher: Matcher) -> Candidates:
+        """The best candidates."""
+        matches = matcher.best(request.top_k if request.mode == "vector" else max(request.top_k, POOL))
+        fusion = Fusion.of(matches.cosines, matches.bm25)
+        return ranking.best(fusion.candidates(*matches), request.top_k, request.min_score)
 
     def _drop_foreign_index(self, index: UserIndex) -> LogDamaged:
         """Drop an index whose labels belong to another user: a backup of the log was restored while this store ran.
@@ -132,7 +164,7 @@ class Searcher:
                 self._snapshots.remove(index.uid)
         return LogDamaged("The log is older than the index of this user. The index is built again: try again.")
 
-    def _caught_up(self, connection: Connection, position: reading.Position) -> UserIndex:
+    def _caught_up(self, connection: Connection, position: reading.Position, *, with_words: bool) -> UserIndex:
         """The user's index at the version of the log."""
         check_model(position.model, self._log.model)
         index = self._resident.get(position.uid)
@@ -148,8 +180,13 @@ class Searcher:
                 )
             if index is None:
                 index = UserIndex(position.uid, position.epoch, self._dim, self._options)
+                if with_words:
+                    index.add_words([])
         try:
             self.catch_up(connection, index, position)
+            if with_words and index.words is None:
+                index.add_words(reading.texts(connection, index.uid, self._log.model_id))
+                self.changed[index.uid] = None
         except BaseException:
             self._resident.drop(position.uid)  # the changes may have been applied in part
             raise
@@ -168,19 +205,23 @@ class Searcher:
         return labels
 
     def _result(self, connection: Connection, searched: _Searched, found: dict[int, Any]) -> SearchResult | LogDamaged:
-        request, index, hits, version = searched
-        labels = hits.labels.tolist()
+        request, index, ranked, version = searched
+        labels = ranked.labels.tolist()
         if index is not None and any(label in found and found[label].uid != index.uid for label in labels):
             return self._drop_foreign_index(index)
         try:
             vectors: Iterable[Vector | None] = repeat(None, len(labels))
             if request.include_vectors:
                 vectors = reading.vectors(connection, labels, self._log.model_id, self._dim)
+            scores: Iterable[dict[str, float] | None] = repeat(None, len(labels))
+            if request.explain:
+                parts = [part.tolist() for part in ranked.parts.values()]
+                scores = [dict(zip(ranked.parts, values, strict=True)) for values in zip(*parts, strict=True)]
             results = []
-            for label, score, vector in zip(labels, hits.scores.tolist(), vectors, strict=True):
+            for label, score, vector, explained in zip(labels, ranked.scores.tolist(), vectors, scores, strict=True):
                 if label not in found:
                     raise rows.damaged("an indexed memory is missing")
-                results.append(rows.memory(found[label], request.user_id, score, vector))
+                results.append(rows.memory(found[label], request.user_id, score, vector, explained))
         except LogDamaged as error:
             return error
         return SearchResult(results, index.kind if index is not None else "exact", version)

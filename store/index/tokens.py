@@ -1,10 +1,11 @@
 """The words of a text, as hashes of 64 bits.
 
 Case and accents are folded, and English words are reduced to their stem. Scripts that put no spaces between words are
-cut into overlapping pairs of characters. Frequent English words (`the`, `what`, `is`) are left out. Of a text only the
-first 200,000 characters are read.
+cut into overlapping pairs of characters. Of a text only the first 200,000 characters are read. Frequent English words
+(`the`, `what`, `is`) do not count in a query, unless it has no other words.
 
-Guarantees: the same text has the same hashes in every process. This module keeps no word as text.
+Guarantees: the same text has the same hashes in every process with the same `VERSION`. This module keeps no word as
+text.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import re
 import unicodedata
 from collections import Counter
 from hashlib import blake2b
+from importlib.metadata import version
 
 import snowballstemmer
+
+VERSION = f"1, snowballstemmer {version('snowballstemmer')}, Unicode {unicodedata.unidata_version}"
+"""Changes if the words of a text may have other hashes."""
 
 _STEMMER = snowballstemmer.stemmer("english")
 _MAX_TEXT = 200_000  # characters of a text; the rest is not read
@@ -57,27 +62,31 @@ class _Folding(dict[int, str]):
 
 
 _folding = _Folding()
-_known: dict[int, int | None] = {}  # from Python's hash of a word, which is another in each process, to its key
+_known: dict[int, int] = {}  # from Python's hash of a word, which is another in each process, to its key
 
 
 def keys_of(text: str) -> list[int]:
-    """The key of each word of a text, in order. Stop words have none."""
-    keys = []
-    for word in _words(text):
-        known = hash(word)
-        key = _known.get(known, 0)
-        if key == 0:
-            if len(_known) >= _MAX_KNOWN:
-                _known.clear()
-            key = _known[known] = _key(word)
-        if key is not None:
-            keys.append(key)
-    return keys
+    """The key of each word of a text, in order."""
+    words = _words(text)
+    keys = [*map(_known.get, map(hash, words))]
+    return [_remembered(word) if key is None else key for word, key in zip(words, keys, strict=True)]
 
 
 def query_keys(query: str) -> Counter[int]:
-    """How often each word of a query occurs in it, by its key."""
-    return Counter(keys_of(query))
+    """How often each word of a query occurs in it, by its key; without stop words, unless it has no other words."""
+    keys = keys_of(query)
+    return Counter([key for key in keys if key not in _STOP_KEYS] or keys)
+
+
+def _remembered(word: str) -> int:
+    """The key of a word that is folded."""
+    known = hash(word)
+    key = _known.get(known)
+    if key is None:
+        if len(_known) >= _MAX_KNOWN:
+            _known.clear()
+        key = _known[known] = _key(word)
+    return key
 
 
 def _words(text: str) -> list[str]:
@@ -96,9 +105,9 @@ def _words(text: str) -> list[str]:
     return words
 
 
-def _key(word: str) -> int | None:
-    """The key of a word that is folded; None for a stop word."""
-    if word in STOP_WORDS:
-        return None
-    stem = _STEMMER.stemWord(word) if word.isascii() and word.isalpha() else word
+def _key(word: str) -> int:
+    stem = _STEMMER.stemWord(word) if word.isascii() and word.isalpha() and word not in STOP_WORDS else word
     return int.from_bytes(blake2b(stem.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+_STOP_KEYS = frozenset(map(_key, STOP_WORDS))

@@ -1,7 +1,8 @@
-"""One user's index: a cache of the log's vectors that answers nearest-neighbour queries.
+"""One user's index: a cache of the log's vectors, which answers nearest-neighbour queries, and of its words.
 
 Up to `IndexOptions.switch` memories it is an exact matrix. Above, the older rows are in a body with an HNSW graph. The
-newer rows, the tail, are in the matrix, from which `maintain` moves them into the body in small steps.
+newer rows, the tail, are in the matrix, from which `maintain` moves them into the body in small steps. The words are
+there from the first search on that needs them: to read and split all texts takes time and memory.
 
 Guarantees: the index holds nothing that the log did not hold at its version. A search returns min(k, matching rows)
 rows. Rows are numbered in the order of the log's versions, so the row with the greater number is always the
@@ -11,7 +12,7 @@ newer. The vector of a row never changes: an update is a new row, so that hnswli
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from store.index.body import TIE, Body, Found
 from store.index.graph import Graph
 from store.index.matrix import BLOCK, Matrix, Rows, grown, normalised
+from store.index.words import Words
 from store.log.reading import NEVER, Changes
 from store.records import IndexOptions, Vector
 
@@ -36,10 +38,14 @@ _FILTERS = 8  # filters whose matches are remembered
 
 
 class Hits(NamedTuple):
-    """labels (n,) int64 and scores (n,) float64 in [-1, 1], rounded to six decimals, best first, ties by newest."""
+    """Labels (n,) int64, scores (n,) float64 in [-1, 1], rounded to six decimals, and rows (n,) int64.
+
+    The best come first, and the newest of those with equal scores.
+    """
 
     labels: Labels
     scores: npt.NDArray[np.float64]
+    rows: Rows
 
 
 class _Rebuild:
@@ -76,6 +82,7 @@ class UserIndex:
         "filters",
         "uid",
         "version",
+        "words",
     )
 
     def __init__(self, uid: int, epoch: int, dim: int, options: IndexOptions) -> None:
@@ -83,6 +90,7 @@ class UserIndex:
         self.epoch = epoch
         self.dim = dim
         self.version = 0
+        self.words: Words | None = None  # of the same rows, if they are needed
         self.filters: dict[FilterKey, tuple[int, Labels]] = {}  # version and matching labels, least recently used first
         self._options = options
         self._rows = 0
@@ -112,16 +120,21 @@ class UserIndex:
         """Memory that this index holds."""
         size = self._labels.nbytes + self._expires.nbytes + self._alive.nbytes + self._matrix.bytes + 1500
         size += sum(labels.nbytes + 300 for _, labels in self.filters.values())
+        size += 0 if self.words is None else self.words.bytes
         bodies = (self._body, self._rebuild.body if self._rebuild else None)
         return size + sum(body.bytes for body in bodies if body is not None)
 
     def apply(self, changes: Changes) -> None:
-        """Apply the log's next changes after `self.version`."""
+        """Apply the log's next changes after `self.version`. They must have texts if there are words."""
         if len(changes.labels):
             if int(changes.labels.min()) <= self._max_label:  # otherwise all labels are new, since labels only grow
                 rows = np.flatnonzero(np.isin(self._labels[: self._rows], changes.labels))
                 self._remove(rows[self._alive[rows]])
+            first = self._rows
             self._add(changes.labels[changes.kept], changes.expires, changes.vectors)
+            if self.words is not None:
+                assert changes.texts is not None
+                self.words.add(np.arange(first, self._rows), changes.texts)
             self.version = int(changes.versions[-1])
 
     def remember(self, filter: FilterKey, labels: Labels) -> None:
@@ -139,25 +152,77 @@ class UserIndex:
         left = self._expires[: self._rows][alive]
         self._next_expiry = int(left.min()) if len(left) else int(NEVER)
 
+    def add_words(self, pages: Iterable[tuple[Labels, Sequence[str]]]) -> None:
+        """Add the words of all rows.
+
+        Args:
+            pages: labels (n,) int64 and texts of all memories of the log at this version, in the order of their
+                versions. Those that have expired here are left out.
+        """
+        words = Words(self._options.k1, self._options.b)
+        for labels, texts in pages:
+            rows = self.rows_of(labels)
+            words.add(rows[rows >= 0], [text for row, text in zip(rows.tolist(), texts, strict=True) if row >= 0])
+        words.extend(self._rows)
+        self.words = words
+
+    def usable(self, allowed: Labels | None) -> npt.NDArray[np.bool_]:
+        """(rows,) whether a row may be found: it is alive and among the labels `allowed`, if given."""
+        usable = self._alive[: self._rows]
+        return usable if allowed is None else usable & np.isin(self._labels[: self._rows], allowed)
+
     def search(self, query: Vector, k: int, fetch: Fetch, allowed: Labels | None = None) -> Hits:
         """The k nearest rows to `query: (dim,) float32, L2-normalised`, among the labels `allowed` if given."""
-        usable = self._alive[: self._rows]
-        if allowed is not None:
-            usable = usable & np.isin(self._labels[: self._rows], allowed)
+        return self.nearest(query, k, fetch, self.usable(allowed), filtered=allowed is not None)
+
+    def nearest(self, query: Vector, k: int, fetch: Fetch, usable: npt.NDArray[np.bool_], *, filtered: bool) -> Hits:
+        """The k nearest of the usable rows. `filtered`: some rows that are alive are not usable."""
         start = self._tail_start
         rows = np.flatnonzero(usable[start:]) + start
         scores = self._matrix.scores(query, start)[rows - start]
         if self._body is not None:
-            found = self._search_body(self._body, query, k, usable[:start], fetch, filtered=allowed is not None)
+            found = self._search_body(self._body, query, k, usable[:start], fetch, filtered=filtered)
             rows, scores = np.concatenate([found.rows, rows]), np.concatenate([found.scores, scores])
         return self._best(rows, scores, k)
+
+    def cosines(self, rows: Rows, query: Vector, fetch: Fetch) -> npt.NDArray[np.float64]:
+        """(n,) the scores of live rows, as `search` gives them."""
+        scores = np.empty(len(rows), np.float64)
+        tail = rows >= self._tail_start
+        scores[tail] = self._matrix.vectors(rows[tail]) @ query
+        if not tail.all():
+            scores[~tail] = normalised(fetch(self._labels[rows[~tail]])) @ query
+        return np.clip(scores.round(6), -1.0, 1.0)
+
+    def labels_of(self, rows: Rows) -> Labels:
+        """(n,) the labels of rows."""
+        return self._labels[rows]
+
+    def rows_of(self, labels: Labels) -> Rows:
+        """(n,) the live row of each label; -1 if there is none."""
+        known = self._labels[: self._rows]
+        if self._rows == 0:
+            return np.full(len(labels), -1)
+        if (known[1:] > known[:-1]).all():
+            rows = np.maximum(known.searchsorted(labels, "right") - 1, 0)
+        else:
+            order = np.argsort(known, kind="stable")  # an updated memory has several rows, the last of which may live
+            rows = order[np.maximum(known.searchsorted(labels, "right", sorter=order) - 1, 0)]
+        return np.where(self._alive[rows] & (known[rows] == labels), rows, -1)
 
     def maintain(self) -> bool:
         """Do one step of background work, of about `step_s`. Returns True if there is more to do.
 
         It moves rows from the tail into the body, rebuilds a body with many dead rows, turns a body that has become
-        small into a matrix, and frees the dead rows of a matrix.
+        small into a matrix, frees the dead rows of a matrix, and merges words.
         """
+        return self._maintain_vectors() or self._maintain_words()
+
+    def _maintain_words(self) -> bool:
+        words = self.words
+        return words is not None and words.maintain(self._alive[: self._rows], self._options.max_deleted_share)
+
+    def _maintain_vectors(self) -> bool:
         options = self._options
         if self._rebuild is not None:
             self._continue_rebuild(self._rebuild)
@@ -180,7 +245,10 @@ class UserIndex:
         return self._tail_start < self._rows
 
     def snapshot(self) -> tuple[Body, Labels, npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
-        """The body with the labels, expiries and alive flags of its rows. None while some rows are not in a body."""
+        """The body with the labels, expiries and alive flags of its rows. None while some rows are not in a body.
+
+        The words are taken from `words`.
+        """
         if self._body is None or self._rebuild is not None or self._tail_start < self._rows:
             return None
         n = self._rows
@@ -231,6 +299,8 @@ class UserIndex:
         """Free the dead rows of an exact index."""
         alive = np.flatnonzero(self._alive[: self._rows])
         vectors, labels, expires = self._matrix.vectors(alive), self._labels[alive], self._expires[alive]
+        if self.words is not None:
+            self.words.keep(alive)
         self._rows = self._dead = 0
         self._labels, self._expires, self._alive = _EMPTY, _EMPTY, np.zeros(0, np.bool_)
         self._matrix = Matrix(self.dim)
@@ -303,6 +373,8 @@ class UserIndex:
             parts = np.concatenate(rebuild.parts)[kept] if rebuild.parts else np.zeros((0, self.dim), np.float32)
             vectors, tail = np.concatenate([parts, vectors]), np.concatenate([copied[kept], tail])
             copied = _EMPTY
+        if self.words is not None:
+            self.words.keep(np.concatenate([copied, tail]))
         labels, expires, alive = self._labels[tail], self._expires[tail], self._alive[copied]
         self._labels, self._expires, self._alive = self._labels[copied], self._expires[copied], alive
         self._body, self._rebuild = rebuild.body, None
@@ -322,7 +394,7 @@ class UserIndex:
         order = np.argsort(-scores)
         rows, rounded = rows[order], np.clip(_rounded(scores[order]), -1.0, 1.0)
         order = np.lexsort((-rows, -rounded))[:k]
-        return Hits(self._labels[rows[order]], rounded[order])
+        return Hits(self._labels[rows[order]], rounded[order], rows[order])
 
 
 def _rounded(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -1,40 +1,44 @@
-"""The words of one user's live memories, ranked by BM25: a cache of the log, as the vectors are.
+"""The words of the rows of one user's index, ranked by BM25: a cache of the log, as the vectors are.
 
-Guarantees: a search finds only memories that were added and not removed since. Its scores depend on nothing but the
-texts of the memories that may be found: neither removed or filtered memories nor other users count. `arrays`, which is
-what a snapshot holds, has nothing of a removed memory. No word is kept as text: a word is known by a hash.
+Guarantees: a score depends on nothing but the texts of the rows that may be found: neither deleted or filtered rows nor
+other users count. `arrays`, which is what a snapshot holds, has nothing of a deleted row. No word is kept as text: a
+word is known by a hash.
 
-A word's postings are in segments, as in a log-structured merge tree: memories that are added together make a segment,
-and small segments are merged. In each, the postings are sorted by word, then by age.
+A word's postings are in segments, as in a log-structured merge tree: rows that are added together make a segment, and
+small segments are merged. In each, the postings are sorted by word, then by row.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from store.index.matrix import grown
-from store.index.tokens import keys_of, query_keys
+from store.index.matrix import Rows, grown
+from store.index.tokens import keys_of
 
-Labels = npt.NDArray[np.int64]
-_MAX_COUNT = 255  # occurrences of a word in one memory; more count as so many
+Keys = Counter[int]
+"""How often each word occurs in a query, by its key."""
+
+_MAX_COUNT = 255  # occurrences of a word in one row; more count as so many
+_STEP = 50_000  # postings that one step of a merge handles: about 3 ms
+_AT_ONCE = 20_000  # segments of no more postings together are merged when rows are added
 
 
 class Arrays(NamedTuple):
     """What `Words.restore` needs.
 
-    labels: (memories,) int64, the oldest first.
-    lengths: (memories,) int32, the number of words of each.
+    lengths: (rows,) int32, the number of words of each row.
     words: (words,) int64, ascending, the hashes of the words.
     starts: (words,) int32, the position of the first posting of each.
-    rows: (postings,) int32, the position of a memory in `labels`, ascending for each word.
+    rows: (postings,) int32, the row, ascending for each word.
     counts: (postings,) uint8, how often the word occurs in it.
     """
 
-    labels: Labels
     lengths: npt.NDArray[np.int32]
     words: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int32]
@@ -42,15 +46,8 @@ class Arrays(NamedTuple):
     counts: npt.NDArray[np.uint8]
 
 
-class Ranked(NamedTuple):
-    """labels (n,) int64 and their scores (n,) float32, above 0, best first, ties by newest."""
-
-    labels: Labels
-    scores: npt.NDArray[np.float32]
-
-
 class _Segment(NamedTuple):
-    """The postings of some memories. The fields are those of `Arrays`."""
+    """The postings of some rows. The fields are those of `Arrays`."""
 
     words: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int32]
@@ -66,146 +63,206 @@ class _Segment(NamedTuple):
         at = int(self.words.searchsorted(word))
         if at == len(self.words) or self.words[at] != word:
             return slice(0, 0)
-        return slice(int(self.starts[at]), int(self.starts[at + 1]) if at + 1 < len(self.starts) else len(self.rows))
+        return slice(int(self.starts[at]), self._start(at + 1))
+
+    def between(self, low: int, high: int) -> _Segment:
+        """The part with the words from `low` to `high`."""
+        first, end = int(self.words.searchsorted(low)), int(self.words.searchsorted(high, "right"))
+        postings = slice(self._start(first), self._start(end))
+        return _Segment(
+            self.words[first:end], self.starts[first:end] - postings.start, self.rows[postings], self.counts[postings]
+        )
+
+    def only(self, kept: npt.NDArray[np.bool_], rows: npt.NDArray[np.int32]) -> _Segment:
+        """The postings that are kept, with these numbers of their rows (postings,), in the same order."""
+        if not len(self.rows):
+            return self
+        left = np.add.reduceat(kept, self.starts, dtype=np.int32)
+        words, left = self.words[left > 0], left[left > 0]
+        starts = np.zeros(len(left), np.int32)
+        np.cumsum(left[:-1], out=starts[1:])
+        return _Segment(words, starts, rows[kept], self.counts[kept])
 
     def expanded(self) -> npt.NDArray[np.int64]:
         """The word of each posting."""
         return np.repeat(self.words, np.diff(self.starts, append=len(self.rows)))
 
+    def _start(self, at: int) -> int:
+        return int(self.starts[at]) if at < len(self.starts) else len(self.rows)
+
+
+class _Merge:
+    """Neighbouring segments while they are merged, one range of words after another."""
+
+    __slots__ = ("_bounds", "dead", "first", "parts", "segments")
+
+    def __init__(self, first: int, segments: Sequence[_Segment], dead: int) -> None:
+        self.first = first  # the place of the first one in the list of all
+        self.segments = segments
+        self.dead = dead  # rows when the merge began
+        self.parts: list[_Segment] = []
+        steps = 1 + sum(len(segment.rows) for segment in segments) // _STEP
+        self._bounds = [-(2**63) + (2**64 * n) // steps for n in range(1, steps)] + [2**63]  # hashes are uniform
+
+    def step(self, alive: npt.NDArray[np.bool_]) -> _Segment | None:
+        """Merge the next range, without the postings of dead rows. Returns the merged segment after the last one."""
+        low = -(2**63) if not self.parts else self._bounds[len(self.parts) - 1]
+        high = self._bounds[len(self.parts)] - 1
+        ranges = [segment.between(low, high) for segment in self.segments]
+        self.parts.append(_merged([part.only(alive[part.rows], part.rows) for part in ranges]))
+        return _joined(self.parts) if len(self.parts) == len(self._bounds) else None
+
 
 class Words:
-    """The words of memories with their labels. A memory whose text has no words is never found.
+    """The words of numbered rows. Whoever uses them knows which rows are alive, and says so in each call.
 
     Args:
         k1, b: the parameters of BM25 (https://doi.org/10.1561/1500000019, section 3.5): how soon repetitions of a word
             stop counting, and how much a long text counts less.
     """
 
-    def __init__(self, k1: float = 1.2, b: float = 0.75) -> None:
+    __slots__ = ("_lengths", "_merge", "_purged", "_rows", "_segments", "_total", "b", "k1")
+
+    def __init__(self, k1: float, b: float) -> None:
         self.k1 = k1
         self.b = b
         self._rows = 0
-        self._dead = 0
-        self._labels = np.zeros(0, np.int64)
         self._lengths = np.zeros(0, np.int32)
-        self._alive = np.zeros(0, np.bool_)
+        self._total = 0  # the sum of all lengths
         self._segments: list[_Segment] = []  # the oldest first, and each much larger than the next
-
-    @property
-    def live(self) -> int:
-        """Number of memories."""
-        return self._rows - self._dead
+        self._merge: _Merge | None = None
+        self._purged = 0  # dead rows without postings
 
     @property
     def bytes(self) -> int:
         """Memory that the words take."""
-        rows = self._labels.nbytes + self._lengths.nbytes + self._alive.nbytes
-        return rows + sum(segment.bytes for segment in self._segments) + 500
+        parts = self._merge.parts if self._merge is not None else []
+        return self._lengths.nbytes + sum(segment.bytes for segment in [*self._segments, *parts]) + 500
 
-    def add(self, labels: Labels, texts: Sequence[str]) -> None:
-        """Add memories, whose labels (n,) are not there."""
-        count = len(labels)
-        if count == 0:
+    def add(self, rows: Rows, texts: Sequence[str]) -> None:
+        """Add rows (n,), whose numbers ascend and are greater than all before, with their texts.
+
+        Numbers that are left out are rows without words.
+        """
+        if len(rows) == 0:
             return
         found = [keys_of(text) for text in texts]
-        first, self._rows = self._rows, self._rows + count
-        if self._rows > len(self._labels):
-            capacity = self._rows if first == 0 else self._rows + self._rows // 16 + 4
-            self._labels, self._lengths, self._alive = (
-                grown(array, first, capacity) for array in (self._labels, self._lengths, self._alive)
-            )
-        part = slice(first, self._rows)
-        lengths = np.fromiter(map(len, found), np.int32, count)
-        self._labels[part], self._lengths[part], self._alive[part] = labels, lengths, True
-        words = np.fromiter((word for words in found for word in words), np.int64, int(lengths.sum()))
-        rows = np.repeat(np.arange(first, self._rows, dtype=np.int32), lengths)
-        self._segments.append(_counted(words, rows))
-        while len(self._segments) > 1 and 2 * len(self._segments[-1].rows) >= len(self._segments[-2].rows):
-            newer, older = self._segments.pop(), self._segments.pop()
-            self._segments.append(_merged([older, newer]))
+        self.extend(int(rows[-1]) + 1)
+        lengths = np.fromiter(map(len, found), np.int32, len(found))
+        self._lengths[rows] = lengths
+        occurrences = int(lengths.sum())
+        self._total += occurrences
+        words = np.fromiter((word for words in found for word in words), np.int64, occurrences)
+        self._segments.append(_counted(words, np.repeat(rows.astype(np.int32), lengths)))
+        start = self._uneven(most=_AT_ONCE)
+        if start is not None:
+            self._segments[start:] = [_merged(self._segments[start:])]
 
-    def remove(self, labels: Labels) -> None:
-        """Remove memories. Labels that are not there are ignored."""
-        alive = self._alive[: self._rows]
-        gone = alive & np.isin(self._labels[: self._rows], labels)
-        alive[gone] = False
-        self._dead += int(np.count_nonzero(gone))
+    def extend(self, rows: int) -> None:
+        """Add rows without words, so that there are so many rows."""
+        if rows > len(self._lengths):
+            capacity = rows if self._rows == 0 else rows + rows // 16 + 4
+            self._lengths = grown(self._lengths, self._rows, capacity)
+        self._rows = rows
 
-    def search(self, query: str, k: int, allowed: Labels | None = None) -> Ranked:
-        """The k memories that rank highest, among the labels `allowed` if given. There may be fewer."""
-        scores = self._scores(query, allowed)
-        rows = np.flatnonzero(scores)
-        if k < len(rows):
-            threshold = np.partition(scores[rows], len(rows) - k)[len(rows) - k]
-            rows = rows[scores[rows] >= threshold]
-        rows = rows[np.lexsort((-rows, -scores[rows]))][:k]
-        return Ranked(self._labels[rows], scores[rows])
-
-    def scores_of(self, query: str, labels: Labels, allowed: Labels | None = None) -> npt.NDArray[np.float32]:
-        """(n,) the scores of memories, 0 for one that is not there. `allowed` as in `search`."""
-        alive = np.flatnonzero(self._alive[: self._rows])
-        scores = self._scores(query, allowed)[alive]
-        order = np.argsort(self._labels[alive])
-        at = np.searchsorted(self._labels[alive], labels, sorter=order)
-        found = np.zeros(len(labels), np.float32)
-        inside = at < len(alive)
-        rows = order[at[inside]]
-        found[inside] = np.where(self._labels[alive][rows] == labels[inside], scores[rows], 0)
-        return found
-
-    def maintain(self, max_deleted_share: float) -> None:
-        """Free removed memories if they are a larger share than this."""
-        if self._dead > self._rows * max_deleted_share:
-            self._compact()
-
-    def arrays(self) -> Arrays:
-        """The memories as a snapshot holds them."""
-        self._compact()
-        return Arrays(self._labels, self._lengths, *self._segments[0])
-
-    @classmethod
-    def restore(cls, arrays: Arrays, k1: float = 1.2, b: float = 0.75) -> Words:
-        """The words that had these arrays."""
-        words = cls(k1, b)
-        words._labels, words._lengths = arrays.labels, arrays.lengths
-        words._rows = len(arrays.labels)
-        words._alive = np.ones(words._rows, np.bool_)
-        words._segments = [_Segment(*arrays[2:])]
-        return words
-
-    def _scores(self, query: str, allowed: Labels | None) -> npt.NDArray[np.float32]:
-        """(rows,) the score of each memory; 0 if it has no word of the query or may not be found."""
-        usable = self._alive[: self._rows]
-        if allowed is not None:
-            usable = usable & np.isin(self._labels[: self._rows], allowed)
+    def scores(self, query: Keys, usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        """(rows,) the BM25 score of each row; 0 if it has no word of the query, or is not one of the usable (rows,)."""
         scores = np.zeros(self._rows, np.float32)
-        live = int(np.count_nonzero(usable))
-        if live == 0:
+        count = int(np.count_nonzero(usable))
+        if count == 0:
             return scores
-        average = max(float(self._lengths[: self._rows][usable].mean()), 1.0)
-        for word, times in query_keys(query).items():
-            parts = [(segment, segment.of(word)) for segment in self._segments]
-            rows = np.concatenate([segment.rows[at] for segment, at in parts])
-            counts = np.concatenate([segment.counts[at] for segment, at in parts])
-            kept = usable[rows]
-            rows, counts = rows[kept], counts[kept].astype(np.float32)
-            rarity = times * np.log1p((live - len(rows) + 0.5) / (len(rows) + 0.5))
-            norm = self.k1 * (1 - self.b + self.b * self._lengths[rows] / average)
-            scores[rows] += (rarity * (self.k1 + 1) * counts / (counts + norm)).astype(np.float32)
+        lengths, all_usable = self._lengths[: self._rows], count == self._rows
+        total = self._total if all_usable else int(lengths[usable].sum())
+        norms = lengths * np.float32(self.k1 * self.b / max(total / count, 1.0))
+        norms += np.float32(self.k1 * (1 - self.b))
+        for word, times in query.items():
+            rows, counts = self._postings(word)
+            if not all_usable:
+                kept = usable[rows]
+                rows, counts = rows[kept], counts[kept]
+            rarity = times * math.log1p((count - len(rows) + 0.5) / (len(rows) + 0.5))
+            gains = counts.astype(np.float32)
+            gains *= np.float32(rarity * (self.k1 + 1)) / (gains + norms[rows])
+            scores[rows] += gains
         return scores
 
-    def _compact(self) -> None:
-        """Drop removed memories, and merge all segments."""
-        alive = self._alive[: self._rows]
-        number = (np.cumsum(alive) - 1).astype(np.int32)  # of each live row, without the dead
-        kept = []
-        for segment in self._segments:
-            live = alive[segment.rows]
-            kept.append(_sorted(segment.expanded()[live], number[segment.rows[live]], segment.counts[live]))
-        self._segments = [_merged(kept)]
-        self._labels, self._lengths = self._labels[: self._rows][alive], self._lengths[: self._rows][alive]
-        self._rows, self._dead = len(self._labels), 0
-        self._alive = np.ones(self._rows, np.bool_)
+    def keep(self, rows: Rows) -> None:
+        """Renumber the rows: these, which ascend, become 0, 1, 2 ... All others are forgotten."""
+        number = np.full(self._rows, -1, np.int32)
+        number[rows] = np.arange(len(rows), dtype=np.int32)
+        numbers = [number[segment.rows] for segment in self._segments]
+        self._segments = [
+            segment.only(new >= 0, new)
+            for segment, new in zip(self._segments, numbers, strict=True)
+            if (new >= 0).any()
+        ]
+        self._lengths = self._lengths[rows]
+        self._rows, self._total = len(rows), int(self._lengths.sum())
+        self._merge, self._purged = None, 0
+
+    def maintain(self, alive: npt.NDArray[np.bool_], max_deleted_share: float) -> bool:
+        """Do one step of merging. Returns True if there is more to do.
+
+        Segments are merged if one is not much larger than the next, and all of them if a larger share of the rows than
+        `max_deleted_share` has died since they were last merged. `alive: (rows,)`.
+        """
+        if self._merge is None:
+            dead = self._rows - int(np.count_nonzero(alive))
+            start = 0 if dead - self._purged > self._rows * max_deleted_share else self._uneven()
+            if start is None:
+                return False
+            self._merge = _Merge(start, self._segments[start:], dead)
+        merge = self._merge
+        merged = merge.step(alive)
+        if merged is not None:
+            self._segments[merge.first : merge.first + len(merge.segments)] = [merged]
+            self._merge = None
+            if merge.first == 0:
+                self._purged = merge.dead
+        return True
+
+    def arrays(self, alive: npt.NDArray[np.bool_]) -> Arrays:
+        """The words as a snapshot holds them. `alive: (rows,)`."""
+        merged = _merged([segment.only(alive[segment.rows], segment.rows) for segment in self._segments])
+        self._segments, self._merge = [merged], None
+        self._purged = self._rows - int(np.count_nonzero(alive))
+        return Arrays(np.where(alive, self._lengths[: self._rows], 0).astype(np.int32), *merged)
+
+    @classmethod
+    def restore(cls, arrays: Arrays, alive: npt.NDArray[np.bool_], k1: float, b: float) -> Words:
+        """The words that had these arrays, with the alive rows of that time."""
+        words = cls(k1, b)
+        words._lengths, words._rows, words._total = arrays.lengths, len(arrays.lengths), int(arrays.lengths.sum())
+        words._segments = [_Segment(*arrays[1:])]
+        words._purged = words._rows - int(np.count_nonzero(alive))
+        return words
+
+    def _postings(self, word: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """The rows (n,) that a word occurs in, and how often."""
+        parts = [(segment, at) for segment in self._segments if (at := segment.of(word)).stop > at.start]
+        if len(parts) == 1:
+            (segment, at), *_ = parts
+            return segment.rows[at], segment.counts[at]
+        rows = [segment.rows[at] for segment, at in parts]
+        counts = [segment.counts[at] for segment, at in parts]
+        return np.concatenate([_NO_ROWS, *rows]), np.concatenate([_NO_COUNTS, *counts])
+
+    def _uneven(self, most: float = math.inf) -> int | None:
+        """The place of the first of the last segments that should be one; None if there are not two.
+
+        Args:
+            most: the number of postings that they may have together.
+        """
+        end = 0 if self._merge is None else self._merge.first + len(self._merge.segments)
+        start = len(self._segments) - 1
+        size = len(self._segments[start].rows) if self._segments else 0
+        while start > end and 2 * size >= (older := len(self._segments[start - 1].rows)) and size + older <= most:
+            start, size = start - 1, size + older
+        return start if 0 <= start < len(self._segments) - 1 else None
+
+
+_NO_ROWS = np.zeros(0, np.int32)
+_NO_COUNTS = np.zeros(0, np.uint8)
 
 
 def _counted(words: npt.NDArray[np.int64], rows: npt.NDArray[np.int32]) -> _Segment:
@@ -229,9 +286,22 @@ def _sorted(words: npt.NDArray[np.int64], rows: npt.NDArray[np.int32], counts: n
 
 def _merged(segments: Sequence[_Segment]) -> _Segment:
     """One segment of several, the oldest first."""
+    if len(segments) == 1:
+        return segments[0]
     if not segments:
-        return _counted(np.zeros(0, np.int64), np.zeros(0, np.int32))
+        return _counted(np.zeros(0, np.int64), _NO_ROWS)
     words = np.concatenate([segment.expanded() for segment in segments])
     order = np.argsort(words, kind="stable")  # merges what is sorted already
     rows = np.concatenate([segment.rows for segment in segments])[order]
     return _sorted(words[order], rows, np.concatenate([segment.counts for segment in segments])[order])
+
+
+def _joined(parts: Sequence[_Segment]) -> _Segment:
+    """One segment of parts, each of which has greater words than the one before."""
+    sizes = np.cumsum([0, *(len(part.rows) for part in parts[:-1])], dtype=np.int32)
+    return _Segment(
+        np.concatenate([part.words for part in parts]),
+        np.concatenate([part.starts + size for part, size in zip(parts, sizes, strict=True)]),
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.counts for part in parts]),
+    )

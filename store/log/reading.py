@@ -71,7 +71,7 @@ class Changes(NamedTuple):
 
     For each of the n rows: labels (n,) int64, versions (n,) int64, kept (n,) bool, which is False if the memory was
     deleted. For the m kept rows: expires (m,) int64 in microseconds or NEVER, vectors (m, dim) float32 as the model
-    made them.
+    made them, and their texts if they were asked for.
     """
 
     labels: npt.NDArray[np.int64]
@@ -79,6 +79,7 @@ class Changes(NamedTuple):
     kept: npt.NDArray[np.bool_]
     expires: npt.NDArray[np.int64]
     vectors: Vector
+    texts: Sequence[str] | None = None
 
 
 VECTOR = (contents.c.vector_crc, contents.c.embedding)
@@ -125,6 +126,15 @@ _CHANGES = (
     .limit(CHUNK)
 )
 _LIVE = _CHANGES.where(memories.c.deleted == 0)
+_CHANGES_AND_TEXTS = _CHANGES.add_columns(contents.c.text)
+_LIVE_AND_TEXTS = _LIVE.add_columns(contents.c.text)
+_TEXTS = (
+    select(memories.c.label, memories.c.version, contents.c.text)
+    .select_from(_MEMORIES)
+    .where(memories.c.uid == bindparam("of_uid"), memories.c.version > bindparam("after"), memories.c.deleted == 0)
+    .order_by(memories.c.version)
+    .limit(CHUNK)
+)
 _BY_LABEL = (
     select(*CONTENT)
     .select_from(_MEMORIES)
@@ -156,23 +166,28 @@ def positions(connection: Connection, uids: Iterable[int]) -> dict[int, Position
     return found
 
 
-def changes(connection: Connection, uid: int, after: int, model: int, dim: int) -> Iterator[Changes]:
+def changes(
+    connection: Connection, uid: int, after: int, model: int, dim: int, *, with_texts: bool = False
+) -> Iterator[Changes]:
     """The rows of a user that changed after a version, a few thousand at a time; after 0, only the live ones.
 
     Raises:
-        LogDamaged: a vector is missing or is not the one that was written.
+        LogDamaged: a vector is missing or is not the one that was written, or a text is missing.
     """
-    statement = _LIVE if after == 0 else _CHANGES
+    if with_texts:
+        statement = _LIVE_AND_TEXTS if after == 0 else _CHANGES_AND_TEXTS
+    else:
+        statement = _LIVE if after == 0 else _CHANGES
     while True:
         rows = connection.execute(statement, {"of_uid": uid, "after": after, "serving": model}).all()
         if rows:
-            yield _changes(rows, dim)
+            yield _changes(rows, dim, with_texts=with_texts)
         if len(rows) < CHUNK:
             return
         after = rows[-1].version
 
 
-def _changes(rows: Sequence[Any], dim: int) -> Changes:
+def _changes(rows: Sequence[Any], dim: int, *, with_texts: bool) -> Changes:
     alive = [row for row in rows if not row[2]]
     try:
         return Changes(
@@ -180,10 +195,33 @@ def _changes(rows: Sequence[Any], dim: int) -> Changes:
             np.fromiter((row[1] for row in rows), np.int64, len(rows)),
             np.fromiter((not row[2] for row in rows), np.bool_, len(rows)),
             np.fromiter((NEVER if row[3] is None else row[3] for row in alive), np.int64, len(alive)),
-            _load([row[4:] for row in alive], dim),
+            _load([row[4:6] for row in alive], dim),
+            _texts([row[6] for row in alive]) if with_texts else None,
         )
     except (TypeError, ValueError, OverflowError) as error:  # a column does not hold a number
         raise damaged(str(error)) from error
+
+
+def texts(connection: Connection, uid: int, model: int) -> Iterator[tuple[npt.NDArray[np.int64], Sequence[str]]]:
+    """The labels (n,) and the texts of a user's memories in the order of their versions, a few thousand at a time.
+
+    Raises:
+        LogDamaged: a text is missing.
+    """
+    after = 0
+    while True:
+        rows = connection.execute(_TEXTS, {"of_uid": uid, "after": after, "serving": model}).all()
+        yield np.fromiter((row[0] for row in rows), np.int64, len(rows)), _texts([row[2] for row in rows])
+        if len(rows) < CHUNK:
+            return
+        after = rows[-1].version
+
+
+def _texts(found: Sequence[Any]) -> Sequence[str]:
+    """Texts that were read, if they are texts: SQLite may hold anything in a column."""
+    if not all(isinstance(text, str) for text in found):
+        raise damaged("a memory has no text")
+    return found
 
 
 def by_label(connection: Connection, labels: Sequence[int], model: int) -> dict[int, Any]:

@@ -256,7 +256,13 @@ def moment(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
-def memory(row: Any, user_id: str, score: float | None = None, vector: Vector | None = None) -> Memory:
+def memory(
+    row: Any,
+    user_id: str,
+    score: float | None = None,
+    vector: Vector | None = None,
+    scores: dict[str, float] | None = None,
+) -> Memory:
     """The Memory in a row of CONTENT.
 
     Raises:
@@ -270,7 +276,7 @@ def memory(row: Any, user_id: str, score: float | None = None, vector: Vector | 
         expires = None if expires_at is None else moment(expires_at)
         created = moment(created_at)
         updated = created if updated_at == created_at else moment(updated_at)  # sharing one value makes pickling faster
-        return Memory(id, user_id, text, parsed, created, updated, expires, version, score, vector)
+        return Memory(id, user_id, text, parsed, created, updated, expires, version, score, vector, scores)
     except (ValueError, TypeError, OverflowError, struct.error) as error:
         raise damaged(f"memory {id!r} is not what was written") from error
 
