@@ -25,6 +25,7 @@ import yaml
 
 from benchmarks import machine, report
 from benchmarks.store_bench import draw, fill
+from deployments.serving.ray_internals import ON_LOOPBACK
 from store import Search, Store
 
 MODEL = "fake"
@@ -115,7 +116,7 @@ def main() -> None:
         store.close()
         serve(stack, folder, url)
         # The driver must use the same transport as the replicas. Ray reads these variables when it is imported.
-        os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+        os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", **ON_LOOPBACK}
         import ray
         from ray import serve as ray_serve
 

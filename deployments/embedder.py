@@ -24,6 +24,7 @@ from deployments.serving.autoscaling import BUSY, DRAIN_RATE, WAITING_TOKENS, Bu
 from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
 from deployments.serving.memory import return_freed_memory_regularly
+from deployments.serving.ray_internals import listen_for_calls_on_loopback
 from deployments.settings import Settings
 
 logger = logging.getLogger("memserve.embedder")
@@ -39,6 +40,7 @@ class Embedder:
     # Serve awaits an async constructor; type checkers want it synchronous.
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
         logs.attach(settings.log_level)
+        listen_for_calls_on_loopback()
         collect_old_seldom()
         return_freed_memory_regularly()
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)

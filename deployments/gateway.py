@@ -15,12 +15,12 @@ from deployments.calls.embedder import EmbedderCalls
 from deployments.calls.store import StoreCalls
 from deployments.calls.vectors import Vectors
 from deployments.service import Memserve
-from deployments.serving import logs, protocol
+from deployments.serving import address, logs, protocol
 from deployments.serving.autoscaling import WAITING_TOKENS
 from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
 from deployments.serving.memory import return_freed_memory_regularly
-from deployments.serving.ray_internals import haproxy_is_in_front
+from deployments.serving.ray_internals import haproxy_is_in_front, http_host, listen_for_calls_on_loopback
 from deployments.settings import EmbedderSettings, Settings
 
 
@@ -29,6 +29,7 @@ class Gateway(Memserve):
 
     def __init__(self, settings: Settings, embedder: DeploymentHandle, store: DeploymentHandle) -> None:
         logs.attach(settings.log_level)
+        listen_for_calls_on_loopback()
         collect_old_seldom()
         return_freed_memory_regularly()
         self._live = LiveSettings(settings, "Gateway")
@@ -59,6 +60,9 @@ class Gateway(Memserve):
     def __serve_build_asgi_app__(self) -> FastAPI:
         protocol.install()
         settings = self._live.settings
+        # `memserve serve` has checked the address; `serve deploy` and `serve run` have not.
+        if settings.auth.mode == "loopback" and address.is_reachable(host := http_host()):
+            raise ValueError(address.refusal(host))
         return build_api(
             self,
             on_error=metrics.count_error,

@@ -27,6 +27,7 @@ from deployments.serving.autoscaling import BUSY, BusyTime
 from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
 from deployments.serving.memory import return_freed_memory_regularly
+from deployments.serving.ray_internals import listen_for_calls_on_loopback
 from deployments.settings import Settings
 from store import IndexOptions, Search, SearchResult, Store, StoreError
 
@@ -80,6 +81,7 @@ class StoreReplica:
     # Serve awaits an async constructor; type checkers want it synchronous.
     async def __init__(self, settings: Settings, embedder: DeploymentHandle) -> None:  # type: ignore[misc]
         logs.attach(settings.log_level)
+        listen_for_calls_on_loopback()
         collect_old_seldom()
         return_freed_memory_regularly()
         info = await embedder.info.remote()

@@ -15,8 +15,11 @@ It prints:
     2 memories erased
 """
 
+import os
 import sys
 import uuid
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # `make serve` keeps Ray on 127.0.0.1; read when Ray is imported
 
 import ray
 from ray import serve

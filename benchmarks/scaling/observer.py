@@ -12,7 +12,7 @@ import psutil
 
 from benchmarks.scaling.client import Outcome
 from deployments.serving.autoscaling import WAITING_TOKENS
-from deployments.serving.ray_internals import newest_figure, requests_in_progress
+from deployments.serving.ray_internals import ON_LOOPBACK, newest_figure, requests_in_progress
 
 APP = "memserve"
 DEPLOYMENTS = ("Embedder", "Store", "Gateway")
@@ -45,6 +45,7 @@ class Observer:
 
     def __init__(self, address: str) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ |= ON_LOOPBACK
         import ray
 
         self._ray = ray

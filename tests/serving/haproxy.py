@@ -15,7 +15,7 @@ import psutil
 from ray.serve._private import haproxy
 from ray.serve.config import HTTPOptions
 
-from deployments.serving.ray_internals import ENVIRONMENT
+from deployments.serving.ray_internals import ENVIRONMENT, local_variables
 
 HEALTH_CHECK = b"GET /-/healthz "
 
@@ -100,10 +100,11 @@ class Gateways:
 
 
 class Proxy:
-    """HAProxy on `port`."""
+    """HAProxy on `port`: the process `process`."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, process: psutil.Process) -> None:
         self.port = port
+        self.process = process
         self._tasks: set[asyncio.Task[tuple[int, dict[str, str], bytes]]] = set()
 
     async def send(self, raw: bytes, address: str = "127.0.0.1") -> "asyncio.Task[tuple[int, dict[str, str], bytes]]":
@@ -144,8 +145,14 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running(folder: Path, gateways: Sequence[int], changes: Mapping[str, str] | None = None) -> Iterator["Proxy"]:
-    """HAProxy in front of gateways on these ports. `changes` are made in the text of haproxy.cfg."""
+def running(
+    folder: Path, gateways: Sequence[int], changes: Mapping[str, str] | None = None, bind: str | None = None
+) -> Iterator["Proxy"]:
+    """HAProxy in front of gateways on these ports. `changes` are made in the text of haproxy.cfg.
+
+    Args:
+        bind: the address on which other machines reach the server; HAProxy then runs as `memserve serve` runs it.
+    """
     pid_file = folder / "pid"
     for attempt in range(3):
         port, metrics, stats = _free_ports(3)
@@ -156,13 +163,17 @@ def running(folder: Path, gateways: Sequence[int], changes: Mapping[str, str] | 
             assert old in text
             text = text.replace(old, new)
         path.write_text(text)
-        command = [haproxy.get_haproxy_binary(), "-D", "-f", str(path), "-p", str(pid_file)]
+        binary, environment = haproxy.get_haproxy_binary(), dict(os.environ)
+        if bind is not None:
+            environment |= local_variables(bind, port, binary)
+            binary = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
+        command = [binary, "-D", "-f", str(path), "-p", str(pid_file)]
         # The command ends when the daemon that it starts listens. Another process may have taken a port meanwhile.
-        if subprocess.run(command, check=attempt == 2).returncode == 0:
+        if subprocess.run(command, check=attempt == 2, env=environment).returncode == 0:
             break
     process = psutil.Process(int(pid_file.read_text()))
     try:
-        yield Proxy(port)
+        yield Proxy(port, process)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait(20)

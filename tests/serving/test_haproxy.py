@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import json
+import subprocess
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
 from deployments.errors import HttpError, Overloaded, to_http
@@ -14,6 +16,7 @@ from deployments.serving.ray_internals import (
     MANY_REQUESTS,
     MAX_REQUESTS,
     REFUSES_AFTER_MS,
+    local_variables,
 )
 from tests.serving.haproxy import Gateways, Proxy, check, render, running
 
@@ -48,6 +51,65 @@ def error_of(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str | None
     assert list(error["error"]) == list(HttpError(0, "", "", None, None, None).body()["error"])
     assert error["error"]["param"] is None
     return status, headers.get("retry-after"), {name: error["error"][name] for name in ("type", "code", "message")}
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """The addresses on which a process listens."""
+    return {one.laddr.ip for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN}
+
+
+@pytest.mark.parametrize(
+    ("host", "addresses"),
+    [
+        ("127.0.0.1", {"127.0.0.1"}),
+        ("localhost", {"127.0.0.1"}),
+        ("127.0.0.2", {"127.0.0.1", "127.0.0.2"}),
+        ("::1", {"127.0.0.1", "::1"}),
+        ("0.0.0.0", {"127.0.0.1", "0.0.0.0"}),
+        ("", {"127.0.0.1", "0.0.0.0"}),
+        ("::", {"127.0.0.1", "::"}),
+    ],
+)
+async def test_only_the_port_of_the_server_listens_where_it_is_told_to(
+    tmp_path: Path, host: str, addresses: set[str]
+) -> None:
+    """Gateways and HAProxy's own ports are on 127.0.0.1 whatever the address of the server is."""
+    async with Gateways().listening(1) as gateway:
+        with running(tmp_path, gateway.ports, bind=host) as proxy:
+            assert listening(proxy.process) == addresses
+            reader, writer = await asyncio.open_connection({"": "127.0.0.1"}.get(host, host), proxy.port)
+            writer.write(GET)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+    assert (tmp_path / "admin.sock").stat().st_mode & 0o777 == 0o600
+
+
+def test_without_our_script_haproxys_own_ports_are_open_to_all(tmp_path: Path) -> None:
+    """If this fails, Ray has changed its haproxy.cfg, and haproxy.sh may not be needed."""
+    with running(tmp_path, []) as proxy:
+        assert listening(proxy.process) == {"127.0.0.1", "0.0.0.0"}
+
+
+@pytest.mark.parametrize(
+    ("line", "changed"),
+    [
+        ("bind :", "bind 0.0.0.0:"),
+        ("bind *:", "bind :::"),
+        ("frontend http_frontend", "frontend another"),
+        ("listen stats", "listen stats_of_haproxy"),
+        ("mode 666", "mode 660"),
+        ("listen stats", "listen another\n  bind :1\nlisten stats"),
+    ],
+)
+def test_haproxy_does_not_start_if_its_file_is_not_as_expected(tmp_path: Path, line: str, changed: str) -> None:
+    path = render(tmp_path)
+    text = path.read_text()
+    assert line in text
+    path.write_text(text.replace(line, changed, 1))
+    variables = local_variables("10.0.0.1", 8000, "/bin/true")
+    command = [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(path)]
+    said = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stderr) == (1, f"memserve: haproxy.cfg is not as Ray 2.60 writes it: {path}\n")
 
 
 async def test_requests_pass(tmp_path: Path) -> None:

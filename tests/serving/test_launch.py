@@ -134,6 +134,52 @@ def test_the_address_is_a_loopback_address_if_the_config_names_none(tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize(
+    ("host", "bind", "url"),
+    [
+        ("127.0.0.1", "127.0.0.1", "http://127.0.0.1"),
+        ("localhost", "localhost", "http://localhost"),
+        ("::1", "[::1]", "http://[::1]"),
+        ("0.0.0.0", "*", "http://127.0.0.1"),
+        ("", "*", "http://127.0.0.1"),
+    ],
+)
+def test_serve_and_the_gateways_are_on_loopback_whatever_the_address_is(
+    tmp_path: Path, ports: range, host: str, bind: str, url: str
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    made = plan.make_plan(config_of(tmp_path, f"{{host: '{host}', port: {port}}}", ", auth: {mode: open}"))
+    assert made.config["http_options"] == {"host": "127.0.0.1", "port": port}
+    assert (made.env["SERVE_HAPROXY_BIND"], made.url) == (f"{bind}:{port}", f"{url}:{port}")
+    assert made.env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+
+
+def test_the_users_own_haproxy_is_kept(tmp_path: Path, ports: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "haproxy"
+    own.touch(mode=0o755)
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(own))
+    made = plan.make_plan(config_of(tmp_path, "{}"))
+    assert made.env["SERVE_HAPROXY_BINARY"] == str(own)
+    assert made.env["RAY_SERVE_HAPROXY_BINARY_PATH"].endswith("haproxy.sh")
+    own.unlink()
+    with pytest.raises(plan.CannotStart, match="does not point to an executable file"):
+        plan.make_plan(config_of(tmp_path, "{}"))
+
+
+def test_a_certificate_for_serve_is_refused_since_haproxy_would_not_use_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(tmp_path, "{ssl_certfile: cert.pem, ssl_keyfile: key.pem}")
+    assert launch.check(config) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"memserve: {config}: http_options.ssl_certfile: HAProxy, which takes the requests, does not use it. Put a "
+        "server that terminates TLS in front of memserve (docs/deploy.md)"
+    )
+
+
 TRACEBACK = "Traceback (most recent call last):\n"
 FRAMES = '  File "a.py", line 1, in f\n    raise Error(\n    ^^^^^^^^^^^^\n'
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import inspect
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 import uvicorn.config
 from ray import serve
+from ray._private import ray_constants, services, worker
+from ray.dashboard import agent
+from ray.dashboard.modules.reporter import reporter_agent
 from ray.serve._private import client, constants, constants_utils, controller, haproxy, http_util, replica
 from ray.serve._private.common import TimeStampedValue
-from ray.serve.config import AutoscalingContext
+from ray.serve.config import AutoscalingContext, HTTPOptions
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -212,3 +216,46 @@ def test_a_shell_takes_the_environment_as_it_is_printed(capsys: pytest.CaptureFi
         script = f'{printed}printf %s "${name}"'
         assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == value
     assert shlex.split(printed.splitlines()[0])[0] == "export"
+
+
+def test_a_local_ray_has_a_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_global_node", None)
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    assert services.get_node_ip_address() == ray_internals.LOOPBACK
+    (name,) = ray_internals.ON_LOOPBACK
+    assert name == ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    source = inspect.getsource(reporter_agent) + inspect.getsource(agent)
+    assert source.count("get_localhost_ip() if is_localhost(self._ip) else") == 1  # the metrics exporter
+    assert source.count("get_localhost_ip() if is_localhost(self.ip) else") == 1  # the agent
+
+
+@pytest.mark.parametrize(("node", "listens"), [("127.0.0.1", "127.0.0.1:0"), ("192.0.2.2", "[::]:0")])
+def test_a_replica_listens_for_calls_on_the_loopback_address_of_its_node(
+    node: str, listens: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(replica, "add_port_to_grpc_server", lambda _, address: asked.append(address))
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: node)
+    ray_internals.listen_for_calls_on_loopback()
+    replica.add_port_to_grpc_server(None, "[::]:0")
+    assert asked == [listens]
+    assert 'add_port_to_grpc_server(self._server, "[::]:0")' in inspect.getsource(replica)
+
+
+def test_serve_starts_the_program_that_is_to_be_haproxy() -> None:
+    variables = ray_internals.local_variables("127.0.0.1", 8000, "/usr/sbin/haproxy")
+    assert constants.get_env_str("RAY_SERVE_HAPROXY_BINARY_PATH", "") == constants.RAY_SERVE_HAPROXY_BINARY_PATH
+    script = Path(variables["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    assert os.access(script, os.X_OK)
+    assert "RAY_SERVE_HAPROXY_BINARY_PATH" in inspect.getsource(haproxy.get_haproxy_binary)
+
+
+def test_the_controller_knows_the_address_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host, found in (("0.0.0.0", "0.0.0.0"), (None, "")):
+        asked = SimpleNamespace(remote=lambda host=host: SimpleNamespace(host=host))
+        client_of = SimpleNamespace(_controller=SimpleNamespace(get_http_config=asked))
+        monkeypatch.setattr("ray.serve.context._get_global_client", lambda client_of=client_of: client_of)
+        monkeypatch.setattr("ray.get", lambda answer: answer)
+        assert ray_internals.http_host() == found
+    assert "host" in HTTPOptions.model_fields
+    assert hasattr(controller.ServeController, "get_http_config")
