@@ -6,6 +6,7 @@
     ├── ModelNotFound               404  not_found_error
     ├── TooLarge                    413  invalid_request_error
     ├── UnsupportedEncoding         415  invalid_request_error
+    ├── UnsupportedType             415  invalid_request_error
     ├── Overloaded                  429  rate_limit_error, with Retry-After
     ├── DeadlineExceeded            504  timeout_error: the request was still queued when its deadline passed
     ├── EmbeddingFailed             500  server_error: the model failed on this input alone, or its vector is not finite
@@ -56,6 +57,10 @@ class TooLarge(MemserveError):
 
 class UnsupportedEncoding(MemserveError):
     """The body is compressed in a way that the server does not read."""
+
+
+class UnsupportedType(MemserveError):
+    """The body has a content type that the server does not read."""
 
 
 class EmbeddingFailed(MemserveError):
@@ -199,6 +204,7 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (ModelNotFound, 404, "not_found_error"),
     (TooLarge, 413, "invalid_request_error"),
     (UnsupportedEncoding, 415, "invalid_request_error"),
+    (UnsupportedType, 415, "invalid_request_error"),
     (Overloaded, 429, "rate_limit_error"),
     (DeadlineExceeded, 504, "timeout_error"),
     (EmbeddingFailed, 500, "server_error"),

@@ -6,10 +6,14 @@ A web page can have a browser on this machine send requests to a loopback addres
   rebinding) would otherwise be of the same origin as the server.
 - A request that may write is refused if its Origin is another one than the Host, or if the browser says that it comes
   from another site. Browsers do not show the answers of reads to a page of another origin.
+- A request that may write is refused if its body has a content type that a page may send to another origin without
+  asking: text/plain or that of a form. This holds back pages in browsers that send neither of the two headers. A body
+  without a content type is admitted, although a page may send one (a Blob without a type): every browser that can do so
+  sends an Origin with it.
 - Origins that the settings allow (CORS) are not foreign.
 
-Programs that are no browsers send neither an Origin nor Sec-Fetch-Site, and are not affected. A request without a Host
-is not from a browser.
+Programs that are no browsers send neither an Origin nor Sec-Fetch-Site; they must not send the content type of a form,
+as `curl -d` does by itself. A request without a Host is not from a browser.
 """
 
 import re
@@ -18,9 +22,10 @@ from collections.abc import Callable, Collection, Mapping
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api.http import ErrorBody, error_response
-from deployments.errors import Forbidden, HttpError, to_http
+from deployments.errors import Forbidden, HttpError, UnsupportedType, to_http
 
 _LOOPBACK = re.compile(rb"(?:localhost|[a-z0-9.-]+\.localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.IGNORECASE)
+_SENT_WITHOUT_ASKING = frozenset({b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"})
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_HOSTS = 64  # that are remembered; a client may send any number of different ones
 
@@ -56,10 +61,10 @@ class Door:
             return
         await self.app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> Forbidden | None:
+    def _refusal(self, scope: Scope) -> Forbidden | UnsupportedType | None:
         """Why a request is refused; None if it is admitted. Takes about a microsecond."""
         hosts: list[bytes] = []
-        origin = site = None
+        origin = site = kind = None
         for name, value in scope["headers"]:
             if name == b"host":
                 hosts.append(value)
@@ -67,6 +72,8 @@ class Door:
                 origin = value
             elif name == b"sec-fetch-site":
                 site = value
+            elif name == b"content-type":
+                kind = value.partition(b";")[0].strip(b" \t").lower()
         if not all(map(self._is_loopback, hosts)):
             return Forbidden(
                 "The Host of this request is not a loopback name, so it may come from a web page. Call the server by "
@@ -74,7 +81,7 @@ class Door:
                 None,
                 "foreign_host",
             )
-        if (origin is None and site is None) or scope["method"] in _READS:
+        if scope["method"] in _READS:
             return None
         if origin is None:
             foreign = site == b"cross-site"
@@ -86,6 +93,13 @@ class Door:
                 "pages may call this server.",
                 None,
                 "foreign_origin",
+            )
+        if kind in _SENT_WITHOUT_ASKING:
+            return UnsupportedType(
+                f"A body of type {kind.decode()} may come from a web page. Send the header "
+                "'content-type: application/json' (curl does so with --json in place of -d).",
+                None,
+                "unsupported_type",
             )
         return None
 

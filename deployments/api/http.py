@@ -26,9 +26,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.api import answers
 from deployments.api.gzip import unzipped
-from deployments.api.openapi import ERRORS
 from deployments.embedding.outputs import Timings
 from deployments.errors import HttpError, InvalidRequest, LocatedError, TooLarge, UnsupportedEncoding, to_http
 from deployments.requests import bodies, deadlines
@@ -54,16 +52,12 @@ ErrorBody = Callable[[HttpError], Mapping[str, Any]]
 class Routes:
     """Routes of one tag: Starlette serves them, FastAPI makes the OpenAPI document of them.
 
-    Args:
-        error_answer: the shape of their errors, for the document. `api_without_routes` makes it.
-
     The handlers parse, validate and answer themselves. If FastAPI called them, it would spend 70 us of each request, of
     170, on doing the same.
     """
 
-    def __init__(self, tag: str, error_answer: Any = answers.ErrorAnswer) -> None:
-        self._tag = tag
-        self._error_answer = error_answer
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
         self._declared: list[tuple[str, str, Handler, dict[str, Any]]] = []
 
     def add(self, method: str, path: str, **described: Any) -> Callable[[Handler], Handler]:
@@ -93,16 +87,9 @@ class Routes:
                 methods=[method],
                 name=handler.__name__,
                 description=handler.__doc__,
-                tags=[self._tag],
-                **{**described, "responses": self._responses(described)},
+                tags=[self.tag],
+                **described,
             )
-
-    def _responses(self, described: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
-        responses: dict[int | str, dict[str, Any]] = ERRORS | described.get("responses", {})
-        return {
-            status: answer if status == 200 else {**answer, "model": self._error_answer}
-            for status, answer in responses.items()
-        }
 
 
 async def _in_time(handler: Handler, memserve: Memserve, request: Request) -> Response:
@@ -267,7 +254,7 @@ def timing_headers(timings: Timings, started: float) -> dict[str, str]:
 def error_response(error: HttpError, body_of: ErrorBody = HttpError.body) -> Response:
     """The answer of a request that failed, with Retry-After if a later request may succeed."""
     headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
-    if error.status == 415:
+    if error.code == "unsupported_encoding":
         headers["accept-encoding"] = "gzip"  # RFC 9110, 15.5.16
     return json_response(body_of(error), error.status, headers)
 

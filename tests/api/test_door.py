@@ -89,7 +89,9 @@ async def test_a_write_from_a_page_of_another_origin_is_refused(
         {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"},
         {"origin": "https://ours.example", "sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "none"},
-        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "application/json; charset=utf-8"},
+        {"content-type": "application/octet-stream"},
+        {"content-type": "text"},
     ],
 )
 async def test_programs_and_pages_of_allowed_origins_may_write(
@@ -97,6 +99,38 @@ async def test_programs_and_pages_of_allowed_origins_may_write(
 ) -> None:
     answer = await browser.post(ADD, headers=headers, content=b'{"text": "tea"}')
     assert answer.status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("sent", "kind"),
+    [
+        ("text/plain", "text/plain"),
+        ("text/plain;charset=UTF-8", "text/plain"),
+        ("Text/Plain ; application/json", "text/plain"),
+        ("application/x-www-form-urlencoded", "application/x-www-form-urlencoded"),
+        ("multipart/form-data; boundary=x", "multipart/form-data"),
+    ],
+)
+@pytest.mark.parametrize("origin", [None, "http://127.0.0.1:8000", "https://ours.example"])
+async def test_a_body_that_a_page_may_send_without_asking_is_refused(
+    app: LocalApp, browser: httpx.AsyncClient, origin: str | None, sent: str, kind: str
+) -> None:
+    headers = {"content-type": sent} if origin is None else {"content-type": sent, "origin": origin}
+    for method in ("POST", "DELETE", "PATCH", "PUT"):
+        answer = await browser.request(method, ADD, headers=headers, content=b'{"text": "planted"}')
+        assert (answer.status_code, answer.json()["error"]) == (
+            415,
+            {
+                "message": f"A body of type {kind} may come from a web page. Send the header 'content-type: "
+                "application/json' (curl does so with --json in place of -d).",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "unsupported_type",
+            },
+        )
+        assert "accept-encoding" not in answer.headers
+    assert (await app.http.get(ADD)).json()["memories"] == []
+    assert (await browser.get(ADD, headers=headers)).status_code == 200
 
 
 async def test_a_page_of_an_allowed_origin_alone_may_read_answers(browser: httpx.AsyncClient) -> None:
