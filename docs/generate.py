@@ -76,12 +76,15 @@ null.
 | status | `type` | meaning |
 |---|---|---|
 | 400 | `invalid_request_error` | the request is invalid and would fail again |
+| 401 | `authentication_error` | the key is missing, unknown, expired or revoked, if `auth.mode` is `keys` |
+| 403 | `permission_error` | the key does not have the scope (`insufficient_scope`) |
 | 403 | `permission_error` | a web page made it: its Host is foreign (`foreign_host`) or its origin (`foreign_origin`) |
 | 404 | `not_found_error` | there is no such memory, model or route |
 | 405 | `invalid_request_error` | the route exists, but not with this method |
 | 409 | `conflict_error` | the state of the log contradicts the request: the id is taken, the version is another one |
 | 413 | `invalid_request_error` | the body is larger than `gateway.max_body_bytes`, or holds too many inputs |
 | 415 | `invalid_request_error` | the body is compressed, but not by gzip (`unsupported_encoding`) |
+| 415 | `invalid_request_error` | the body has a type that a web page may send without asking (`unsupported_type`) |
 | 429 | `rate_limit_error` | too much work is queued; try again after `Retry-After` seconds |
 | 500 | `server_error` | the server failed on this request |
 | 502, 504 | `upstream_error` | a remote model failed or did not answer in time |
@@ -195,9 +198,9 @@ def _route(method: str, path: str, operation: Schema, document: Schema) -> Itera
     if headers := answer.get("headers"):
         said = ", ".join(f"`{name}` ({header['description']})" for name, header in headers.items())
         yield from ("", f"Headers: {said}.")
-    own = {
-        status: answer for status, answer in operation["responses"].items() if status.isdecimal() and status >= "400"
-    }
+    # The errors of every route are references; the table at the end of the page describes them.
+    answers = operation["responses"].items()
+    own = {status: answer for status, answer in answers if status >= "400" and "$ref" not in answer}
     if own:
         yield from ("", "Errors, in addition to those of [every route](#errors):", "")
         yield from (f"- {status}: {answer['description']}" for status, answer in sorted(own.items()))

@@ -44,16 +44,14 @@ class Document:
         operations = self.operations(request)
         operation = operations.get(request.method.lower())
         status = str(answer.status_code)
-        kind = f"{status[0]}XX"
         if operation is None:
-            assert kind == "4XX", f"{request.method} {request.url} is answered {status}, and not described"
+            assert status[0] == "4", f"{request.method} {request.url} is answered {status}, and not described"
             schema: dict[str, Any] = {"$ref": "#/components/schemas/ErrorAnswer"}
             for other in operations.values():
-                schema = other["responses"]["4XX"]["content"]["application/json"]["schema"]
+                schema = self._response(other["responses"]["400"])["content"]["application/json"]["schema"]
         else:
-            described = operation["responses"]
-            assert status in described or kind in described, f"{request.method} {request.url}: {status} not described"
-            content = described.get(status, described.get(kind)).get("content", {})
+            assert status in operation["responses"], f"{request.method} {request.url}: {status} not described"
+            content = self._response(operation["responses"][status]).get("content", {})
             if not content:
                 assert not answer.content
                 return
@@ -72,6 +70,13 @@ class Document:
         if described and request.content:
             packed = "gzip" in request.headers.get("content-encoding", "").lower()
             self._validate(gzip.decompress(request.content) if packed else request.content, described["schema"])
+
+    def _response(self, described: dict[str, Any]) -> dict[str, Any]:
+        """The description of an answer, which may be a reference to one that several operations share."""
+        found: dict[str, Any] = described
+        if "$ref" in described:
+            found = self._content["components"]["responses"][described["$ref"].rpartition("/")[2]]
+        return found
 
     def _validate(self, data: bytes, schema: dict[str, Any]) -> None:
         Draft202012Validator({**schema, "components": self._content["components"]}).validate(orjson.loads(data))

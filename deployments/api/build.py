@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from deployments.api import answers, embeddings, memories, tei, users
 from deployments.api.door import Door
 from deployments.api.http import Routes, api_without_routes, json_response
-from deployments.api.openapi import document_routes, fails
+from deployments.api.openapi import ErrorShape, document_routes, fails
 from deployments.errors import Unavailable
 from deployments.requests.origin import HEADER, request_id_is_missing
 from deployments.service import Memserve
@@ -74,5 +74,6 @@ def build_api(
     def declare() -> list[APIRoute]:
         return [route for group in groups for route in group.documented()]
 
-    document_routes(api, declare, [*embeddings.BODIES, *tei.BODIES, *memories.BODIES])
+    of_tei = {tei.routes.tag: ErrorShape(answers.TeiErrorAnswer, tei.error_body)}
+    document_routes(api, declare, [*embeddings.BODIES, *tei.BODIES, *memories.BODIES], of_tei)
     return api

@@ -32,7 +32,7 @@ BODIES = (
 # 60 ms, the answer has 4.3 MB, and no step of it holds an event loop for more than 30 ms.
 MAX_UNITS = 65_536
 
-routes = Routes("TEI", answers.TeiErrorAnswer)
+routes = Routes("TEI")
 _ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}
 
 
