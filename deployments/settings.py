@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "MEMSERVE_"
+CLIENT_VARIABLES = frozenset({"MEMSERVE_URL", "MEMSERVE_API_KEY"})
+"""Variables of the client (memserve/client.py), which are no settings."""
 
 EVERYDAY = (
     "model.name",
@@ -402,7 +404,7 @@ class Settings(BaseSettings):
     def _refuse_unknown_variables(cls, values: Any) -> Any:
         """Refuse an environment variable with a mistyped section, which pydantic-settings would ignore."""
         for variable in os.environ:
-            if variable.startswith(ENV_PREFIX):
+            if variable.startswith(ENV_PREFIX) and variable not in CLIENT_VARIABLES:
                 section = variable.removeprefix(ENV_PREFIX).split("__")[0].lower()
                 if section not in cls.model_fields:
                     raise ValueError(f"environment variable {variable}: unknown setting `{section}`")

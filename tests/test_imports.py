@@ -47,7 +47,10 @@ MAY_IMPORT = {
     "store.records": "store.errors",
     "store.errors": "",
     "store.__main__": "memserve.command",
-    "memserve": "deployments.serving store",
+    "memserve": "memserve",
+    "memserve.command": "memserve deployments.serving store",
+    "memserve.cluster": "memserve deployments.serving",
+    "memserve.direct": "memserve deployments.errors deployments.requests.origin",
 }
 
 

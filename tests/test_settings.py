@@ -37,6 +37,12 @@ def test_unknown_keys_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> No
     assert refusal({}) == "environment variable MEMSERVE_MODLE__NAME: unknown setting `modle`"
 
 
+def test_the_variables_of_the_client_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMSERVE_URL", "http://127.0.0.1:8000")
+    monkeypatch.setenv("MEMSERVE_API_KEY", "ms_secret")
+    assert load({}) == Settings()
+
+
 def test_wrong_values_name_their_key() -> None:
     assert refusal({"model": {"device": "gpu"}}).startswith("model.device: ")
     assert refusal({"queue": {"max_batch_size": 0}}).startswith("queue.max_batch_size: ")

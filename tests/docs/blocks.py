@@ -11,7 +11,8 @@ Other blocks are not run. Some things differ from run to run. In a page a UUID s
 and a number with three decimals or more for any number within 0.02 of it. `...` stands for anything within a line, and
 a line of only `...` for any lines. White space in JSON does not count, so that a long answer can be broken over lines.
 
-The examples of one page share a folder. `http://127.0.0.1:8000` is replaced by the server that is tested.
+The examples of one page share a folder. `http://127.0.0.1:8000` is replaced by the server that is tested, which is also
+the default of `memserve.Client`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SERVER = "http://127.0.0.1:8000"
 TIMEOUT_S = 60.0
 TOLERANCE = 0.02  # bfloat16 on one machine and float32 on another
+
+_OF_A_SERVER = (SERVER, "get_app_handle", "Client()", ".in_cluster()")
 
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
@@ -95,7 +98,7 @@ def _commands(content: str, line: int, section: str) -> Iterator[Example]:
 
 def needs_server(page: str) -> bool:
     """Whether an example of a page is about a running server."""
-    return any(SERVER in one.source or "get_app_handle" in one.source for one in examples(page))
+    return any(name in one.source for one in examples(page) for name in _OF_A_SERVER)
 
 
 def run(
@@ -105,8 +108,9 @@ def run(
     source = example.source.replace(SERVER, server)
     interpreters = {"bash": ["bash", "-c"], "python": [python, "-c"], "js": ["node", "--input-type=module", "-e"]}
     command = [*interpreters[example.language], source]
+    variables = {**environment, "MEMSERVE_URL": server}
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        command, cwd=folder, env=variables, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     failed = done.stderr if done.returncode else ""
     return (done.stdout + failed).replace(server, SERVER)
