@@ -77,8 +77,9 @@ def with_plain_pickle(handle: DeploymentHandle, **options: Any) -> DeploymentHan
 class UnbatchedCalls:
     """Admits the calls to a deployment that are made for one request each.
 
-    `MAX_UNBATCHED_CALLS` may be in progress. Beyond that, a caller may have as many as its share of them (see
-    `Shares.admits`), so that a caller is not refused because of the calls of another.
+    `MAX_UNBATCHED_CALLS` urgent ones may be in progress, and as many bulk ones. Beyond that, a caller may have as many
+    as its share of them (see `Shares.admits`), so that a caller is not refused because of the calls of another. Bulk
+    calls never cause the refusal of an urgent one.
 
     Args:
         deployment: its name, for errors.
@@ -86,7 +87,8 @@ class UnbatchedCalls:
 
     def __init__(self, deployment: str) -> None:
         self._deployment = deployment
-        self._shares = Shares()
+        self._urgent = Shares()
+        self._bulk = Shares()
 
     @contextmanager
     def admit(self, turn: Turn) -> Iterator[None]:
@@ -95,10 +97,11 @@ class UnbatchedCalls:
         Raises:
             Overloaded: the caller would have more calls in progress than its share, and the work has not begun.
         """
-        if not turn.begun and not self._shares.admits(turn.caller, 1, MAX_UNBATCHED_CALLS):
+        shares = self._bulk if turn.bulk else self._urgent
+        if not turn.begun and not shares.admits(turn.caller, 1, MAX_UNBATCHED_CALLS):
             raise Overloaded(f"The {self._deployment} is overloaded; try again later.")
-        self._shares.add(turn.caller, 1)
+        shares.add(turn.caller, 1)
         try:
             yield
         finally:
-            self._shares.remove(turn.caller, 1)
+            shares.remove(turn.caller, 1)

@@ -109,7 +109,8 @@ async def test_unbatched_calls_past_the_limit_are_refused(tmp_path: Path, monkey
     for _ in range(5):  # a call that failed makes room
         assert (await app.http.get(f"{memories}/none")).status_code == 404
     unlocked = lock(app, monkeypatch)
-    waiting = [asyncio.ensure_future(app.http.get(f"{memories}/1")) for _ in range(4)]
+    # Four urgent calls and four bulk ones, which have limits of their own.
+    waiting = [asyncio.ensure_future(app.http.get(path)) for path in (f"{memories}/1", f"{ann}/export") * 4]
     await turns(2000)
     for method, path, body in (
         ("GET", f"{memories}/1", None),

@@ -312,6 +312,20 @@ def test_a_caller_has_as_many_unbatched_calls_as_its_share(monkeypatch: pytest.M
             held.enter_context(calls.admit(ann))
 
 
+def test_bulk_calls_take_no_room_from_urgent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployments.calls.resilient, "MAX_UNBATCHED_CALLS", 4)
+    calls = UnbatchedCalls("store")
+    with ExitStack() as held:
+        for number in range(8):
+            held.enter_context(calls.admit(Turn(f"bulk {number}", bulk=True)))
+        with pytest.raises(Overloaded):
+            held.enter_context(calls.admit(Turn("ann", bulk=True)))
+        for _ in range(4):
+            held.enter_context(calls.admit(Turn("ann")))
+        with pytest.raises(Overloaded):
+            held.enter_context(calls.admit(Turn("ann")))
+
+
 async def test_a_call_whose_replica_died_is_sent_again() -> None:
     died = 0
 

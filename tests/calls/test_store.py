@@ -98,7 +98,7 @@ async def test_the_store_is_told_the_caller_of_a_call_and_whether_it_is_bulk_wor
     await calls.write(Store.delete_where, "t", "ann", {})
     await calls.write(Store.erase_user, "t", "ann")
     await calls.write(Store.delete_many, "t", "ann", ["1"] * 32)
-    await calls.import_page("t", "ann", [], begin=True, issued_at=datetime(2026, 1, 1, tzinfo=UTC))
+    await calls.import_page("t", "ann", [], issued_at=datetime(2026, 1, 1, tzinfo=UTC), epoch=None)
     ann = "user:1:tann"
     assert [(method, sent) for method, sent, _ in handle.calls] == [
         ("get", (ann, False, None, 1)),
@@ -166,16 +166,16 @@ async def test_an_export_and_an_import_that_have_begun_are_not_refused(monkeypat
     calls = calls_over(handle)
     issued_at = datetime(2026, 1, 1, tzinfo=UTC)
     cursor: Any = object()
-    async with started(*(calls.read_user(Store.get, "t", "ann", "1") for _ in range(4))):
+    async with started(*(calls.export_page("t", "ann", None) for _ in range(4))):
         for first in (
             calls.export_page("t", "ann", None),
-            calls.import_page("t", "ann", [], begin=True, issued_at=issued_at),
+            calls.import_page("t", "ann", [], issued_at=issued_at, epoch=None),
         ):
             with pytest.raises(Overloaded):
                 await first
         later = [
             calls.export_page("t", "ann", cursor),
-            calls.import_page("t", "ann", [], begin=False, issued_at=issued_at),
+            calls.import_page("t", "ann", [], issued_at=issued_at, epoch=1),
         ]
         async with started(*later) as waiting:
             handle.gate.set()
