@@ -474,20 +474,20 @@ class Memserve:
 
         `{imported, unchanged}`, and `truncated`, the number of texts that were cut, if any was.
         """
-        begin = True
+        epoch: int | None = None  # of the user; None until a page is written
         truncated = 0
         turn = Turn.of_user(TENANT, user_id, bulk=True)
 
         async def embed(texts: Sequence[str]) -> np.ndarray:
             nonlocal truncated
-            embedded = await self._vectors.of_texts(list(texts), turn if begin else turn.after_begin())
+            embedded = await self._vectors.of_texts(list(texts), turn if epoch is None else turn.after_begin())
             truncated += int(embedded.truncated.sum())
             return embedded.vectors
 
         async def write(lines: Sequence[ImportLine]) -> Imported:
-            nonlocal begin
-            done = await self._store.import_page(TENANT, user_id, lines, begin=begin, issued_at=origin.issued_at)
-            begin = False
+            nonlocal epoch
+            done = await self._store.import_page(TENANT, user_id, lines, issued_at=origin.issued_at, epoch=epoch)
+            epoch = done.epoch
             return done
 
         with located("lines"):

@@ -235,10 +235,16 @@ class UsersPage:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """The outcome of an import. `unchanged` counts the lines whose memory already existed with the same content."""
+    """The outcome of an import, or of one page of it.
+
+    Attributes:
+        unchanged: the number of lines whose memory already existed with the same content.
+        epoch: of the user; the later pages of the import are to name it. An erasure changes it.
+    """
 
     imported: int
     unchanged: int
+    epoch: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,10 +309,11 @@ class Store:
             InvalidInput, Conflict: see `import_page`. The pages before it are written.
         """
         imported = unchanged = 0
+        epoch: int | None = None
         parsed = parse_lines(lines, self._now, first)
         for page in importing.pages(parsed):
-            done = self.import_page(tenant, user_id, page, begin=begin, issued_at=issued_at)
-            begin = False
+            done = self.import_page(tenant, user_id, page, begin=begin, issued_at=issued_at, epoch=epoch)
+            begin, epoch = False, done.epoch
             imported, unchanged = imported + done.imported, unchanged + done.unchanged
         return Imported(imported, unchanged)
 
@@ -324,6 +325,7 @@ class Store:
         *,
         begin: bool = True,
         issued_at: datetime | None = None,
+        epoch: int | None = None,
     ) -> Imported:
         """Import parsed lines, at least one, in one transaction.
 
@@ -332,6 +334,8 @@ class Store:
         Args:
             begin: False for lines that continue an import.
             issued_at: see `Append`. With None, memories are imported even if they were erased at any time.
+            epoch: for lines that continue an import, the `epoch` of its first page. Without it, an import that takes
+                more than an hour is refused if any memory of the user was deleted meanwhile.
 
         Raises:
             InvalidInput: a line cannot be used. `position` is the line's own.
@@ -345,7 +349,13 @@ class Store:
             if begin:
                 importing.begin_import(connection, user, issued_us)
             return importing.import_lines(
-                connection, user, checked, model_id=self.log.model_id, issued_at=issued_us, now=self._micros()
+                connection,
+                user,
+                checked,
+                model_id=self.log.model_id,
+                issued_at=issued_us,
+                epoch=epoch,
+                now=self._micros(),
             )
 
     # Reads

@@ -213,13 +213,22 @@ class StoreCalls:
             return await self._write(method, turn, memories, tenant, user_id, *args, **options)
 
     async def import_page(
-        self, tenant: str, user_id: str, lines: Sequence[ImportLine], *, begin: bool, issued_at: datetime
+        self, tenant: str, user_id: str, lines: Sequence[ImportLine], *, issued_at: datetime, epoch: int | None
     ) -> Imported:
-        """`Store.import_page`. Raises Overloaded only for the first page of an import, which has `begin`."""
+        """`Store.import_page`. Raises Overloaded only for the first page of an import, which has no `epoch` yet."""
+        begin = epoch is None
         turn = Turn.of_user(tenant, user_id, bulk=True, begun=not begin)
         with self._unbatched.admit(turn):
             return await self._write(
-                Store.import_page, turn, len(lines), tenant, user_id, lines, begin=begin, issued_at=issued_at
+                Store.import_page,
+                turn,
+                len(lines),
+                tenant,
+                user_id,
+                lines,
+                begin=begin,
+                issued_at=issued_at,
+                epoch=epoch,
             )
 
     async def _write(

@@ -2,7 +2,8 @@
 
 Guarantees: the lines of one call are all written or none of them, in one transaction of the caller. An import may be
 repeated: lines whose memory exists with the same content and vector are `unchanged`, and so are lines whose memory has
-expired since it was imported. An import never restores what was erased after it was sent.
+expired since it was imported. An import never restores what was erased after it was sent, except for a memory that was
+deleted more than an hour before its line was written: the log no longer knows of it.
 
 All functions that take a connection run inside a caller's write transaction, under the lock of the user's row.
 """
@@ -115,6 +116,7 @@ def import_lines(
     *,
     model_id: int,
     issued_at: int | None,
+    epoch: int | None,
     now: int,
 ) -> Imported:
     """Write some lines.
@@ -122,11 +124,17 @@ def import_lines(
     A memory that exists with the same content gets the line's vector if that is another one, unless the memory was
     changed after `issued_at`.
 
+    Args:
+        epoch: of the user when the import began; None for the first lines. It tells whether the user was erased since.
+            `User.erased_at` would refuse an import that takes more than an hour, since it is also the time of the
+            newest tombstone that was removed.
+
     Raises:
         Conflict: the user has a memory with a line's id and other content, or erased a line's memory or everything
             after `issued_at`.
     """
-    if issued_at is not None and issued_at <= user.erased_at:
+    erased = issued_at is not None and issued_at <= user.erased_at if epoch is None else epoch != user.epoch
+    if erased:
         raise Conflict("the user was erased after this import was sent", None, "erased", lines[0].line.position)
     keys = [user_key(user.uid, checked.line.id) for checked in lines]
     known = _known(connection, keys, model_id)
@@ -150,7 +158,7 @@ def import_lines(
             _plan_vector(plan, user, row, checked, model_id=model_id, now=now)
     _write(connection, plan, labels)
     imported = len(plan.memories) + len(plan.changes)
-    return Imported(imported, len(lines) - imported)
+    return Imported(imported, len(lines) - imported, user.epoch)
 
 
 def _known(connection: Connection, keys: Sequence[bytes], model_id: int) -> dict[bytes, Any]:

@@ -14,6 +14,7 @@ from deployments.calls.transfer import PIECE_LINES
 from deployments.errors import InvalidRequest
 from deployments.requests.origin import Origin
 from store import Conflict
+from store.log import space
 from tests.local_app import DIM, LocalApp
 
 VECTOR = [1.0] * DIM
@@ -149,6 +150,24 @@ async def test_a_piece_is_imported_before_the_next_one_arrives(api: httpx.AsyncC
 
     assert (await import_into(api, "ann", slowly())).json() == {"imported": PIECE_LINES + 2, "unchanged": 0}
     assert seen == [PIECE_LINES]
+
+
+async def test_an_import_goes_on_after_the_log_has_forgotten_a_deletion(
+    app: LocalApp, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "TOMBSTONES_US", 0)
+
+    async def with_deletions() -> AsyncIterator[bytes]:
+        for n in range(PIECE_LINES):
+            yield orjson.dumps({"id": str(n), "text": "tea", "vector": VECTOR}) + b"\n"
+        assert (await api.delete("/v1/users/ann/memories/0")).status_code == 204
+        replica = app.store.deployment
+        while await replica._in_worker(replica._store.background_step):
+            pass
+        yield b'{"id": "last", "text": "milk"}'
+
+    assert (await import_into(api, "ann", with_deletions())).json() == {"imported": PIECE_LINES + 1, "unchanged": 0}
+    assert (await api.get("/v1/users/ann")).json()["memories"] == PIECE_LINES
 
 
 async def test_an_import_that_failed_at_a_bad_line_can_be_sent_again(api: httpx.AsyncClient) -> None:

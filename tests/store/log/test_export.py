@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from store import (
     Imported,
     InvalidInput,
     NewMemory,
+    NotFound,
     Search,
     SearchResult,
     Store,
@@ -26,7 +27,8 @@ from store import (
 )
 from store.log import export, importing
 from store.log.database import Log
-from store.log.maintenance import verify
+from store.log.export import PAGE
+from store.log.maintenance import count, verify
 from tests.store.conftest import DIM, Clock
 
 T = "default"
@@ -381,6 +383,70 @@ def test_an_import_is_not_refused_because_another_memory_has_expired(store: Stor
     clock.advance(10)
     purge(store, clock)
     assert store.import_lines(T, "ann", [expiring(clock, "new", None)], issued_at=sent) == Imported(1, 0)
+
+
+def test_an_expired_line_is_never_seen_even_if_the_log_has_forgotten_the_memory(store: Store, clock: Clock) -> None:
+    """An hour after a memory expired its tombstone is gone. A repeated import then writes it until the next purge."""
+    lines = [expiring(clock, "1", 5), expiring(clock, "2", None)]
+    store.import_lines(T, "ann", lines, issued_at=clock())
+    clock.advance(10)
+    purge(store, clock)
+    clock.advance(4000)
+    purge(store, clock)
+    assert count(store.log).tombstones == 0
+    left = list(store.export(T, "ann"))
+    for issued_at in (clock(), None):
+        assert store.import_lines(T, "ann", lines, issued_at=issued_at) == Imported(1, 1)
+        assert list(store.export(T, "ann")) == left
+        assert [memory.id for memory in store.list(T, "ann").memories] == ["2"]
+        (found,) = store.search([Search(T, "ann", np.ones(DIM, np.float32), 5)])
+        assert isinstance(found, SearchResult) and [memory.id for memory in found.results] == ["2"]
+        for read in (store.get, store.history):
+            with pytest.raises(NotFound):
+                read(T, "ann", "1")
+        purge(store, clock)
+        assert store.user(T, "ann").memories == 1
+        assert store.import_lines(T, "ann", lines, issued_at=clock()) == Imported(0, 2)
+        clock.advance(4000)
+        purge(store, clock)
+    assert list(verify(store.log)) == []
+
+
+def test_an_import_of_more_than_an_hour_goes_on_although_memories_were_deleted(store: Store, clock: Clock) -> None:
+    ids = [str(n) for n in range(PAGE + 1)]
+    sent = clock()
+
+    def lines() -> Iterator[bytes]:
+        for id in ids:
+            if id == ids[-1]:
+                store.delete(T, "ann", "0")
+                clock.advance(4000)
+                purge(store, clock)
+                assert count(store.log).tombstones == 0
+            yield expiring(clock, id, None)
+
+    assert store.import_lines(T, "ann", lines(), issued_at=sent) == Imported(PAGE + 1, 0)
+    assert {memory.id for memory in store.list(T, "ann", limit=1000).memories} == {*ids[1:]}
+
+
+@pytest.mark.parametrize("emptied", ["erased", "deleted, and another import begins"])
+def test_an_import_is_refused_after_its_user_was_erased_however_long_it_takes(
+    store: Store, clock: Clock, emptied: str
+) -> None:
+    first, second, other = (list(parse_lines([expiring(clock, id, None)], clock)) for id in "123")
+    sent = clock()
+    epoch = store.import_page(T, "ann", first, issued_at=sent).epoch
+    if emptied == "erased":
+        store.erase_user(T, "ann")
+    else:
+        store.delete(T, "ann", "1")
+        store.import_page(T, "ann", other, issued_at=clock())
+    for _ in range(2):
+        with pytest.raises(Conflict) as late:
+            store.import_page(T, "ann", second, begin=False, issued_at=sent, epoch=epoch)
+        assert (late.value.param, late.value.code) == ("0", "erased")
+        clock.advance(4000)
+        purge(store, clock)
 
 
 @pytest.mark.parametrize("begin", [True, False])
