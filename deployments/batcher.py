@@ -12,7 +12,7 @@ Guarantees:
   goes first, but a bulk batch follows each urgent batch that left no urgent item in the queue: small batches take long
   for their cost, and would hold bulk work up. So a single urgent item waits for at most one bulk batch. While more
   urgent items wait than fit into a batch, bulk work gets `BULK_SHARE` of the work that is done.
-- If callers give up while they wait, items that have waited long are served after fresh ones
+- If callers give up while they wait, those of their items that have waited long are served after fresh ones
   (deployments/patience.py).
 - `select` chooses the items of a batch. By default it stays within the budget; an item that costs more runs alone.
 - A call is admitted as a whole or refused as a whole. A call that exceeds its caller's share of a full queue is refused
@@ -36,7 +36,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from deployments.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from deployments.fair_queue import FairQueue, Turn
-from deployments.patience import Patience
+from deployments.patience import PatienceOfCallers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,15 +52,16 @@ SLOTS_BESIDE_BULK = 8
 class _Call:
     """One submission: its results in order, and the future that its caller awaits."""
 
-    __slots__ = ("abandoned", "caller", "expires_at", "future", "queued_at", "remaining", "results")
+    __slots__ = ("abandoned", "caller", "deadline", "expires_at", "future", "queued_at", "remaining", "results")
 
     def __init__(
-        self, size: int, future: asyncio.Future[None], caller: str, queued_at: float, expires_at: float
+        self, size: int, future: asyncio.Future[None], turn: Turn, queued_at: float, expires_at: float
     ) -> None:
         self.results: list[object] = [None] * size
         self.remaining = size
         self.future = future
-        self.caller = caller
+        self.caller = turn.caller
+        self.deadline = turn.deadline
         self.queued_at = queued_at
         self.expires_at = expires_at
         self.abandoned = False
@@ -92,6 +93,12 @@ class Waiting(Generic[Item]):
     def waited_s(self, now: float) -> float:
         """The time since the item was queued."""
         return now - self._call.queued_at
+
+    @property
+    def own_s(self) -> float | None:
+        """The time from queueing to the deadline that the caller gave; None if it gave none."""
+        call = self._call
+        return None if call.deadline is None else call.deadline - call.queued_at
 
     def expired(self, now: float) -> bool:
         """Whether the deadline has passed."""
@@ -154,7 +161,7 @@ class _Lane(Generic[Item]):
 
     def __init__(self) -> None:
         self.queue: FairQueue[Waiting[Item]] = FairQueue()
-        self.patience = Patience()
+        self.patience = PatienceOfCallers()
         self.running = 0
         self.running_cost = 0
 
@@ -335,7 +342,7 @@ class Batcher(Generic[Item, Result]):
         self.admit(sum(costs), turn)
         now = self._clock()
         expires_at = self._expires_at(turn, now)
-        call = _Call(len(items), asyncio.get_running_loop().create_future(), turn.caller, now, expires_at)
+        call = _Call(len(items), asyncio.get_running_loop().create_future(), turn, now, expires_at)
         entries = [
             Waiting(item, cost, call, index) for index, (item, cost) in enumerate(zip(items, costs, strict=True))
         ]
@@ -430,7 +437,7 @@ class Batcher(Generic[Item, Result]):
         contended = bool(self._urgent.queue and self._bulk.queue)
         before = lane.queue.cost
         batch = lane.queue.take(self._chosen(lane))
-        lane.patience.served(len({entry._call for entry in batch}))
+        lane.patience.served([call.caller for call in {entry._call for entry in batch}])
         cost = before - lane.queue.cost
         self._bulk_is_next = contended and lane is self._urgent and not lane.queue
         if not contended:
@@ -452,15 +459,19 @@ class Batcher(Generic[Item, Result]):
 
     def _chosen(self, lane: _Lane[Item]) -> Sequence[int]:
         """The indices of the items of the next batch."""
-        entries, fresh_s = lane.queue.entries, lane.patience.fresh_s()
-        if fresh_s is None:
+        entries, patience = lane.queue.entries, lane.patience
+        if not patience.is_short:
             return self._select(entries, self.budget)
-        # A batch may not take longer either: on a slow device a full one would be late for all of its callers.
-        budget = min(self.budget, max(1, int(self.drain_rate * fresh_s))) if self.drain_rate else self.budget
-        if lane.patience.takes_oldest:
+        fresh_s = [patience.fresh_s(entry.caller, entry.own_s) for entry in entries]
+        budget = self.budget
+        longest_s = max(math.inf if one is None else one for one in fresh_s)
+        if self.drain_rate and longest_s < math.inf:
+            # A batch may not take longer either: on a slow device a full one would be late for all of its callers.
+            budget = min(budget, max(1, int(self.drain_rate * longest_s)))
+        if patience.takes_oldest:
             return self._select(entries, budget)
         now = self._clock()
-        late = [entry.waited_s(now) > fresh_s for entry in entries]
+        late = [one is not None and entry.waited_s(now) > one for entry, one in zip(entries, fresh_s, strict=True)]
         order = sorted(range(len(entries)), key=late.__getitem__)
         chosen = self._select([entries[index] for index in order], budget)
         return [order[index] for index in chosen]
@@ -516,8 +527,9 @@ class Batcher(Generic[Item, Result]):
 
 def _count_those_that_gave_up(lane: _Lane[Any], removed: Sequence[Waiting[Any]], now: float) -> None:
     """Count each call once, however many items it has: one large call says nothing about other callers."""
-    for entry in {entry._call: entry for entry in removed}.values():
-        lane.patience.gave_up(entry.waited_s(now))
+    for call in {entry._call for entry in removed}:
+        by_own_deadline = not call.abandoned and call.deadline is not None and call.deadline <= now
+        lane.patience.gave_up(call.caller, None if by_own_deadline else now - call.queued_at)
 
 
 def _too_late() -> DeadlineExceeded:

@@ -30,7 +30,8 @@ from typing import Generic, Protocol, TypeVar
 deadline_of_request: ContextVar[float | None] = ContextVar("deadline_of_request", default=None)
 """The deadline of the request that is being answered. Turns that are made for it have this deadline by default."""
 
-_PROCESS = f"request:{uuid.uuid4().hex[:12]}-"  # callers of several gateways meet in one embedder
+_REQUEST = "request:"
+_PROCESS = f"{_REQUEST}{uuid.uuid4().hex[:12]}-"  # callers of several gateways meet in one embedder
 _requests = itertools.count()
 _tag = attrgetter("tag")
 
@@ -44,6 +45,11 @@ _IDLE_PER_CALLER = 4  # and so many for each that waits
 
 def _new_request() -> str:
     return _PROCESS + str(next(_requests))
+
+
+def is_one_request(caller: str) -> bool:
+    """Whether a caller is a single request, which has no name by which its other requests are known."""
+    return not caller or caller.startswith(_REQUEST)
 
 
 @dataclass(slots=True)  # not frozen, which would take a microsecond more for each request

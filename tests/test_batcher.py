@@ -467,6 +467,35 @@ async def test_if_callers_give_up_fresh_items_are_served_before_items_that_waite
     assert await asyncio.gather(*running) == [2 * n for n in range(-20, 7)]
 
 
+async def test_callers_that_give_up_early_are_not_served_before_others() -> None:
+    now, device = [0.0], Device()
+    batcher = Batcher(device, in_flight=1, budget=2, clock=lambda: now[0])
+    running = [start(batcher.submit(0))]
+    await turns()
+    running += [start(batcher.submit(n, Turn("bob"))) for n in (1, 2)]
+    running += [start(batcher.submit(n)) for n in (3, 4)]
+    hasty = [start(batcher.submit(100 + n, Turn("ann"))) for n in range(20)]
+    hasty += [start(batcher.submit(200 + n, Turn(deadline=0.01))) for n in range(20)]
+    await turns()
+    now[0] = 0.3
+    for task in hasty[:20]:
+        task.cancel()
+    await turns()
+    assert batcher.queued == 4
+    running += [start(batcher.submit(5, Turn("ann"))), start(batcher.submit(6))]
+    await turns()
+    now[0] = 0.6
+    running += [start(batcher.submit(7, Turn("ann"))), start(batcher.submit(8, Turn(deadline=9.0)))]
+    await turns()
+    for _ in range(6):
+        await device.finish()
+    # Of all that waits, only Ann's item 5 is late: Ann gives up after 0.3 s, and a fresh item has waited 0.075 s. No
+    # batch for Ann alone takes longer than that.
+    assert device.started == [[0], [1, 3], [4, 6], [8, 2], [7], [5]]
+    assert await asyncio.gather(*running) == [2 * n for n in range(9)]
+    await asyncio.gather(*hasty, return_exceptions=True)
+
+
 async def test_if_callers_give_up_no_batch_takes_longer_than_an_item_is_fresh() -> None:
     now, device = [0.0], Device()
     batcher = Batcher(device, in_flight=1, budget=100, clock=lambda: now[0])
@@ -510,11 +539,11 @@ async def test_callers_whose_deadline_passes_have_given_up() -> None:
     hasty = [start(batcher.submit(1000 + n, Turn(deadline=1.0))) for n in range(20)]
     await turns()
     now[0] = 1.0
-    running += [start(batcher.submit(1))]
+    running += [start(batcher.submit(1, Turn(deadline=4.0)))]
     await turns()
     assert all(isinstance(error, DeadlineExceeded) for error in await asyncio.gather(*hasty, return_exceptions=True))
     now[0] = 2.0
-    running += [start(batcher.submit(2))]
+    running += [start(batcher.submit(2, Turn(deadline=6.0)))]
     await turns()
     await device.finish()
     await device.finish()

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "store.errors ray starlette",
     "deployments.batcher": "deployments.errors deployments.fair_queue deployments.patience",
     "deployments.fair_queue": "",
-    "deployments.patience": "",
+    "deployments.patience": "deployments.fair_queue",
     "deployments.metrics": "deployments.embedding ray",
     "deployments.settings": "",
     "deployments.errors": "store.errors",
