@@ -69,6 +69,7 @@ class Gateway(Memserve):
             behind_haproxy=haproxy_is_in_front(),
             loopback_only=settings.auth.mode == "loopback",
             cors_origins=settings.auth.cors_origins,
+            max_body_bytes_in_flight=settings.gateway.max_body_bytes_in_flight,
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

@@ -325,6 +325,13 @@ class GatewaySettings(Replicas):
         ge=1024,
         description="The largest body of a request, in bytes. A larger one is answered with status 413.",
     )
+    max_body_bytes_in_flight: int = Field(
+        256 * 1024 * 1024,
+        ge=1024,
+        description="The bytes of all bodies of more than 64 KiB that one gateway is reading or working on. A body of "
+        "more than half of what is left is answered with status 429, unless it is the only one. Parsed bodies take a "
+        "few times as much memory. Imports do not count, as they are read line by line.",
+    )
     max_import_line_bytes: int | None = Field(
         None,
         ge=1024,

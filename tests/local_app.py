@@ -106,6 +106,7 @@ class LocalApp:
     """One gateway, one embedder, one store.
 
     Attributes:
+        api: the routes.
         http: a client of the routes, which checks every answer against the OpenAPI document.
         embedder, store: the handles.
         model: the embedder itself.
@@ -124,15 +125,19 @@ class LocalApp:
         self.store = Replica(deployment)
         self.gateway = Gateway(settings, self.embedder, self.store)  # type: ignore[arg-type]
         self.errors: list[Exception] = []
-        api = build_api(self.gateway, on_error=self.errors.append)
+        self.api = build_api(
+            self.gateway,
+            on_error=self.errors.append,
+            max_body_bytes_in_flight=settings.gateway.max_body_bytes_in_flight,
+        )
         if not _documents:
-            _documents.append(Document(api.openapi()))
+            _documents.append(Document(self.api.openapi()))
 
         async def check_documented(answer: httpx.Response) -> None:
             await answer.aread()
             _documents[0].check(answer.request, answer)
 
-        transport = httpx.ASGITransport(app=api, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(app=self.api, raise_app_exceptions=False)
         hooks = {"response": [check_documented]}
         self.http = httpx.AsyncClient(transport=transport, base_url="http://memserve", event_hooks=hooks)
         return self

@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from deployments.api import answers, embeddings, memories, tei, users
 from deployments.api.door import Door
+from deployments.api.held_bodies import HeldBodies
 from deployments.api.http import Routes, api_without_routes, json_response
 from deployments.api.openapi import ErrorShape, document_routes, fails
 from deployments.errors import Unavailable
@@ -47,6 +48,7 @@ def build_api(
     behind_haproxy: bool = False,
     loopback_only: bool = False,
     cors_origins: Sequence[str] = (),
+    max_body_bytes_in_flight: int = 256 << 20,
 ) -> FastAPI:
     """The ASGI application of one gateway replica. If a request fails, `on_error` is called with its error.
 
@@ -54,6 +56,7 @@ def build_api(
         behind_haproxy: whether HAProxy is in front. Readiness then requires the header that makes resent writes safe.
         loopback_only: whether requests that a web page may make through a browser on this machine are refused.
         cors_origins: origins whose web pages may call the application.
+        max_body_bytes_in_flight: see `HeldBodies`.
     """
     error_bodies = dict.fromkeys(tei.routes.paths(), tei.error_body)
     api = api_without_routes(on_error, error_bodies)
@@ -68,6 +71,7 @@ def build_api(
             expose_headers=["*"],
         )
     api.state.behind_haproxy = behind_haproxy
+    api.state.held_bodies = HeldBodies(max_body_bytes_in_flight)
     groups = (embeddings.routes, tei.routes, memories.routes, users.routes, operations)
     api.router.routes.extend(route for group in groups for route in group.served(memserve))
 

@@ -94,8 +94,11 @@ class Routes:
 
 async def _in_time(handler: Handler, memserve: Memserve, request: Request) -> Response:
     """Answer a request by its handler, whose work has the request's deadline."""
-    with deadlines.within_header(request.headers):
-        return await handler(memserve, request)
+    try:
+        with deadlines.within_header(request.headers):
+            return await handler(memserve, request)
+    finally:
+        request.app.state.held_bodies.release(request.scope)
 
 
 def _no_parameters() -> None:
@@ -158,12 +161,20 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         TooLarge: as soon as it is known to be longer than `max_bytes`, compressed or unpacked.
+        Overloaded: the bodies of other requests take too much memory.
         UnsupportedEncoding, InvalidRequest: see `body_chunks`.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
-    return b"".join([chunk async for chunk in _at_most(max_bytes, body_chunks(request, max_bytes))])
+    declared, held, size = request.headers.get("content-length", ""), request.app.state.held_bodies, 0
+    if declared.isdecimal():
+        if int(declared) > max_bytes:
+            raise _too_large(max_bytes)
+        held.hold(request.scope, int(declared))
+    chunks = []
+    async for chunk in _at_most(max_bytes, body_chunks(request, max_bytes)):
+        chunks.append(chunk)
+        size += len(chunk)
+        held.hold(request.scope, size)
+    return b"".join(chunks)
 
 
 async def _at_most(max_bytes: int, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

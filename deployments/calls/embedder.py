@@ -14,9 +14,9 @@ Nothing is durable: queued requests are lost with the process.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict, TypeVar, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
@@ -42,11 +42,12 @@ BULK_TOKENS = 1_024
 def estimated_tokens(given: object, limit: int) -> int:
     """The tokens of one input that is not tokenized yet: exact for token ids, by length for a text.
 
-    An input counts at most `limit`, the tokens that the model reads of it. Requests are admitted by this estimate; the
-    embedder counts exactly.
+    An input counts at most `limit`, the tokens that the model reads of it; a text of a megabyte and more counts by the
+    memory that it takes. Requests are admitted by this estimate; the embedder counts exactly.
     """
     if isinstance(given, str):
-        return min(limit, len(given) // CHARACTERS_PER_TOKEN + 2)
+        size = len(given)
+        return max(min(limit, size // CHARACTERS_PER_TOKEN + 2), size // MOST_CHARACTERS_PER_TOKEN)
     return min(limit, len(cast(list[int], given)))
 
 

@@ -40,6 +40,8 @@ _TOKENIZE_CHARACTERS = 65_536
 _SPLIT_UNITS = 8_192
 CHARACTERS_PER_TOKEN = 4
 """Of English text. It bounds the texts that are queued before they are tokenized, whose tokens are not known yet."""
+MOST_CHARACTERS_PER_TOKEN = 4_096
+"""A text counts at least one token for so many characters. So the limits of the queues bound their memory, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,8 +286,9 @@ class Engine:
 
     def _characters(self, one: _Input) -> int:
         """The characters of an input that count. A token id counts as one character, as tokenizing it is free."""
-        limit = self.info.limit(one.input_type)
-        return min(len(one.prompt) + len(one.given), limit * CHARACTERS_PER_TOKEN)
+        read = self.info.limit(one.input_type) * CHARACTERS_PER_TOKEN
+        size = len(one.given)
+        return max(min(len(one.prompt) + size, read), size * CHARACTERS_PER_TOKEN // MOST_CHARACTERS_PER_TOKEN)
 
     @property
     def _untokenized(self) -> int:

@@ -14,7 +14,7 @@ from ray.serve.exceptions import BackPressureError
 import deployments.calls.resilient
 from deployments.calls.embedder import EmbedderCalls
 from deployments.calls.resilient import ATTEMPTS, UnbatchedCalls, resilient
-from deployments.embedding.engine import EmbedRequest, Engine
+from deployments.embedding.engine import MOST_CHARACTERS_PER_TOKEN, EmbedRequest, Engine
 from deployments.embedding.fake import FakeModel
 from deployments.embedding.model import Tokens
 from deployments.errors import (
@@ -439,3 +439,24 @@ async def test_the_deadline_is_sent_as_the_time_that_remains() -> None:
         (["first"], "a", False, None),
         (["in time"], "b", False, 4.5),
     ]
+
+
+async def test_a_text_of_megabytes_counts_by_its_memory() -> None:
+    handle = EmbedderHandle()
+    calls = calls_over(handle, max_queued_tokens=4000)
+    handle.gate.clear()
+    long = "word " * 800_000  # four million characters, of which the model reads 16 tokens
+    first = asyncio.create_task(calls.embed(["first"], "", "end"))
+    await turns()
+    waiting = [asyncio.create_task(calls.embed([long + str(n)], "", "end")) for n in range(8)]
+    await turns()
+    each = (len(long) + 1) // MOST_CHARACTERS_PER_TOKEN
+    assert (each, calls.queued_tokens) == (976, 7 * 976)  # one is sent
+    waiting.append(asyncio.create_task(calls.embed([long + "8"], "", "end")))
+    await turns()
+    with pytest.raises(Overloaded):  # nine texts would count more than twice the limit
+        await calls.embed([long], "", "end")
+    for task in [first, *waiting]:
+        task.cancel()
+    await asyncio.gather(first, *waiting, return_exceptions=True)
+    handle.gate.set()

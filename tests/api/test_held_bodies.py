@@ -1,0 +1,89 @@
+"""The bodies that a gateway holds take a bounded number of bytes, and the largest are refused first."""
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from deployments.api.held_bodies import SMALL_BYTES, HeldBodies
+from deployments.errors import Overloaded
+from tests.local_app import LocalApp
+
+KB = 1000
+
+
+def test_a_body_may_have_half_of_the_bytes_that_are_left() -> None:
+    held = HeldBodies(1000 * KB)
+    scopes = [{} for _ in range(5)]
+    for scope, size, left in zip(scopes, (400, 300, 150, 75), (600, 300, 150, 75), strict=False):
+        held.hold(scope, size * KB)
+        with pytest.raises(Overloaded):
+            held.hold({}, left * KB // 2 + SMALL_BYTES)
+        assert held.bytes == (1000 - left) * KB
+    held.hold({}, SMALL_BYTES)  # small bodies do not count
+    for scope in scopes:
+        held.release(scope)
+        held.release(scope)
+    assert held.bytes == 0
+
+
+def test_a_body_that_is_the_only_one_is_never_refused() -> None:
+    held, scope = HeldBodies(100 * KB), {}
+    held.hold(scope, 5000 * KB)
+    held.hold(scope, 6000 * KB)
+    assert held.bytes == 6000 * KB
+    with pytest.raises(Overloaded):
+        held.hold({}, 70 * KB)
+    held.release(scope)
+    held.hold({}, 70 * KB)
+
+
+def test_a_body_counts_what_has_arrived_or_was_announced_whichever_is_more() -> None:
+    held, scope = HeldBodies(1000 * KB), {}
+    for size, counted in ((1, 0), (300, 300), (200, 300), (301, 301)):
+        held.hold(scope, size * KB)
+        assert held.bytes == counted * KB
+
+
+def body_of(size: int) -> bytes:
+    return orjson.dumps({"input": "a " * (size // 2)})
+
+
+async def turns() -> None:
+    await asyncio.sleep(0)
+
+
+async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), 10_000):
+        yield body[start : start + 10_000]
+
+
+@pytest.mark.parametrize("sent", ["whole", "in chunks", "gzip"])
+async def test_bodies_of_requests_in_progress_are_bounded(tmp_path: Path, sent: str) -> None:
+    app = await LocalApp.start(tmp_path, gateway={"max_body_bytes_in_flight": 1000 * KB})
+    held = app.api.state.held_bodies
+    app.model.gate.clear()
+    first = asyncio.create_task(app.http.post("/v1/embeddings", content=body_of(800 * KB)))
+    while not app.model.texts:
+        await turns()
+    large = {
+        "whole": body_of(300 * KB),
+        "in chunks": in_chunks(body_of(300 * KB)),
+        "gzip": gzip.compress(body_of(300 * KB)),
+    }
+    headers = {"content-encoding": "gzip"} if sent == "gzip" else {}
+    refused = await app.http.post("/v1/embeddings", content=large[sent], headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+    assert refused.headers["retry-after"] == "1"
+    assert 800 * KB < held.bytes < 801 * KB
+    lines = b"".join(orjson.dumps({"id": str(n), "text": "x" * 1000, "vector": [1.0] * 32}) + b"\n" for n in range(300))
+    assert (await app.http.post("/v1/users/ann/import", content=lines)).json() == {"imported": 300, "unchanged": 0}
+    small = asyncio.create_task(app.http.post("/v1/embeddings", content=body_of(1 * KB)))
+    app.model.gate.set()
+    assert [(await one).status_code for one in (first, small)] == [200, 200]
+    assert held.bytes == 0
+    assert (await app.http.post("/v1/embeddings", content=body_of(900 * KB))).status_code == 200
+    await app.stop()
