@@ -99,17 +99,21 @@ class Embedder:
         """The model's name, dimension, limits and device."""
         return self._engine.info
 
-    async def split(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[TextToken]] | MemserveError:
+    async def split(
+        self, texts: Sequence[str], add_special_tokens: bool, timeout_s: float | None = None
+    ) -> list[list[TextToken]] | MemserveError:
         """The tokens of each text with their positions in it. An error of the request is returned, not raised."""
         try:
-            return await self._engine.split(texts, add_special_tokens=add_special_tokens)
+            return await self._engine.split(texts, add_special_tokens=add_special_tokens, timeout_s=timeout_s)
         except MemserveError as error:
             return error
 
-    async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str] | MemserveError:
+    async def decode(
+        self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True, timeout_s: float | None = None
+    ) -> list[str] | MemserveError:
         """The text of each list of token ids. An error of the request is returned, not raised."""
         try:
-            return await self._engine.decode(ids, skip_special_tokens=skip_special_tokens)
+            return await self._engine.decode(ids, skip_special_tokens=skip_special_tokens, timeout_s=timeout_s)
         except MemserveError as error:
             return error
 

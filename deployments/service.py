@@ -24,7 +24,7 @@ from deployments.calls.transfer import LongLines, export_pieces, import_pieces, 
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, TextToken, Truncate
 from deployments.errors import MemserveError, Unavailable, located, renumbered
-from deployments.fair_queue import Turn
+from deployments.fair_queue import Turn, deadline_of_request
 from deployments.requests import arguments, bodies, deadlines
 from deployments.requests.origin import Origin
 from deployments.shapes import Fields
@@ -448,11 +448,18 @@ class Memserve:
         return {"deleted": deleted, "version": version}
 
     async def export(self, user_id: str) -> AsyncIterator[bytes]:
-        """NDJSON of one user's memories, several lines at a time. Over a handle, use `options(stream=True)`."""
+        """NDJSON of one user's memories, several lines at a time. Over a handle, use `options(stream=True)`.
+
+        Raises:
+            DeadlineExceeded: the next lines were still queued when the deadline passed that the request had when the
+                first lines were asked for.
+        """
         user = arguments.user(user_id)
+        deadline = deadline_of_request.get()  # the later pages are asked for after the request's context has ended
 
         async def page_after(cursor: ExportCursor | None) -> ExportPage:
-            return await self._store.export_page(TENANT, user, cursor)
+            with deadlines.until(deadline):
+                return await self._store.export_page(TENANT, user, cursor)
 
         async for piece in export_pieces(page_after):
             yield piece

@@ -48,7 +48,7 @@ means the same as leaving the field out, unless its description says otherwise. 
 Every route takes the header `{HEADER}`, a whole number of milliseconds. What is still queued when they have
 passed is not done, and the request is answered 504 with the code `deadline_exceeded`. A write that has been sent to the
 store is answered as usual. An import that is answered 504 keeps the lines that were written before, and may be sent
-again. The header does not bound `/tokenize`, `/decode`, or an export that has begun.
+again. An export that has begun ends in the middle, as a broken connection.
 
 A running server has this description at `/docs`, and as an OpenAPI document at `/openapi.json`. The same document is
 in the repository as `openapi.json`.

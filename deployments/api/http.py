@@ -3,8 +3,7 @@
 Guarantees:
 - The size of a body is bounded before it is parsed, and a compressed one is not unpacked beyond the limit.
 - An id in a path may hold any percent-encoded character, a slash included.
-- Work of a request that is still queued when its `x-request-timeout-ms` has passed is not done, except for `/tokenize`,
-  `/decode` and an export that has begun.
+- Work of a request that is still queued when its `x-request-timeout-ms` has passed is not done.
 - Every 4xx and 5xx has the OpenAI error shape, on paths of text-embeddings-inference the shape of that server.
 """
 

@@ -25,14 +25,13 @@ from deployments.batcher import Batcher
 from deployments.calls.resilient import UnbatchedCalls, resilient, with_plain_pickle
 from deployments.embedding import token_ids
 from deployments.embedding.cache import CachedVector, VectorCache, cache_key
-from deployments.embedding.engine import CHARACTERS_PER_TOKEN, EmbedRequest
+from deployments.embedding.engine import CHARACTERS_PER_TOKEN, MOST_CHARACTERS_PER_TOKEN, EmbedRequest
 from deployments.embedding.model import InputType, ModelInfo, TextToken, Truncate
 from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import runs
 from deployments.errors import MemserveError, ShuttingDown, renumbered
 from deployments.fair_queue import Turn
 
-Answer = TypeVar("Answer")
 Inputs = list[str] | list[list[int]]
 
 BULK_TOKENS = 1_024
@@ -101,7 +100,7 @@ class EmbedderCalls:
         self._clock = clock
         self._info: ModelInfo | None = None
         self._unfed_tokens = 0  # of pieces that are not queued yet
-        self.cache = VectorCache(cache_bytes)
+        self.cache = VectorCache(cache_bytes, clock=clock)
         self.batcher: Batcher[_Queued, EmbedResult] = Batcher(
             self._call,
             cost=self._tokens_of,
@@ -258,7 +257,7 @@ class EmbedderCalls:
             return [CachedVector(row.copy(), tokens, truncated) for row, tokens, truncated in rows]
 
         keys = [cache_key(work.revision, work.prompt, work.truncate, item) for item in inputs]
-        entries = await self.cache.get_or_compute(keys, compute, bulk=work.turn.bulk)
+        entries = await self.cache.get_or_compute(keys, compute, bulk=work.turn.bulk, deadline=work.turn.deadline)
         return EmbedResult(
             vectors=np.stack([entry.vector for entry in entries]),
             tokens=np.fromiter((entry.tokens for entry in entries), np.int32, len(entries)),
@@ -275,16 +274,18 @@ class EmbedderCalls:
         return await self.batcher.submit((request, turn.deadline), turn)
 
     async def split(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[TextToken]]:
-        """The tokens of each text, with their places in it. Raises InvalidRequest, Overloaded."""
-        return await self._call_unbatched(lambda: self._handle.split.remote(texts, add_special_tokens))
+        """The tokens of each text, with their places in it. Raises InvalidRequest, Overloaded, DeadlineExceeded."""
+        return await self._call_unbatched(self._handle.split, texts, add_special_tokens)
 
     async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
-        """The text of each list of token ids. Raises InvalidRequest, Overloaded."""
-        return await self._call_unbatched(lambda: self._handle.decode.remote(ids, skip_special_tokens))
+        """The text of each list of token ids. Raises InvalidRequest, Overloaded, DeadlineExceeded."""
+        return await self._call_unbatched(self._handle.decode, ids, skip_special_tokens)
 
-    async def _call_unbatched(self, call: Callable[[], Awaitable[Answer | MemserveError]]) -> Answer:
-        with self._unbatched.admit(Turn()):
-            answer = await resilient(call, "embedder")
+    async def _call_unbatched(self, method: DeploymentHandle, *args: object) -> Any:
+        """Call a method of the embedder, which also takes the time that is left until the request's deadline."""
+        turn = Turn()
+        with self._unbatched.admit(turn):
+            answer = await resilient(lambda: method.remote(*args, turn.remaining_s(self._clock())), "embedder")
         if isinstance(answer, MemserveError):
             raise answer
         return answer

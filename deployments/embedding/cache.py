@@ -4,7 +4,8 @@ Guarantees:
 - A hit is bit-identical to the miss that filled it.
 - A text that several requests need at the same time is computed once, except that an urgent request does not wait for
   the computation of a bulk request.
-- A request fails only if its own computation fails, never because another request's did.
+- A request fails only if its own computation fails, never because another request's did; or if its deadline passes
+  while it waits for the computation of another request.
 
 The cache holds full vectors; dimensions and output types are applied to what it returns. It is lost with the process,
 and it belongs to one event loop.
@@ -14,11 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from deployments.errors import DeadlineExceeded
 
 # The memory of an entry in addition to its vector: the key, the objects and the slot in the dictionary.
 _ENTRY_BYTES = 400
@@ -56,12 +60,16 @@ def cache_key(revision: str, prompt: str, truncate: str, given: str | Sequence[i
 class VectorCache:
     """Keeps the most recently used vectors within `max_bytes`; 0 keeps none.
 
+    Args:
+        clock: seconds, monotonic; the clock of the deadlines.
+
     Attributes:
         hits, misses: lookups since the start. A lookup that waits for a computation in progress is a hit.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.max_bytes = max_bytes
+        self._clock = clock
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -101,7 +109,9 @@ class VectorCache:
             _, evicted = self._entries.popitem(last=False)
             self.bytes -= evicted.vector.nbytes + _ENTRY_BYTES
 
-    async def get_or_compute(self, keys: Sequence[Key], compute: Compute, *, bulk: bool = False) -> list[CachedVector]:
+    async def get_or_compute(
+        self, keys: Sequence[Key], compute: Compute, *, bulk: bool = False, deadline: float | None = None
+    ) -> list[CachedVector]:
         """Return the entries of `keys`, in order. Entries neither kept nor being computed are computed in one call.
 
         If a computation fails, each caller that waited for it computes the key again by itself. If the computing caller
@@ -111,8 +121,10 @@ class VectorCache:
             keys: of the inputs; equal keys are computed once.
             compute: takes indices into `keys` and returns an entry for each.
             bulk: the request may wait for the computations of bulk requests, and urgent requests do not wait for its.
+            deadline: until then the request may wait for computations of other requests; None for no limit.
 
         Raises:
+            DeadlineExceeded: the deadline passed while the request waited for the computation of another one.
             Exception: any error that `compute` raises.
         """
         wanted: dict[Key, int] = {}
@@ -121,14 +133,16 @@ class VectorCache:
         absent = sum(key not in self._entries and self._flight(key, bulk) is None for key in wanted)
         self.misses += absent
         self.hits += len(keys) - absent
-        found = await self._resolve(wanted, compute, bulk)
+        found = await self._resolve(wanted, compute, bulk, deadline)
         return [found[key] for key in keys]
 
     def _flight(self, key: Key, bulk: bool) -> asyncio.Future[CachedVector] | None:
         """The computation in progress that a request may wait for."""
         return self._urgent_flights.get(key) or (self._bulk_flights.get(key) if bulk else None)
 
-    async def _resolve(self, wanted: dict[Key, int], compute: Compute, bulk: bool) -> dict[Key, CachedVector]:
+    async def _resolve(
+        self, wanted: dict[Key, int], compute: Compute, bulk: bool, deadline: float | None
+    ) -> dict[Key, CachedVector]:
         found: dict[Key, CachedVector] = {}
         mine: dict[Key, int] = {}
         theirs: dict[Key, asyncio.Future[CachedVector]] = {}
@@ -144,7 +158,10 @@ class VectorCache:
         failed: dict[Key, int] = {}
         abandoned: dict[Key, int] = {}
         for key, flight in theirs.items():
-            await asyncio.wait([flight])
+            remaining_s = None if deadline is None else max(0.0, deadline - self._clock())
+            done, _ = await asyncio.wait([flight], timeout=remaining_s)
+            if not done:
+                raise DeadlineExceeded("The request waited for another one with the same text until its deadline.")
             if flight.cancelled():
                 abandoned[key] = wanted[key]
             elif flight.exception() is not None:
@@ -155,7 +172,7 @@ class VectorCache:
             # The other request may have failed because of another of its texts: only a new try can tell.
             found |= self._keep(failed, await compute(list(failed.values())))
         if abandoned:
-            found |= await self._resolve(abandoned, compute, bulk)
+            found |= await self._resolve(abandoned, compute, bulk, deadline)
         return found
 
     async def _fly(self, mine: dict[Key, int], compute: Compute, table: Flights) -> dict[Key, CachedVector]:

@@ -19,8 +19,10 @@ Nothing is durable: queued requests are lost with the process.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
@@ -30,7 +32,14 @@ from deployments.batcher import Batcher, oldest_call, oldest_first
 from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
 from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import pick, runs
-from deployments.errors import EmbeddingFailed, InvalidRequest, MemserveError, Unavailable, UpstreamFailed
+from deployments.errors import (
+    DeadlineExceeded,
+    EmbeddingFailed,
+    InvalidRequest,
+    MemserveError,
+    Unavailable,
+    UpstreamFailed,
+)
 from deployments.fair_queue import Turn
 
 # Inputs are tokenized in groups of about this many characters, so that a huge request does not delay a small one. A
@@ -137,7 +146,8 @@ class Engine:
             with.
         max_queued_tokens: the tokens of urgent requests, and of bulk requests, above which a caller may queue no more
             than its share of them; None for no limit.
-        max_wait_s: the longest time that a text may wait for the tokenizer, or for the device; None for no limit.
+        max_wait_s: the longest time that a text may wait for the tokenizer, or for the device, and a part of a call of
+            `split` or `decode` for its turn; None for no limit.
         on_batch: called after every forward that succeeded.
         clock: seconds, monotonic.
     """
@@ -158,6 +168,7 @@ class Engine:
         self._clock = clock
         self._on_batch = on_batch
         self._queue_enabled = queue_enabled
+        self._max_wait_s = max_wait_s
         self._splitting = asyncio.Lock()  # callers of `split` and `decode` take turns
         self._forwards = self._texts = self._tokens = self._padded_tokens = self._failed_texts = 0
         self._forward_s = 0.0
@@ -194,6 +205,7 @@ class Engine:
         max_wait_s: float | None = None,
     ) -> None:
         """Change the limits of a running engine. None means the same as in the constructor."""
+        self._max_wait_s = max_wait_s
         tokenizers = (self._tokenizer, self._long_tokenizer)
         for tokenizer, limits in zip(tokenizers, _tokenizer_limits(max_queued_tokens, max_wait_s), strict=True):
             tokenizer.reconfigure(**limits)
@@ -352,32 +364,69 @@ class Engine:
         if self.model.lost is not None:
             raise Unavailable(f"The model's device is lost: {self.model.lost}")
 
-    async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
+    async def split(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, timeout_s: float | None = None
+    ) -> list[list[TextToken]]:
         """Tokenize texts without truncation. Returns the tokens of each text with their places in it.
+
+        Args:
+            timeout_s: no part of the texts is begun after this time; None for no limit.
 
         Raises:
             InvalidRequest: the text at `position` is empty or not Unicode; or the model is tokenized by its provider.
+            DeadlineExceeded: `timeout_s` has passed, or the call has waited for its turn for `max_wait_s`.
         """
         self._check(EmbedRequest(list(texts)))
         answer = []
+        deadline = self._deadline(timeout_s)
         for start, end in runs([len(text) for text in texts], _SPLIT_UNITS):
-            async with self._splitting:
+            async with self._turn_to_split(deadline):
                 answer += await self.model.split(texts[start:end], add_special_tokens=add_special_tokens)
         return answer
 
-    async def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
+    async def decode(
+        self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = True, timeout_s: float | None = None
+    ) -> list[str]:
         """Turn lists of token ids into texts.
+
+        Args:
+            timeout_s: no part of the lists is begun after this time; None for no limit.
 
         Raises:
             InvalidRequest: the list at `position` is empty or holds a token id outside the vocabulary; or the model is
                 tokenized by its provider.
+            DeadlineExceeded: `timeout_s` has passed, or the call has waited for its turn for `max_wait_s`.
         """
         self._check(EmbedRequest([list(sequence) for sequence in ids]))
         answer = []
+        deadline = self._deadline(timeout_s)
         for start, end in runs(map(len, ids), _SPLIT_UNITS):
-            async with self._splitting:
+            async with self._turn_to_split(deadline):
                 answer += await self.model.decode(ids[start:end], skip_special_tokens=skip_special_tokens)
         return answer
+
+    def _deadline(self, timeout_s: float | None) -> float:
+        return math.inf if timeout_s is None else self._clock() + timeout_s
+
+    @asynccontextmanager
+    async def _turn_to_split(self, deadline: float) -> AsyncIterator[None]:
+        """A context in which no other caller splits or decodes. Raises DeadlineExceeded if it does not begin in time.
+
+        Args:
+            deadline: of the engine's clock.
+        """
+        wait_s = min(deadline - self._clock(), math.inf if self._max_wait_s is None else self._max_wait_s)
+        if wait_s <= 0:
+            raise DeadlineExceeded("The deadline of the request has passed.")
+        try:
+            async with asyncio.timeout(wait_s if wait_s < math.inf else None):
+                await self._splitting.acquire()
+        except TimeoutError as error:
+            raise DeadlineExceeded("The request waited in the queue until its deadline passed.") from error
+        try:
+            yield
+        finally:
+            self._splitting.release()
 
     async def warm_up(self) -> None:
         """Run batches of the shapes that will occur, up to the full budget, so that the first caller need not wait."""

@@ -1,7 +1,8 @@
 """The time in which a caller wants an answer: what is still queued when it has passed is dropped, not done.
 
 A write that has been sent to the store may be made and answered after its deadline, since it cannot be taken back. An
-import whose deadline passes keeps the lines that were written before.
+import whose deadline passes keeps the lines that were written before. An export whose deadline passes after it has
+begun ends in the middle, as a broken connection.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def within_header(headers: Headers) -> Iterator[None]:
     digits = given[0]
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20 and 1 <= int(digits) <= MAX_TIMEOUT_MS):
         raise InvalidRequest(f"must be a whole number from 1 to {MAX_TIMEOUT_MS}", HEADER)
-    with _until(time.monotonic() + int(digits) / 1e3):
+    with until(time.monotonic() + int(digits) / 1e3):
         yield
 
 
@@ -51,12 +52,13 @@ def within(timeout_s: float | None) -> Iterator[None]:
         return
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
         raise InvalidRequest("must be a positive number", "timeout_s")
-    with _until(time.monotonic() + timeout_s):
+    with until(time.monotonic() + timeout_s):
         yield
 
 
 @contextmanager
-def _until(deadline: float) -> Iterator[None]:
+def until(deadline: float | None) -> Iterator[None]:
+    """A context for work that has this deadline, on this process's `time.monotonic`; None for no deadline."""
     token = deadline_of_request.set(deadline)
     try:
         yield

@@ -226,6 +226,25 @@ async def test_a_request_past_its_deadline_is_answered_504_and_the_device_never_
     assert (await app.http.get("/v1/users/ann/memories")).json()["memories"] == []
 
 
+@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"inputs": "a text"}), ("/decode", {"ids": [7]})])
+async def test_a_call_that_waits_for_the_tokenizer_past_its_deadline_is_answered_504(
+    app: HeldApp, path: str, body: dict[str, Any]
+) -> None:
+    async with app.model.engine._splitting:
+        late = await post(app, path, body, x_request_timeout_ms="5")
+        assert (late.status_code, late.json()["error_type"]) == (504, "Backend")
+    assert (await post(app, path, body, x_request_timeout_ms="60000")).status_code == 200
+
+
+async def test_a_request_waits_for_another_with_the_same_text_until_its_deadline(app: HeldApp) -> None:
+    first = post(app, "/v1/embeddings", {"input": "the same"})
+    await app.until_held()
+    late = await post(app, "/v1/embeddings", {"input": "the same"}, x_request_timeout_ms="5")
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    await app.finish([first])
+    assert (await first).status_code == 200
+
+
 async def test_a_request_past_its_deadline_is_not_sent_to_an_embedder(app: HeldApp) -> None:
     app.model.gate.clear()
     sent = [post(app, "/v1/embeddings", {"input": "first"})]

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -11,7 +13,8 @@ import pytest
 
 from deployments.calls.store import partition_of
 from deployments.calls.transfer import PIECE_LINES
-from deployments.errors import InvalidRequest
+from deployments.errors import DeadlineExceeded, InvalidRequest
+from deployments.requests import deadlines
 from deployments.requests.origin import Origin
 from store import Conflict
 from store.log import space
@@ -128,6 +131,30 @@ async def test_an_export_fails_if_its_user_is_erased_meanwhile(app: LocalApp, ap
     await anext(pieces)
     await api.delete("/v1/users/ann")
     with pytest.raises(Conflict):
+        await anext(pieces)
+
+
+async def test_the_later_pages_of_an_export_have_its_deadline(
+    app: LocalApp, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(api, "ann", 450)
+    replica, left = app.store.deployment, []
+    run = replica.run
+
+    async def recorded(method: str, sent: Any, *args: Any) -> Any:
+        left.append(sent[2])
+        return await run(method, sent, *args)
+
+    monkeypatch.setattr(replica, "run", recorded)
+    whole = (await api.get("/v1/users/ann/export", headers={"x-request-timeout-ms": "60000"})).content
+    assert len(lines_of(whole)) == 450
+    assert len(left) == 3 and 60 >= left[0] > left[1] > left[2] > 0
+    pieces = app.gateway.export("ann")
+    with deadlines.within(60):
+        assert len(lines_of(await anext(pieces))) == 200
+    now = time.monotonic() + 60
+    monkeypatch.setattr("deployments.calls.store.time", SimpleNamespace(monotonic=lambda: now))
+    with pytest.raises(DeadlineExceeded):
         await anext(pieces)
 
 

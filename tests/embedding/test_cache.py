@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deployments.embedding.cache import _ENTRY_BYTES, CachedVector, VectorCache, cache_key
+from deployments.errors import DeadlineExceeded
 
 
 def entry(value: float, dim: int = 4) -> CachedVector:
@@ -178,3 +179,18 @@ async def test_a_bulk_request_waits_for_the_computation_of_an_urgent_one() -> No
     gate.set()
     assert (await waiting)[0] is (await computing)[0]
     assert (urgent.asked, bulk.asked) == ([[0]], [[1]])
+
+
+async def test_a_call_waits_for_the_computation_of_another_until_its_deadline() -> None:
+    now = [10.0]
+    cache, gate = VectorCache(10_000, clock=lambda: now[0]), asyncio.Event()
+    first, other = Counting(gate), Counting()
+    computing = asyncio.create_task(cache.get_or_compute(keys("a"), first))
+    await turns()
+    patient = asyncio.create_task(cache.get_or_compute(keys("a"), other, deadline=999.0))
+    for deadline in (10.001, 10.0, 5.0):
+        with pytest.raises(DeadlineExceeded):
+            await cache.get_or_compute(keys("a", "b"), other, deadline=deadline)
+    gate.set()
+    assert (await patient)[0] is (await computing)[0]
+    assert other.asked == [[1]]  # "b", once, which is kept

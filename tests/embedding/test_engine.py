@@ -12,7 +12,7 @@ import pytest
 
 from deployments.embedding.engine import BatchStats, EmbedRequest, EmbedResult, Engine
 from deployments.embedding.fake import FakeModel
-from deployments.embedding.model import InputType, Model, Tokens, Truncate
+from deployments.embedding.model import InputType, Model, TextToken, Tokens, Truncate
 from deployments.errors import (
     DeadlineExceeded,
     EmbeddingFailed,
@@ -473,3 +473,39 @@ async def test_later_parts_of_a_request_are_not_refused() -> None:
     while not all(part.done() for part in parts):
         await model.let_go()
     assert [len(part.result().vectors) for part in parts] == [1, 1, 1]
+
+
+async def test_a_call_that_splits_or_decodes_waits_for_its_turn_until_its_deadline() -> None:
+    engine = Engine(FakeModel())
+    long = ["a " * 8_192] * 2  # two parts
+    async with engine._splitting:
+        for call in (
+            engine.split(["a"], timeout_s=0.001),
+            engine.decode([[5]], timeout_s=0.001),
+            engine.split(["a"], timeout_s=0.0),
+        ):
+            with pytest.raises(DeadlineExceeded):
+                await call
+        engine.reconfigure(max_wait_s=0.001)
+        with pytest.raises(DeadlineExceeded):
+            await engine.split(["a"], timeout_s=60.0)
+        engine.reconfigure(max_wait_s=60.0)
+        waiting = asyncio.create_task(engine.split(long, timeout_s=60.0))
+        await turns()
+    assert [len(tokens) for tokens in await waiting] == [8_192, 8_192]
+
+
+async def test_no_part_is_split_after_the_deadline() -> None:
+    now, parts = [0.0], []
+
+    class Slow(FakeModel):
+        async def split(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[TextToken]]:
+            parts.append(list(texts))
+            now[0] += 1.0
+            return await super().split(texts, add_special_tokens=add_special_tokens)
+
+    engine = Engine(Slow(), clock=lambda: now[0])
+    texts = [letter * 8_192 for letter in "abc"]
+    with pytest.raises(DeadlineExceeded):
+        await engine.split(texts, timeout_s=2.0)
+    assert parts == [texts[:1], texts[1:2]]
