@@ -285,7 +285,7 @@ class Memserve:
         """Search one user's memories by text, or by `vector=`; the other options are those of SearchBody.
 
         Returns:
-            memories with their score (cosine similarity), best first.
+            memories with their score, best first.
 
         Raises:
             InvalidRequest: an option is wrong.
@@ -298,11 +298,11 @@ class Memserve:
         return found
 
     async def search_body(self, user_id: str, body: bodies.SearchBody) -> Fields:
-        """The nearest memories of one user. `{results, index, version}`; `truncated: True` if the query was cut."""
-        truncated = False
+        """The best memories of one user. `{results, index, version}`; `truncated: True` if the query was cut."""
+        vector, truncated = None, False
         if body.vector is not None:
             vector = await self._vectors.checked(body.vector)
-        else:
+        elif body.mode != "words":
             assert body.query is not None
             with located("query", in_list=False):
                 embedded = await self._vectors.of_query(body.query, Turn.of_user(TENANT, user_id))
@@ -316,6 +316,9 @@ class Memserve:
                 filter=body.filter,
                 min_score=body.min_score,
                 include_vectors=body.include_vectors,
+                query=body.query,
+                mode=body.ranked_by(),
+                explain=body.explain,
             )
         )
         results = [shapes.memory(memory) for memory in found.results]

@@ -158,10 +158,32 @@ class UpdatedMemoryAnswer(MemoryAnswer):
     truncated: NotRequired[Annotated[Literal[True], _TRUNCATED]]
 
 
+class ScoresAnswer(TypedDict):
+    """The parts of a score."""
+
+    vector: NotRequired[Annotated[float, Field(description="The cosine similarity, -1 to 1. Not in mode `words`.")]]
+    words: NotRequired[
+        Annotated[
+            float,
+            Field(
+                description="BM25, scaled so that the best memory has 1; 0 without a word of the query. Not in mode "
+                "`vector`."
+            ),
+        ]
+    ]
+
+
 class FoundMemoryAnswer(MemoryAnswer):
     """One memory that was found."""
 
-    score: Annotated[float, Field(description="The cosine similarity, -1 to 1.")]
+    score: Annotated[
+        float,
+        Field(
+            description="How well it fits. In mode `hybrid` and `words` from 0 to 1; in mode `vector` the cosine "
+            "similarity, -1 to 1."
+        ),
+    ]
+    scores: NotRequired[Annotated[ScoresAnswer, Field(description="Present if the request asked for `explain`.")]]
 
 
 class FoundAnswer(TypedDict):

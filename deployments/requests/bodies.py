@@ -41,7 +41,7 @@ from deployments.requests.fields import (
     Vector,
     encodable,
 )
-from store import Order
+from store import Mode, Order
 
 MAX_INPUTS = 2_048
 MAX_TOP_K = 1_000
@@ -287,12 +287,17 @@ class SearchBody(RequestBody):
     """The text to search for."""
     vector: Vector | None = None
     """Your own embedding to search for, with the dimensions of the model."""
+    mode: Mode | None = None
+    """What memories are compared by. `vector`: the meaning of their texts. `words`: the words in them, which needs no
+    embedding. `hybrid`: both. Default: `hybrid` with a query, `vector` with a vector, which permits no other mode."""
     top_k: OrNull[Annotated[int, Field(ge=1, le=MAX_TOP_K)]] = 10
     """How many memories are wanted."""
     filter: Filter | None = None
     """Only memories that match this filter."""
     min_score: float | None = Field(None, ge=-1.0, le=1.0)
-    """Only memories with at least this score."""
+    """Only memories with at least this score. Scores are in 0 to 1, and in mode `vector` in -1 to 1."""
+    explain: OrNull[bool] = False
+    """Whether the memories are answered with the parts of their scores."""
     include_vectors: OrNull[bool] = False
     """Whether the memories are answered with their vectors."""
 
@@ -300,7 +305,13 @@ class SearchBody(RequestBody):
     def _check_query_or_vector(self) -> "SearchBody":
         if (self.query is None) == (self.vector is None):
             raise ValueError("Give exactly one of query and vector.")
+        if self.query is None and self.mode not in (None, "vector"):
+            raise InvalidRequest(f"must be vector if there is no query, not {self.mode}", "mode")
         return self
+
+    def ranked_by(self) -> Mode:
+        """The mode, which may be the default."""
+        return self.mode or ("vector" if self.query is None else "hybrid")
 
 
 class UpdateBody(RequestBody):
