@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "deployments.serving.sizing deployments.serving.ray_internals ray",
     "deployments.gateway": f"deployments.service deployments.api deployments.calls {SHELL} fastapi",
     "deployments.embedder": f"deployments.embedding {SHELL}",
-    "deployments.store": f"deployments.batcher deployments.fair_queue store {SHELL}",
+    "deployments.store": f"deployments.store_worker deployments.fair_queue store {SHELL}",
+    "deployments.store_worker": "deployments.batcher deployments.errors deployments.fair_queue store",
     "deployments.service": "deployments.calls deployments.requests deployments.embedding.model "
     "deployments.embedding.outputs deployments.errors deployments.fair_queue deployments.shapes store",
     "deployments.shapes": "store",

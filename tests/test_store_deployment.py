@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import deployments.store
+import deployments.store_worker
 from deployments.errors import DeadlineExceeded
-from deployments.store import METHODS
+from deployments.store_worker import METHODS
 from store import AppendResult, LogUnavailable, SearchResult, Store
 from tests.local_app import DIM, LocalApp
 
@@ -40,14 +40,14 @@ async def test_background_work_continues_after_a_step_that_failed(
             raise error
         return len(steps) < 4
 
-    monkeypatch.setattr(deployments.store, "_FAILED_S", 0.001)
+    monkeypatch.setattr(deployments.store_worker, "_FAILED_S", 0.001)
     monkeypatch.setattr(Store, "background_step", background_step)
     await until(lambda: len(steps) >= 5)
 
 
 async def test_background_work_yields_to_calls_up_to_a_limit(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    monkeypatch.setattr(deployments.store, "_OVERDUE_S", 0.1)
+    monkeypatch.setattr(deployments.store_worker, "_OVERDUE_S", 0.1)
     monkeypatch.setattr(Store, "background_step", lambda self: bool(done.append("fold")))
     monkeypatch.setattr(Store, "ping", lambda self: (time.sleep(0.01), done.append("call")))
 
