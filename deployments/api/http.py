@@ -282,6 +282,8 @@ def api_without_routes(on_error: Callable[[Exception], None], error_bodies: Mapp
         title="memserve",
         description="Embeddings with dynamic batching, and a durable memory store with one vector index per user.",
         version="0.1.0",
+        docs_url=None,  # deployments/api/docs.py
+        redoc_url=None,
     )
     api.add_middleware(RawPath)
 
