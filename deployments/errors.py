@@ -2,6 +2,7 @@
 
     MemserveError                   500  server_error
     ├── InvalidRequest              400  invalid_request_error
+    ├── Unauthorized                401  authentication_error, with WWW-Authenticate
     ├── Forbidden                   403  permission_error
     ├── ModelNotFound               404  not_found_error
     ├── TooLarge                    413  invalid_request_error
@@ -41,6 +42,10 @@ class MemserveError(LocatedError):
 
 class InvalidRequest(MemserveError):
     """The request can never succeed as it stands."""
+
+
+class Unauthorized(MemserveError):
+    """The request carries no key, or one that cannot be used."""
 
 
 class Forbidden(MemserveError):
@@ -200,6 +205,7 @@ def _shortened(text: str) -> str:
 # Most specific first: the first class that matches wins.
 _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (InvalidRequest, 400, "invalid_request_error"),
+    (Unauthorized, 401, "authentication_error"),
     (Forbidden, 403, "permission_error"),
     (ModelNotFound, 404, "not_found_error"),
     (TooLarge, 413, "invalid_request_error"),

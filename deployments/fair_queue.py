@@ -21,7 +21,8 @@ from __future__ import annotations
 import itertools
 import uuid
 from bisect import insort_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -29,6 +30,10 @@ from typing import Generic, Protocol, TypeVar
 
 deadline_of_request: ContextVar[float | None] = ContextVar("deadline_of_request", default=None)
 """The deadline of the request that is being answered. Turns that are made for it have this deadline by default."""
+
+caller_of_request: ContextVar[str | None] = ContextVar("caller_of_request", default=None)
+"""The caller of the request that is being answered, if its key says who that is. Turns that are made for it have this
+caller by default."""
 
 _REQUEST = "request:"
 _PROCESS = f"{_REQUEST}{uuid.uuid4().hex[:12]}-"  # callers of several gateways meet in one embedder
@@ -43,8 +48,18 @@ _IDLE_ACCOUNTS = 64  # kept whatever the number of callers that wait
 _IDLE_PER_CALLER = 4  # and so many for each that waits
 
 
-def _new_request() -> str:
-    return _PROCESS + str(next(_requests))
+def _caller() -> str:
+    return caller_of_request.get() or _PROCESS + str(next(_requests))
+
+
+@contextmanager
+def work_of(caller: str) -> Iterator[None]:
+    """A context for one request: its work counts as this caller's."""
+    token = caller_of_request.set(caller)
+    try:
+        yield
+    finally:
+        caller_of_request.reset(token)
 
 
 def is_one_request(caller: str) -> bool:
@@ -57,22 +72,27 @@ class Turn:
     """Who asks for a piece of work, how urgent it is, and until when. It is not changed after it was made.
 
     Attributes:
-        caller: shares are counted by it. By default the request is a caller of its own.
+        caller: shares are counted by it. By default that of the request, as `caller_of_request` says; without one the
+            request is a caller of its own.
         bulk: less urgent than queries, single texts and small requests.
         deadline: on this process's `time.monotonic`; None for no deadline. By default that of the request, as
             `deadline_of_request` says. Send `remaining_s` to another process.
         begun: the work is a later part of a request whose first part was admitted, so it is not refused.
     """
 
-    caller: str = field(default_factory=_new_request)
+    caller: str = field(default_factory=_caller)
     bulk: bool = False
     deadline: float | None = field(default_factory=deadline_of_request.get)
     begun: bool = False
 
     @classmethod
     def of_user(cls, tenant: str, user_id: str, *, bulk: bool = False, begun: bool = False) -> Turn:
-        """The turn of a request that is about one user: all requests about that user are one caller."""
-        return cls(f"user:{len(tenant)}:{tenant}{user_id}", bulk, begun=begun)
+        """The turn of a request that is about one user.
+
+        The caller is that of the request, as `caller_of_request` says; without one, all requests about the user are one
+        caller.
+        """
+        return cls(caller_of_request.get() or f"user:{len(tenant)}:{tenant}{user_id}", bulk, begun=begun)
 
     def in_bulk(self, bulk: bool = True) -> Turn:
         """The same turn, for bulk work. Work that is bulk already stays so."""

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments import metrics
 from deployments.api.build import build_api
 from deployments.calls.embedder import EmbedderCalls
+from deployments.calls.keys import KnownKeys
 from deployments.calls.store import StoreCalls
 from deployments.calls.vectors import Vectors
 from deployments.service import Memserve
@@ -36,10 +37,12 @@ class Gateway(Memserve):
         calls = EmbedderCalls(embedder, **_embedder_limits(settings))
         self._metrics = metrics.GatewayMetrics(calls.cache)
         self._lag = metrics.EventLoopLag()
+        store_calls = StoreCalls(store, partitions=settings.store.partitions, **_store_limits(settings))
         super().__init__(
             calls,
             Vectors(calls, self._metrics, settings.model.token_ids),
-            StoreCalls(store, partitions=settings.store.partitions, **_store_limits(settings)),
+            store_calls,
+            KnownKeys(store_calls.find_key),
             model_name=settings.model.name,
             probe_embedder=settings.embedder.min_replicas > 0,
             max_body_bytes=settings.gateway.max_body_bytes,
@@ -67,6 +70,7 @@ class Gateway(Memserve):
             self,
             on_error=metrics.count_error,
             behind_haproxy=haproxy_is_in_front(),
+            find_key=self.find_key if settings.auth.mode == "keys" else None,
             loopback_only=settings.auth.mode == "loopback",
             cors_origins=settings.auth.cors_origins,
             max_body_bytes_in_flight=settings.gateway.max_body_bytes_in_flight,

@@ -5,6 +5,8 @@ Guarantees:
 - A write is acknowledged only after the log has committed it.
 - HTTP routes and handle calls validate alike and raise the same errors. An error has the path of its field in the
   caller's request.
+- Each call about users is made for a Principal, and reaches the users that the principal reaches. A handle call has the
+  one of the tenant that it names: code in the cluster is trusted.
 
 Nothing here is durable: a call that waits is lost with the process. HAProxy or the client may send it again.
 """
@@ -27,15 +29,19 @@ from deployments.errors import MemserveError, Unavailable, located, renumbered
 from deployments.fair_queue import Turn, deadline_of_request
 from deployments.requests import arguments, bodies, deadlines
 from deployments.requests.origin import Origin
+from deployments.requests.principal import Principal
 from deployments.shapes import Fields
 from store import (
+    DEFAULT_TENANT,
     Append,
     AppendResult,
     Conflict,
+    Credential,
     ExportCursor,
     ExportPage,
     Imported,
     ImportLine,
+    Key,
     NewMemory,
     NotFound,
     Search,
@@ -45,25 +51,28 @@ from store import (
 
 if TYPE_CHECKING:  # they import Ray, which the routes and their document can do without
     from deployments.calls.embedder import EmbedderCalls, Inputs
+    from deployments.calls.keys import KnownKeys
     from deployments.calls.store import StoreCalls
     from deployments.calls.vectors import Vectors
 
-TENANT = "default"
 READY_TIMEOUT_S = 1.5  # a probe is answered within two seconds
 _BODIES_IN_A_LINE = 16  # of an import, which holds all states of a memory
 
 Rows = list[Fields]  # the class has a method `list`
 Positions = list[int]
+Ids = list[str]
 
 
 class Memserve:
     """Embedding, and the memories of users. Belongs to one event loop.
 
-    A write that gets an `Origin.of_key` may be sent again: it is made once. The methods whose names end in `_body`
-    take a body that was validated before.
+    A write that gets an `Origin.of_key` may be sent again: it is made once. The methods whose names end in `_body` are
+    for the routes: they take the principal of a request, and arguments that were validated before. The others are the
+    handle API.
 
     Args:
         embedder, vectors, store: the calls to the other deployments.
+        keys: the keys that are known here.
         model_name: as configured, for `check_ready` while no embedder runs.
         probe_embedder: False if there may be no embedder: a request starts one, a probe must not.
         max_body_bytes: the largest request body.
@@ -76,6 +85,7 @@ class Memserve:
         embedder: EmbedderCalls,
         vectors: Vectors,
         store: StoreCalls,
+        keys: KnownKeys,
         *,
         model_name: str,
         probe_embedder: bool,
@@ -85,6 +95,7 @@ class Memserve:
         self._embedder = embedder
         self._vectors = vectors
         self._store = store
+        self._keys = keys
         self._model_name = model_name
         self._probe_embedder = probe_embedder
         self._long_lines = LongLines(max_body_bytes)
@@ -105,8 +116,9 @@ class Memserve:
         truncate: Truncate = "end",
         dimensions: int | None = None,
         timeout_s: float | None = None,
+        tenant: str = DEFAULT_TENANT,
     ) -> np.ndarray:
-        """Embed texts.
+        """Embed texts. Cached vectors are shared with other calls for the tenant.
 
         Returns:
             (n, dim) float32, or (n, dimensions), in the order of `texts`.
@@ -125,10 +137,11 @@ class Memserve:
                 "dimensions": dimensions,
             },
         )
+        who = arguments.principal(tenant)
         with deadlines.within(timeout_s):
-            return outputs.cut((await self.embed_body(body)).vectors, body.dimensions)
+            return outputs.cut((await self.embed_body(who, body)).vectors, body.dimensions)
 
-    async def embed_body(self, body: bodies.EmbeddingsBody) -> outputs.EmbedResult:
+    async def embed_body(self, who: Principal, body: bodies.EmbeddingsBody) -> outputs.EmbedResult:
         """Full vectors of the inputs, in order."""
         with located("input", in_list=not bodies.is_single(body.input)):
             return await self._vectors.of_inputs(
@@ -136,15 +149,22 @@ class Memserve:
                 input_type=body.input_type,
                 truncate=body.truncate,
                 dimensions=body.dimensions,
+                realm=who.realm,
                 turn=Turn(),
             )
 
     async def embed_prompted(
-        self, inputs: Inputs, *, prompt_name: str | None, truncate: Truncate, dimensions: int | None = None
+        self,
+        who: Principal,
+        inputs: Inputs,
+        *,
+        prompt_name: str | None,
+        truncate: Truncate,
+        dimensions: int | None = None,
     ) -> outputs.EmbedResult:
         """Full vectors of the inputs, in order, with a prompt of the model. An error has the input's position."""
         return await self._vectors.of_prompted(
-            inputs, prompt_name=prompt_name, truncate=truncate, dimensions=dimensions, turn=Turn()
+            inputs, prompt_name=prompt_name, truncate=truncate, dimensions=dimensions, realm=who.realm, turn=Turn()
         )
 
     async def tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> Sequence[Sequence[TextToken]]:
@@ -170,6 +190,7 @@ class Memserve:
         upsert: bool = False,
         origin: Origin | None = None,
         timeout_s: float | None = None,
+        tenant: str = DEFAULT_TENANT,
     ) -> Rows:
         """Add memories (texts, or mappings with text, id, metadata, created_at, expires_at, vector) to one user.
 
@@ -185,15 +206,17 @@ class Memserve:
         """
         items = [{"text": item} if isinstance(item, str) else item for item in arguments.items(memories, "memories")]
         body = bodies.check(bodies.AddBody, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
+        who, user = arguments.principal(tenant), arguments.new_user(user_id)
         with deadlines.within(timeout_s):
-            added: Rows = (await self.add_body(arguments.new_user(user_id), body, origin or Origin.fresh()))["memories"]
+            added: Rows = (await self.add_body(who, user, body, origin or Origin.fresh()))["memories"]
         return added
 
-    async def add_body(self, user_id: str, body: bodies.AddBody, origin: Origin) -> Fields:
+    async def add_body(self, who: Principal, user_id: str, body: bodies.AddBody, origin: Origin) -> Fields:
         """Add memories to one user. `{memories: [{id, status, version, truncated?}], version}`."""
+        tenant, user = who.user(user_id)
         in_list = body.memories is not None
         with located("memories" if in_list else "", in_list=in_list, beside=("user_id",)):
-            (result,), truncated = await self._append([(user_id, body.items())], body, origin)
+            (result,), truncated = await self._append(tenant, [(user, body.items())], body, origin)
         added = [shapes.added(entry, truncated=cut) for entry, cut in zip(result.memories, truncated, strict=True)]
         return {"memories": added, "version": result.version}
 
@@ -203,6 +226,7 @@ class Memserve:
         *,
         origin: Origin | None = None,
         timeout_s: float | None = None,
+        tenant: str = DEFAULT_TENANT,
         **options: Any,
     ) -> Rows:
         """Add memories of many users (mappings as in `add`, each with its user_id), all of them or none.
@@ -214,18 +238,20 @@ class Memserve:
             InvalidRequest, store.Conflict, Overloaded, DeadlineExceeded: as in `add`.
         """
         body = bodies.check(bodies.AddManyBody, {"memories": arguments.items(memories, "memories"), **options})
+        who = arguments.principal(tenant)
         with deadlines.within(timeout_s):
-            return await self.add_many_body(body, origin or Origin.fresh())
+            return await self.add_many_body(who, body, origin or Origin.fresh())
 
-    async def add_many_body(self, body: bodies.AddManyBody, origin: Origin) -> Rows:
+    async def add_many_body(self, who: Principal, body: bodies.AddManyBody, origin: Origin) -> Rows:
         """Add memories of many users: they are written user by user, and answered in the order of the request."""
+        tenant = who.whole_tenant
         of_user: defaultdict[str, Positions] = defaultdict(Positions)
         for position, item in enumerate(body.memories):
             of_user[item.user_id].append(position)
         groups = [(user_id, [body.memories[n] for n in positions]) for user_id, positions in of_user.items()]
         order = [position for positions in of_user.values() for position in positions]
         with located("memories"), renumbered(order):
-            results, truncated = await self._append(groups, body, origin)
+            results, truncated = await self._append(tenant, groups, body, origin)
         entries = [entry for result in results for entry in result.memories]
         added_at = {
             position: shapes.added(entry, truncated=cut)
@@ -235,6 +261,7 @@ class Memserve:
 
     async def _append(
         self,
+        tenant: str,
         groups: Sequence[tuple[str, Sequence[bodies.NewMemoryBody]]],
         options: bodies.AddBody | bodies.AddManyBody,
         origin: Origin,
@@ -245,7 +272,7 @@ class Memserve:
         the memory's position in all groups together.
         """
         items = [item for _, group in groups for item in group]
-        turn = Turn.of_user(TENANT, groups[0][0]) if len(groups) == 1 else Turn()
+        turn = Turn.of_user(tenant, groups[0][0]) if len(groups) == 1 else Turn()
         texts, given = [item.text for item in items], [item.vector for item in items]
         made, truncated = await self._vectors.of_memories(texts, given, turn)
         vectors = iter(made)
@@ -255,7 +282,7 @@ class Memserve:
         only_adds = not origin.has_key and options.on_duplicate == "add" and not any(item.id for item in items)
         appends = [
             Append(
-                tenant=TENANT,
+                tenant=tenant,
                 user_id=user_id,
                 memories=tuple(
                     NewMemory(
@@ -280,7 +307,13 @@ class Memserve:
         return await self._store.append(appends), truncated
 
     async def search(
-        self, user_id: str, query: str | None = None, *, timeout_s: float | None = None, **options: Any
+        self,
+        user_id: str,
+        query: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        tenant: str = DEFAULT_TENANT,
+        **options: Any,
     ) -> Rows:
         """Search one user's memories by text, or by `vector=`; the other options are those of SearchBody.
 
@@ -293,24 +326,26 @@ class Memserve:
             DeadlineExceeded: the search was still queued after `timeout_s`.
         """
         body = bodies.check(bodies.SearchBody, {"query": query, **options})
+        who, user = arguments.principal(tenant), arguments.user(user_id)
         with deadlines.within(timeout_s):
-            found: Rows = (await self.search_body(arguments.user(user_id), body))["results"]
+            found: Rows = (await self.search_body(who, user, body))["results"]
         return found
 
-    async def search_body(self, user_id: str, body: bodies.SearchBody) -> Fields:
+    async def search_body(self, who: Principal, user_id: str, body: bodies.SearchBody) -> Fields:
         """The best memories of one user. `{results, index, version}`; `truncated: True` if the query was cut."""
+        tenant, user = who.user(user_id)
         vector, truncated = None, False
         if body.vector is not None:
             vector = await self._vectors.checked(body.vector)
         elif body.mode != "words":
             assert body.query is not None
             with located("query", in_list=False):
-                embedded = await self._vectors.of_query(body.query, Turn.of_user(TENANT, user_id))
+                embedded = await self._vectors.of_query(body.query, who.realm, Turn.of_user(tenant, user))
             vector, truncated = embedded.vectors[0], bool(embedded.truncated[0])
         found = await self._store.search(
             Search(
-                tenant=TENANT,
-                user_id=user_id,
+                tenant=tenant,
+                user_id=user,
                 vector=vector,
                 top_k=body.top_k,
                 filter=body.filter,
@@ -325,30 +360,51 @@ class Memserve:
         answer: Fields = {"results": results, "index": found.index, "version": found.version}
         return {**answer, "truncated": True} if truncated else answer
 
-    async def get(self, user_id: str, memory_id: str, **options: Any) -> Fields:
+    async def get(self, user_id: str, memory_id: str, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
         """One memory, with its vector if `include_vectors`. Raises store.NotFound."""
-        ids, query = arguments.memory(user_id, memory_id), bodies.check(bodies.GetQuery, options)
-        return shapes.memory(await self._store.read_user(Store.get, TENANT, *ids, include_vector=query.include_vectors))
+        who, ids = arguments.principal(tenant), arguments.memory(user_id, memory_id)
+        return await self.get_body(who, *ids, bodies.check(bodies.GetQuery, options))
 
-    async def get_many(self, user_id: str, ids: Sequence[str], **options: Any) -> Fields:
+    async def get_body(self, who: Principal, user_id: str, memory_id: str, query: bodies.GetQuery) -> Fields:
+        """One memory. Raises store.NotFound."""
+        found = await self._store.read_user(
+            Store.get, *who.user(user_id), memory_id, include_vector=query.include_vectors
+        )
+        return shapes.memory(found)
+
+    async def get_many(
+        self, user_id: str, ids: Sequence[str], *, tenant: str = DEFAULT_TENANT, **options: Any
+    ) -> Fields:
         """`{memories, missing}`: memories by their ids, and the ids of no memory; the options are of GetManyBody."""
         body = bodies.check(bodies.GetManyBody, {"ids": arguments.items(ids, "ids"), **options})
-        return await self.get_many_body(arguments.user(user_id), body)
+        return await self.get_many_body(arguments.principal(tenant), arguments.user(user_id), body)
 
-    async def get_many_body(self, user_id: str, body: bodies.GetManyBody) -> Fields:
+    async def get_many_body(self, who: Principal, user_id: str, body: bodies.GetManyBody) -> Fields:
         """`{memories, missing}`: memories of one user by their ids, and the ids of no memory."""
         found, missing = await self._store.read_user(
-            Store.get_many, TENANT, user_id, body.ids, include_vectors=body.include_vectors
+            Store.get_many, *who.user(user_id), body.ids, include_vectors=body.include_vectors
         )
         return {"memories": [shapes.memory(memory) for memory in found], "missing": missing}
 
-    async def list(self, user_id: str, **options: Any) -> Fields:
+    async def list(self, user_id: str, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
         """`{memories, next_cursor}`: a page of one user's memories; the options are those of ListQuery."""
         query = bodies.check(bodies.ListQuery, options)
-        page = await self._store.read_user(Store.list, TENANT, arguments.user(user_id), **query.model_dump())
+        return await self.list_body(arguments.principal(tenant), arguments.user(user_id), query)
+
+    async def list_body(self, who: Principal, user_id: str, query: bodies.ListQuery) -> Fields:
+        """`{memories, next_cursor}`: a page of one user's memories."""
+        page = await self._store.read_user(Store.list, *who.user(user_id), **query.model_dump())
         return {"memories": [shapes.memory(memory) for memory in page.memories], "next_cursor": page.next_cursor}
 
-    async def update(self, user_id: str, memory_id: str, *, origin: Origin | None = None, **changes: Any) -> Fields:
+    async def update(
+        self,
+        user_id: str,
+        memory_id: str,
+        *,
+        origin: Origin | None = None,
+        tenant: str = DEFAULT_TENANT,
+        **changes: Any,
+    ) -> Fields:
         """Change the text, vector, metadata or expires_at of a memory, those that are given.
 
         A new text without a vector is embedded. If the text is the same as before, the memory keeps its vector.
@@ -360,14 +416,19 @@ class Memserve:
             store.NotFound: there is no such memory.
             store.Conflict: the memory has another version than `if_version`.
         """
-        origin = origin or Origin.fresh()
-        ids = arguments.memory(user_id, memory_id)
-        given = bodies.check(bodies.UpdateBody, changes).changes()
+        who, ids = arguments.principal(tenant), arguments.memory(user_id, memory_id)
+        return await self.update_body(who, *ids, bodies.check(bodies.UpdateBody, changes), origin or Origin.fresh())
+
+    async def update_body(
+        self, who: Principal, user_id: str, memory_id: str, body: bodies.UpdateBody, origin: Origin
+    ) -> Fields:
+        """Change a memory, as `update` does."""
+        ids, given = (*who.user(user_id), memory_id), body.changes()
         while True:
             stored, truncated = await self._stored_changes(ids, given)
             try:
                 changed = await self._store.write(
-                    Store.update, TENANT, *ids, issued_at=origin.issued_at, write_id=origin.write_id, **stored
+                    Store.update, *ids, issued_at=origin.issued_at, write_id=origin.write_id, **stored
                 )
             except Conflict as error:
                 # If the caller gave no version, `_stored_changes` did, and another write came in between.
@@ -376,7 +437,7 @@ class Memserve:
             else:
                 return shapes.memory(changed, truncated=truncated)
 
-    async def _stored_changes(self, ids: tuple[str, str], given: Fields) -> tuple[Fields, bool]:
+    async def _stored_changes(self, ids: tuple[str, str, str], given: Fields) -> tuple[Fields, bool]:
         """The arguments of `Store.update`, and whether the text was cut.
 
         A new text comes with its vector, an unchanged text as the version that has it.
@@ -385,9 +446,10 @@ class Memserve:
             return {**given, "vector": await self._vectors.checked(given["vector"])}, False
         if "text" not in given:
             return given, False
-        turn = Turn.of_user(TENANT, ids[0])
+        tenant, user, memory = ids
+        turn = Turn.of_user(tenant, user)
         try:
-            found = await self._store.read_user(Store.get, TENANT, *ids)
+            found = await self._store.read_user(Store.get, tenant, user, memory)
         except NotFound:  # the write may be a resent one, of a memory that was deleted since: the log decides
             found = None
         if found is not None and given["text"] == found.text:
@@ -398,77 +460,121 @@ class Memserve:
             embedded = await self._vectors.of_texts([given["text"]], turn)
         return {**given, "vector": embedded.vectors[0]}, bool(embedded.truncated[0])
 
-    async def delete(self, user_id: str, memory_id: str, *, origin: Origin | None = None) -> None:
+    async def delete(
+        self, user_id: str, memory_id: str, *, origin: Origin | None = None, tenant: str = DEFAULT_TENANT
+    ) -> None:
         """Delete one memory of one user. Raises store.NotFound."""
-        write_id = (origin or Origin.fresh()).write_id
-        await self._store.write(Store.delete, TENANT, *arguments.memory(user_id, memory_id), write_id=write_id)
+        who, ids = arguments.principal(tenant), arguments.memory(user_id, memory_id)
+        await self.delete_body(who, *ids, origin or Origin.fresh())
 
-    async def delete_where(self, user_id: str, filter: Mapping[str, Any], *, origin: Origin | None = None) -> int:
+    async def delete_body(self, who: Principal, user_id: str, memory_id: str, origin: Origin) -> None:
+        """Delete one memory of one user. Raises store.NotFound."""
+        await self._store.write(Store.delete, *who.user(user_id), memory_id, write_id=origin.write_id)
+
+    async def delete_where(
+        self,
+        user_id: str,
+        filter: Mapping[str, Any],
+        *,
+        origin: Origin | None = None,
+        tenant: str = DEFAULT_TENANT,
+    ) -> int:
         """Delete the memories of one user that match a filter. Returns how many."""
         body = bodies.check(bodies.DeleteBody, {"filter": filter})
         assert body.filter is not None
-        write_id = (origin or Origin.fresh()).write_id
-        return await self._store.write(
-            Store.delete_where, TENANT, arguments.user(user_id), body.filter, write_id=write_id
-        )
+        who, user = arguments.principal(tenant), arguments.user(user_id)
+        return await self.delete_where_body(who, user, body.filter, origin or Origin.fresh())
 
-    async def delete_many(self, user_id: str, ids: Sequence[str], *, origin: Origin | None = None) -> Fields:
+    async def delete_where_body(self, who: Principal, user_id: str, filter: Fields, origin: Origin) -> int:
+        """Delete the memories of one user that match a filter. Returns how many."""
+        return await self._store.write(Store.delete_where, *who.user(user_id), filter, write_id=origin.write_id)
+
+    async def delete_many(
+        self, user_id: str, ids: Sequence[str], *, origin: Origin | None = None, tenant: str = DEFAULT_TENANT
+    ) -> Fields:
         """Delete memories of one user by their ids. `{deleted, missing}`: how many, and the ids of no memory."""
         body = bodies.check(bodies.DeleteBody, {"ids": arguments.items(ids, "ids")})
         assert body.ids is not None
-        write_id = (origin or Origin.fresh()).write_id
-        deleted, missing = await self._store.write(
-            Store.delete_many, TENANT, arguments.user(user_id), body.ids, write_id=write_id
-        )
+        who, user = arguments.principal(tenant), arguments.user(user_id)
+        return await self.delete_many_body(who, user, body.ids, origin or Origin.fresh())
+
+    async def delete_many_body(self, who: Principal, user_id: str, ids: Ids, origin: Origin) -> Fields:
+        """Delete memories of one user by their ids. `{deleted, missing}`."""
+        deleted, missing = await self._store.write(Store.delete_many, *who.user(user_id), ids, write_id=origin.write_id)
         return {"deleted": deleted, "missing": missing}
 
-    async def history(self, user_id: str, memory_id: str, **options: Any) -> Fields:
+    async def history(self, user_id: str, memory_id: str, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
         """`{events, next_cursor}`: a page of the states of one memory, oldest first; the options are of HistoryQuery.
 
         Each is `{event, at, version, text, metadata}`. Raises store.NotFound.
         """
-        ids, query = arguments.memory(user_id, memory_id), bodies.check(bodies.HistoryQuery, options)
-        page = await self._store.read_user(Store.history_page, TENANT, *ids, **query.model_dump())
+        who, ids = arguments.principal(tenant), arguments.memory(user_id, memory_id)
+        return await self.history_body(who, *ids, bodies.check(bodies.HistoryQuery, options))
+
+    async def history_body(self, who: Principal, user_id: str, memory_id: str, query: bodies.HistoryQuery) -> Fields:
+        """`{events, next_cursor}`: a page of the states of one memory. Raises store.NotFound."""
+        page = await self._store.read_user(Store.history_page, *who.user(user_id), memory_id, **query.model_dump())
         return {"events": [shapes.event(event) for event in page.events], "next_cursor": page.next_cursor}
 
     # Users.
 
-    async def user(self, user_id: str) -> Fields:
+    async def user(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> Fields:
         """`{user_id, memories, version, bytes, index, resident}`; zeros if the user has never had a memory."""
-        stats = await self._store.read_user(Store.user, TENANT, arguments.user(user_id))
+        return await self.user_body(arguments.principal(tenant), arguments.user(user_id))
+
+    async def user_body(self, who: Principal, user_id: str) -> Fields:
+        """`{user_id, memories, version, bytes, index, resident}`."""
+        stats = await self._store.read_user(Store.user, *who.user(user_id))
         return {**shapes.user(stats), "index": stats.index, "resident": stats.resident}
 
-    async def users(self, **options: Any) -> Fields:
+    async def users(self, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
         """`{users, next_cursor}`: a page of the users that have memories; the options are those of UsersQuery."""
-        query = bodies.check(bodies.UsersQuery, options)
-        page = await self._store.read(Store.users, TENANT, **query.model_dump())
+        return await self.users_body(arguments.principal(tenant), bodies.check(bodies.UsersQuery, options))
+
+    async def users_body(self, who: Principal, query: bodies.UsersQuery) -> Fields:
+        """`{users, next_cursor}`: a page of the users that have memories."""
+        page = await self._store.read(Store.users, who.whole_tenant, **query.model_dump())
         return {"users": [shapes.user(stats) for stats in page.users], "next_cursor": page.next_cursor}
 
-    async def delete_user(self, user_id: str, *, origin: Origin | None = None) -> Fields:
+    async def delete_user(self, user_id: str, *, origin: Origin | None = None, tenant: str = DEFAULT_TENANT) -> Fields:
         """Delete everything of one user. `{deleted, version}`."""
-        write_id = (origin or Origin.fresh()).write_id
-        deleted, version = await self._store.write(Store.erase_user, TENANT, arguments.user(user_id), write_id=write_id)
+        who, user = arguments.principal(tenant), arguments.user(user_id)
+        return await self.delete_user_body(who, user, origin or Origin.fresh())
+
+    async def delete_user_body(self, who: Principal, user_id: str, origin: Origin) -> Fields:
+        """Delete everything of one user. `{deleted, version}`."""
+        deleted, version = await self._store.write(Store.erase_user, *who.user(user_id), write_id=origin.write_id)
         return {"deleted": deleted, "version": version}
 
-    async def export(self, user_id: str) -> AsyncIterator[bytes]:
-        """NDJSON of one user's memories, several lines at a time. Over a handle, use `options(stream=True)`.
+    async def export(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> AsyncIterator[bytes]:
+        """NDJSON of one user's memories, several lines at a time. Over a handle, use `options(stream=True)`."""
+        async for piece in self.export_body(arguments.principal(tenant), arguments.user(user_id)):
+            yield piece
+
+    async def export_body(self, who: Principal, user_id: str) -> AsyncIterator[bytes]:
+        """NDJSON of one user's memories, several lines at a time.
 
         Raises:
             DeadlineExceeded: the next lines were still queued when the deadline passed that the request had when the
                 first lines were asked for.
         """
-        user = arguments.user(user_id)
+        tenant, user = who.user(user_id)
         deadline = deadline_of_request.get()  # the later pages are asked for after the request's context has ended
 
         async def page_after(cursor: ExportCursor | None) -> ExportPage:
             with deadlines.until(deadline):
-                return await self._store.export_page(TENANT, user, cursor)
+                return await self._store.export_page(tenant, user, cursor)
 
         async for piece in export_pieces(page_after):
             yield piece
 
     async def import_lines(
-        self, user_id: str, lines: Sequence[str | bytes | Mapping[str, Any]], *, origin: Origin | None = None
+        self,
+        user_id: str,
+        lines: Sequence[str | bytes | Mapping[str, Any]],
+        *,
+        origin: Origin | None = None,
+        tenant: str = DEFAULT_TENANT,
     ) -> Fields:
         """Import lines of NDJSON, or mappings in their place. `{imported, unchanged}`; see calls/transfer.py."""
         items = arguments.items(lines, "lines")
@@ -477,16 +583,18 @@ class Memserve:
             for number, line in enumerate(items):
                 yield to_line(line, number)
 
-        return await self.import_stream(arguments.new_user(user_id), chunks(), origin or Origin.fresh())
+        who, user = arguments.principal(tenant), arguments.new_user(user_id)
+        return await self.import_body(who, user, chunks(), origin or Origin.fresh())
 
-    async def import_stream(self, user_id: str, chunks: AsyncIterable[bytes], origin: Origin) -> Fields:
+    async def import_body(self, who: Principal, user_id: str, chunks: AsyncIterable[bytes], origin: Origin) -> Fields:
         """Import NDJSON as it arrives, in chunks that may end anywhere.
 
         `{imported, unchanged}`, and `truncated`, the number of texts that were cut, if any was.
         """
+        tenant, user = who.user(user_id)
         epoch: int | None = None  # of the user; None until a page is written
         truncated = 0
-        turn = Turn.of_user(TENANT, user_id, bulk=True)
+        turn = Turn.of_user(tenant, user, bulk=True)
 
         async def embed(texts: Sequence[str]) -> np.ndarray:
             nonlocal truncated
@@ -496,7 +604,7 @@ class Memserve:
 
         async def write(lines: Sequence[ImportLine]) -> Imported:
             nonlocal epoch
-            done = await self._store.import_page(TENANT, user_id, lines, issued_at=origin.issued_at, epoch=epoch)
+            done = await self._store.import_page(tenant, user, lines, issued_at=origin.issued_at, epoch=epoch)
             epoch = done.epoch
             return done
 
@@ -510,6 +618,12 @@ class Memserve:
             )
         answer: Fields = {"imported": done.imported, "unchanged": done.unchanged}
         return {**answer, "truncated": truncated} if truncated else answer
+
+    # Keys.
+
+    async def find_key(self, credential: Credential) -> Key | None:
+        """The key of a credential; None if it cannot be used. See deployments/calls/keys.py."""
+        return await self._keys.find(credential)
 
     # Operations.
 

@@ -368,11 +368,12 @@ class GatewaySettings(Replicas):
 class AuthSettings(_Section):
     """Who may call the HTTP port."""
 
-    mode: Literal["loopback", "open"] = Field(
+    mode: Literal["loopback", "keys", "open"] = Field(
         "loopback",
         description="`loopback`: memserve listens on a loopback address only, and refuses requests that a web page of "
-        "another origin makes through a browser on this machine. `open`: everybody who reaches the port is admitted. "
-        "memserve asks nobody for a key yet, so put a server of your own in front that authenticates callers.",
+        "another origin makes through a browser on this machine; it asks for no key. `keys`: every request needs a "
+        "key, which `memserve keys create` makes. `open`: everybody who reaches the port is admitted without a key, so "
+        "put a server of your own in front that authenticates callers.",
     )
     cors_origins: tuple[str, ...] = Field(
         (),

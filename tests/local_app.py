@@ -20,6 +20,7 @@ from deployments.embedding.fake import FakeModel
 from deployments.gateway import Gateway
 from deployments.settings import Settings
 from deployments.store import StoreReplica
+from store import NewKey
 from tests.documented import Document
 
 DIM = 32
@@ -128,6 +129,7 @@ class LocalApp:
         self.api = build_api(
             self.gateway,
             on_error=self.errors.append,
+            find_key=self.gateway.find_key if settings.auth.mode == "keys" else None,
             max_body_bytes_in_flight=settings.gateway.max_body_bytes_in_flight,
         )
         if not _documents:
@@ -141,6 +143,11 @@ class LocalApp:
         hooks = {"response": [check_documented]}
         self.http = httpx.AsyncClient(transport=transport, base_url="http://memserve", event_hooks=hooks)
         return self
+
+    async def make_key(self, tenant: str, **options: Any) -> str:
+        """The secret of a new key."""
+        made: NewKey = await self.store.deployment.run("create_key", ("test", False, None, 1), tenant, **options)
+        return made.secret
 
     async def stop(self) -> None:
         await self.http.aclose()

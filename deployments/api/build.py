@@ -7,27 +7,32 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from deployments.api import answers, docs, embeddings, memories, tei, users
+from deployments.api.authentication import Authentication
 from deployments.api.door import Door
 from deployments.api.held_bodies import HeldBodies
-from deployments.api.http import Routes, api_without_routes, json_response
+from deployments.api.http import RawPath, Routes, api_without_routes, json_response
 from deployments.api.openapi import ErrorShape, document_routes, fails
 from deployments.errors import Unavailable
 from deployments.requests.origin import HEADER, request_id_is_missing
+from deployments.requests.principal import FindKey
 from deployments.service import Memserve
+
+DOCUMENTATION = docs.PATHS | {"/openapi.json"}
+"""The paths of the documentation, which everybody may read: it is the same on every server."""
 
 operations = Routes("operations")
 _NOT_READY = "a text cannot be embedded, or the log cannot be read"
 
 
-@operations.add("GET", "/health/live", response_model=answers.LiveAnswer)
+@operations.add("GET", "/health/live", None, response_model=answers.LiveAnswer)
 async def get_live(_: Memserve, __: Request) -> Response:
     """200 while the process runs."""
     return json_response({"status": "live"})
 
 
-@tei.routes.add("GET", "/ping", response_model=answers.ReadyAnswer, responses=fails({503: _NOT_READY}))
-@operations.add("GET", "/health", response_model=answers.ReadyAnswer, responses=fails({503: _NOT_READY}))
-@operations.add("GET", "/health/ready", response_model=answers.ReadyAnswer, responses=fails({503: _NOT_READY}))
+@tei.routes.add("GET", "/ping", None, response_model=answers.ReadyAnswer, responses=fails({503: _NOT_READY}))
+@operations.add("GET", "/health", None, response_model=answers.ReadyAnswer, responses=fails({503: _NOT_READY}))
+@operations.add("GET", "/health/ready", None, response_model=answers.ReadyAnswer, responses=fails({503: _NOT_READY}))
 async def get_ready(memserve: Memserve, request: Request) -> Response:
     """200 if a text can be embedded and the log can be read, else 503; the message names what is missing."""
     _, own_port = request.scope.get("server") or (None, None)
@@ -46,6 +51,7 @@ def build_api(
     on_error: Callable[[Exception], None],
     *,
     behind_haproxy: bool = False,
+    find_key: FindKey | None = None,
     loopback_only: bool = False,
     cors_origins: Sequence[str] = (),
     max_body_bytes_in_flight: int = 256 << 20,
@@ -54,12 +60,21 @@ def build_api(
 
     Args:
         behind_haproxy: whether HAProxy is in front. Readiness then requires the header that makes resent writes safe.
+        find_key: looks up the key of a request; None if everybody may do everything without a key.
         loopback_only: whether requests that a web page may make through a browser on this machine are refused.
         cors_origins: origins whose web pages may call the application.
         max_body_bytes_in_flight: see `HeldBodies`.
     """
     error_bodies = dict.fromkeys(tei.routes.paths(), tei.error_body)
     api = api_without_routes(on_error, error_bodies)
+    groups = (embeddings.routes, tei.routes, memories.routes, users.routes, operations)
+    api.add_middleware(
+        Authentication,
+        find_key=find_key,
+        open_paths={*DOCUMENTATION, *(path for group in groups for path in group.open_paths())},
+        error_bodies=error_bodies,
+        on_error=on_error,
+    )
     if loopback_only:
         api.add_middleware(Door, allowed=cors_origins, error_bodies=error_bodies, on_error=on_error)
     if cors_origins:
@@ -70,9 +85,9 @@ def build_api(
             allow_headers=["*"],
             expose_headers=["*"],
         )
+    api.add_middleware(RawPath)  # the outermost: all others see the path as the router does
     api.state.behind_haproxy = behind_haproxy
     api.state.held_bodies = HeldBodies(max_body_bytes_in_flight)
-    groups = (embeddings.routes, tei.routes, memories.routes, users.routes, operations)
     api.router.routes.extend(route for group in groups for route in group.served(memserve))
     api.router.routes.extend(docs.routes())
 

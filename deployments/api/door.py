@@ -21,8 +21,8 @@ from collections.abc import Callable, Collection, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.api.http import ErrorBody, error_response
-from deployments.errors import Forbidden, HttpError, UnsupportedType, to_http
+from deployments.api.http import ErrorBody, refusal
+from deployments.errors import Forbidden, UnsupportedType
 
 _LOOPBACK = re.compile(rb"(?:localhost|[a-z0-9.-]+\.localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.IGNORECASE)
 _SENT_WITHOUT_ASKING = frozenset({b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"})
@@ -54,10 +54,9 @@ class Door:
         self._loopback_hosts: set[bytes] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (refusal := self._refusal(scope)) is not None:
-            self._on_error(refusal)
-            body_of = self._error_bodies.get(scope["path"], HttpError.body)
-            await error_response(to_http(refusal), body_of)(scope, receive, send)
+        if scope["type"] == "http" and (refused := self._refusal(scope)) is not None:
+            self._on_error(refused)
+            await refusal(refused, scope["path"], self._error_bodies)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 

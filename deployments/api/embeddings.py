@@ -6,7 +6,16 @@ from typing import Any
 from fastapi import Request, Response
 
 from deployments.api import answers
-from deployments.api.http import Routes, decode_id, json_response, json_rows, parse_body, read_body, timing_headers
+from deployments.api.http import (
+    Routes,
+    decode_id,
+    json_response,
+    json_rows,
+    parse_body,
+    principal_of,
+    read_body,
+    timing_headers,
+)
 from deployments.api.openapi import TIMES, fails, takes
 from deployments.embedding import outputs
 from deployments.errors import ModelNotFound
@@ -23,6 +32,7 @@ _started_at = int(time.time())
 @routes.add(
     "POST",
     "/v1/embeddings",
+    "read",
     response_model=answers.EmbeddingsAnswer,
     responses={200: TIMES, **fails({404: _OTHER_MODEL})},
     openapi_extra=takes(body=bodies.EmbeddingsBody),
@@ -34,7 +44,7 @@ async def post_embeddings(memserve: Memserve, request: Request) -> Response:
     info = await memserve.model_info()
     if body.model is not None:
         _check_served(body.model, info.name)
-    result = await memserve.embed_body(body)
+    result = await memserve.embed_body(principal_of(request), body)
     vectors = outputs.quantise(outputs.cut(result.vectors, body.dimensions), body.output_dtype)
     rows = outputs.to_base64(vectors) if body.encoding_format == "base64" else await json_rows(vectors)
     tokens = int(result.tokens.sum())
@@ -51,14 +61,18 @@ async def post_embeddings(memserve: Memserve, request: Request) -> Response:
     return json_response(content, headers=timing_headers(result.timings, started))
 
 
-@routes.add("GET", "/v1/models", response_model=answers.ModelsAnswer)
+@routes.add("GET", "/v1/models", "read", response_model=answers.ModelsAnswer)
 async def get_models(memserve: Memserve, _: Request) -> Response:
     """List the one model that is served."""
     return json_response({"object": "list", "data": [await _card(memserve)]})
 
 
 @routes.add(
-    "GET", "/v1/models/{model_id:path}", response_model=answers.ModelAnswer, responses=fails({404: _OTHER_MODEL})
+    "GET",
+    "/v1/models/{model_id:path}",
+    "read",
+    response_model=answers.ModelAnswer,
+    responses=fails({404: _OTHER_MODEL}),
 )
 async def get_model(memserve: Memserve, request: Request) -> Response:
     """Describe the model that is served."""

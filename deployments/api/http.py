@@ -5,6 +5,8 @@ Guarantees:
 - An id in a path may hold any percent-encoded character, a slash included.
 - Work of a request that is still queued when its `x-request-timeout-ms` has passed is not done.
 - Every 4xx and 5xx has the OpenAI error shape, on paths of text-embeddings-inference the shape of that server.
+- A route that needs a scope is answered only if the principal of the request has it. A request without a principal
+  fails; there is no default.
 """
 
 import asyncio
@@ -12,7 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import numpy as np
@@ -27,10 +29,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api.gzip import unzipped
 from deployments.embedding.outputs import Timings
-from deployments.errors import HttpError, InvalidRequest, LocatedError, TooLarge, UnsupportedEncoding, to_http
+from deployments.errors import (
+    Forbidden,
+    HttpError,
+    InvalidRequest,
+    LocatedError,
+    TooLarge,
+    UnsupportedEncoding,
+    to_http,
+)
 from deployments.requests import bodies, deadlines
 from deployments.requests.fields import NewId, StoredId
 from deployments.requests.origin import Origin
+from deployments.requests.principal import KeyScope, Principal
 from deployments.service import Memserve
 
 logger = logging.getLogger("memserve.api")
@@ -48,6 +59,16 @@ Handler = Callable[[Memserve, Request], Awaitable[Response]]
 ErrorBody = Callable[[HttpError], Mapping[str, Any]]
 
 
+class _Declared(NamedTuple):
+    """One route. `described` are FastAPI's arguments that describe its answers."""
+
+    method: str
+    path: str
+    scope: KeyScope | None
+    handler: Handler
+    described: dict[str, Any]
+
+
 class Routes:
     """Routes of one tag: Starlette serves them, FastAPI makes the OpenAPI document of them.
 
@@ -57,29 +78,46 @@ class Routes:
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
-        self._declared: list[tuple[str, str, Handler, dict[str, Any]]] = []
+        self._declared: list[_Declared] = []
 
-    def add(self, method: str, path: str, **described: Any) -> Callable[[Handler], Handler]:
-        """Declare the decorated handler as a route. `described` are FastAPI's arguments that describe its answers."""
+    def add(self, method: str, path: str, scope: KeyScope | None, **described: Any) -> Callable[[Handler], Handler]:
+        """Declare the decorated handler as a route.
+
+        Args:
+            scope: the scope that a key needs for it. With None the route is answered without a key: it must tell
+                nothing of any tenant, and its path must have no parameters.
+            described: FastAPI's arguments that describe its answers.
+        """
 
         def declare(handler: Handler) -> Handler:
-            self._declared.append((method, path, handler, described))
+            self._declared.append(_Declared(method, path, scope, handler, described))
             return handler
 
         return declare
 
     def paths(self) -> set[str]:
         """The paths as they are declared."""
-        return {path for _, path, _, _ in self._declared}
+        return {route.path for route in self._declared}
+
+    def open_paths(self) -> set[str]:
+        """The paths that are answered without a key, whatever the method."""
+        return {route.path for route in self._declared if route.scope is None} - {
+            route.path for route in self._declared if route.scope is not None
+        }
+
+    def scopes(self) -> dict[tuple[str, str], KeyScope | None]:
+        """The scope that each route needs, by method and path."""
+        return {(route.method, route.path): route.scope for route in self._declared}
 
     def served(self, memserve: Memserve) -> Iterator[Route]:
         """The routes, calling one service."""
-        for method, path, handler, _ in self._declared:
-            yield Route(path, partial(_in_time, handler, memserve), methods=[method])
+        for route in self._declared:
+            yield Route(route.path, partial(_admitted, route, memserve), methods=[route.method])
 
     def documented(self) -> Iterator[APIRoute]:
         """The routes as FastAPI documents them. They are not served."""
-        for method, path, handler, described in self._declared:
+        for method, path, scope, handler, described in self._declared:
+            extra = {**described.get("openapi_extra", {}), **({"security": []} if scope is None else {})}
             yield APIRoute(
                 path,
                 _no_parameters,
@@ -87,17 +125,30 @@ class Routes:
                 name=handler.__name__,
                 description=handler.__doc__,
                 tags=[self.tag],
-                **described,
+                **{**described, "openapi_extra": extra},
             )
 
 
-async def _in_time(handler: Handler, memserve: Memserve, request: Request) -> Response:
-    """Answer a request by its handler, whose work has the request's deadline."""
+async def _admitted(route: _Declared, memserve: Memserve, request: Request) -> Response:
+    """Answer a request by its handler, whose work has the request's deadline.
+
+    Raises:
+        Forbidden: the principal of the request does not have the scope.
+    """
+    if route.scope is not None and not principal_of(request).may(route.scope):
+        message = f"This request needs a key with the scope `{route.scope}`."
+        raise Forbidden(message, None, "insufficient_scope")
     try:
         with deadlines.within_header(request.headers):
-            return await handler(memserve, request)
+            return await route.handler(memserve, request)
     finally:
         request.app.state.held_bodies.release(request.scope)
+
+
+def principal_of(request: Request) -> Principal:
+    """Who makes a request, as deployments/api/authentication.py has found out."""
+    who: Principal = request.scope["state"]["principal"]
+    return who
 
 
 def _no_parameters() -> None:
@@ -229,7 +280,7 @@ def origin_of(request: Request, body: bytes = b"") -> Origin:
     """The origin of a write. Raises InvalidRequest if a header is invalid."""
     scope = request.scope
     target = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"  # RawPath made `path` the raw one
-    return Origin.of_request(request.headers, request.method, target, body)
+    return Origin.of_request(principal_of(request).realm, request.headers, request.method, target, body)
 
 
 async def json_rows(rows: np.ndarray) -> list[orjson.Fragment]:
@@ -244,6 +295,11 @@ async def json_rows(rows: np.ndarray) -> list[orjson.Fragment]:
             await asyncio.sleep(0)
         written += [orjson.Fragment(orjson.dumps(row, option=_JSON_OPTIONS)) for row in rows[first : first + step]]
     return written
+
+
+def refusal(error: LocatedError, path: str, error_bodies: Mapping[str, ErrorBody]) -> Response:
+    """The answer of a request that is refused before it reaches a route."""
+    return error_response(to_http(error), error_bodies.get(path, HttpError.body))
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -264,7 +320,9 @@ def timing_headers(timings: Timings, started: float) -> dict[str, str]:
 def error_response(error: HttpError, body_of: ErrorBody = HttpError.body) -> Response:
     """The answer of a request that failed, with Retry-After if a later request may succeed."""
     headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
-    if error.code == "unsupported_encoding":
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"  # RFC 9110, 15.5.2
+    elif error.code == "unsupported_encoding":
         headers["accept-encoding"] = "gzip"  # RFC 9110, 15.5.16
     return json_response(body_of(error), error.status, headers)
 
@@ -285,7 +343,6 @@ def api_without_routes(on_error: Callable[[Exception], None], error_bodies: Mapp
         docs_url=None,  # deployments/api/docs.py
         redoc_url=None,
     )
-    api.add_middleware(RawPath)
 
     def response(request: Request, error: HttpError) -> Response:
         return error_response(error, error_bodies.get(request.scope["path"], HttpError.body))

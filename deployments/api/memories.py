@@ -3,7 +3,16 @@
 from fastapi import Request, Response
 
 from deployments.api import answers
-from deployments.api.http import Routes, decode_id, json_response, origin_of, parse_body, read_body, read_query
+from deployments.api.http import (
+    Routes,
+    decode_id,
+    json_response,
+    origin_of,
+    parse_body,
+    principal_of,
+    read_body,
+    read_query,
+)
 from deployments.api.openapi import MEMORY_NOT_FOUND, WRITE_CONFLICT, fails, takes
 from deployments.errors import InvalidRequest
 from deployments.requests import bodies
@@ -26,6 +35,7 @@ routes = Routes("memories")
 @routes.add(
     "POST",
     MEMORIES,
+    "write",
     status_code=201,
     response_model=answers.AddedMemoriesAnswer,
     responses=fails({409: WRITE_CONFLICT}),
@@ -37,12 +47,13 @@ async def post_user_memories(memserve: Memserve, request: Request) -> Response:
     read_query(request, bodies.NoQuery)
     raw = await read_body(request, memserve.max_body_bytes)
     body = await parse_body(bodies.AddBody, raw)
-    return json_response(await memserve.add_body(user, body, origin_of(request, raw)), 201)
+    return json_response(await memserve.add_body(principal_of(request), user, body, origin_of(request, raw)), 201)
 
 
 @routes.add(
     "POST",
     "/v1/memories",
+    "write",
     status_code=201,
     response_model=answers.AddedForUsersAnswer,
     responses=fails({409: WRITE_CONFLICT}),
@@ -53,12 +64,15 @@ async def post_memories(memserve: Memserve, request: Request) -> Response:
     read_query(request, bodies.NoQuery)
     raw = await read_body(request, memserve.max_body_bytes)
     body = await parse_body(bodies.AddManyBody, raw)
-    return json_response({"memories": await memserve.add_many_body(body, origin_of(request, raw))}, 201)
+    return json_response(
+        {"memories": await memserve.add_many_body(principal_of(request), body, origin_of(request, raw))}, 201
+    )
 
 
 @routes.add(
     "POST",
     f"{MEMORIES}/search",
+    "read",
     response_model=answers.FoundAnswer,
     openapi_extra=takes(body=bodies.SearchBody),
 )
@@ -67,19 +81,22 @@ async def post_search(memserve: Memserve, request: Request) -> Response:
     user = _user_id(request)
     read_query(request, bodies.NoQuery)
     body = await parse_body(bodies.SearchBody, await read_body(request, memserve.max_body_bytes))
-    return json_response(await memserve.search_body(user, body))
+    return json_response(await memserve.search_body(principal_of(request), user, body))
 
 
-@routes.add("GET", MEMORIES, response_model=answers.MemoriesPageAnswer, openapi_extra=takes(query=bodies.ListQuery))
+@routes.add(
+    "GET", MEMORIES, "read", response_model=answers.MemoriesPageAnswer, openapi_extra=takes(query=bodies.ListQuery)
+)
 async def get_memories(memserve: Memserve, request: Request) -> Response:
     """List a user's memories in pages."""
     query = read_query(request, bodies.ListQuery)
-    return json_response(await memserve.list(_user_id(request), **query.model_dump()))
+    return json_response(await memserve.list_body(principal_of(request), _user_id(request), query))
 
 
 @routes.add(
     "POST",
     f"{MEMORIES}/get",
+    "read",
     response_model=answers.GotMemoriesAnswer,
     openapi_extra=takes(body=bodies.GetManyBody),
 )
@@ -88,12 +105,13 @@ async def post_get(memserve: Memserve, request: Request) -> Response:
     user = _user_id(request)
     read_query(request, bodies.NoQuery)
     body = await parse_body(bodies.GetManyBody, await read_body(request, memserve.max_body_bytes))
-    return json_response(await memserve.get_many_body(user, body))
+    return json_response(await memserve.get_many_body(principal_of(request), user, body))
 
 
 @routes.add(
     "DELETE",
     MEMORIES,
+    "write",
     response_model=answers.DeletedAnswer,
     openapi_extra=takes(body=bodies.DeleteBody, optional_body=True, query=bodies.DeleteQuery, idempotency_key=True),
 )
@@ -108,16 +126,17 @@ async def delete_memories(memserve: Memserve, request: Request) -> Response:
         raise InvalidRequest("must be given in the body or in the query, not in both", "filter")
     else:
         body = bodies.DeleteBody(filter=query.filter)
-    origin = origin_of(request, raw)
+    who, origin = principal_of(request), origin_of(request, raw)
     if body.ids is not None:
-        return json_response(await memserve.delete_many(user, body.ids, origin=origin))
+        return json_response(await memserve.delete_many_body(who, user, body.ids, origin))
     assert body.filter is not None
-    return json_response({"deleted": await memserve.delete_where(user, body.filter, origin=origin)})
+    return json_response({"deleted": await memserve.delete_where_body(who, user, body.filter, origin)})
 
 
 @routes.add(
     "GET",
     MEMORY,
+    "read",
     response_model=answers.MemoryAnswer,
     responses=fails({404: MEMORY_NOT_FOUND}),
     openapi_extra=takes(query=bodies.GetQuery),
@@ -125,12 +144,14 @@ async def delete_memories(memserve: Memserve, request: Request) -> Response:
 async def get_memory(memserve: Memserve, request: Request) -> Response:
     """Get one memory."""
     query = read_query(request, bodies.GetQuery)
-    return json_response(await memserve.get(_user_id(request), _memory_id(request), **query.model_dump()))
+    who, user, memory = principal_of(request), _user_id(request), _memory_id(request)
+    return json_response(await memserve.get_body(who, user, memory, query))
 
 
 @routes.add(
     "PATCH",
     MEMORY,
+    "write",
     response_model=answers.UpdatedMemoryAnswer,
     responses=fails(
         {
@@ -146,13 +167,14 @@ async def patch_memory(memserve: Memserve, request: Request) -> Response:
     user, memory = _user_id(request), _memory_id(request)
     read_query(request, bodies.NoQuery)
     raw = await read_body(request, memserve.max_body_bytes)
-    changes = (await parse_body(bodies.UpdateBody, raw)).changes()
-    return json_response(await memserve.update(user, memory, origin=origin_of(request, raw), **changes))
+    body = await parse_body(bodies.UpdateBody, raw)
+    return json_response(await memserve.update_body(principal_of(request), user, memory, body, origin_of(request, raw)))
 
 
 @routes.add(
     "DELETE",
     MEMORY,
+    "write",
     status_code=204,
     responses=fails({404: MEMORY_NOT_FOUND}),
     openapi_extra=takes(idempotency_key=True),
@@ -161,13 +183,14 @@ async def delete_memory(memserve: Memserve, request: Request) -> Response:
     """Delete one memory, and its text and metadata from the history."""
     user, memory = _user_id(request), _memory_id(request)
     read_query(request, bodies.NoQuery)
-    await memserve.delete(user, memory, origin=origin_of(request))
+    await memserve.delete_body(principal_of(request), user, memory, origin_of(request))
     return Response(status_code=204)
 
 
 @routes.add(
     "GET",
     f"{MEMORY}/history",
+    "read",
     response_model=answers.HistoryAnswer,
     responses=fails({404: MEMORY_NOT_FOUND}),
     openapi_extra=takes(query=bodies.HistoryQuery),
@@ -176,7 +199,7 @@ async def get_history(memserve: Memserve, request: Request) -> Response:
     """List the states of one memory in pages, oldest first."""
     user, memory = _user_id(request), _memory_id(request)
     query = read_query(request, bodies.HistoryQuery)
-    return json_response(await memserve.history(user, memory, **query.model_dump()))
+    return json_response(await memserve.history_body(principal_of(request), user, memory, query))
 
 
 def _user_id(request: Request, *, new: bool = False) -> str:

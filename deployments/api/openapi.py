@@ -23,7 +23,8 @@ from deployments.requests.origin import MAX_KEY_LENGTH
 
 ERRORS: Mapping[int, str] = {
     400: "the request is invalid",
-    401: "the key is missing, unknown, expired or revoked, if `auth.mode` is `keys`",
+    401: "the key is missing (`missing_key`), or it is unknown, revoked or has expired (`invalid_key`), if `auth.mode` "
+    "is `keys`",
     403: "the key does not have the scope (`insufficient_scope`), or a web page of another origin made the request "
     "(`foreign_host`, `foreign_origin`)",
     404: "there is no such thing, or none that the key may reach",
@@ -44,8 +45,12 @@ _OF_BODIES = frozenset({413, 415})
 _OF_HAPROXY = frozenset({408, 431})  # answered by HAProxy alone, which does not know TEI's shape
 _ERROR_EXAMPLES = (
     HttpError(400, "invalid_request_error", "must not be empty", "memories.3.text", None, None),
-    HttpError(401, "authentication_error", "This key is not known.", None, "invalid_api_key", None),
-    HttpError(403, "permission_error", "This key does not have the scope write.", None, "insufficient_scope", None),
+    HttpError(
+        401, "authentication_error", "This key is unknown here, was revoked or has expired.", None, "invalid_key", None
+    ),
+    HttpError(
+        403, "permission_error", "This request needs a key with the scope `write`.", None, "insufficient_scope", None
+    ),
     HttpError(404, "not_found_error", "there is no memory 'tea'", None, None, None),
     HttpError(408, "timeout_error", "The request did not arrive in time.", None, "request_timeout", None),
     HttpError(409, "conflict_error", "the id 'tea' has other content", "id", "id_conflict", None),
@@ -74,7 +79,6 @@ _SECURITY_SCHEMES = {
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
 }
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}, {}]
-_WITHOUT_KEY = ("/health", "/ping")  # the beginnings of paths that ask for no key
 
 TIMES: dict[str, Any] = {
     "headers": {
@@ -246,8 +250,6 @@ def _document(
         for method, operation in operations.items():
             (tag,) = operation["tags"]
             operation["parameters"] = [*_path_parameters(path), *operation.get("parameters", []), _TIMEOUT]
-            if path.startswith(_WITHOUT_KEY):
-                operation["security"] = []
             _add_errors(operation, method, error_shapes.get(tag, _OPENAI_SHAPE))
             _add_examples(operation, f"{method.upper()} {path}")
     return document

@@ -14,11 +14,20 @@ import numpy as np
 from fastapi import Request, Response
 
 from deployments.api import answers
-from deployments.api.http import Routes, json_response, json_rows, parse_body, read_body, timing_headers
+from deployments.api.http import (
+    Routes,
+    json_response,
+    json_rows,
+    parse_body,
+    principal_of,
+    read_body,
+    timing_headers,
+)
 from deployments.api.openapi import TIMES, fails, takes
 from deployments.embedding import outputs
 from deployments.errors import HttpError, LocatedError, TooLarge, located
 from deployments.requests import bodies, tei
+from deployments.requests.principal import Principal
 from deployments.service import Memserve
 
 BODIES = (
@@ -39,6 +48,7 @@ _ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}
 @routes.add(
     "POST",
     "/",
+    "read",
     response_model=list[list[float]] | list[float],
     responses={200: TIMES},
     openapi_extra=takes(body=tei.RootBody),
@@ -47,14 +57,16 @@ async def post_root(memserve: Memserve, request: Request) -> Response:
     """Embed texts or token ids as `POST /embed` does, or compare a text with others as `POST /similarity` does."""
     started = time.perf_counter()
     body = await parse_body(tei.RootBody, await read_body(request, memserve.max_body_bytes))
+    who = principal_of(request)
     if isinstance(body.inputs, tei.SentencesBody):
-        return await _similarity(memserve, body.inputs, body, started)
-    return await _embed(memserve, body, started)
+        return await _similarity(memserve, who, body.inputs, body, started)
+    return await _embed(memserve, who, body, started)
 
 
 @routes.add(
     "POST",
     "/embed",
+    "read",
     response_model=list[list[float]],
     responses={200: TIMES},
     openapi_extra=takes(body=tei.EmbedBody),
@@ -63,13 +75,14 @@ async def post_embed(memserve: Memserve, request: Request) -> Response:
     """Embed texts or token ids."""
     started = time.perf_counter()
     body = await parse_body(tei.EmbedBody, await read_body(request, memserve.max_body_bytes))
-    return await _embed(memserve, body, started)
+    return await _embed(memserve, principal_of(request), body, started)
 
 
-async def _embed(memserve: Memserve, body: tei.EmbedBody, started: float) -> Response:
+async def _embed(memserve: Memserve, who: Principal, body: tei.EmbedBody, started: float) -> Response:
     options = body.options()
     with _prompt_located(body), located("inputs", in_list=not bodies.is_single(body.inputs)):
         result = await memserve.embed_prompted(
+            who,
             bodies.as_list(body.inputs),
             prompt_name=options.prompt_name,
             truncate=options.truncated_end(),
@@ -85,6 +98,7 @@ async def _embed(memserve: Memserve, body: tei.EmbedBody, started: float) -> Res
 @routes.add(
     "POST",
     "/similarity",
+    "read",
     response_model=list[float],
     responses={200: TIMES},
     openapi_extra=takes(body=tei.SimilarityBody),
@@ -93,16 +107,21 @@ async def post_similarity(memserve: Memserve, request: Request) -> Response:
     """Compare one text with others: the cosine similarity to each."""
     started = time.perf_counter()
     body = await parse_body(tei.SimilarityBody, await read_body(request, memserve.max_body_bytes))
-    return await _similarity(memserve, body.inputs, body, started)
+    return await _similarity(memserve, principal_of(request), body.inputs, body, started)
 
 
 async def _similarity(
-    memserve: Memserve, inputs: tei.SentencesBody, body: tei.SimilarityBody | tei.RootBody, started: float
+    memserve: Memserve,
+    who: Principal,
+    inputs: tei.SentencesBody,
+    body: tei.SimilarityBody | tei.RootBody,
+    started: float,
 ) -> Response:
     options = body.options()
     try:
         with _prompt_located(body):
             result = await memserve.embed_prompted(
+                who,
                 [inputs.source_sentence, *inputs.sentences],
                 prompt_name=options.prompt_name,
                 truncate=options.truncated_end(),
@@ -130,6 +149,7 @@ def _prompt_located(body: tei.SimilarityBody | tei.EmbedBody) -> Iterator[None]:
 @routes.add(
     "POST",
     "/tokenize",
+    "read",
     response_model=list[list[answers.TextTokenAnswer]],
     responses=fails({413: f"there are more than {MAX_UNITS:,} characters together (`too_many_inputs`)"}),
     openapi_extra=takes(body=tei.TokenizeBody),
@@ -146,6 +166,7 @@ async def post_tokenize(memserve: Memserve, request: Request) -> Response:
 @routes.add(
     "POST",
     "/decode",
+    "read",
     response_model=list[str],
     responses=fails({413: f"there are more than {MAX_UNITS:,} ids together (`too_many_inputs`)"}),
     openapi_extra=takes(body=tei.DecodeBody),
@@ -159,7 +180,7 @@ async def post_decode(memserve: Memserve, request: Request) -> Response:
         return json_response(await memserve.decode(lists, body.skip_special_tokens))
 
 
-@routes.add("GET", "/info", response_model=answers.InfoAnswer)
+@routes.add("GET", "/info", "read", response_model=answers.InfoAnswer)
 async def get_info(memserve: Memserve, _: Request) -> Response:
     """Describe the model that is served."""
     info = await memserve.model_info()

@@ -59,14 +59,16 @@ class _Work:
     """What the pieces of one request have in common.
 
     Attributes:
-        revision: part of the key in the cache; None if the cache is not used.
+        realm: part of the key in the cache; None if the cache is not used.
+        revision: of the model, with its limit; part of the key in the cache.
     """
 
     prompt: str
     truncate: Truncate
     input_type: InputType | None
     turn: Turn
-    revision: str | None
+    realm: str | None
+    revision: str
 
 
 class EmbedderCalls:
@@ -173,9 +175,9 @@ class EmbedderCalls:
         prompt: str,
         truncate: Truncate,
         *,
+        realm: str | None,
         turn: Turn | None = None,
         input_type: InputType | None = None,
-        cached: bool = True,
     ) -> EmbedResult:
         """Embed any number of inputs, in order.
 
@@ -183,9 +185,10 @@ class EmbedderCalls:
             inputs: texts, or lists of token ids.
             prompt: put in front of each text.
             truncate: the end at which an input that is too long is cut.
+            realm: whose requests share cached vectors with this one. None bypasses the cache: nothing of these inputs
+                is kept.
             turn: of the request. It becomes bulk if there are several inputs with more than `BULK_TOKENS` together.
             input_type: the kind of inputs, since some models read more tokens of one kind than of another.
-            cached: False bypasses the cache: nothing of these inputs is kept.
 
         Raises:
             MemserveError: the error of the first input that failed; `position` is its index in `inputs`.
@@ -197,8 +200,8 @@ class EmbedderCalls:
         inputs = _readable(inputs, truncate, limit, info)
         costs = [estimated_tokens(given, limit) for given in inputs]
         turn = (turn or Turn()).in_bulk(len(inputs) > 1 and sum(costs) > BULK_TOKENS)
-        revision = f"{info.revision}-{limit}" if cached and self.cache.max_bytes else None
-        work = _Work(prompt, truncate, input_type, turn, revision)
+        cached_for = realm if self.cache.max_bytes else None
+        work = _Work(prompt, truncate, input_type, turn, cached_for, f"{info.revision}-{limit}")
         pieces = list(runs(costs, self._call_tokens))
         if len(pieces) == 1:
             return await self._embed_piece(work, inputs)
@@ -242,7 +245,7 @@ class EmbedderCalls:
 
     async def _embed_piece(self, work: _Work, inputs: Inputs) -> EmbedResult:
         """Embed inputs that fit into one call: from the cache, the others by the embedder."""
-        if work.revision is None:
+        if work.realm is None:
             return await self._submit(work, inputs)
         timings = Timings(0.0, 0.0, 0.0)
 
@@ -256,7 +259,7 @@ class EmbedderCalls:
             # Rows are copied, since a view of a row would keep the whole reply in memory.
             return [CachedVector(row.copy(), tokens, truncated) for row, tokens, truncated in rows]
 
-        keys = [cache_key(work.revision, work.prompt, work.truncate, item) for item in inputs]
+        keys = [cache_key(work.realm, work.revision, work.prompt, work.truncate, item) for item in inputs]
         entries = await self.cache.get_or_compute(keys, compute, bulk=work.turn.bulk, deadline=work.turn.deadline)
         return EmbedResult(
             vectors=np.stack([entry.vector for entry in entries]),

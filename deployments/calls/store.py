@@ -24,10 +24,12 @@ from deployments.fair_queue import SentTurn, Turn
 from store import (
     Append,
     AppendResult,
+    Credential,
     ExportCursor,
     ExportPage,
     Imported,
     ImportLine,
+    Key,
     Search,
     SearchResult,
     Store,
@@ -48,6 +50,10 @@ BULK_MEMORIES = 100
 
 MEMORIES_A_UNIT = 16
 """The store reads or writes about so many memories in the time of one search, which costs one unit."""
+
+KEY_LOOKUPS = 256  # in one call
+KEY_LOOKUPS_IN_FLIGHT = 2
+KEY_LOOKUP_MAX_WAIT_S = 10.0
 
 _PAGE = 200  # memories in a page of an export; assumed of erasures and deletions by filter
 _BULK_WRITES = frozenset({Store.delete_where.__name__, Store.erase_user.__name__})
@@ -72,9 +78,9 @@ def _result(answer: Answer | LocatedError) -> Answer:
 class StoreCalls:
     """Calls to the Store deployment.
 
-    Appends and searches are batched. `QUEUED_CALLS` full calls of each may wait. Other calls are made one for each
-    request, `MAX_UNBATCHED_CALLS` at a time. Beyond these limits a caller may have no more than its share, and is
-    refused with `Overloaded`, erasures too. A refused call was not made.
+    Appends, searches and lookups of keys are batched. `QUEUED_CALLS` full calls of each may wait. Other calls are made
+    one for each request, `MAX_UNBATCHED_CALLS` at a time. Beyond these limits a caller may have no more than its share,
+    and is refused with `Overloaded`, erasures too. A refused call was not made.
 
     The caller is the user that a call is about; an append for several users is a caller of its own.
 
@@ -114,6 +120,13 @@ class StoreCalls:
             partitions=partitions,
             max_wait_s=max_wait_s,
         )
+        self._key_lookups: Batcher[Credential, Key | None] = Batcher(
+            self._find_keys,
+            in_flight=KEY_LOOKUPS_IN_FLIGHT,
+            budget=KEY_LOOKUPS,
+            max_queued=QUEUED_CALLS * KEY_LOOKUPS,
+            max_wait_s=KEY_LOOKUP_MAX_WAIT_S,
+        )
         self._unbatched = UnbatchedCalls("store")
 
     def reconfigure(self, *, append_in_flight: int, append_memories: int, max_wait_s: float | None) -> None:
@@ -137,6 +150,20 @@ class StoreCalls:
 
     def _partition(self, tenant: str, user_id: str) -> int:
         return partition_of(tenant, user_id, len(self._by_partition))
+
+    async def _find_keys(self, credentials: list[Credential]) -> Sequence[Key | None]:
+        return await self._run(self._handle, Store.find_keys, Turn(), 0, credentials)
+
+    async def find_key(self, credential: Credential) -> Key | None:
+        """`Store.find_keys` of one credential, in one call with the others that wait.
+
+        The caller is the credential, so that many lookups of unknown keys do not hold up another key's.
+
+        Raises:
+            StoreError: the log cannot be read.
+            Overloaded, DeadlineExceeded, Unavailable: the store did not look the key up.
+        """
+        return await self._key_lookups.submit(credential, Turn(credential.id, deadline=None))
 
     async def append(self, call: Sequence[Append]) -> list[AppendResult]:
         """Commit one call, all of it or nothing, in one transaction with the other calls that wait.

@@ -1,7 +1,7 @@
 """Vectors of the texts that callers send: inputs of embedding requests, queries, and texts of memories.
 
-The vectors of inputs and queries are cached under a hash, without the text or the user. The vectors of memories are
-never cached, so that an erasure leaves no copy of them here.
+The vectors of inputs and queries are cached under a hash, without the text, for callers of the same realm. The vectors
+of memories are never cached, so that an erasure leaves no copy of them here.
 """
 
 from collections.abc import Sequence
@@ -45,11 +45,12 @@ class Vectors:
         input_type: InputType | None = None,
         truncate: Truncate = "end",
         dimensions: int | None = None,
+        realm: str,
         turn: Turn,
     ) -> EmbedResult:
         """Full vectors of all inputs, in order. Raises InvalidRequest if the model has fewer `dimensions`."""
         _check_dimensions(dimensions, await self._embedder.info())
-        return await self._embed(inputs, input_type, truncate, turn)
+        return await self._embed(inputs, input_type, truncate, realm=realm, turn=turn)
 
     async def of_prompted(
         self,
@@ -58,6 +59,7 @@ class Vectors:
         prompt_name: str | None,
         truncate: Truncate,
         dimensions: int | None = None,
+        realm: str,
         turn: Turn,
     ) -> EmbedResult:
         """Full vectors of all inputs, in order, with the model's prompt of that name in front of each text.
@@ -71,15 +73,15 @@ class Vectors:
             known = ", ".join(map(repr, sorted(info.prompts))) or "none"
             raise InvalidRequest(f"is {prompt_name!r}; the model's prompts are {known}", "prompt_name")
         prompt = info.default_prompt if prompt_name is None else info.prompts[prompt_name]
-        return await self._embed_prompted(inputs, prompt, None, truncate, turn)
+        return await self._embed_prompted(inputs, prompt, None, truncate, realm=realm, turn=turn)
 
-    async def of_query(self, text: str, turn: Turn) -> EmbedResult:
+    async def of_query(self, text: str, realm: str, turn: Turn) -> EmbedResult:
         """The vector of the text of a search. A text that is too long is cut at its end."""
-        return await self._embed([text], "query", "end", turn)
+        return await self._embed([text], "query", "end", realm=realm, turn=turn)
 
     async def of_texts(self, texts: list[str], turn: Turn) -> EmbedResult:
         """The vectors of texts of memories. Texts that are too long are cut at their end."""
-        return await self._embed(texts, "document", "end", turn, cached=False)
+        return await self._embed(texts, "document", "end", realm=None, turn=turn)
 
     async def of_memories(
         self, texts: Sequence[str], given: Sequence[list[float] | None], turn: Turn
@@ -111,10 +113,10 @@ class Vectors:
         return _checked(vector, await self._embedder.info())
 
     async def _embed(
-        self, inputs: Inputs, input_type: InputType | None, truncate: Truncate, turn: Turn, *, cached: bool = True
+        self, inputs: Inputs, input_type: InputType | None, truncate: Truncate, *, realm: str | None, turn: Turn
     ) -> EmbedResult:
         prompt = _prompt(await self._embedder.info(), input_type)
-        return await self._embed_prompted(inputs, prompt, input_type, truncate, turn, cached=cached)
+        return await self._embed_prompted(inputs, prompt, input_type, truncate, realm=realm, turn=turn)
 
     async def _embed_prompted(
         self,
@@ -122,13 +124,13 @@ class Vectors:
         prompt: str,
         input_type: InputType | None,
         truncate: Truncate,
-        turn: Turn,
         *,
-        cached: bool = True,
+        realm: str | None,
+        turn: Turn,
     ) -> EmbedResult:
         token_ids.check(inputs, await self._embedder.info(), self._accepted)
         try:
-            return await self._embedder.embed(inputs, prompt, truncate, turn=turn, input_type=input_type, cached=cached)
+            return await self._embedder.embed(inputs, prompt, truncate, realm=realm, turn=turn, input_type=input_type)
         finally:
             self._metrics.embed(self.queued_tokens)
 

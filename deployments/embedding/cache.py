@@ -43,10 +43,14 @@ Compute = Callable[[list[int]], Awaitable[Sequence[CachedVector]]]
 Flights = dict[Key, asyncio.Future[CachedVector]]  # the entries that are being computed
 
 
-def cache_key(revision: str, prompt: str, truncate: str, given: str | Sequence[int]) -> Key:
-    """Hash all that determines a vector to 16 bytes. Among four billion keys, a collision has probability 2^-64."""
+def cache_key(realm: str, revision: str, prompt: str, truncate: str, given: str | Sequence[int]) -> Key:
+    """Hash all that determines a vector, and whose request it is, to 16 bytes.
+
+    Among four billion keys, a collision has probability 2^-64. A hit is faster than a miss. So the callers of one realm
+    would learn what another realm has sent if both had entries in common.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for part in (revision, prompt, truncate):
+    for part in (realm, revision, prompt, truncate):
         raw = part.encode()
         digest.update(len(raw).to_bytes(8, "little") + raw)
     if isinstance(given, str):

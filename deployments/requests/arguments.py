@@ -1,6 +1,6 @@
-"""The arguments of handle calls that no body or query has: lists, and the ids that a route has in its path.
+"""The arguments of handle calls that no body or query has: the tenant, lists, and the ids that a route has in its path.
 
-Each function returns its argument if it is valid, and raises InvalidRequest if not.
+Each function returns its argument, or what it stands for, if it is valid, and raises InvalidRequest if not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,15 @@ from pydantic import BaseModel, ConfigDict
 from deployments.errors import InvalidRequest
 from deployments.requests.bodies import check
 from deployments.requests.fields import NewId, StoredId
+from deployments.requests.principal import Principal
 
 
 class _Ids(BaseModel):
     model_config = ConfigDict(strict=True)
+
+
+class _Tenant(_Ids):
+    tenant: NewId
 
 
 class _NewUser(_Ids):
@@ -27,6 +32,11 @@ class _User(_Ids):
 
 class _Memory(_User):
     memory_id: StoredId
+
+
+def principal(tenant: str) -> Principal:
+    """The principal of a handle call for a tenant."""
+    return Principal.of_tenant(check(_Tenant, {"tenant": tenant}).tenant)
 
 
 def items(given: Any, name: str) -> list[Any]:

@@ -49,10 +49,11 @@ class Origin:
         return cls(uuid.uuid4().hex, datetime.now(UTC))
 
     @classmethod
-    def of_key(cls, key: str, *write: str | bytes) -> Origin:
+    def of_key(cls, realm: str, key: str, *write: str | bytes) -> Origin:
         """The origin of a write to which the client gave an idempotency key.
 
         Args:
+            realm: of the principal. The keys of two realms never meet.
             key: the client's key.
             write: everything that tells this write from others under the same key.
 
@@ -61,13 +62,14 @@ class Origin:
         """
         if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
             raise InvalidRequest(f"must be 1 to {MAX_KEY_LENGTH} printable ASCII characters", "Idempotency-Key")
-        return cls(_digest(key, *write), datetime.now(UTC), has_key=True)
+        return cls(_digest(realm, key, *write), datetime.now(UTC), has_key=True)
 
     @classmethod
-    def of_request(cls, headers: Headers, method: str, target: str, body: bytes = b"") -> Origin:
+    def of_request(cls, realm: str, headers: Headers, method: str, target: str, body: bytes = b"") -> Origin:
         """The origin of a write that came over HTTP, by its idempotency key if it has one, else by HAProxy's header.
 
         Args:
+            realm: of the principal. A client that reaches a gateway directly can choose HAProxy's header, too.
             target: path and query, as they were sent.
 
         Raises:
@@ -81,8 +83,8 @@ class Origin:
         proxied = headers.getlist(HEADER)[-1:]
         issued_at = min(now, _time_in(proxied[0]) or now) if proxied else now
         if keys:
-            return replace(cls.of_key(keys[0], method, target, body), issued_at=issued_at)
-        return cls(_digest(proxied[0]) if proxied else uuid.uuid4().hex, issued_at)
+            return replace(cls.of_key(realm, keys[0], method, target, body), issued_at=issued_at)
+        return cls(_digest(realm, proxied[0]) if proxied else uuid.uuid4().hex, issued_at)
 
     def memory_id(self, number: int) -> str:
         """A UUID for the write's n-th memory, if the caller gave no id. It is the same when the write is resent."""

@@ -16,6 +16,7 @@ def is_reachable(host: str) -> bool:
 def refusal(host: str) -> str:
     """Why a server that asks for no key does not listen on an address that other machines reach, in one line."""
     return (
-        f"http_options.host: other machines may reach {host!r}, and memserve asks nobody for a key. Listen on "
-        "127.0.0.1, or set auth.mode: open if only a server that authenticates its callers reaches the port"
+        f"http_options.host: other machines may reach {host!r}, and memserve asks nobody for a key. Set "
+        "auth.mode: keys, or listen on 127.0.0.1; or set auth.mode: open if only a server that authenticates its "
+        "callers reaches the port"
     )

@@ -173,7 +173,7 @@ async def test_ten_connections_of_one_user_have_the_share_of_one_user(app: HeldA
     async def connection(user: str, number: int) -> None:
         for turn in itertools.count():
             texts = [f"{user} {number} {turn} {n} {LONG}" for n in range(4)]  # 1,008 tokens: not bulk
-            await calls.embed(texts, "", "end", turn=Turn.of_user("default", user), cached=False)
+            await calls.embed(texts, "", "end", realm=None, turn=Turn.of_user("default", user))
             answered[user] += 1
 
     connections = [asyncio.ensure_future(connection("ann", number)) for number in range(10)]

@@ -16,8 +16,7 @@ from deployments.api import docs
 from deployments.api.build import build_api
 from deployments.api.http import json_response, json_rows
 from deployments.errors import InvalidRequest
-from deployments.service import TENANT
-from store import Append, InvalidInput, NewMemory
+from store import DEFAULT_TENANT, Append, InvalidInput, NewMemory
 from tests.documented import Document
 from tests.local_app import DIM, LocalApp
 
@@ -74,7 +73,7 @@ async def test_ids_that_are_refused_today_can_be_read_and_deleted(
         before.setattr("store.log.rows.check_new_id", lambda *_: None)
         new = NewMemory(id="..", text="tea", vector=np.ones(DIM, np.float32))
         await app.store.deployment.run(
-            "append_together", ("a caller", False, None, 1), [[Append(TENANT, "..", (new,))]]
+            "append_together", ("a caller", False, None, 1), [[Append(DEFAULT_TENANT, "..", (new,))]]
         )
     found = (await api.get(f"{user}/memories/%2E%2E")).json()
     assert (found["user_id"], found["id"], found["text"]) == ("..", "..", "tea")
@@ -226,10 +225,10 @@ async def test_the_answer_to_a_wrong_method_lists_the_allowed_ones(
 
 
 async def test_an_unexpected_error_reveals_nothing(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken() -> None:
+    async def broken(*_: Any) -> None:
         raise RuntimeError("a secret of the house")
 
-    monkeypatch.setattr(app.gateway, "users", broken)
+    monkeypatch.setattr(app.gateway, "users_body", broken)
     answer = await app.http.get("/v1/users")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "secret" not in answer.text

@@ -16,6 +16,7 @@ from deployments.calls.transfer import PIECE_LINES
 from deployments.errors import DeadlineExceeded, InvalidRequest
 from deployments.requests import deadlines
 from deployments.requests.origin import Origin
+from deployments.requests.principal import ANYONE
 from store import Conflict
 from store.log import space
 from tests.local_app import DIM, LocalApp
@@ -242,7 +243,7 @@ async def test_an_import_that_breaks_off_writes_no_half_line(app: LocalApp) -> N
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        await app.gateway.import_stream("ann", broken(), Origin.fresh())
+        await app.gateway.import_body(ANYONE, "ann", broken(), Origin.fresh())
     assert (await app.gateway.user("ann"))["memories"] == 0
 
 

@@ -92,25 +92,25 @@ async def test_requests_that_arrive_during_a_call_share_the_next_one() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle)
     handle.gate.clear()
-    first = asyncio.create_task(calls.embed(["first"], "", "end"))
+    first = asyncio.create_task(calls.embed(["first"], "", "end", realm="r"))
     await turns()
-    rest = [asyncio.create_task(calls.embed([f"text {n}"], "", "end")) for n in range(10)]
+    rest = [asyncio.create_task(calls.embed([f"text {n}"], "", "end", realm="r")) for n in range(10)]
     await turns()
     handle.gate.set()
     results = await asyncio.gather(first, *rest)
     assert handle.calls == [[1], [1] * 10]
-    alone = await calls_over(EmbedderHandle()).embed(["text 3"], "", "end")
+    alone = await calls_over(EmbedderHandle()).embed(["text 3"], "", "end", realm="r")
     assert np.array_equal(results[4].vectors, alone.vectors)
 
 
 async def test_a_large_request_is_cut_and_put_together_in_order() -> None:
     handle = EmbedderHandle()
     texts = [f"text {n}" for n in range(100)]
-    whole = await calls_over(handle, call_tokens=30, in_flight=3).embed(texts, "", "end")
+    whole = await calls_over(handle, call_tokens=30, in_flight=3).embed(texts, "", "end", realm="r")
     assert sum(sum(call) for call in handle.calls) == 100
     assert all(sum(call) <= 10 for call in handle.calls)
     for n in (0, 37, 99):
-        alone = await calls_over(EmbedderHandle()).embed([texts[n]], "", "end")
+        alone = await calls_over(EmbedderHandle()).embed([texts[n]], "", "end", realm="r")
         assert np.array_equal(whole.vectors[n], alone.vectors[0])
     assert whole.tokens.tolist() == [2] * 100
 
@@ -120,11 +120,11 @@ async def test_an_error_has_the_position_in_the_whole_request() -> None:
     texts = [f"text {n}" for n in range(40)]
     texts[33] = "a poison text"
     with pytest.raises(EmbeddingFailed) as failed:
-        await calls.embed(texts, "", "end")
+        await calls.embed(texts, "", "end", realm="r")
     assert failed.value.position == 33
     texts[33] = "word " * 17
     with pytest.raises(InvalidRequest) as refused:
-        await calls.embed(texts, "", "none")
+        await calls.embed(texts, "", "none", realm="r")
     assert refused.value.position == 33
     assert str(refused.value) == "33: has at least 17 tokens; the model reads at most 16"
 
@@ -134,10 +134,10 @@ async def test_an_input_counts_at_most_the_tokens_that_the_model_reads() -> None
     handle.engine = Engine(FakeModel(dim=8, max_tokens=256))
     calls = calls_over(handle, in_flight=1, max_queued_tokens=100_000)
     handle.gate.clear()
-    on_its_way = asyncio.create_task(calls.embed(["on its way"], "", "end"))
+    on_its_way = asyncio.create_task(calls.embed(["on its way"], "", "end", realm="r"))
     await turns()
-    documents = asyncio.create_task(calls.embed(["words " * 33_333] * 40, "", "end"))
-    ids = asyncio.create_task(calls.embed([[7] * 1_000, [7] * 100], "", "end"))
+    documents = asyncio.create_task(calls.embed(["words " * 33_333] * 40, "", "end", realm="r"))
+    ids = asyncio.create_task(calls.embed([[7] * 1_000, [7] * 100], "", "end", realm="r"))
     await turns()
     sent = sum(sum(call) for call in handle.calls) - 1  # two calls of documents, and beside them all of the ids
     assert (sent, calls.queued_tokens) == (4, 38 * 256)
@@ -159,13 +159,13 @@ async def test_of_token_ids_only_those_that_the_model_reads_are_sent(cache_bytes
     calls = calls_over(handle, cache_bytes=cache_bytes)
     ids = [list(range(16)), list(range(1_000))]
     for truncate, kept in (("end", ids[1][:17]), ("start", ids[1][-17:])):
-        result = await calls.embed(ids, "", truncate)  # type: ignore[arg-type]
+        result = await calls.embed(ids, "", truncate, realm="r")  # type: ignore[arg-type]
         whole = await handle.engine.embed_one(EmbedRequest(ids, "", truncate))  # type: ignore[arg-type]
         assert np.array_equal(result.vectors, whole.vectors)
         assert (result.tokens.tolist(), result.truncated.tolist()) == ([16, 16], [False, True])
         assert sent.pop().inputs == [ids[0], kept]
     with pytest.raises(InvalidRequest) as refused:
-        await calls.embed(ids, "", "none")
+        await calls.embed(ids, "", "none", realm="r")
     assert str(refused.value) == "1: has at least 17 tokens; the model reads at most 16"
 
 
@@ -173,14 +173,14 @@ async def test_texts_past_the_limit_are_refused_at_once() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, max_queued_tokens=30)  # each request is a caller: up to twice the limit
     handle.gate.clear()
-    waiting = [asyncio.create_task(calls.embed(["on its way"], "", "end"))]
+    waiting = [asyncio.create_task(calls.embed(["on its way"], "", "end", realm="r"))]
     await turns()
-    waiting += [asyncio.create_task(calls.embed([f"text {n}"], "", "end")) for n in range(20)]
+    waiting += [asyncio.create_task(calls.embed([f"text {n}"], "", "end", realm="r")) for n in range(20)]
     await turns()
 
     async def is_refused(texts: list[str]) -> None:
         sent = len(handle.calls)
-        refused = asyncio.create_task(calls.embed(texts, "", "end"))
+        refused = asyncio.create_task(calls.embed(texts, "", "end", realm="r"))
         await turns(6)
         assert refused.done()  # without waiting, and without a call
         error = refused.exception()
@@ -191,23 +191,23 @@ async def test_texts_past_the_limit_are_refused_at_once() -> None:
     await is_refused(["one text"])
     bulk = [f"text {n}" for n in range(2000)]
     for _ in range(2):  # two pieces run, two wait
-        waiting.append(asyncio.create_task(calls.embed(bulk, "", "end")))
+        waiting.append(asyncio.create_task(calls.embed(bulk, "", "end", realm="r")))
         await turns()
     await is_refused(bulk)
     handle.gate.set()
     await asyncio.gather(*waiting)
-    await calls.embed(["one text"], "", "end")
+    await calls.embed(["one text"], "", "end", realm="r")
 
 
 async def test_a_cached_text_needs_no_call_and_has_the_same_bits() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, cache_bytes=1 << 20)
-    miss = await calls.embed(["a text", "another"], "", "end")
-    hit = await calls.embed(["another", "a text"], "", "end")
+    miss = await calls.embed(["a text", "another"], "", "end", realm="r")
+    hit = await calls.embed(["another", "a text"], "", "end", realm="r")
     assert handle.calls == [[2]]
     assert miss.vectors[::-1].tobytes() == hit.vectors.tobytes()
     assert hit.tokens.tolist() == [1, 2]
-    await calls.embed(["a text"], "query: ", "end")
+    await calls.embed(["a text"], "query: ", "end", realm="r")
     assert len(handle.calls) == 2
     assert (calls.cache.hits, calls.cache.misses) == (2, 3)
 
@@ -216,10 +216,10 @@ async def test_a_text_that_is_cut_to_another_length_is_not_answered_from_the_cac
     handle = EmbedderHandle()
     handle.engine.model.info = replace(handle.engine.info, max_tokens_of={"query": 2})
     calls = calls_over(handle, cache_bytes=1 << 20)
-    whole = await calls.embed(["one two three"], "", "end")
-    query = await calls.embed(["one two three"], "", "end", input_type="query")
-    document = await calls.embed(["one two three"], "", "end", input_type="document")
-    two = await calls.embed(["one two"], "", "end")
+    whole = await calls.embed(["one two three"], "", "end", realm="r")
+    query = await calls.embed(["one two three"], "", "end", realm="r", input_type="query")
+    document = await calls.embed(["one two three"], "", "end", realm="r", input_type="document")
+    two = await calls.embed(["one two"], "", "end", realm="r")
     assert [one.tokens.tolist() for one in (whole, query, document)] == [[3], [2], [3]]
     assert np.array_equal(query.vectors, two.vectors) and not np.array_equal(query.vectors, whole.vectors)
     assert handle.calls == [[1], [1], [1]]  # the document is read as far as the first input: a cache hit
@@ -228,7 +228,7 @@ async def test_a_text_that_is_cut_to_another_length_is_not_answered_from_the_cac
 async def test_concurrent_requests_for_one_text_compute_it_once() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, cache_bytes=1 << 20)
-    results = await asyncio.gather(*(calls.embed(["same"], "", "end") for _ in range(50)))
+    results = await asyncio.gather(*(calls.embed(["same"], "", "end", realm="r") for _ in range(50)))
     assert handle.engine.stats().texts == 1
     assert len({result.vectors.tobytes() for result in results}) == 1
 
@@ -237,8 +237,8 @@ async def test_requests_that_a_stopping_embedder_did_not_begin_go_to_another() -
     handle = EmbedderHandle()
     ends = handle.engine = Engine(Slow(dim=8), max_batch_tokens=1)
     calls = calls_over(handle)
-    asking = asyncio.create_task(calls.embed(["one", "two", "three"], "", "end"))
-    both = asyncio.create_task(calls.embed(["four", "five"], "", "end"))
+    asking = asyncio.create_task(calls.embed(["one", "two", "three"], "", "end", realm="r"))
+    both = asyncio.create_task(calls.embed(["four", "five"], "", "end", realm="r"))
     await turns()
     assert ends.stats().running_forwards == 1
     closing = asyncio.create_task(ends.close())
@@ -256,7 +256,7 @@ async def test_requests_are_resent_once_after_a_stopping_embedder() -> None:
     handle = EmbedderHandle()
     await handle.engine.close()
     with pytest.raises(ShuttingDown):
-        await calls_over(handle).embed(["one"], "", "end")
+        await calls_over(handle).embed(["one"], "", "end", realm="r")
     assert handle.calls == [[1], [1]]
 
 
@@ -353,7 +353,7 @@ async def test_a_bulk_request_is_sent_piece_by_piece(cache_bytes: int) -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle, cache_bytes=cache_bytes)
     handle.gate.clear()
-    bulk = asyncio.create_task(calls.embed(BULK, "", "end"))
+    bulk = asyncio.create_task(calls.embed(BULK, "", "end", realm="r"))
     await turns()
     assert (len(handle.calls), calls.batcher.queued) == (2, 0)  # one call, and one ahead
     whole = sum(len(text) // 4 + 2 for text in BULK)
@@ -370,10 +370,10 @@ async def test_urgent_requests_are_sent_while_bulk_calls_are_in_progress() -> No
     handle = EmbedderHandle()
     calls = calls_over(handle)
     handle.gate.clear()
-    bulk = asyncio.create_task(calls.embed(BULK, "", "end"))
+    bulk = asyncio.create_task(calls.embed(BULK, "", "end", realm="r"))
     await turns()
-    lone = asyncio.create_task(calls.embed(["a lone text"], "", "end"))
-    small = asyncio.create_task(calls.embed(["a", "small", "request"], "", "end"))
+    lone = asyncio.create_task(calls.embed(["a lone text"], "", "end", realm="r"))
+    small = asyncio.create_task(calls.embed(["a", "small", "request"], "", "end", realm="r"))
     await turns()
     assert handle.calls[2:] == [[1, 3]]
     handle.gate.set()
@@ -386,7 +386,7 @@ async def test_after_an_error_no_further_piece_is_sent_and_the_first_error_is_ra
     texts = list(BULK)
     texts[80], texts[10] = "a poison text", "another poison text"  # in the second piece and in the first
     with pytest.raises(EmbeddingFailed) as failed:
-        await calls.embed(texts, "", "end")
+        await calls.embed(texts, "", "end", realm="r")
     assert failed.value.position == 10
     assert len(handle.calls) == 2
     assert (calls.queued_tokens, calls.batcher.queued) == (0, 0)
@@ -396,9 +396,9 @@ async def test_a_cancelled_bulk_request_leaves_nothing_behind() -> None:
     handle = EmbedderHandle()
     calls = calls_over(handle)
     handle.gate.clear()
-    first = asyncio.create_task(calls.embed(BULK, "", "end"))
+    first = asyncio.create_task(calls.embed(BULK, "", "end", realm="r"))
     await turns()
-    second = asyncio.create_task(calls.embed(BULK, "", "end"))
+    second = asyncio.create_task(calls.embed(BULK, "", "end", realm="r"))
     await turns()
     assert calls.batcher.queued == 2
     for task in (first, second):
@@ -422,10 +422,10 @@ async def test_the_deadline_is_sent_as_the_time_that_remains() -> None:
     handle.embed = Remote(embed)
     calls = calls_over(handle, max_wait_s=30.0, clock=lambda: now[0])
     handle.gate.clear()
-    first = asyncio.create_task(calls.embed(["first"], "", "end", turn=Turn("a", deadline=None)))
+    first = asyncio.create_task(calls.embed(["first"], "", "end", realm="r", turn=Turn("a", deadline=None)))
     await turns()
     waiting = [
-        asyncio.create_task(calls.embed([text], "", "end", turn=Turn("b", deadline=deadline)))
+        asyncio.create_task(calls.embed([text], "", "end", realm="r", turn=Turn("b", deadline=deadline)))
         for text, deadline in (("in time", 107.0), ("too late", 101.0))
     ]
     await turns()

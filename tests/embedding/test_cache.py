@@ -17,7 +17,7 @@ def entry(value: float, dim: int = 4) -> CachedVector:
 
 
 def keys(*texts: str) -> list[bytes]:
-    return [cache_key("r1", "", "end", text) for text in texts]
+    return [cache_key("t", "r1", "", "end", text) for text in texts]
 
 
 class Counting:
@@ -130,7 +130,7 @@ def test_the_counted_bytes_are_the_used_memory() -> None:
     cache = VectorCache(1 << 30)
     tracemalloc.start()
     for index in range(5_000):
-        cache.put(cache_key("r1", "", "end", str(index)), entry(index, dim=384))
+        cache.put(cache_key("t", "r1", "", "end", str(index)), entry(index, dim=384))
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 0.8 * cache.bytes <= taken <= 1.05 * cache.bytes
@@ -138,16 +138,18 @@ def test_the_counted_bytes_are_the_used_memory() -> None:
 
 def test_the_key_depends_on_all_that_determines_the_vector() -> None:
     made = [
-        cache_key("r1", "", "end", "ab"),
-        cache_key("r2", "", "end", "ab"),
-        cache_key("r1", "p", "end", "ab"),
-        cache_key("r1", "", "start", "ab"),
-        cache_key("r1", "", "end", "abc"),
-        cache_key("r1", "a", "end", "b"),
-        cache_key("r1", "", "end", [1, 2]),
-        cache_key("r1", "", "end", [2, 1]),
-        cache_key("r1", "", "end", "\x01\x00\x00\x00\x00\x00\x00\x00"),
-        cache_key("r1", "", "end", [1]),
+        cache_key("t", "r1", "", "end", "ab"),
+        cache_key("t", "r2", "", "end", "ab"),
+        cache_key("u", "r1", "", "end", "ab"),
+        cache_key("", "tr1", "", "end", "ab"),
+        cache_key("t", "r1", "p", "end", "ab"),
+        cache_key("t", "r1", "", "start", "ab"),
+        cache_key("t", "r1", "", "end", "abc"),
+        cache_key("t", "r1", "a", "end", "b"),
+        cache_key("t", "r1", "", "end", [1, 2]),
+        cache_key("t", "r1", "", "end", [2, 1]),
+        cache_key("t", "r1", "", "end", "\x01\x00\x00\x00\x00\x00\x00\x00"),
+        cache_key("t", "r1", "", "end", [1]),
     ]
     assert len(set(made)) == len(made)
 

@@ -16,7 +16,7 @@ BY_PROXY = f"{int(SENT_AT.timestamp() * 1_000_000)}-e0b1a45e-476e-454b-a591-d78a
 
 def of(*headers: tuple[str, str], method: str = "POST", target: str = "/a?", body: bytes = b"{}") -> Origin:
     raw = [(name.encode(), value.encode()) for name, value in headers]
-    return Origin.of_request(Headers(raw=raw), method, target, body)
+    return Origin.of_request("t", Headers(raw=raw), method, target, body)
 
 
 def test_a_write_that_the_proxy_resends_has_the_same_origin() -> None:
@@ -34,8 +34,8 @@ def test_the_last_of_several_headers_counts() -> None:
 @pytest.mark.parametrize("value", ["", "-", "mine", "-5-x", "99999999999999999999-x", "9999999999999999-x", "١٢-x"])
 def test_a_time_that_is_missing_or_in_the_future_becomes_now(value: str) -> None:
     before = datetime.now(UTC)
-    assert before <= Origin.of_request(Headers({HEADER: value.encode().decode("latin-1")}), "POST", "/").issued_at
-    assert Origin.of_request(Headers({HEADER: "1-x"}), "POST", "/").issued_at < before - timedelta(days=365)
+    assert before <= Origin.of_request("t", Headers({HEADER: value.encode().decode("latin-1")}), "POST", "/").issued_at
+    assert Origin.of_request("t", Headers({HEADER: "1-x"}), "POST", "/").issued_at < before - timedelta(days=365)
 
 
 def test_writes_without_a_header_are_all_different() -> None:
@@ -53,13 +53,13 @@ def test_another_request_under_the_same_key_is_another_write() -> None:
     key = (KEY_HEADER, "k")
     others = [of(key, method="PATCH"), of(key, target="/b?"), of(key, body=b"{ }"), of((KEY_HEADER, "l"))]
     assert len({of(key).write_id, *(other.write_id for other in others)}) == 5
-    assert Origin.of_key("k", "ab", "c").write_id != Origin.of_key("k", "a", "bc").write_id
+    assert Origin.of_key("t", "k", "ab", "c").write_id != Origin.of_key("t", "k", "a", "bc").write_id
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "ä", "a\tb"])
 def test_a_malformed_key_is_refused(key: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        Origin.of_request(Headers({KEY_HEADER: key}), "POST", "/")
+        Origin.of_request("t", Headers({KEY_HEADER: key}), "POST", "/")
     assert refused.value.param == "Idempotency-Key"
 
 

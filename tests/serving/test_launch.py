@@ -107,8 +107,8 @@ def test_an_address_that_others_reach_is_refused_with_the_ways_out(
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         f"memserve: {config}: http_options.host: other machines may reach {host!r}, and memserve asks nobody for a "
-        "key. Listen on 127.0.0.1, or set auth.mode: open if only a server that authenticates its callers reaches the "
-        "port"
+        "key. Set auth.mode: keys, or listen on 127.0.0.1; or set auth.mode: open if only a server that authenticates "
+        "its callers reaches the port"
     )
 
 
