@@ -446,16 +446,16 @@ async def test_a_text_of_megabytes_counts_by_its_memory() -> None:
     calls = calls_over(handle, max_queued_tokens=4000)
     handle.gate.clear()
     long = "word " * 800_000  # four million characters, of which the model reads 16 tokens
-    first = asyncio.create_task(calls.embed(["first"], "", "end"))
+    first = asyncio.create_task(calls.embed(["first"], "", "end", realm="r"))
     await turns()
-    waiting = [asyncio.create_task(calls.embed([long + str(n)], "", "end")) for n in range(8)]
+    waiting = [asyncio.create_task(calls.embed([long + str(n)], "", "end", realm="r")) for n in range(8)]
     await turns()
     each = (len(long) + 1) // MOST_CHARACTERS_PER_TOKEN
     assert (each, calls.queued_tokens) == (976, 7 * 976)  # one is sent
-    waiting.append(asyncio.create_task(calls.embed([long + "8"], "", "end")))
+    waiting.append(asyncio.create_task(calls.embed([long + "8"], "", "end", realm="r")))
     await turns()
     with pytest.raises(Overloaded):  # nine texts would count more than twice the limit
-        await calls.embed([long], "", "end")
+        await calls.embed([long], "", "end", realm="r")
     for task in [first, *waiting]:
         task.cancel()
     await asyncio.gather(first, *waiting, return_exceptions=True)
