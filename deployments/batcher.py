@@ -346,13 +346,15 @@ class Batcher(Generic[Item, Result]):
         entries = [
             Waiting(item, cost, call, index) for index, (item, cost) in enumerate(zip(items, costs, strict=True))
         ]
-        (self._bulk if turn.bulk else self._urgent).queue.push(turn.caller, entries)
+        lane = self._bulk if turn.bulk else self._urgent
+        lane.queue.push(turn.caller, entries)
         if expires_at < self._timer_at:
             self._set_timer(expires_at)
         self._schedule_pump()
         try:
             await call.future
         except asyncio.CancelledError:
+            lane.patience.gave_up(call.caller, self._clock() - now)
             call.abandoned = True
             self._cancelled = True
             self._schedule_pump()
@@ -394,7 +396,7 @@ class Batcher(Generic[Item, Result]):
         lanes = (self._urgent, self._bulk)
         for lane in lanes:
             expired = lane.queue.remove(lambda entry: entry.expired(now))
-            _count_those_that_gave_up(lane, expired, now)
+            _count_those_that_expired(lane, expired, now)
             for entry in expired:
                 entry.answer(_too_late())
         self._set_timer(
@@ -424,9 +426,8 @@ class Batcher(Generic[Item, Result]):
         self._pump_scheduled = False
         if self._cancelled:
             self._cancelled = False
-            now = self._clock()
             for lane in (self._urgent, self._bulk):
-                _count_those_that_gave_up(lane, lane.queue.remove(lambda entry: entry.abandoned), now)
+                lane.queue.remove(lambda entry: entry.abandoned)
         if self._timer_at < math.inf and self._timer_at <= self._clock():
             self._drop_expired()
         while (ready := self._next_lane()) is not None:
@@ -466,8 +467,9 @@ class Batcher(Generic[Item, Result]):
         budget = self.budget
         longest_s = max(math.inf if one is None else one for one in fresh_s)
         if self.drain_rate and longest_s < math.inf:
-            # A batch may not take longer either: on a slow device a full one would be late for all of its callers.
-            budget = min(budget, max(1, int(self.drain_rate * longest_s)))
+            # The running batches may not take longer either, together: on a slow device full ones would be late for
+            # all of their callers.
+            budget = min(budget, max(1, int(self.drain_rate * longest_s / self.slots)))
         if patience.takes_oldest:
             return self._select(entries, budget)
         now = self._clock()
@@ -525,10 +527,10 @@ class Batcher(Generic[Item, Result]):
             await asyncio.wait(self._tasks)
 
 
-def _count_those_that_gave_up(lane: _Lane[Any], removed: Sequence[Waiting[Any]], now: float) -> None:
+def _count_those_that_expired(lane: _Lane[Any], expired: Sequence[Waiting[Any]], now: float) -> None:
     """Count each call once, however many items it has: one large call says nothing about other callers."""
-    for call in {entry._call for entry in removed}:
-        by_own_deadline = not call.abandoned and call.deadline is not None and call.deadline <= now
+    for call in {entry._call for entry in expired}:
+        by_own_deadline = call.deadline is not None and call.deadline <= now
         lane.patience.gave_up(call.caller, None if by_own_deadline else now - call.queued_at)
 
 

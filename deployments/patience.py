@@ -36,7 +36,10 @@ class Patience:
         self._waited_s = 0.0
 
     def gave_up(self, waited_s: float | None) -> None:
-        """Count a call whose caller gave up while it was queued. None if it only had a deadline of its own."""
+        """Count a call whose caller gave up, this long after it was queued, whether it had begun to run or not.
+
+        None if the call only had a deadline of its own.
+        """
         weight = 1 / _RECENT_CALLS
         if waited_s is not None:
             self._waited_s += (waited_s - self._waited_s) * (weight if self.is_short and self._waited_s else 1.0)

@@ -514,6 +514,42 @@ async def test_if_callers_give_up_no_batch_takes_longer_than_an_item_is_fresh() 
     assert await asyncio.gather(*running) == [2 * n for n in range(111)]
 
 
+async def test_callers_that_give_up_while_their_item_runs_count_too() -> None:
+    now, device = [0.0], Device()
+    batcher = Batcher(device, in_flight=1, budget=20, clock=lambda: now[0])
+    running = [start(batcher.submit(n)) for n in range(20)]
+    await turns()
+    await finish_after(device, now, 1.0)  # 20 items a second
+    hasty = [start(batcher.submit(1000 + n)) for n in range(20)]
+    await turns()
+    now[0] += 0.8
+    for task in hasty:
+        task.cancel()
+    await turns()
+    running += [start(batcher.submit(n)) for n in range(20, 30)]
+    await turns()
+    for _ in range(4):
+        await finish_after(device, now, 0.2)
+    assert [len(batch) for batch in device.started] == [20, 20, 4, 4, 2]
+    assert await asyncio.gather(*running) == [2 * n for n in range(30)]
+
+
+async def test_if_callers_give_up_all_batches_together_take_no_longer_than_an_item_is_fresh() -> None:
+    now, device = [0.0], Device()
+    batcher = Batcher(device, in_flight=2, prefetch=2, budget=100, clock=lambda: now[0])
+    running = [start(batcher.submit(n)) for n in range(100)]
+    await turns()
+    await finish_after(device, now, 1.0)  # 100 items a second
+    await give_up(batcher, now, count=20, after_s=0.8)
+    await finish_after(device, now, 0.2)  # 58 items a second by the moving average: 11 in 0.2 s, in 4 batches
+    running += [start(batcher.submit(n)) for n in range(100, 112)]
+    await turns()
+    assert [len(batch) for batch in device.started] == [100, 20, 2, 2, 2, 2]
+    for index in range(2, 8):
+        await device.finish(index)
+    assert await asyncio.gather(*running) == [2 * n for n in range(112)]
+
+
 async def test_if_callers_are_patient_the_oldest_item_is_served_first_however_long_it_waited() -> None:
     now, device = [0.0], Device()
     batcher = Batcher(device, in_flight=1, budget=2, clock=lambda: now[0])
