@@ -1,4 +1,4 @@
-"""The background work of a store: maintain indexes, save snapshots, delete expired memories, remove erased contents.
+"""The background work of a store: maintain indexes, save snapshots, remove what has outlived its time or was erased.
 
 Guarantees: a step takes a few milliseconds, except for hnswlib's own write of a large graph (0.1 to 0.3 s at 100,000
 rows) and for emptying SQLite's write-ahead log, which takes as long as the disk does. If steps are called at least
@@ -16,7 +16,7 @@ from store.errors import LogDamaged, LogUnavailable
 from store.index.resident import Resident
 from store.index.snapshots import Name, Pending, Snapshots
 from store.index.user_index import UserIndex
-from store.log import reading, receipts, writing
+from store.log import audit, reading, receipts, writing
 from store.log.database import Log
 from store.log.reading import Position
 from store.log.space import Space
@@ -30,6 +30,7 @@ _PURGE_US = 1_000_000  # between two searches for expired memories
 _PURGE = 100  # memories a step
 _RECEIPTS_US = 60_000_000  # between two searches for outdated receipts
 _RECEIPTS = 1000  # receipts a step
+_EVENTS_US = 60_000_000  # between two searches for outdated events
 _FREE_US = 1_000_000  # between two searches for space of erased rows
 _FREED_BYTES = 16 << 20  # freed memory is returned to the system in such amounts
 _WAIT_S = 0.005  # wait for the disk in one step
@@ -46,8 +47,10 @@ class Background:
         resident: Resident,
         snapshots: Snapshots | None,
         searcher: Searcher,
+        audit_days: int,
     ) -> None:
         self._log = log
+        self._audit_days = audit_days
         self._resident = resident
         self._snapshots = snapshots
         self._searcher = searcher
@@ -55,7 +58,7 @@ class Background:
         self._unsaved: OrderedDict[int, None] = OrderedDict()
         self._saved_rows: dict[int, int] = {}
         self._saved_at: dict[int, int] = {}
-        self._swept_at = self._purged_at = self._receipts_removed_at = self._freed_at = 0
+        self._swept_at = self._purged_at = self._receipts_removed_at = self._events_removed_at = self._freed_at = 0
         self._space = Space(log)
         self._has_erased = False
         self._index_first = False  # in this step
@@ -108,6 +111,10 @@ class Background:
         if not 0 <= now - self._receipts_removed_at < _RECEIPTS_US:
             if not self._remove_receipts(now):
                 self._receipts_removed_at = now
+            return True
+        if not 0 <= now - self._events_removed_at < _EVENTS_US:
+            if not audit.remove_outdated(self._log, now, self._audit_days):
+                self._events_removed_at = now
             return True
         if not 0 <= now - self._freed_at < _FREE_US:
             if not self._space.step(now):

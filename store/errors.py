@@ -4,6 +4,7 @@ StoreError
 ├── InvalidInput      the request can never succeed; `position` and `field` locate the invalid value
 ├── NotFound          no such memory or user
 ├── Conflict          the state of the log contradicts the request
+├── QuotaExceeded     the tenant would hold more than it may
 ├── LogUnavailable    the log cannot be read or written at the moment; safe to retry unless `code` is outcome_unknown
 ├── LogDamaged        the log's file or rows are damaged; damaged data is never served
 ├── SchemaMismatch    the log was written by a newer version of the schema
@@ -72,6 +73,10 @@ class NotFound(StoreError):
 
 class Conflict(StoreError):
     """The log's state contradicts the request."""
+
+
+class QuotaExceeded(StoreError):
+    """The tenant would hold more than it may."""
 
 
 class LogUnavailable(StoreError):

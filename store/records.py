@@ -75,6 +75,7 @@ class Append:
         upsert: new content under an existing id replaces the old content. Without it that is a Conflict.
         issued_at: when the server accepted the call. A write that was issued before its user or its memory was erased
             is refused, so that it cannot restore what was erased.
+        by: the id of the key that asks for it, for the audit; with None nothing is recorded.
         write_id: names the call that this request belongs to; all requests of a call have the same. A call that is
             repeated under its write id changes nothing and gets its first answer again.
     """
@@ -86,6 +87,7 @@ class Append:
     upsert: bool = False
     issued_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     write_id: str | None = None
+    by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +258,7 @@ class Key:
         user_id: the only user that the key reaches; None if it reaches all users of its tenant.
         scopes: in the order of SCOPES. A key that is bound to a user does not have `admin`.
         used_at: the beginning of the last minute in which the key was used.
+        requests_per_minute, tokens_per_minute: the limits of the key; None if it has the limits of the settings.
     """
 
     id: str
@@ -267,6 +270,8 @@ class Key:
     expires_at: datetime | None = None
     used_at: datetime | None = None
     revoked_at: datetime | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +296,90 @@ class KeysPage:
 
     keys: list[Key]
     next_cursor: str | None
+
+
+Action = Literal[
+    "memories.added",
+    "memories.updated",
+    "memories.deleted",
+    "memories.imported",
+    "user.deleted",
+    "key.created",
+    "key.revoked",
+    "request.refused",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event of the audit.
+
+    Attributes:
+        at: when it was recorded; of refused requests, the beginning of the minute.
+        key_id: the id of the key that asked for it; None if no key did.
+        user_id: the user whose memories were written; None if there is none, or if it was erased since.
+        ids: of memories or of a key; empty if the user was erased since. A memory that was deleted is still named.
+        count: how many memories, keys or requests it is about.
+        status, code: of refused requests, as they were answered.
+    """
+
+    at: datetime
+    action: Action
+    key_id: str | None
+    user_id: str | None
+    ids: tuple[str, ...]
+    count: int
+    status: int | None = None
+    code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventsPage:
+    """One page of events, the oldest first.
+
+    Attributes:
+        next_cursor: the position after the last event of the page, for the events that follow or are recorded later.
+            None if nothing was recorded yet.
+        has_more: whether there are more events already.
+    """
+
+    events: list[Event]
+    next_cursor: str | None
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """Equal refusals in one minute.
+
+    Attributes:
+        at: some time in that minute.
+        tenant: of the key that was sent; None if the key is not known.
+        key_id: the id of the key that was sent, which may be anybody's invention if `tenant` is None; None if none was.
+    """
+
+    at: datetime
+    tenant: str | None
+    key_id: str | None
+    status: int
+    code: str | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """The most that each tenant may hold; None for no limit.
+
+    Args:
+        bytes: of texts, metadata and vectors of memories, as `UserStats.bytes` counts them.
+    """
+
+    memories: int | None = None
+    bytes: int | None = None
+
+    def any(self) -> bool:
+        """Whether there is a limit."""
+        return self.memories is not None or self.bytes is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from store.background import Background
 from store.errors import Conflict, InvalidInput, NotFound, StoreError
 from store.index.resident import Resident
 from store.index.snapshots import Snapshots
-from store.log import appending, deleting, export, filters, importing, listing, reading, rows, updating
+from store.log import appending, audit, deleting, export, filters, importing, listing, reading, rows, updating
 from store.log.database import Log, Synchronous
 from store.log.export import ExportCursor, ExportPage
 from store.log.keys import Keys
@@ -36,6 +36,7 @@ from store.records import (
     Append,
     AppendResult,
     Credential,
+    EventsPage,
     Filter,
     HistoryEvent,
     HistoryPage,
@@ -47,6 +48,8 @@ from store.records import (
     NewKey,
     Order,
     Page,
+    Quotas,
+    Refusals,
     Scope,
     Search,
     SearchResult,
@@ -69,6 +72,8 @@ class Store:
         index: IndexOptions,
         index_budget_bytes: int,
         snapshots: Snapshots | None,
+        quotas: Quotas,
+        audit_days: int,
         now: Callable[[], datetime],
     ) -> None:
         self.dim = dim
@@ -77,10 +82,11 @@ class Store:
         self.snapshots = snapshots
         self._now = now
         self._closed = False
-        self._users = Users(log)
+        self._audited = audit_days > 0
+        self._users = Users(log, quotas, dim)
         self._searcher = Searcher(log, self.resident, snapshots, dim=dim, options=index)
         self._keys = Keys(log)
-        self._background = Background(log, self.resident, snapshots, self._searcher)
+        self._background = Background(log, self.resident, snapshots, self._searcher, audit_days)
 
     @classmethod
     def open(
@@ -94,6 +100,8 @@ class Store:
         index_budget_bytes: int = 1 << 30,
         snapshot_dir: str | Path | None = None,
         lock_timeout_s: float = 5.0,
+        quotas: Quotas | None = None,
+        audit_days: int = 30,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> Store:
         """Open the log at `url` for vectors of `model` with `dim` dimensions. A log that does not exist is made.
@@ -103,6 +111,8 @@ class Store:
             index_budget_bytes: memory for the indexes of this store.
             snapshot_dir: a local folder, which stores of the same log may share. With None no snapshots are kept.
             lock_timeout_s: how long a write waits for another writer.
+            quotas: the most that each tenant may hold. By default there is no limit.
+            audit_days: how long events are kept. With 0 writes leave no events, and others are removed soon.
             now: the clock.
 
         Raises:
@@ -120,7 +130,16 @@ class Store:
         except BaseException:
             log.close()
             raise
-        return cls(log, dim=dim, index=options, index_budget_bytes=index_budget_bytes, snapshots=snapshots, now=now)
+        return cls(
+            log,
+            dim=dim,
+            index=options,
+            index_budget_bytes=index_budget_bytes,
+            snapshots=snapshots,
+            quotas=quotas or Quotas(),
+            audit_days=audit_days,
+            now=now,
+        )
 
     # Writes
 
@@ -149,14 +168,18 @@ class Store:
         received = self._micros()
         for call in calls:
             try:
-                accepted.append(appending.checked(call, self.dim, received))
+                accepted.append(appending.checked(call, self.dim, received, audited=self._audited))
                 results.append(None)
             except InvalidInput as error:
                 results.append(error)
         if accepted:
-            with self._users.writing([request.user for call in accepted for request in call]) as (connection, locked):
+            names = [request.user for call in accepted for request in call]
+            with self._users.writing(names) as (connection, locked):
                 now = self._micros()  # read under the lock, so that the times of a user's memories follow its versions
-                written = iter(appending.append(connection, accepted, locked, self.log.model_id, now))
+                room = self._users.room(connection, names)
+                written = iter(
+                    appending.append(connection, accepted, locked, model=self.log.model_id, now=now, room=room)
+                )
             results = [next(written) if result is None else result for result in results]
         return [result for result in results if result is not None]
 
@@ -174,6 +197,7 @@ class Store:
         if_version: int | None = None,
         issued_at: datetime | None = None,
         write_id: str | None = None,
+        by: str | None = None,
     ) -> Memory:
         """Change the fields that are given. If they have these values already, nothing changes.
 
@@ -181,6 +205,7 @@ class Store:
             vector: may be given without a text.
             metadata_merge: keys to set in the metadata as it is when the update is made; None removes a key. Not
                 together with `metadata`.
+            by: the id of the key that asks for it, for the audit; with None nothing is recorded.
             write_id: names this write. If it is sent again under its write id, here or to another store, it changes
                 nothing and gets its first answer again: the memory as it was then.
 
@@ -200,14 +225,22 @@ class Store:
             now = self._micros()  # under the lock: see `append_together`
             user, model = locked[tenant, user_id], self.log.model_id
             return updating.update(
-                connection, user, user_id, change, model=model, dim=self.dim, now=now, write_id=write_id
+                connection,
+                user,
+                user_id,
+                change,
+                model=model,
+                dim=self.dim,
+                now=now,
+                write_id=write_id,
+                by=self._actor(by),
             )
 
-    def delete(self, tenant: str, user_id: str, id: str, *, write_id: str | None = None) -> int:
+    def delete(self, tenant: str, user_id: str, id: str, *, write_id: str | None = None, by: str | None = None) -> int:
         """Delete one memory, with its vector and the contents of its history. Returns the user's version after it.
 
         Args:
-            write_id: see `update`.
+            write_id, by: see `update`.
 
         Raises:
             NotFound: this user has no such memory.
@@ -217,19 +250,21 @@ class Store:
         with self._users.writing([(tenant, user_id)], make=False) as (connection, locked):
             now = self._micros()  # under the lock: see `append_together`
             user, model_id = locked[tenant, user_id], self.log.model_id
-            version = deleting.delete(connection, user, id, model_id=model_id, now=now, write_id=write_id)
+            version = deleting.delete(
+                connection, user, id, model_id=model_id, now=now, write_id=write_id, by=self._actor(by)
+            )
         self._background.drop_copies(user.uid, whole=False)
         return version
 
     def delete_many(
-        self, tenant: str, user_id: str, ids: Sequence[str], *, write_id: str | None = None
+        self, tenant: str, user_id: str, ids: Sequence[str], *, write_id: str | None = None, by: str | None = None
     ) -> tuple[int, Sequence[str]]:
         """Delete a user's memories with these ids, in one transaction.
 
         Returns how many there were, and the ids that are of no memory of the user, in order.
 
         Args:
-            write_id: see `update`.
+            write_id, by: see `update`.
 
         Raises:
             InvalidInput: an id, at its position, is of no memory.
@@ -241,7 +276,7 @@ class Store:
                 now = self._micros()  # under the lock: see `append_together`
                 user, model_id = locked[tenant, user_id], self.log.model_id
                 deleted, missing = deleting.delete_many(
-                    connection, user, distinct, model_id=model_id, now=now, write_id=write_id
+                    connection, user, distinct, model_id=model_id, now=now, write_id=write_id, by=self._actor(by)
                 )
         except NotFound:
             return 0, distinct
@@ -249,11 +284,13 @@ class Store:
             self._background.drop_copies(user.uid, whole=False)
         return deleted, missing
 
-    def delete_where(self, tenant: str, user_id: str, filter: Filter, *, write_id: str | None = None) -> int:
+    def delete_where(
+        self, tenant: str, user_id: str, filter: Filter, *, write_id: str | None = None, by: str | None = None
+    ) -> int:
         """Delete a user's memories that match, in one transaction. Returns their number.
 
         Args:
-            write_id: see `update`.
+            write_id, by: see `update`.
 
         Raises:
             InvalidInput: the filter is empty (`erase_user` deletes everything) or cannot be used.
@@ -264,28 +301,33 @@ class Store:
             with self._users.writing([(tenant, user_id)], make=make) as (connection, locked):
                 now = self._micros()  # under the lock: see `append_together`
                 user, model_id = locked[tenant, user_id], self.log.model_id
-                deleted = deleting.delete_where(connection, user, filter, model_id=model_id, now=now, write_id=write_id)
+                deleted = deleting.delete_where(
+                    connection, user, filter, model_id=model_id, now=now, write_id=write_id, by=self._actor(by)
+                )
         except NotFound:
             return 0
         if deleted:
             self._background.drop_copies(user.uid, whole=False)
         return deleted
 
-    def erase_user(self, tenant: str, user_id: str, *, write_id: str | None = None) -> tuple[int, int]:
+    def erase_user(
+        self, tenant: str, user_id: str, *, write_id: str | None = None, by: str | None = None
+    ) -> tuple[int, int]:
         """Delete everything of a user: memories, history, snapshots, cached copies.
 
         No write that was issued before can restore any of it. Background steps remove it from SQLite's files within a
-        minute; PostgreSQL removes it when it vacuums the tables. Returns the number of memories that were deleted, and
+        minute; PostgreSQL removes it when it vacuums the tables. Events lose the ids of the user and of its memories;
+        their times, keys, actions and counts stay. Returns the number of memories that were deleted, and
         the user's version after the erasure.
 
         Args:
-            write_id: see `update`.
+            write_id, by: see `update`.
         """
         rows.check_id(user_id, "user_id")
         with self._users.writing([(tenant, user_id)]) as (connection, locked):
             user = locked[tenant, user_id]
             now = self._micros()  # read under the lock, so that every write before it is older than the erasure
-            erased, version = deleting.erase(connection, user, now=now, write_id=write_id)
+            erased, version = deleting.erase(connection, user, now=now, write_id=write_id, by=self._actor(by))
         self._background.drop_copies(user.uid, whole=True)
         return erased, version
 
@@ -298,12 +340,13 @@ class Store:
         first: int = 0,
         begin: bool = True,
         issued_at: datetime | None = None,
+        by: str | None = None,
     ) -> Imported:
         """Import NDJSON, as `export` makes it, a few hundred lines or a few MiB of text per transaction.
 
         Args:
             first: the position of the first line, in errors.
-            begin, issued_at: see `import_page`.
+            begin, issued_at, by: see `import_page`.
 
         Raises:
             InvalidInput, Conflict: see `import_page`. The pages before it are written.
@@ -312,7 +355,7 @@ class Store:
         epoch: int | None = None
         parsed = parse_lines(lines, self._now, first)
         for page in importing.pages(parsed):
-            done = self.import_page(tenant, user_id, page, begin=begin, issued_at=issued_at, epoch=epoch)
+            done = self.import_page(tenant, user_id, page, begin=begin, issued_at=issued_at, epoch=epoch, by=by)
             begin, epoch = False, done.epoch
             imported, unchanged = imported + done.imported, unchanged + done.unchanged
         return Imported(imported, unchanged)
@@ -326,6 +369,7 @@ class Store:
         begin: bool = True,
         issued_at: datetime | None = None,
         epoch: int | None = None,
+        by: str | None = None,
     ) -> Imported:
         """Import parsed lines, at least one, in one transaction.
 
@@ -333,6 +377,7 @@ class Store:
 
         Args:
             begin: False for lines that continue an import.
+            by: see `update`.
             issued_at: see `Append`. With None, memories are imported even if they were erased at any time.
             epoch: for lines that continue an import, the `epoch` of its first page. Without it, an import that takes
                 more than an hour is refused if any memory of the user was deleted meanwhile.
@@ -356,6 +401,7 @@ class Store:
                 issued_at=issued_us,
                 epoch=epoch,
                 now=self._micros(),
+                by=self._actor(by),
             )
 
     # Reads
@@ -547,6 +593,9 @@ class Store:
         scopes: Sequence[Scope] = ("read", "write"),
         label: str | None = None,
         expires_at: datetime | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        by: str | None = None,
     ) -> NewKey:
         """Make a key of a tenant. Its secret is in this answer and nowhere else.
 
@@ -554,12 +603,22 @@ class Store:
             user_id: the only user that the key reaches. With None it reaches all users of the tenant.
             label: 1 to 200 printable characters.
             expires_at: with None, the key can be used until it is revoked.
+            requests_per_minute, tokens_per_minute: with None, the key has the limits of the settings.
+            by: the id of the key that asks for it, for the audit; None if no key does.
 
         Raises:
             InvalidInput: `field` is the name of the argument.
         """
         return self._keys.create(
-            tenant, self._micros(), user_id=user_id, scopes=scopes, label=label, expires_at=expires_at
+            tenant,
+            self._micros(),
+            user_id=user_id,
+            scopes=scopes,
+            label=label,
+            expires_at=expires_at,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            by=by,
         )
 
     def find_keys(self, credentials: Sequence[Credential]) -> Sequence[Key | None]:
@@ -577,13 +636,35 @@ class Store:
         """
         return self._keys.page(tenant, limit, cursor)
 
-    def revoke_key(self, tenant: str, id: str) -> Key:
+    def revoke_key(self, tenant: str, id: str, *, by: str | None = None) -> Key:
         """Revoke a key of a tenant: it is not found from then on. If it is revoked already, nothing changes.
+
+        Args:
+            by: the id of the key that asks for it, for the audit; None if no key does.
 
         Raises:
             NotFound: the tenant has no such key.
         """
-        return self._keys.revoke(tenant, id, self._micros())
+        return self._keys.revoke(tenant, id, self._micros(), by)
+
+    # Audit
+
+    def record_refusals(self, refusals: Sequence[Refusals]) -> None:
+        """Add refused requests to the audit, each minute's equal ones as one event."""
+        if self._audited and refusals:
+            with self.log.write() as connection:
+                audit.write_refusals(connection, refusals)
+
+    def events(self, tenant: str, *, limit: int = 100, after: str | None = None) -> EventsPage:
+        """One page of a tenant's events, the oldest first.
+
+        Args:
+            after: the `next_cursor` of the page before.
+
+        Raises:
+            InvalidInput: the limit is not from 1 to 1000, or `after` is no cursor of events.
+        """
+        return audit.page(self.log, tenant, limit, after)
 
     # The rest
 
@@ -591,8 +672,8 @@ class Store:
         """Do one bounded step of background work. Returns True if there is more to do at once.
 
         The steps move new rows into graphs, rebuild graphs, save snapshots, delete expired memories, remove erased
-        contents from every file, and save when keys were used. Call this repeatedly while the store is idle, and at
-        least every 10 s.
+        contents from every file, remove old events, and save when keys were used. Call this repeatedly while the store
+        is idle, and at least every 10 s.
         """
         self._keys.save_uses()
         return self._background.step(self._micros())
@@ -624,6 +705,10 @@ class Store:
             except InvalidInput as error:
                 raise error.at(None, position) from error
         return [*dict.fromkeys(ids)]
+
+    def _actor(self, by: str | None) -> str | None:
+        """The key that is named in the events of a write; None if nothing is to be recorded."""
+        return by if self._audited else None
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:

@@ -14,15 +14,15 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, insert
 
-from store.errors import Conflict, InvalidInput, StoreError
-from store.log import receipts
+from store.errors import Conflict, InvalidInput, QuotaExceeded, StoreError
+from store.log import audit, quotas, receipts
 from store.log.existing import State, Stored, load_first_versions, load_states, load_stored
 from store.log.rows import Checked, check_id, check_new_id, check_past, content_hash, micros, user_key
 from store.log.rows import checked as checked_memory
 from store.log.schema import memories
 from store.log.users import User
 from store.log.writing import contents_row, write_changes, write_contents
-from store.records import Append, Appended, AppendResult
+from store.records import Action, Append, Appended, AppendResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,11 @@ class CheckedAppend:
     issued_at: int
     first: int
     write_id: str | None
+    by: str | None
 
 
-def checked(call: Sequence[Append], dim: int, now: int) -> list[CheckedAppend]:
-    """Check the requests of one call.
+def checked(call: Sequence[Append], dim: int, now: int, *, audited: bool) -> list[CheckedAppend]:
+    """Check the requests of one call. If writes are not audited, they forget which key asked for them.
 
     Raises:
         InvalidInput: `position` is the memory's in the call, if the error is about a memory.
@@ -66,7 +67,18 @@ def checked(call: Sequence[Append], dim: int, now: int) -> list[CheckedAppend]:
         user = request.tenant, request.user_id
         skip = request.on_duplicate == "skip"
         issued_at = micros(request.issued_at, "issued_at")
-        accepted.append(CheckedAppend(user, rows, skip, request.upsert, issued_at, first, request.write_id))
+        accepted.append(
+            CheckedAppend(
+                user,
+                rows,
+                skip,
+                request.upsert,
+                issued_at,
+                first,
+                request.write_id,
+                request.by if audited else None,
+            )
+        )
         first += len(rows)
     return accepted
 
@@ -75,8 +87,10 @@ def append(
     connection: Connection,
     calls: Sequence[Sequence[CheckedAppend]],
     locked: dict[tuple[str, str], User],
+    *,
     model: int,
     now: int,
+    room: quotas.Room,
 ) -> list[list[AppendResult] | StoreError]:
     """Write the calls' memories in order. A call with a memory that cannot be written is left out whole.
 
@@ -84,12 +98,13 @@ def append(
 
     Args:
         locked: the calls' users, whose versions and counts are advanced.
+        room: what their tenants may still add.
     """
     keys = [_record_keys(call, locked) for call in calls]
     made = receipts.find(connection, [key for of_call in keys for key in of_call])
     new_calls = [call for call, of_call in zip(calls, keys, strict=True) if made.keys().isdisjoint(of_call)]
     new_requests = [request for call in new_calls for request in call]
-    batch = _Batch(model, now, *_load(connection, new_requests, locked, model, now))
+    batch = _Batch(model, now, room, *_load(connection, new_requests, locked, model, now))
     records: list[receipts.Record] = []
     results: list[list[AppendResult] | StoreError] = []
     for call, of_call in zip(calls, keys, strict=True):
@@ -111,6 +126,7 @@ def append(
         write_changes(connection, wave.changed)
         write_contents(connection, wave.contents)
     receipts.write(connection, records, now)
+    audit.write(connection, batch.events, now)
     return results
 
 
@@ -169,6 +185,9 @@ def _load(
     return states, by_hash
 
 
+_ACTIONS: tuple[tuple[Action, str], ...] = (("memories.added", "added"), ("memories.updated", "updated"))
+
+
 @dataclass(slots=True)
 class _Wave:
     """Changes that touch each memory at most once, and so can be written in any order."""
@@ -190,13 +209,23 @@ class _Plan:
     states: dict[bytes, State] = field(default_factory=dict)
     by_hash: dict[bytes, list[bytes]] = field(default_factory=dict)
     rows: list[tuple[bytes, dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+    events: list[audit.NewEvent] = field(default_factory=list)
 
 
 class _Batch:
     """The changes of one transaction. Each call that is added sees the changes of those before it."""
 
-    def __init__(self, model: int, now: int, states: dict[bytes, State], by_hash: dict[bytes, list[bytes]]) -> None:
+    def __init__(
+        self,
+        model: int,
+        now: int,
+        room: quotas.Room,
+        states: dict[bytes, State],
+        by_hash: dict[bytes, list[bytes]],
+    ) -> None:
         self.waves = [_Wave()]
+        self.events: list[audit.NewEvent] = []
+        self._room = room
         self._model = model
         self._now = now
         self._states = states  # by key
@@ -210,13 +239,15 @@ class _Batch:
         before = [replace(locked[request.user]) for request in call]
         try:
             results = [self._plan_request(request, locked[request.user], plan) for request in call]
-        except (Conflict, InvalidInput) as error:
+            self._room.take(_growth(call, before, locked))
+        except (Conflict, InvalidInput, QuotaExceeded) as error:
             locked.update((request.user, user) for request, user in zip(call, before, strict=True))
             return error
         self._take(plan)
         return results
 
     def _take(self, plan: _Plan) -> None:
+        self.events += plan.events
         self._states.update(plan.states)
         for digest, keys in plan.by_hash.items():
             self._by_hash.setdefault(digest, []).extend(keys)
@@ -239,6 +270,9 @@ class _Batch:
             except (Conflict, InvalidInput) as error:
                 raise error.at(error.field, position) from error
         version = user.version
+        for action, status in _ACTIONS:
+            changed = [one.id for one in appended if one.status == status and one.version > before]
+            plan.events += audit.of_write(user, request.by, action, changed)
         if version == before and any(one.status == "added" for one in appended):
             version = max(one.version for one in appended)  # an earlier attempt added them: return its version
         return AppendResult(appended, version)
@@ -305,6 +339,18 @@ class _Batch:
             state = plan.states.get(key) or self._states[key]
             if state.digest == digest and state.deleted_at is None:
                 yield state
+
+
+def _growth(
+    call: Sequence[CheckedAppend], before: Sequence[User], locked: dict[tuple[str, str], User]
+) -> dict[str, quotas.Size]:
+    """By how much a call makes each tenant larger. `before` are the users of its requests as they were before it."""
+    first = {request.user: user for request, user in zip(call, before, strict=True)}
+    grown: dict[str, quotas.Size] = {}
+    for name, user in first.items():
+        more = quotas.Size(locked[name].live - user.live, locked[name].text_bytes - user.text_bytes)
+        grown[user.tenant] = grown.get(user.tenant, quotas.Size(0, 0)).plus(more)
+    return grown
 
 
 class Change(NamedTuple):

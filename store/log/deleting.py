@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from store.errors import NotFound
-from store.log import reading, receipts, rows, writing
+from store.log import audit, reading, receipts, rows, writing
 from store.log.schema import memories
 from store.log.users import User
 from store.records import Filter
 
 
-def delete(connection: Connection, user: User, id: str, *, model_id: int, now: int, write_id: str | None) -> int:
+def delete(
+    connection: Connection, user: User, id: str, *, model_id: int, now: int, write_id: str | None, by: str | None
+) -> int:
     """Delete one memory. Returns the user's version after the deletion.
 
     Raises:
@@ -28,6 +30,7 @@ def delete(connection: Connection, user: User, id: str, *, model_id: int, now: i
         if reading.by_key(connection, key, model_id, now) is None:
             raise NotFound(f"there is no memory {id!r}", "id")
         writing.delete_memories(connection, user, [key], now)
+        audit.write(connection, audit.of_write(user, by, "memories.deleted", [id]), now)
         return [user.version]
 
     (version,) = receipts.make_once(connection, user.uid, "delete", make, write_id=write_id, now=now)
@@ -35,7 +38,14 @@ def delete(connection: Connection, user: User, id: str, *, model_id: int, now: i
 
 
 def delete_many(
-    connection: Connection, user: User, ids: Sequence[str], *, model_id: int, now: int, write_id: str | None
+    connection: Connection,
+    user: User,
+    ids: Sequence[str],
+    *,
+    model_id: int,
+    now: int,
+    write_id: str | None,
+    by: str | None,
 ) -> tuple[int, list[str]]:
     """Delete the memories with these ids, each given once. Returns how many there were, and the ids of no memory."""
 
@@ -44,6 +54,8 @@ def delete_many(
         found = reading.by_keys(connection, keys, model_id, now)
         if found:
             writing.delete_memories(connection, user, [key for key in keys if key in found], now)
+            deleted = [id for id, key in zip(ids, keys, strict=True) if key in found]
+            audit.write(connection, audit.of_write(user, by, "memories.deleted", deleted), now)
         return [len(found), [n for n, key in enumerate(keys) if key not in found]]
 
     deleted, missing = receipts.make_once(connection, user.uid, "delete_many", make, write_id=write_id, now=now)
@@ -53,25 +65,36 @@ def delete_many(
 
 
 def delete_where(
-    connection: Connection, user: User, filter: Filter, *, model_id: int, now: int, write_id: str | None
+    connection: Connection,
+    user: User,
+    filter: Filter,
+    *,
+    model_id: int,
+    now: int,
+    write_id: str | None,
+    by: str | None,
 ) -> int:
     """Delete the memories that match a checked filter. Returns their number."""
 
     def make() -> receipts.Answer:
-        keys = reading.matching(connection, user.uid, memories.c.key, filter=filter, model=model_id, now=now)
-        if keys:
-            writing.delete_memories(connection, user, keys, now)
-        return [len(keys)]
+        ids = reading.matching(connection, user.uid, memories.c.id, filter=filter, model=model_id, now=now)
+        if ids:
+            writing.delete_memories(connection, user, [rows.user_key(user.uid, id) for id in ids], now)
+            audit.write(connection, audit.of_write(user, by, "memories.deleted", ids), now)
+        return [len(ids)]
 
     (deleted,) = receipts.make_once(connection, user.uid, "delete_where", make, write_id=write_id, now=now)
     return int(deleted)
 
 
-def erase(connection: Connection, user: User, *, now: int, write_id: str | None) -> tuple[int, int]:
+def erase(connection: Connection, user: User, *, now: int, write_id: str | None, by: str | None) -> tuple[int, int]:
     """Delete everything of a user. Returns the number of its memories, and its version after the erasure."""
 
     def make() -> receipts.Answer:
-        return [writing.erase_user(connection, user, now), user.version]
+        erased = writing.erase_user(connection, user, now)
+        if by is not None:
+            audit.write(connection, [audit.NewEvent(user.tenant, by, "user.deleted", None, None, erased)], now)
+        return [erased, user.version]
 
     deleted, version = receipts.make_once(connection, user.uid, "erase", make, write_id=write_id, now=now)
     return int(deleted), int(version)

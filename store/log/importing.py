@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from store.errors import Conflict, InvalidInput
+from store.log import audit
 from store.log.export import PAGE, PAGE_BYTES
 from store.log.ndjson import ImportLine
 from store.log.reading import with_contents
@@ -118,6 +119,7 @@ def import_lines(
     issued_at: int | None,
     epoch: int | None,
     now: int,
+    by: str | None,
 ) -> Imported:
     """Write some lines.
 
@@ -157,6 +159,8 @@ def import_lines(
         if row is not None and not row.deleted and (issued_at is None or row.updated_at < issued_at):
             _plan_vector(plan, user, row, checked, model_id=model_id, now=now)
     _write(connection, plan, labels)
+    changed = [checked.line.id for key, checked in fresh if key in plan.memories or key in plan.changes]
+    audit.write(connection, audit.of_write(user, by, "memories.imported", list(dict.fromkeys(changed))), now)
     imported = len(plan.memories) + len(plan.changes)
     return Imported(imported, len(lines) - imported, user.epoch)
 

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 
 from store.errors import InvalidInput, NotFound
-from store.log import rows
+from store.log import audit, rows
 from store.log.database import Log
 from store.log.listing import check_limit, decode_cursor, encode_cursor
 from store.log.schema import CHUNK, keys
@@ -31,6 +31,7 @@ _ID = re.compile(r"[0-9a-f]{16}")
 _KEY = re.compile(rf"ms_({_ID.pattern})_[0-9a-f]{{64}}")
 _NO_DIGEST = bytes(32)  # is compared if there is no row, so that an unknown id takes as long as a wrong secret
 _MAX_LABEL = 200  # characters
+MAX_PER_MINUTE = 1_000_000_000
 _MINUTE_US = 60_000_000
 
 _SAVE_USE = (
@@ -62,6 +63,9 @@ class Keys:
         scopes: Sequence[Scope],
         label: str | None,
         expires_at: datetime | None,
+        requests_per_minute: int | None,
+        tokens_per_minute: int | None,
+        by: str | None,
     ) -> NewKey:
         """Make a key.
 
@@ -77,6 +81,8 @@ class Keys:
         expires_us = None if expires_at is None else rows.micros(expires_at, "expires_at")
         if expires_us is not None and expires_us <= now:
             raise InvalidInput("must be in the future", "expires_at")
+        _check_per_minute(requests_per_minute, "requests_per_minute")
+        _check_per_minute(tokens_per_minute, "tokens_per_minute")
         id = secrets.token_hex(8)
         secret = f"ms_{id}_{secrets.token_hex(32)}"
         row = {
@@ -88,11 +94,14 @@ class Keys:
             "label": label,
             "created_at": now,
             "expires_at": expires_us,
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
         }
         with self._log.write() as connection:
             connection.execute(keys.insert(), [row])
-        expires = None if expires_us is None else rows.moment(expires_us)
-        return NewKey(Key(id, tenant, user_id, chosen, label, rows.moment(now), expires), secret)
+            audit.write(connection, [audit.NewEvent(tenant, by, "key.created", None, [id], 1)], now)
+            made = connection.execute(select(keys).where(keys.c.id == id)).one()
+        return NewKey(_key(made), secret)
 
     def find(self, credentials: Sequence[Credential], now: int) -> list[Key | None]:
         """The key of each credential, in order; None if there is none, or if it was revoked or has expired."""
@@ -138,7 +147,7 @@ class Keys:
         following = encode_cursor("keys", [found[limit - 1].kid]) if len(found) > limit else None
         return KeysPage([_key(row) for row in found[:limit]], following)
 
-    def revoke(self, tenant: str, id: str, now: int) -> Key:
+    def revoke(self, tenant: str, id: str, now: int, by: str | None) -> Key:
         """Revoke a key. If it is revoked already, nothing changes.
 
         Raises:
@@ -148,7 +157,9 @@ class Keys:
         row = None
         if _ID.fullmatch(id):  # the databases cannot compare every string
             with self._log.write() as connection:
-                connection.execute(update(keys).where(is_it, keys.c.revoked_at.is_(None)).values(revoked_at=now))
+                revoked = update(keys).where(is_it, keys.c.revoked_at.is_(None)).values(revoked_at=now)
+                if connection.execute(revoked).rowcount:
+                    audit.write(connection, [audit.NewEvent(tenant, by, "key.revoked", None, [id], 1)], now)
                 row = connection.execute(select(keys).where(is_it)).first()
         if row is None:
             raise NotFound(f"there is no key {id!r}", "id")
@@ -159,6 +170,11 @@ def _check_label(label: str) -> None:
     rows.check_text(label, "label")
     if not 1 <= len(label) <= _MAX_LABEL or not label.isprintable():
         raise InvalidInput(f"must be 1 to {_MAX_LABEL} printable characters", "label")
+
+
+def _check_per_minute(limit: int | None, field: str) -> None:
+    if limit is not None and (type(limit) is not int or not 1 <= limit <= MAX_PER_MINUTE):
+        raise InvalidInput(f"must be an integer in 1 to {MAX_PER_MINUTE}", field)
 
 
 def _checked_scopes(scopes: Sequence[Scope], *, bound: bool) -> tuple[Scope, ...]:
@@ -174,6 +190,16 @@ def _key(row: Any) -> Key:
     expires_at, used_at, revoked_at = (
         None if at is None else rows.moment(at) for at in (row.expires_at, row.used_at, row.revoked_at)
     )
-    scopes = tuple(row.scopes.split(","))
-    created_at = rows.moment(row.created_at)
-    return Key(row.id, row.tenant, row.user_id, scopes, row.label, created_at, expires_at, used_at, revoked_at)
+    return Key(
+        row.id,
+        row.tenant,
+        row.user_id,
+        tuple(row.scopes.split(",")),
+        row.label,
+        rows.moment(row.created_at),
+        expires_at,
+        used_at,
+        revoked_at,
+        row.requests_per_minute,
+        row.tokens_per_minute,
+    )

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Row, Select, and_, delete, func, insert, literal_column, select, text, update
+from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, literal_column, select, text, update
 
 from store.errors import InvalidInput, LogDamaged
 from store.log.database import Log, model_id
 from store.log.erasing import OF_ROWS, erase_contents
+from store.log.quotas import Size
+from store.log.quotas import sizes as sizes_of_tenants
 from store.log.reading import VECTOR, with_contents
 from store.log.rows import CONTENT, damaged, dump_vector, load_vectors, memory, text_bytes, user_key
-from store.log.schema import contents, history, memories, meta, users
+from store.log.schema import CHUNK, contents, history, memories, meta, users
 from store.log.space import remove_tombstones
 from store.log.users import lock_users
 from store.log.writing import write_contents
@@ -76,7 +78,9 @@ def count(log: Log) -> Counts:
 
 
 def verify(log: Log, progress: Callable[[int], object] = lambda rows: None) -> Iterator[str]:
-    """Check the current state of every memory with its vector, and each user's count. Yields one line per problem.
+    """Check the current state of every memory with its vector, and the counts of users and tenants.
+
+    Yields one line for each problem.
 
     On SQLite the structure of the file is checked as well. Superseded states and the history are not read.
 
@@ -113,6 +117,7 @@ def verify(log: Log, progress: Callable[[int], object] = lambda rows: None) -> I
         after = connection.execute(select(users)).all()
         unchanged = [row for row in after if row.uid in before and before[row.uid].version == row.version]
         yield from _wrong_counts(unchanged, counted, sizes, damaged_users)
+        yield from _wrong_sizes(connection, after)
         if connection.execute(select(meta.c.value).where(meta.c.name == "compacting")).first():
             yield "a compaction was interrupted: run it again"
 
@@ -150,6 +155,23 @@ def _wrong_counts(
             yield f"user {row.user_id!r}: {counted[row.uid]} memories where {row.live} were written"
         elif row.uid not in damaged_users and sizes[row.uid] != row.text_bytes:
             yield f"user {row.user_id!r}: {sizes[row.uid]} bytes of texts where {row.text_bytes} were written"
+
+
+def _wrong_sizes(connection: Connection, found: Sequence[Row[Any]]) -> Iterator[str]:
+    """The tenants whose size is not the sum of the sizes of their users, all of which are given."""
+    sums: dict[str, Size] = {}
+    for row in found:
+        sums[row.tenant] = sums.get(row.tenant, Size(0, 0)).plus(Size(row.live, row.text_bytes))
+    names = sorted(sums)
+    stated: dict[str, Size] = {}
+    for start in range(0, len(names), CHUNK):
+        stated |= sizes_of_tenants(connection, names[start : start + CHUNK])
+    for tenant, size in sums.items():
+        if (there := stated.get(tenant, Size(0, 0))) != size:
+            yield (
+                f"tenant {tenant!r}: its users have {size.memories} memories and {size.text_bytes} bytes of texts "
+                f"where {there.memories} and {there.text_bytes} were written"
+            )
 
 
 def _problems(row: Any, user: Any, dim: int) -> Iterator[str]:

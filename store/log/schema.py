@@ -32,6 +32,7 @@ _Name = Text().with_variant(Text(collation="C"), "postgresql")  # sorted by code
 _EXPIRES = text("expires_at IS NOT NULL")
 _WRITTEN = text("blank = 0")
 _DELETED = text("deleted = 1")
+_OF_A_USER = text("uid IS NOT NULL")
 
 meta = Table(
     "meta",
@@ -174,11 +175,44 @@ keys = Table(
     Column("expires_at", _Int),
     Column("used_at", _Int),  # the beginning of the last minute in which it was used
     Column("revoked_at", _Int),
+    Column("requests_per_minute", _Int),  # NULL: as the settings say
+    Column("tokens_per_minute", _Int),  # likewise
     Index("keys_tenant", "tenant", "kid"),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
 """The keys of tenants. See store/log/keys.py."""
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("tenant", _Name, primary_key=True),
+    Column("part", _Int, primary_key=True, autoincrement=False),
+    Column("memories", _Int, nullable=False),
+    Column("text_bytes", _Int, nullable=False),
+    sqlite_strict=True,
+)
+"""The sums of `live` and `text_bytes` over a tenant's users, in parts to be added up. See store/log/quotas.py."""
+
+events = Table(
+    "events",
+    metadata,
+    Column("eid", _Int, primary_key=True),
+    Column("at", _Int, nullable=False),
+    Column("tenant", _Name, nullable=False),  # empty if a request came with no tenant's key
+    Column("key_id", Text),  # of the key that asked; NULL if it was none, or the command
+    Column("action", Text, nullable=False),
+    Column("uid", _Int),  # the user that was written; NULL if there is none, or if it was erased
+    Column("ids", Text),  # JSON: of memories, or of a key; NULL if the user was erased
+    Column("count", _Int, nullable=False),  # of memories, keys or refused requests
+    Column("status", _Int),  # of a refusal
+    Column("code", Text),  # of a refusal
+    Index("events_tenant", "tenant", "eid"),
+    Index("events_uid", "uid", sqlite_where=_OF_A_USER, postgresql_where=_OF_A_USER),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+"""The audit: writes, keys that were made or revoked, and refused requests. See store/log/audit.py."""
 
 
 def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:

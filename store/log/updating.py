@@ -13,7 +13,7 @@ import orjson
 from sqlalchemy import Connection, Row
 
 from store.errors import Conflict, InvalidInput, NotFound
-from store.log import reading, receipts, rows, writing
+from store.log import audit, reading, receipts, rows, writing
 from store.log.users import User
 from store.records import Memory, NewMemory, Unset, Vector
 
@@ -42,6 +42,7 @@ def update(
     dim: int,
     now: int,
     write_id: str | None,
+    by: str | None,
 ) -> Memory:
     """Make the change, unless it was made before under this write id. Returns the memory as the change left it.
 
@@ -57,7 +58,11 @@ def update(
         if change.issued_at is not None and sent <= max(user.erased_at, reading.deleted_at(connection, found.label)):
             raise Conflict(f"the memory {change.id!r} was deleted after this write was sent", "id", "deleted")
         new = decide(change, found, dim, now)
-        return [change.id, *_write(connection, user, found, new, model=model, now=now)]
+        before = user.version
+        written = _write(connection, user, found, new, model=model, now=now)
+        if user.version > before:
+            audit.write(connection, audit.of_write(user, by, "memories.updated", [change.id]), now)
+        return [change.id, *written]
 
     answer = receipts.make_once(connection, user.uid, "update", make, write_id=write_id, now=now)
     if answer[0] != change.id:

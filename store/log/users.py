@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection, bindparam, select, update
 
 from store.errors import NotFound
+from store.log import quotas
 from store.log.database import Log
 from store.log.schema import CHUNK, insert_ignore, users
+from store.records import Quotas
 
 Name = tuple[str, str]
 """Tenant and user id."""
@@ -26,7 +28,7 @@ _MAX_REMEMBERED = 65_536  # uids
 
 @dataclass(slots=True)
 class User:
-    """A user's row, locked by this transaction."""
+    """A user's row, locked by this transaction. Its versions and counts are changed here, then saved."""
 
     uid: int
     version: int
@@ -36,6 +38,9 @@ class User:
     erased_at: int
     text_bytes: int
     forgotten_version: int
+    tenant: str
+    live_before: int  # as in the row
+    text_bytes_before: int
 
     def stamp(self) -> int:
         """The version of the next row."""
@@ -57,6 +62,7 @@ _LOCK_USERS = (
         users.c.erased_at,
         users.c.text_bytes,
         users.c.forgotten_version,
+        users.c.tenant,
     )
     .where(users.c.uid.in_(bindparam("uids", expanding=True)))
     .order_by(users.c.uid)
@@ -89,7 +95,7 @@ def lock_users(connection: Connection, uids: Iterable[int]) -> dict[int, User]:
     found: dict[int, User] = {}
     for start in range(0, len(ordered), CHUNK):
         rows = connection.execute(_LOCK_USERS, {"uids": ordered[start : start + CHUNK]})
-        found.update({row.uid: User(*row) for row in rows})
+        found.update({row.uid: User(*row, row.live, row.text_bytes) for row in rows})
     return found
 
 
@@ -103,7 +109,7 @@ _SAVE_USER = (
 
 
 def save_users(connection: Connection, changed: Sequence[User]) -> None:
-    """Write the versions and counts of users back to their rows."""
+    """Write the versions and counts of users back to their rows, and change the sizes of their tenants by as much."""
     if changed:
         rows = [
             {
@@ -119,13 +125,21 @@ def save_users(connection: Connection, changed: Sequence[User]) -> None:
             for u in changed
         ]
         connection.execute(_SAVE_USER, rows)
+        quotas.save(connection, quotas.growth(changed))
 
 
 class Users:
-    """The users of one store's log. Remembers the uids of the users that were used last."""
+    """The users of one store's log. Remembers the uids of the users that were used last.
 
-    def __init__(self, log: Log) -> None:
+    Args:
+        limits: how much each tenant may hold.
+        dim: of the vectors, which are a part of it.
+    """
+
+    def __init__(self, log: Log, limits: Quotas, dim: int) -> None:
         self._log = log
+        self._limits = limits
+        self._dim = dim
         self._uids: OrderedDict[Name, int] = OrderedDict()
 
     @contextmanager
@@ -134,14 +148,21 @@ class Users:
 
         Raises:
             NotFound: a user has no row, and `make` is false.
+            QuotaExceeded: at its end: a tenant would hold more than it may. Nothing was written.
         """
         with self._log.write() as connection:
             self._log.lock_model(connection)
             locked = self._lock(connection, names, make)
             before = {name: replace(user) for name, user in locked.items()}
             yield connection, locked
+            if self._limits.any():
+                self.room(connection, names).take(quotas.growth(locked.values()))
             save_users(connection, [user for name, user in locked.items() if user != before[name]])
         self._remember({name: user.uid for name, user in locked.items()})
+
+    def room(self, connection: Connection, names: Sequence[Name]) -> quotas.Room:
+        """What the tenants of these users may still add."""
+        return quotas.Room(connection, self._limits, {tenant for tenant, _ in names}, self._dim)
 
     def find(self, connection: Connection, names: Iterable[Name]) -> dict[Name, int]:
         """The uids of those users that have a row."""

@@ -26,7 +26,7 @@ from sqlalchemy import (
     update,
 )
 
-from store.log import receipts
+from store.log import audit, receipts
 from store.log.erasing import erase_contents, erase_vectors, erasure
 from store.log.reading import byte_length
 from store.log.schema import CHUNK, contents, history, memories
@@ -139,6 +139,7 @@ def delete_memories(connection: Connection, user: User, keys: Sequence[bytes], n
 def erase_user(connection: Connection, user: User, now: int) -> int:
     """Delete everything of a user but its row. Returns how many live memories there were."""
     remove_memories(connection, user)
+    audit.forget_user(connection, user.uid)
     erased, user.live, user.text_bytes = user.live, 0, 0
     user.removed_version = user.stamp()
     user.epoch += 1

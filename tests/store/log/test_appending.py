@@ -27,7 +27,7 @@ def memory(
 
 
 def request(*, upsert: bool = False, skip: bool = False) -> CheckedAppend:
-    return CheckedAppend(("default", "ann"), [], skip, upsert, NOW, 0, None)
+    return CheckedAppend(("default", "ann"), [], skip, upsert, NOW, 0, None, None)
 
 
 def live(digest: bytes = SAME, expires_at: int | None = None, id: str = "1") -> State:

@@ -18,17 +18,18 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, create_engine, select, text
 
-from store import Append, Conflict, Key, NewMemory, Store, StoreError, credential_of
+from store import Append, Conflict, Event, Key, NewMemory, Store, StoreError, credential_of
 from store.log import migrations
 from store.log.database import Log
 from store.log.maintenance import verify
 from store.log.migrations import MIGRATIONS
+from store.log.quotas import Size, sizes
 from store.log.schema import meta, metadata
 from store.log.vouching import vouches
 from tests.store.log.fixtures import seed
 
 FIXTURES = Path(seed.__file__).parent
-VERSIONS = (1, 2, 3, 4, 5, 6)
+VERSIONS = (1, 2, 3, 4, 5, 6, 7)
 AFTER = seed.BEGIN + timedelta(hours=13, minutes=1)  # the records of writes are still kept, and one memory has expired
 
 
@@ -163,7 +164,7 @@ def test_an_older_log_is_written_on(open_version: Callable[[int], Store], versio
     assert list(verify(store.log)) == []
 
 
-@pytest.mark.parametrize("version", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("version", [2, 3, 4, 5, 6, 7])
 def test_a_write_that_an_older_store_made_is_not_made_again(open_version: Callable[[int], Store], version: int) -> None:
     store = open_version(version)
     before = [store.user("default", user).version for user in ("bob", "eve")]
@@ -185,8 +186,11 @@ def test_an_older_log_vouches_for_its_snapshots(open_version: Callable[[int], St
         assert [vouches(connection, 1, seed.TOKEN), vouches(connection, 1, "another")] == [True, False]
 
 
-def test_the_keys_of_an_older_log_are_found(open_version: Callable[[int], Store]) -> None:
-    store = open_version(6)
+@pytest.mark.parametrize(("version", "limits"), [(6, (None, None)), (7, (60, 100_000))])
+def test_the_keys_of_an_older_log_are_found(
+    open_version: Callable[[int], Store], version: int, limits: tuple[int | None, int | None]
+) -> None:
+    store = open_version(version)
     credential = credential_of(seed.KEY)
     assert credential is not None
     (key,) = store.find_keys([credential])
@@ -199,7 +203,27 @@ def test_the_keys_of_an_older_log_are_found(open_version: Callable[[int], Store]
         created_at=seed.BEGIN,
         expires_at=datetime(2100, 1, 1, tzinfo=UTC),
         used_at=seed.BEGIN + timedelta(hours=1),
+        requests_per_minute=limits[0],
+        tokens_per_minute=limits[1],
     )
+
+
+def test_the_events_of_an_older_log_are_read(open_version: Callable[[int], Store]) -> None:
+    store, key_id = open_version(7), seed.KEY[3:19]
+    assert store.events("acme").events == [
+        Event(seed.BEGIN, "memories.added", key_id, "ann", ("plain",), 1),
+        Event(seed.BEGIN, "request.refused", key_id, None, (), 3, 403, "insufficient_scope"),
+    ]
+    assert store.events("default").events == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_older_log_knows_the_sizes_of_its_tenants(open_version: Callable[[int], Store], version: int) -> None:
+    """They are the sums of the sizes of the users, which `verify` compares."""
+    with open_version(version).log.read() as connection:
+        found = sizes(connection, ["acme", "default", "nobody"])
+    assert found["acme"] == Size(1, 29)
+    assert found.keys() == {"acme", "default"}
 
 
 @pytest.mark.parametrize("version", VERSIONS)

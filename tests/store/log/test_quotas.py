@@ -1,0 +1,141 @@
+"""Quotas: how much a tenant may hold, and what counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from store import Append, AppendResult, NewMemory, QuotaExceeded, Quotas, Store, StoreError
+from store.log.maintenance import verify
+from store.log.quotas import Size, sizes
+from tests.store.conftest import DIM, Clock
+
+VECTOR_BYTES = 4 * DIM
+
+
+def unit(axis: int) -> Any:
+    """(DIM,) float32."""
+    return np.eye(DIM, dtype=np.float32)[axis % DIM]
+
+
+def append(store: Store, user: str, *texts: str, tenant: str = "acme", **options: Any) -> AppendResult | StoreError:
+    memories = tuple(NewMemory(text, text, unit(n)) for n, text in enumerate(texts))
+    (result,) = store.append([Append(tenant, user, memories, **options)])
+    return result
+
+
+def size(store: Store, tenant: str = "acme") -> Size:
+    with store.log.read() as connection:
+        return sizes(connection, [tenant]).get(tenant, Size(0, 0))
+
+
+def refused(result: AppendResult | StoreError) -> str:
+    assert isinstance(result, QuotaExceeded) and result.code == "quota_exceeded"
+    assert (result.field, result.position) == (None, None)
+    return result.message
+
+
+def test_a_tenant_holds_what_its_users_hold(store: Store) -> None:
+    append(store, "ann", "one", "three")
+    append(store, "bob", "one")
+    append(store, "ann", "elsewhere", tenant="other")
+    assert (size(store), size(store, "other")) == (Size(3, 3 + 5 + 3 + 3 * 2), Size(1, 9 + 2))
+    store.update("acme", "ann", "three", metadata={"a": 1})
+    store.delete("acme", "bob", "one")
+    assert size(store) == Size(2, 3 + 5 + 2 + 7)
+    store.erase_user("acme", "ann")
+    assert size(store) == Size(0, 0)
+    assert list(verify(store.log)) == []
+
+
+def test_a_memory_that_expires_is_counted_no_more(store: Store, clock: Clock) -> None:
+    memory = NewMemory("1", "soon", unit(0), expires_at=clock().replace(hour=1))
+    store.append([Append("acme", "ann", (memory,), issued_at=clock())])
+    assert size(store) == Size(1, 6)
+    clock.advance(7200)
+    while store.background_step():
+        pass
+    assert size(store) == Size(0, 0)
+
+
+def test_verify_finds_a_wrong_size(store: Store) -> None:
+    append(store, "ann", "one")
+    with store.log.write() as connection:
+        connection.exec_driver_sql("UPDATE tenants SET memories = 7")
+    assert list(verify(store.log)) == [
+        "tenant 'acme': its users have 1 memories and 5 bytes of texts where 7 and 5 were written"
+    ]
+
+
+def test_the_quota_of_memories_is_of_all_users_of_a_tenant(open_store: Callable[..., Store]) -> None:
+    store = open_store(quotas=Quotas(memories=3))
+    append(store, "ann", "1", "2")
+    assert refused(append(store, "bob", "3", "4")) == (
+        "This would make it 4 memories, and 3 is the quota of a tenant: delete some memories first."
+    )
+    assert size(store).memories == 2
+    assert isinstance(append(store, "bob", "3"), AppendResult)
+    assert isinstance(append(store, "bob", "3"), AppendResult)  # it is there already
+    assert isinstance(append(store, "ann", "1", "2", "3", tenant="other"), AppendResult)
+    refused(append(store, "ann", "4"))
+    store.delete("acme", "bob", "3")
+    assert isinstance(append(store, "ann", "4"), AppendResult)
+
+
+def test_the_quota_of_bytes_counts_texts_metadata_and_vectors(open_store: Callable[..., Store]) -> None:
+    exact = 2 * (VECTOR_BYTES + 1 + 2)
+    store = open_store(quotas=Quotas(bytes=exact))
+    append(store, "ann", "1", "2")
+    assert store.user("acme", "ann").bytes == exact
+    with pytest.raises(QuotaExceeded) as error:
+        store.update("acme", "ann", "1", metadata={"a": 1})
+    assert error.value.message.startswith(f"This would make it {exact + 5} bytes, and {exact} is the quota")
+    assert store.get("acme", "ann", "1").metadata == {}
+    assert store.user("acme", "ann").version == 2
+
+
+def test_each_call_of_a_group_commit_is_counted_by_itself(open_store: Callable[..., Store]) -> None:
+    store = open_store(quotas=Quotas(memories=2))
+
+    def call(user: str, *ids: str) -> tuple[Append, ...]:
+        return (Append("acme", user, tuple(NewMemory(id, id, unit(0)) for id in ids)),)
+
+    results = store.append_together([call("ann", "1"), call("bob", "2", "3"), call("bob", "2"), call("ann", "4")])
+    assert [isinstance(result, list) for result in results] == [True, False, True, False]
+    assert [memory.id for memory in store.list("acme", "bob").memories] == ["2"]
+    assert list(verify(store.log)) == []
+
+
+def test_a_tenant_above_its_quota_may_shrink(open_store: Callable[..., Store]) -> None:
+    before = open_store()
+    append(before, "ann", "1", "a long text", "3")
+    store = open_store(quotas=Quotas(memories=1, bytes=10))
+    shorter = NewMemory("a long text", "short", unit(1))
+    (result,) = store.append([Append("acme", "ann", (shorter,), upsert=True)])
+    assert isinstance(result, AppendResult)
+    assert store.delete_many("acme", "ann", ["1"]) == (1, [])
+    refused(append(store, "ann", "4"))
+    assert store.erase_user("acme", "ann")[0] == 2
+
+
+def test_an_import_is_counted(open_store: Callable[..., Store]) -> None:
+    source = open_store()
+    append(source, "ann", "1", "2", "3")
+    lines = list(source.export("acme", "ann"))
+    store = open_store(quotas=Quotas(memories=5))
+    with pytest.raises(QuotaExceeded):
+        store.import_lines("acme", "bob", lines)
+    assert store.user("acme", "bob").memories == 0
+    assert store.import_lines("acme", "bob", lines[:2]).imported == 2
+
+
+def test_two_stores_count_together(open_store: Callable[..., Store]) -> None:
+    one, other = (open_store(quotas=Quotas(memories=2)) for _ in range(2))
+    append(one, "ann", "1")
+    append(other, "bob", "2")
+    refused(append(one, "ann", "3"))
+    refused(append(other, "eve", "4"))
+    assert size(one) == Size(2, 6)
