@@ -220,6 +220,7 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (store_errors.NotFound, 404, "not_found_error"),
     (store_errors.ModelMismatch, 409, "conflict_error"),
     (store_errors.Conflict, 409, "conflict_error"),
+    (store_errors.QuotaExceeded, 403, "permission_error"),
     (store_errors.LogUnavailable, 503, "unavailable_error"),
     (store_errors.StoreError, 500, "server_error"),
     (MemserveError, 500, "server_error"),
