@@ -192,7 +192,7 @@ class Memserve:
         timeout_s: float | None = None,
         tenant: str = DEFAULT_TENANT,
     ) -> Rows:
-        """Add memories (texts, or mappings with text, id, metadata, created_at, expires_at, vector) to one user.
+        """Add memories to one user: texts, or mappings with the fields of NewMemoryBody.
 
         Returns:
             `{id, status, version}` of each, in order, once they are committed; with `truncated: True` if the text is
@@ -294,6 +294,8 @@ class Memserve:
                         expires_at=item.expires_at,
                         given_vector=item.vector is not None,
                         created_at=item.created_at,
+                        happened_at=item.happened_at,
+                        thread=item.thread,
                     )
                     for item, number in zip(group, numbers, strict=False)
                 ),
@@ -405,7 +407,7 @@ class Memserve:
         tenant: str = DEFAULT_TENANT,
         **changes: Any,
     ) -> Fields:
-        """Change the text, vector, metadata or expires_at of a memory, those that are given.
+        """Change the fields of a memory that are given; the changes are those of UpdateBody.
 
         A new text without a vector is embedded. If the text is the same as before, the memory keeps its vector.
         `metadata_merge` sets some keys of the metadata, and removes those that are None in it. With `if_version` the

@@ -16,7 +16,7 @@ def added(entry: Appended, *, truncated: bool) -> Fields:
 
 
 def memory(found: Memory, *, truncated: bool = False) -> Fields:
-    """The fields of a memory; `expires_at`, `score`, `scores` and `vector` only if they are set.
+    """The fields of a memory, of which some are there only if they are set.
 
     Args:
         truncated: its text was cut before it was embedded.
@@ -30,7 +30,7 @@ def memory(found: Memory, *, truncated: bool = False) -> Fields:
         "updated_at": found.updated_at,
         "version": found.version,
     }
-    for name in ("expires_at", "score", "scores", "vector"):
+    for name in ("expires_at", "happened_at", "thread", "score", "scores", "vector"):
         value = getattr(found, name)
         if value is not None:
             fields[name] = value

@@ -52,6 +52,11 @@ class NewMemory:
             content; a vector that was made from the text does not.
         created_at: when the memory was made, up to a minute in the future; None means now. It replaces the time of a
             memory with the same id.
+        happened_at: when what the memory tells happened, in the past or in the future. None means `created_at`, or
+            the time that a memory with the same id has.
+        thread: the conversation that the memory is a part of, in the order of `created_at`, and of one time in the
+            order in which its memories were added: 1 to 256 characters without control characters. None means none,
+            or the thread that a memory with the same id has.
     """
 
     id: str
@@ -62,6 +67,8 @@ class NewMemory:
     generated_id: bool = False
     given_vector: bool = False
     created_at: datetime | None = None
+    happened_at: datetime | None = None
+    thread: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,8 @@ class Append:
     Args:
         on_duplicate: with `skip`, a memory whose text and metadata the user already has is not added; the answer names
             the memory that has them. If that one would expire earlier, or has another vector than the given one, it
-            gets the later expiry and the given vector, and the status is `updated`.
+            gets the later expiry and the given vector, and the status is `updated`. A memory of another thread than the
+            given one, or that tells of another time, is no duplicate.
         upsert: new content under an existing id replaces the old content. Without it that is a Conflict.
         issued_at: when the server accepted the call. A write that was issued before its user or its memory was erased
             is refused, so that it cannot restore what was erased.
@@ -140,6 +148,7 @@ class Memory(_Pickled):
         score: in the result of a search, how well the memory fits; see `Search.mode`.
         vector: (dim,) float32, if it was requested.
         scores: the parts of the score by their names, if they were requested.
+        happened_at, thread: see `NewMemory`; None if they were not given.
     """
 
     id: str
@@ -153,6 +162,8 @@ class Memory(_Pickled):
     score: float | None = None
     vector: Vector | None = None
     scores: dict[str, float] | None = None
+    happened_at: datetime | None = None
+    thread: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,8 @@ class Store:
         metadata: dict[str, Any] | Unset = UNSET,
         metadata_merge: dict[str, Any] | Unset = UNSET,
         expires_at: datetime | Unset | None = UNSET,
+        happened_at: datetime | Unset | None = UNSET,
+        thread: str | Unset | None = UNSET,
         if_version: int | None = None,
         issued_at: datetime | None = None,
         write_id: str | None = None,
@@ -205,6 +207,7 @@ class Store:
             vector: may be given without a text.
             metadata_merge: keys to set in the metadata as it is when the update is made; None removes a key. Not
                 together with `metadata`.
+            happened_at, thread: see `NewMemory`; None removes them.
             by: the id of the key that asks for it, for the audit; with None nothing is recorded.
             write_id: names this write. If it is sent again under its write id, here or to another store, it changes
                 nothing and gets its first answer again: the memory as it was then.
@@ -220,7 +223,9 @@ class Store:
             raise InvalidInput("must be given with a new text", "vector")
         if metadata is not UNSET and metadata_merge is not UNSET:
             raise InvalidInput("must not be given with metadata", "metadata_merge")
-        change = updating.Change(id, text, vector, metadata, metadata_merge, expires_at, if_version, issued_at)
+        change = updating.Change(
+            id, text, vector, metadata, metadata_merge, expires_at, happened_at, thread, if_version, issued_at
+        )
         with self._users.writing([(tenant, user_id)], make=False) as (connection, locked):
             now = self._micros()  # under the lock: see `append_together`
             user, model = locked[tenant, user_id], self.log.model_id

@@ -149,6 +149,12 @@ class MemoryAnswer(TypedDict):
     updated_at: Annotated[datetime, Field(description="When it was added or last changed.")]
     version: Annotated[int, Field(description="The version of the user with which it was written.")]
     expires_at: NotRequired[Annotated[datetime, Field(description="Present if the memory expires.")]]
+    happened_at: NotRequired[
+        Annotated[datetime, Field(description="When what it tells happened; present if it was given.")]
+    ]
+    thread: NotRequired[
+        Annotated[str, Field(description="The conversation that it is a part of; present if it was given.")]
+    ]
     vector: NotRequired[Annotated[list[float], Field(description="Present if the request asked for it.")]]
 
 

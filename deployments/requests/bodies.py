@@ -37,6 +37,7 @@ from deployments.requests.fields import (
     Prefix,
     StoredId,
     Text,
+    Thread,
     Time,
     Vector,
     encodable,
@@ -211,6 +212,13 @@ class NewMemoryBody(RequestBody):
     created_at: Time | None = None
     """When the memory was made, with its time zone; at most a minute in the future. It replaces another time that a
     memory with this id and the same content has: `updated`. Default: now, or the time that the memory has."""
+    happened_at: Time | None = None
+    """When what the memory tells happened or will happen, with its time zone. It replaces another time that a memory
+    with this id and the same content has: `updated`. Default: `created_at`, or the time that the memory has."""
+    thread: Thread | None = None
+    """The conversation that the memory is a part of, in the order of `created_at` and, of one time, in which memories
+    were added. It replaces another thread that a memory with this id and the same content has: `updated`. Default:
+    none, or the thread that the memory has."""
 
 
 class UserMemoryBody(NewMemoryBody):
@@ -235,13 +243,14 @@ class AddBody(NewMemoryBody):
     """Several memories, which are all written or none."""
     on_duplicate: OrNull[Literal["add", "skip"]] = "add"
     """`skip` adds no memory whose text and metadata the user already has, and answers with the id of that one. If that
-    one would expire earlier, it gets the new expiry, and it gets a `vector` that is given: `updated`."""
+    one would expire earlier, it gets the new expiry, and it gets a `vector` that is given: `updated`. A memory of
+    another `thread` or `happened_at` than the one that is given is no duplicate."""
     upsert: OrNull[bool] = False
     """Whether other content under an id replaces what it holds. If not, that is a 409."""
 
     @model_validator(mode="after")
     def _check_one_form(self) -> "AddBody":
-        fields = ("created_at", "expires_at", "id", "metadata", "text", "vector")
+        fields = ("created_at", "expires_at", "happened_at", "id", "metadata", "text", "thread", "vector")
         inline = [name for name in fields if getattr(self, name) is not None]
         if self.memories is None and self.text is None:
             raise ValueError("Give either text or memories.")
@@ -262,6 +271,8 @@ class AddBody(NewMemoryBody):
                 expires_at=self.expires_at,
                 vector=self.vector,
                 created_at=self.created_at,
+                happened_at=self.happened_at,
+                thread=self.thread,
             )
         ]
 
@@ -273,7 +284,8 @@ class AddManyBody(RequestBody):
     """All of them are written or none."""
     on_duplicate: OrNull[Literal["add", "skip"]] = "add"
     """`skip` adds no memory whose text and metadata its user already has, and answers with the id of that one. If that
-    one would expire earlier, it gets the new expiry, and it gets a `vector` that is given: `updated`."""
+    one would expire earlier, it gets the new expiry, and it gets a `vector` that is given: `updated`. A memory of
+    another `thread` or `happened_at` than the one that is given is no duplicate."""
     upsert: OrNull[bool] = False
     """Whether other content under an id replaces what it holds. If not, that is a 409."""
 
@@ -314,10 +326,14 @@ class SearchBody(RequestBody):
         return self.mode or ("vector" if self.query is None else "hybrid")
 
 
+_REMOVABLE = ("expires_at", "happened_at", "thread")
+
+
 class UpdateBody(RequestBody):
     """`PATCH /v1/users/{user_id}/memories/{memory_id}`: the fields that are given replace those of the memory.
 
-    With `expires_at: null` the memory no longer expires. A null in another field changes nothing.
+    With `expires_at: null` the memory no longer expires, and null removes its `happened_at` and its `thread`. A null in
+    another field changes nothing.
     """
 
     model_config = _body_config(
@@ -327,6 +343,8 @@ class UpdateBody(RequestBody):
             _required("metadata", "object"),
             _required("metadata_merge", "object"),
             {"required": ["expires_at"]},
+            {"required": ["happened_at"]},
+            {"required": ["thread"]},
         ]
     )
 
@@ -341,21 +359,27 @@ class UpdateBody(RequestBody):
     and the other keys stay. Concurrent merges do not undo each other. Not together with `metadata`."""
     expires_at: Time | None = None
     """A time in the future, with its time zone; `null` keeps the memory for ever."""
+    happened_at: Time | None = None
+    """When what the memory tells happened or will happen, with its time zone; `null` stands for `created_at`."""
+    thread: Thread | None = None
+    """The conversation that the memory is a part of; `null` takes the memory out of its thread."""
     if_version: int | None = Field(None, ge=1)
     """Change only this version of the memory. If it has another one, that is a 409."""
 
     @model_validator(mode="after")
     def _check_any_change(self) -> "UpdateBody":
         if self.changes().keys() <= {"if_version"}:
-            raise ValueError("Give at least one of text, vector, metadata, metadata_merge and expires_at.")
+            raise ValueError(
+                "Give at least one of text, vector, metadata, metadata_merge, expires_at, happened_at and thread."
+            )
         if self.metadata is not None and self.metadata_merge is not None:
             raise InvalidRequest("must not be given together with metadata", "metadata_merge")
         return self
 
     def changes(self) -> dict[str, Any]:
-        """The fields that were given, by name; `expires_at` may be None."""
+        """The fields that were given, by name; those of `_REMOVABLE` may be None."""
         given = self.model_dump(exclude_unset=True)
-        return {name: value for name, value in given.items() if value is not None or name == "expires_at"}
+        return {name: value for name, value in given.items() if value is not None or name in _REMOVABLE}
 
 
 class GetManyBody(RequestBody):

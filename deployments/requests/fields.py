@@ -130,6 +130,8 @@ Prefix = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_co
 StoredId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
 # The id of a new user or memory.
 NewId = Annotated[StoredId, AfterValidator(_no_dot_segment)]
+# The name of a conversation.
+Thread = StoredId
 # The text of a memory.
 Text = Annotated[str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "minLength": 1})]
 # A text that is embedded and not stored. White space alone has a vector, and so has NUL.

@@ -8,6 +8,7 @@ An error's position is the index of the memory among all memories of its call.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,7 @@ from store.log.existing import State, Stored, load_first_versions, load_states, 
 from store.log.rows import Checked, check_id, check_new_id, check_past, content_hash, micros, user_key
 from store.log.rows import checked as checked_memory
 from store.log.schema import memories
+from store.log.threads import erase_unused_names, write_names
 from store.log.users import User
 from store.log.writing import contents_row, write_changes, write_contents
 from store.records import Action, Append, Appended, AppendResult
@@ -125,6 +127,9 @@ def append(
             connection.execute(insert(memories), wave.added)
         write_changes(connection, wave.changed)
         write_contents(connection, wave.contents)
+    write_names(connection, batch.names)
+    for uid, threads in batch.left.items():
+        erase_unused_names(connection, uid, threads)
     receipts.write(connection, records, now)
     audit.write(connection, batch.events, now)
     return results
@@ -175,7 +180,7 @@ def _load(
             keys.add(key)
             if memory.generated_id:
                 generated.add(key)
-            if request.upsert or memory.given_vector or memory.created_at is not None:
+            if request.upsert or memory.given_vector or memory.created_at is not None or _is_placed(memory):
                 changing.add(key)
             if request.skip_duplicates:
                 hashes.add(content_hash(uid, memory.text, memory.canonical))
@@ -202,7 +207,8 @@ class _Wave:
 class _Plan:
     """The changes of one call: states by key, keys by content hash, and (key, row, row of `contents`).
 
-    `given` are the keys of the memories that the call itself has and that change the log.
+    `given` are the keys of the memories that the call itself has and that change the log. `names` are those of the
+    threads that memories are put into, and `left` the threads that memories are taken out of, by uid.
     """
 
     given: set[bytes] = field(default_factory=set)
@@ -210,6 +216,8 @@ class _Plan:
     by_hash: dict[bytes, list[bytes]] = field(default_factory=dict)
     rows: list[tuple[bytes, dict[str, Any], dict[str, Any]]] = field(default_factory=list)
     events: list[audit.NewEvent] = field(default_factory=list)
+    names: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    left: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
 
 
 class _Batch:
@@ -226,6 +234,8 @@ class _Batch:
         self.waves = [_Wave()]
         self.events: list[audit.NewEvent] = []
         self._room = room
+        self.names: defaultdict[int, set[str]] = defaultdict(set)  # see `_Plan`
+        self.left: defaultdict[int, set[int]] = defaultdict(set)
         self._model = model
         self._now = now
         self._states = states  # by key
@@ -249,6 +259,10 @@ class _Batch:
     def _take(self, plan: _Plan) -> None:
         self.events += plan.events
         self._states.update(plan.states)
+        for uid, names in plan.names.items():
+            self.names[uid] |= names
+        for uid, threads in plan.left.items():
+            self.left[uid] |= threads
         for digest, keys in plan.by_hash.items():
             self._by_hash.setdefault(digest, []).extend(keys)
         for key, row, content in plan.rows:
@@ -296,6 +310,10 @@ class _Batch:
             memory = replace(memory, embedding=state.stored.embedding, vector_crc=state.stored.vector_crc)
         plan.states[key] = new = self._next_state(memory, digest, state, decision, user)
         plan.by_hash.setdefault(digest, []).append(key)
+        if memory.thread is not None:
+            plan.names[user.uid].add(memory.thread)
+        if state is not None and state.thread not in (None, new.thread):
+            plan.left[user.uid].add(state.thread)
         row: dict[str, Any] = {
             "version": new.version,
             "event": decision.event,
@@ -303,6 +321,8 @@ class _Batch:
             "expires_at": new.expires_at,
             "deleted": 0,
             "content_hash": digest,
+            "happened_at": new.happened_at,
+            "thread": new.thread,
         }
         if state is None:
             row |= {"uid": user.uid, "key": key, "id": memory.id, "created_at": new.created_at}
@@ -315,8 +335,11 @@ class _Batch:
         """The state that follows `state`. Advances the user's version and counts."""
         live = state is not None and state.deleted_at is None
         created_at = self._now if change.created_at is None else change.created_at
-        if state is not None and live and change.created_at is None:
-            created_at = state.created_at
+        happened_at, thread = memory.happened_at, memory.thread_key
+        if state is not None and live:
+            created_at = state.created_at if change.created_at is None else created_at
+            happened_at = state.happened_at if happened_at is None else happened_at
+            thread = state.thread if thread is None else thread
         before = 0 if state is None or state.stored is None else state.stored.text_bytes
         size = memory.text_bytes
         version = user.stamp()
@@ -331,6 +354,8 @@ class _Batch:
             deleted_at=None,
             first=version if state is None else state.first,
             stored=Stored(memory.embedding, memory.vector_crc, size),
+            happened_at=happened_at,
+            thread=thread,
         )
 
     def _with_content(self, digest: bytes, plan: _Plan) -> Iterator[State]:
@@ -383,7 +408,7 @@ def decide(
         if state.deleted_at is None:
             if (state.digest, state.expires_at) == (digest, memory.expires_at):
                 same_time = memory.created_at in (None, state.created_at)
-                if same_time and not _brings_vector(memory, state):
+                if same_time and _is_of(memory, state) and not _brings_vector(memory, state):
                     return Appended(memory.id, "unchanged", state.version)
             elif not request.upsert:
                 raise Conflict(f"the memory {memory.id!r} has other content", "id", "id_conflict")
@@ -405,6 +430,8 @@ def _stand_in(memory: Checked, duplicates: Iterable[State]) -> State | None:
     """The duplicate that stands in for a memory: the oldest that needs no change, or else the oldest."""
     oldest = None
     for duplicate in duplicates:
+        if not _is_of(memory, duplicate):
+            continue
         if _lasts(duplicate, memory.expires_at) and not _brings_vector(memory, duplicate):
             return duplicate
         oldest = oldest or duplicate
@@ -414,6 +441,16 @@ def _stand_in(memory: Checked, duplicates: Iterable[State]) -> State | None:
 def _lasts(state: State, until: int | None) -> bool:
     """Whether a memory does not expire before a time, or never if that is None."""
     return state.expires_at is None or (until is not None and state.expires_at >= until)
+
+
+def _is_placed(memory: Checked) -> bool:
+    """Whether the caller gave a thread, or a time that the memory tells of."""
+    return memory.thread is not None or memory.happened_at is not None
+
+
+def _is_of(memory: Checked, state: State) -> bool:
+    """Whether a state has the thread of a memory and tells of the same time, as far as these were given."""
+    return memory.happened_at in (None, state.happened_at) and memory.thread_key in (None, state.thread)
 
 
 def _brings_vector(memory: Checked, state: State) -> bool:

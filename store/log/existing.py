@@ -37,6 +37,8 @@ class State:
     first: int
     # For a memory that was in the log before this batch it is set only if the batch may change it: `load_stored`.
     stored: Stored | None = None
+    happened_at: int | None = None
+    thread: int | None = None
 
 
 # Statements that every batch runs are built once: building one takes longer than running it.
@@ -50,6 +52,8 @@ _STATE = (
     memories.c.expires_at,
     memories.c.deleted,
     memories.c.updated_at,
+    memories.c.happened_at,
+    memories.c.thread,
 )
 _BY_KEYS = select(*_STATE).where(memories.c.key.in_(bindparam("wanted", expanding=True)))
 _BY_HASHES = (
@@ -95,14 +99,24 @@ def load_states(
     for statement, wanted in ((_BY_KEYS, list(keys)), (_BY_HASHES, list(hashes))):
         for start in range(0, len(wanted), CHUNK):
             rows = connection.execute(statement, {"wanted": wanted[start : start + CHUNK]}).all()
-            for key, uid, id, version, digest, created_at, expires_at, deleted, at in rows:
+            for key, uid, id, version, digest, created_at, expires_at, deleted, at, happened_at, thread in rows:
                 if not deleted and expires_at is not None and expires_at <= now:
                     delete_memories(connection, users[uid], [key], now)
                     if key in keys:
                         states[key] = State(id, users[uid].version, b"", created_at, None, expires_at, version)
                 else:
                     deleted_at = at if deleted else None
-                    states[key] = State(id, version, digest, created_at, expires_at, deleted_at, version)
+                    states[key] = State(
+                        id,
+                        version,
+                        digest,
+                        created_at,
+                        expires_at,
+                        deleted_at,
+                        version,
+                        happened_at=happened_at,
+                        thread=thread,
+                    )
                     if statement is _BY_HASHES:
                         by_hash.setdefault(digest, []).append(key)
     return states, by_hash

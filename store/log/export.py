@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sqlalchemy import ColumnElement, Connection, and_, func, literal_column, select
 
 from store.log.ndjson import past_state, write_line
-from store.log.reading import VECTOR, Position, byte_length, contents_of, with_contents
+from store.log.reading import VECTOR, Position, byte_length, contents_of, with_contents, with_names
 from store.log.rows import CONTENT, load_vectors, memory
 from store.log.schema import contents, history, memories, not_expired
 
@@ -92,7 +92,7 @@ def export_page(
     last, has_more = _end_of_page(connection, exported, model_id, dim)
     statement = (
         select(*CONTENT, *VECTOR, memories.c.event)
-        .select_from(with_contents(model_id))
+        .select_from(with_names(model_id))
         .where(exported, memories.c.version <= last)
         .order_by(memories.c.version)
     )

@@ -48,6 +48,8 @@ _VALUES = {
     "created_at": memories.c.created_at,
     "updated_at": memories.c.updated_at,
     "expires_at": memories.c.expires_at,
+    "happened_at": func.coalesce(memories.c.happened_at, memories.c.created_at),
+    "thread": memories.c.thread,
 }
 """The fields of the memory itself."""
 

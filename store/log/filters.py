@@ -3,8 +3,8 @@ r"""The filter grammar: a filter is checked and read into a tree, which `filter_
     filter    {"key": value}                    same as {"key": {"eq": value}}; several keys must all hold
               {"key": {"gte": 3, "lt": 9}}      several operators must all hold
               {"AND": [filter, ...]}  {"OR": [filter, ...]}  {"NOT": filter}
-    key       a field of the memory itself: id, user_id, text, version, created_at, updated_at, expires_at;
-              any other key is a key of the metadata, or a path into it (`source.app`)
+    key       a field of the memory itself: id, user_id, text, version, created_at, updated_at, expires_at,
+              happened_at, thread; any other key is a key of the metadata, or a path into it (`source.app`)
     operator  eq ne gt gte lt lte in nin contains icontains exists
 
 A key with dots is the key of that name in the metadata (`gen_ai.system`) if the memory has it, and else the path. With
@@ -20,7 +20,8 @@ list. `icontains` does the same for strings and ignores case. `exists` is true i
 is null.
 
 A field of the memory takes those operators that mean something for it, and operands of its type. `expires_at` is null
-if the memory never expires; for `exists` it is then missing.
+if the memory never expires, and `thread` if it is in none; for `exists` they are then missing. `happened_at` is
+`created_at` if the memory does not have it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from store.errors import InvalidInput
-from store.log.rows import micros
+from store.log.rows import micros, thread_key
 from store.records import Filter
 
 Paths = tuple[tuple[str, ...], ...]
@@ -219,6 +220,11 @@ def _read_string(value: Any, path: str) -> Any:
     return _read_scalar(value, path)
 
 
+def _read_thread(value: Any, path: str) -> int:
+    """The thread with this name, as the log refers to it."""
+    return thread_key(_read_string(value, path))
+
+
 def _read_number_or_string(value: Any, path: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InvalidInput("must be a number or a string", path)
@@ -259,5 +265,7 @@ _FIELDS = {
     "created_at": _Field((*_EXACT, *_ORDER), _read_time),
     "updated_at": _Field((*_EXACT, *_ORDER), _read_time),
     "expires_at": _Field((*_EXACT, *_ORDER), _read_time, nullable=True),
+    "happened_at": _Field((*_EXACT, *_ORDER), _read_time),
+    "thread": _Field(_EXACT, _read_thread, nullable=True),
 }
 _METADATA_READERS = {"icontains": _read_string, **dict.fromkeys(_ORDER, _read_number_or_string)}

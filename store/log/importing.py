@@ -1,9 +1,9 @@
 """Imports: the memories of parsed NDJSON lines are written to the log with their versions, times and history.
 
 Guarantees: the lines of one call are all written or none of them, in one transaction of the caller. An import may be
-repeated: lines whose memory exists with the same content and vector are `unchanged`, and so are lines whose memory has
-expired since it was imported. An import never restores what was erased after it was sent, except for a memory that was
-deleted more than an hour before its line was written: the log no longer knows of it.
+repeated: lines whose memory exists with the same content, vector, thread and time of its event are `unchanged`, and so
+are lines whose memory has expired since it was imported. An import never restores what was erased after it was sent,
+except for a memory that was deleted more than an hour before its line was written: the log no longer knows of it.
 
 All functions that take a connection run inside a caller's write transaction, under the lock of the user's row.
 """
@@ -21,8 +21,9 @@ from store.log import audit
 from store.log.export import PAGE, PAGE_BYTES
 from store.log.ndjson import ImportLine
 from store.log.reading import with_contents
-from store.log.rows import content_hash, dump_vector, text_bytes, user_key
+from store.log.rows import content_hash, damaged, dump_vector, text_bytes, thread_key, user_key
 from store.log.schema import CHUNK, contents, history, memories
+from store.log.threads import erase_unused_names, write_names
 from store.log.users import User
 from store.log.writing import contents_row, remove_memories, write_changes, write_contents
 from store.records import Imported
@@ -53,8 +54,11 @@ class _Plan:
     memories: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # by key
     history: dict[bytes, list[dict[str, Any]]] = field(default_factory=dict)  # by key of the memory, without labels
     contents: list[dict[str, Any]] = field(default_factory=list)
-    changes: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # by key: memories that get another vector
+    changes: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # by key: memories that get another vector,
+    # thread or time of their event
     vectors: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # by key: their rows of `contents`
+    names: set[str] = field(default_factory=set)  # of the threads that memories are put into
+    left: set[int] = field(default_factory=set)  # the threads that memories are taken out of
 
 
 def pages(lines: Iterable[ImportLine]) -> Iterator[list[ImportLine]]:
@@ -123,8 +127,8 @@ def import_lines(
 ) -> Imported:
     """Write some lines.
 
-    A memory that exists with the same content gets the line's vector if that is another one, unless the memory was
-    changed after `issued_at`.
+    A memory that exists with the same content gets the vector, the thread and the time of the event that the line has
+    and that are other ones, unless the memory was changed after `issued_at`.
 
     Args:
         epoch: of the user when the import began; None for the first lines. It tells whether the user was erased since.
@@ -157,8 +161,8 @@ def import_lines(
     for key, checked in fresh:
         row = known.get(key)
         if row is not None and not row.deleted and (issued_at is None or row.updated_at < issued_at):
-            _plan_vector(plan, user, row, checked, model_id=model_id, now=now)
-    _write(connection, plan, labels)
+            _plan_change(plan, user, row, checked, model_id=model_id, now=now)
+    _write(connection, user.uid, plan, labels)
     changed = [checked.line.id for key, checked in fresh if key in plan.memories or key in plan.changes]
     audit.write(connection, audit.of_write(user, by, "memories.imported", list(dict.fromkeys(changed))), now)
     imported = len(plan.memories) + len(plan.changes)
@@ -175,7 +179,10 @@ def _known(connection: Connection, keys: Sequence[bytes], model_id: int) -> dict
             memories.c.content_hash,
             memories.c.expires_at,
             memories.c.updated_at,
+            memories.c.happened_at,
+            memories.c.thread,
             contents.c.vector_crc,
+            contents.c.embedding,
         )
         .select_from(with_contents(model_id))
         .where(memories.c.key.in_(keys))
@@ -223,8 +230,10 @@ def _plan(
         if existing is not None:
             if existing != content:
                 raise Conflict(f"the memory {line.id!r} has other content", "id", "id_conflict", line.position)
-            if line.given_vector and planned is not None:
-                plan.vectors[key] |= {"embedding": checked.embedding, "vector_crc": checked.vector_crc}
+            if planned is not None:
+                _place(plan, planned, line, (planned["happened_at"], planned["thread"]))
+                if line.given_vector:
+                    plan.vectors[key] |= {"embedding": checked.embedding, "vector_crc": checked.vector_crc}
             continue
         past_versions = _advance(user, line, taken)
         user.live += 1
@@ -241,6 +250,9 @@ def _plan(
             "content_hash": content[0],
             "id": line.id,
         }
+        _place(plan, plan.memories[key], line, (None, None))
+        if row is not None and row.thread is not None:  # a tombstone that a program of an older schema made
+            plan.left.add(row.thread)
         plan.vectors[key] = contents_row(checked, user.uid, user.version, model_id)
         plan.contents.append(plan.vectors[key])
         for state, version in zip(line.history, past_versions, strict=True):
@@ -251,26 +263,52 @@ def _plan(
     return plan
 
 
-def _plan_vector(plan: _Plan, user: User, row: Any, checked: CheckedLine, *, model_id: int, now: int) -> None:
-    """Plan that the memory in `row` gets the vector of its line, if the line holds another one."""
+def _plan_change(plan: _Plan, user: User, row: Any, checked: CheckedLine, *, model_id: int, now: int) -> None:
+    """Plan that the memory in `row` gets the vector, thread and time of its line, if the line has other ones."""
     line, key = checked.line, row.key
-    if not line.given_vector or row.vector_crc == checked.vector_crc:
+    planned = plan.changes.get(key)  # by an earlier line with the same id
+    crc = row.vector_crc if planned is None else plan.vectors[key]["vector_crc"]
+    before = (row.happened_at, row.thread) if planned is None else (planned["happened_at"], planned["thread"])
+    after = _placed(line, *before)
+    brings_vector = line.given_vector and crc != checked.vector_crc
+    if after == before and not brings_vector:
         return
-    if key in plan.changes:  # an earlier line has the same id
+    if planned is None:
+        if row.embedding is None and not brings_vector:
+            raise damaged("a memory has no vector")
+        planned = plan.changes[key] = {
+            "of_key": key,
+            "new_created_at": None,
+            "version": user.stamp(),
+            "event": "updated",
+            "updated_at": now,
+            "expires_at": row.expires_at,
+            "deleted": 0,
+            "content_hash": row.content_hash,
+        }
+        plan.vectors[key] = contents_row(checked, user.uid, user.version, model_id)
+        plan.vectors[key] |= {"embedding": row.embedding, "vector_crc": row.vector_crc}
+        plan.contents.append(plan.vectors[key])
+    _place(plan, planned, line, before)
+    if brings_vector:
         plan.vectors[key] |= {"embedding": checked.embedding, "vector_crc": checked.vector_crc}
-        return
-    plan.changes[key] = {
-        "of_key": key,
-        "new_created_at": None,
-        "version": user.stamp(),
-        "event": "updated",
-        "updated_at": now,
-        "expires_at": row.expires_at,
-        "deleted": 0,
-        "content_hash": row.content_hash,
-    }
-    plan.vectors[key] = contents_row(checked, user.uid, user.version, model_id)
-    plan.contents.append(plan.vectors[key])
+
+
+def _placed(line: ImportLine, happened_at: int | None, thread: int | None) -> tuple[int | None, int | None]:
+    """The time and the thread of a memory with this line that has these already."""
+    return (
+        happened_at if line.happened_at is None else line.happened_at,
+        thread if line.thread is None else thread_key(line.thread),
+    )
+
+
+def _place(plan: _Plan, row: dict[str, Any], line: ImportLine, before: tuple[int | None, int | None]) -> None:
+    """Give a planned row the time and the thread of its line, in place of those `before`, if the line has them."""
+    row["happened_at"], row["thread"] = _placed(line, *before)
+    if line.thread is not None:
+        plan.names.add(line.thread)
+    if before[1] is not None:
+        plan.left.add(before[1])
 
 
 def _advance(user: User, line: ImportLine, taken: set[int]) -> list[int]:
@@ -288,7 +326,7 @@ def _advance(user: User, line: ImportLine, taken: set[int]) -> list[int]:
     return past
 
 
-def _write(connection: Connection, plan: _Plan, tombstones: Mapping[bytes, int]) -> None:
+def _write(connection: Connection, uid: int, plan: _Plan, tombstones: Mapping[bytes, int]) -> None:
     """Write the rows of a plan. `tombstones` are the labels of those that its memories replace, by key."""
     if tombstones:
         connection.execute(delete(history).where(history.c.label.in_(tombstones.values())))
@@ -302,6 +340,8 @@ def _write(connection: Connection, plan: _Plan, tombstones: Mapping[bytes, int])
         connection.execute(update(memories).where(memories.c.label == bindparam("of_label")), replaced)
     write_changes(connection, list(plan.changes.values()))
     write_contents(connection, plan.contents)
+    write_names(connection, {uid: plan.names})
+    erase_unused_names(connection, uid, plan.left)
     if plan.history:
         labels = select(memories.c.key, memories.c.label).where(memories.c.key.in_(plan.history))
         rows = [{"label": label, **past} for key, label in connection.execute(labels) for past in plan.history[key]]

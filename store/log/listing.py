@@ -20,7 +20,7 @@ from sqlalchemy import Connection, and_, literal_column, select, tuple_
 
 from store.errors import InvalidInput
 from store.log.filter_sql import condition
-from store.log.reading import contents_of, with_contents
+from store.log.reading import contents_of, with_names
 from store.log.rows import CONTENT, moment
 from store.log.schema import contents, history, memories, not_expired, users
 from store.records import Filter, HistoryEvent, Order
@@ -57,7 +57,7 @@ def page_of_memories(
         raise InvalidInput("must be created_at, -created_at, updated_at or -updated_at", "order")
     keys = _ORDERS[name]
     kind = f"{order},version" if name == "updated_at" else order  # cursors of `updated_at` held versions alone before
-    statement = select(*CONTENT).select_from(with_contents(model))
+    statement = select(*CONTENT).select_from(with_names(model))
     statement = statement.where(memories.c.uid == uid, memories.c.deleted == 0, not_expired(memories.c.expires_at, now))
     if filter is not None:
         statement = statement.where(condition(filter, connection.dialect.name))

@@ -20,8 +20,8 @@ from store.log.database import Log, model_id
 from store.log.erasing import OF_ROWS, erase_contents
 from store.log.quotas import Size
 from store.log.quotas import sizes as sizes_of_tenants
-from store.log.reading import VECTOR, with_contents
-from store.log.rows import CONTENT, damaged, dump_vector, load_vectors, memory, text_bytes, user_key
+from store.log.reading import VECTOR, with_contents, with_names
+from store.log.rows import CONTENT, damaged, dump_vector, is_named, load_vectors, memory, text_bytes, user_key
 from store.log.schema import CHUNK, contents, history, memories, meta, users
 from store.log.space import remove_tombstones
 from store.log.users import lock_users
@@ -131,7 +131,7 @@ def _pages(log: Log, owners: dict[int, Row[Any]]) -> Iterator[Sequence[Any]]:
     while True:
         statement = (
             select(*CONTENT, *VECTOR, memories.c.deleted)
-            .select_from(with_contents(log.model_id))
+            .select_from(with_names(log.model_id))
             .where(memories.c.label > after)
             .order_by(memories.c.label)
             .limit(PAGE)
@@ -182,6 +182,9 @@ def _problems(row: Any, user: Any, dim: int) -> Iterator[str]:
         yield "its key is not the hash of its id"
         return
     if row.deleted:
+        return
+    if not is_named(row.thread, row.thread_name):
+        yield "the name of its thread is not what was written"
         return
     try:
         memory(row, user.user_id)

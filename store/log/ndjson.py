@@ -16,7 +16,7 @@ import orjson
 from pydantic_core import from_json
 
 from store.errors import InvalidInput
-from store.log.rows import check_new_id, check_past, check_text, dump_metadata, micros, moment
+from store.log.rows import check_id, check_new_id, check_past, check_text, dump_metadata, micros, moment
 from store.records import Vector
 
 _EVENTS = ("added", "updated", "deleted")
@@ -67,10 +67,15 @@ class ImportLine(NamedTuple):
     model: str | None
     vector: Vector | None
     given_vector: bool
+    happened_at: int | None = None
+    thread: str | None = None
 
 
 def write_line(row: Any, history: Sequence[dict[str, Any]], model: str, vector: Vector) -> bytes:
-    """The line of a row of CONTENT and its `event`, with its history from `past_state`, ending in a newline."""
+    """The line of a row of CONTENT and its `event`, with its history from `past_state`, ending in a newline.
+
+    `happened_at` and `thread` are in it only if the memory has them.
+    """
     line = {
         "id": row.id,
         "text": row.text,
@@ -84,6 +89,10 @@ def write_line(row: Any, history: Sequence[dict[str, Any]], model: str, vector: 
         "model": model,
         "vector": vector,
     }
+    if row.happened_at is not None:
+        line["happened_at"] = _time(row.happened_at)
+    if row.thread is not None:
+        line["thread"] = row.thread_name
     return orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
 
 
@@ -138,7 +147,9 @@ def _import_line(line: dict[str, Any], position: int, now: int) -> ImportLine:
     if not text.strip() and (vector is None or "model" not in line):  # exports of older logs may hold blank texts
         raise InvalidInput("must not be empty", "text")
     metadata, canonical = dump_metadata(line.get("metadata", {}), "metadata")
-    expires_at = line.get("expires_at")
+    expires_at, happened_at, thread = line.get("expires_at"), line.get("happened_at"), line.get("thread")
+    if thread is not None:
+        check_id(thread, "thread")
     version = _version(line.get("version", 0), "version", -1, 2**62)
     event = line.get("event", "added")
     if event not in ("added", "updated"):
@@ -163,6 +174,8 @@ def _import_line(line: dict[str, Any], position: int, now: int) -> ImportLine:
         model=model,
         vector=vector,
         given_vector=vector is not None,
+        happened_at=None if happened_at is None else _parsed_time(happened_at, "happened_at"),
+        thread=thread,
     )
 
 

@@ -26,7 +26,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from store.log.filter_sql import condition
 from store.log.rows import CONTENT, damaged, load_vectors
-from store.log.schema import CHUNK, contents, history, memories, meta, not_expired, users
+from store.log.schema import CHUNK, THREAD_NAME, contents, history, memories, meta, names, not_expired, users
 from store.records import Filter, Vector
 
 NEVER = np.iinfo(np.int64).max
@@ -99,6 +99,19 @@ def with_contents(model: int | BindParameter[int]) -> FromClause:
     )
 
 
+def with_names(model: int | BindParameter[int]) -> FromClause:
+    """`with_contents`, joined with the names of the memories' threads; NULL if a memory is in none."""
+    return with_contents(model).outerjoin(
+        names,
+        and_(
+            names.c.uid == memories.c.uid,
+            names.c.version == -memories.c.thread,
+            names.c.model == literal_column(str(THREAD_NAME)),
+            names.c.blank == literal_column("0"),
+        ),
+    )
+
+
 def _load(pairs: Sequence[tuple[Any, Any]], dim: int) -> Vector:
     """The vectors of rows of VECTOR."""
     if any(blob is None for _, blob in pairs):
@@ -118,6 +131,7 @@ _POSITIONS = select(
     select(meta.c.value).where(meta.c.name == "model").scalar_subquery(),
 ).where(users.c.uid.in_(bindparam("uids", expanding=True)))
 _MEMORIES = with_contents(bindparam("serving", type_=BigInteger))
+_NAMED = with_names(bindparam("serving", type_=BigInteger))
 _CHANGES = (
     select(memories.c.label, memories.c.version, memories.c.deleted, memories.c.expires_at, *VECTOR)
     .select_from(_MEMORIES)
@@ -137,7 +151,7 @@ _TEXTS = (
 )
 _BY_LABEL = (
     select(*CONTENT)
-    .select_from(_MEMORIES)
+    .select_from(_NAMED)
     .where(memories.c.label.in_(bindparam("labels", expanding=True)), memories.c.deleted == 0)
 )
 _VECTORS = (
@@ -147,7 +161,7 @@ _VECTORS = (
 )
 _BY_KEY = (
     select(*CONTENT, *VECTOR)
-    .select_from(_MEMORIES)
+    .select_from(_NAMED)
     .where(
         memories.c.key == bindparam("of_key"),
         memories.c.deleted == 0,
@@ -258,7 +272,7 @@ def by_keys(
     """The CONTENT of those memories that were not deleted and have not expired, by key; and the VECTOR if wanted."""
     statement = (
         select(*CONTENT, *(VECTOR if with_vectors else ()))
-        .select_from(with_contents(model))
+        .select_from(with_names(model))
         .where(memories.c.key.in_(keys), memories.c.deleted == 0, not_expired(memories.c.expires_at, now))
     )
     return {row.key: row for row in connection.execute(statement)}

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import orjson
 
 from store.errors import InvalidInput, LogDamaged
-from store.log.schema import contents, memories
+from store.log.schema import contents, memories, names
 from store.records import Memory, NewMemory, Vector
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -45,8 +45,11 @@ CONTENT = (
     memories.c.content_hash,
     memories.c.uid,
     memories.c.key,
+    memories.c.happened_at,
+    memories.c.thread,
+    names.c.text.label("thread_name"),
 )
-"""The columns of `reading.with_contents` that `memory()` reads, in its order."""
+"""The columns of `reading.with_names` that `memory()` reads, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,13 @@ class Checked:
     generated_id: bool = False
     given_vector: bool = False
     created_at: int | None = None
+    happened_at: int | None = None
+    thread: str | None = None
+
+    @property
+    def thread_key(self) -> int | None:
+        """The thread as the log refers to it."""
+        return None if self.thread is None else thread_key(self.thread)
 
     @property
     def text_bytes(self) -> int:
@@ -80,6 +90,8 @@ def checked(memory: NewMemory, dim: int) -> Checked:
     check_text(memory.text, "text")
     stored, canonical = dump_metadata(memory.metadata, "metadata")
     embedding, crc = dump_vector(memory.vector, dim, "vector")
+    if memory.thread is not None:
+        check_id(memory.thread, "thread")
     return Checked(
         memory.id,
         memory.text,
@@ -91,6 +103,8 @@ def checked(memory: NewMemory, dim: int) -> Checked:
         memory.generated_id,
         memory.given_vector,
         None if memory.created_at is None else micros(memory.created_at, "created_at"),
+        None if memory.happened_at is None else micros(memory.happened_at, "happened_at"),
+        memory.thread,
     )
 
 
@@ -226,6 +240,16 @@ def user_key(uid: int, id: str) -> bytes:
     return hashlib.blake2b(id.encode(), digest_size=16, salt=struct.pack("<Q", uid)).digest()
 
 
+def thread_key(name: str) -> int:
+    """A positive number of 63 bits for the name of a thread: its hash."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1 or 1
+
+
+def is_named(thread: int | None, name: str | None) -> bool:
+    """Whether `name` is the name of a memory's thread, or both are None."""
+    return (None if name is None else thread_key(name)) == thread
+
+
 def content_hash(uid: int, text: str, canonical: bytes) -> bytes:
     """A 16-byte hash of the text and the canonical metadata of one user's memory."""
     hashed = hashlib.blake2b(text.encode(), digest_size=16, salt=struct.pack("<Q", uid))
@@ -266,17 +290,23 @@ def memory(
     """The Memory in a row of CONTENT.
 
     Raises:
-        LogDamaged: the text or the metadata is not what was written.
+        LogDamaged: the text, the metadata or the name of the thread is not what was written.
     """
     _, id, text, metadata, created_at, updated_at, expires_at, version, digest, uid, key = row[:11]
+    happened_at, thread, name = row[11:14]
     try:
         if text is None or stored_hash(uid, text, metadata) != digest or user_key(uid, id) != key:
             raise ValueError("hash")
+        if not is_named(thread, name):
+            raise ValueError("thread")
         parsed = orjson.loads(metadata)
         expires = None if expires_at is None else moment(expires_at)
         created = moment(created_at)
         updated = created if updated_at == created_at else moment(updated_at)  # sharing one value makes pickling faster
-        return Memory(id, user_id, text, parsed, created, updated, expires, version, score, vector, scores)
+        happened = None if happened_at is None else moment(happened_at)
+        return Memory(
+            id, user_id, text, parsed, created, updated, expires, version, score, vector, scores, happened, name
+        )
     except (ValueError, TypeError, OverflowError, struct.error) as error:
         raise damaged(f"memory {id!r} is not what was written") from error
 

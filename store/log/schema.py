@@ -33,6 +33,7 @@ _EXPIRES = text("expires_at IS NOT NULL")
 _WRITTEN = text("blank = 0")
 _DELETED = text("deleted = 1")
 _OF_A_USER = text("uid IS NOT NULL")
+_THREADED = text("thread IS NOT NULL")
 
 meta = Table(
     "meta",
@@ -76,6 +77,8 @@ memories = Table(
     Column("deleted", _Int, nullable=False),
     Column("content_hash", LargeBinary, nullable=False),  # of uid, text and metadata, to find duplicates and damage
     Column("id", Text, nullable=False),
+    Column("happened_at", _Int),  # NULL: as created_at
+    Column("thread", _Int),  # the hash of its name: see `names`
     Index("memories_key", "key", unique=True),
     Index("memories_version", "uid", "version", unique=True),
     Index("memories_created", "uid", "created_at", "label"),
@@ -83,6 +86,15 @@ memories = Table(
     Index("memories_content", "content_hash"),
     Index("memories_expiry", "expires_at", sqlite_where=_EXPIRES, postgresql_where=_EXPIRES),
     Index("memories_tombstones", "updated_at", sqlite_where=_DELETED, postgresql_where=_DELETED),
+    Index(
+        "memories_thread",
+        "uid",
+        "thread",
+        "created_at",
+        "label",
+        sqlite_where=_THREADED,
+        postgresql_where=_THREADED,
+    ),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
@@ -112,6 +124,13 @@ and `blank` is 1. If a row moves to another page, SQLite's secure_delete does no
 in the old one. These rows never move: they are only added at the end, none grows or shrinks, and rows are only removed
 at the beginning, several pages before the first that is not blank. VACUUM rewrites every page.
 """
+
+THREAD_NAME = 0
+"""In `contents.model`: the row has the name of a thread in place of a text. No model has this number."""
+
+names = contents.alias("names")
+"""Rows of `contents` with the names of threads, so that a name is erased as texts are. A user has one for each thread
+that a live memory is in. Its `version`, which is that of no state, is the negative of the thread's hash."""
 
 history = Table(
     "history",

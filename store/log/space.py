@@ -21,6 +21,7 @@ from sqlalchemy import Connection, delete, func, select
 from store.log.database import Log
 from store.log.erasing import BLANK_SPACE, count_erased, erased_bytes, replace
 from store.log.schema import contents, history, memories
+from store.log.threads import erase_unused_names
 from store.log.users import lock_users, save_users
 
 TOMBSTONES_US = 3_600_000_000  # how long a tombstone is kept; then only the user remembers the deletion
@@ -90,9 +91,13 @@ def remove_tombstones(log: Log, now: int) -> int:
         return 0
     with log.write() as connection:
         users = lock_users(connection, uids)
-        statement = select(memories.c.label, memories.c.uid, memories.c.version, memories.c.updated_at)
+        statement = select(
+            memories.c.label, memories.c.uid, memories.c.version, memories.c.updated_at, memories.c.thread
+        )
         found = connection.execute(statement.where(*due, memories.c.uid.in_(users)).limit(_TOMBSTONES)).all()
-        for _, uid, version, deleted_at in found:
+        for _, uid, version, deleted_at, thread in found:
+            if thread is not None:  # a program of an older schema deleted the memory
+                erase_unused_names(connection, uid, [thread])
             user = users[uid]
             user.erased_at = max(user.erased_at, deleted_at)
             user.forgotten_version = max(user.forgotten_version, version)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row
 
 from store.errors import Conflict, InvalidInput, NotFound
 from store.log import audit, reading, receipts, rows, writing
+from store.log.threads import erase_unused_names, read_name, write_names
 from store.log.users import User
 from store.records import Memory, NewMemory, Unset, Vector
 
@@ -28,6 +29,8 @@ class Change:
     metadata: dict[str, Any] | Unset
     metadata_merge: dict[str, Any] | Unset
     expires_at: datetime | Unset | None
+    happened_at: datetime | Unset | None
+    thread: str | Unset | None
     if_version: int | None
     issued_at: datetime | None
 
@@ -59,10 +62,12 @@ def update(
             raise Conflict(f"the memory {change.id!r} was deleted after this write was sent", "id", "deleted")
         new = decide(change, found, dim, now)
         before = user.version
-        written = _write(connection, user, found, new, model=model, now=now)
+        version, at = _write(connection, user, found, new, model=model, now=now)
         if user.version > before:
             audit.write(connection, audit.of_write(user, by, "memories.updated", [change.id]), now)
-        return [change.id, *written]
+        # Only what a memory has of these is in the answer, so that older programs can read the others.
+        placed = [] if new.happened_at is None and new.thread is None else [new.happened_at, new.thread_key]
+        return [change.id, version, at, new.expires_at, *placed]
 
     answer = receipts.make_once(connection, user.uid, "update", make, write_id=write_id, now=now)
     if answer[0] != change.id:
@@ -73,12 +78,12 @@ def update(
 def _memory_of(
     connection: Connection, user: User, user_id: str, answer: receipts.Answer, *, model: int, now: int
 ) -> Memory:
-    """The memory as an update left it, even if it was updated again since.
+    """The memory as an update left it, even if it was updated again since, if its thread still has a memory.
 
     Raises:
         Conflict: the memory was deleted since.
     """
-    id, version, updated_at, expires_at = answer
+    id, version, updated_at, expires_at, happened_at, thread = [*answer, None, None][:6]
     current = reading.by_key(connection, rows.user_key(user.uid, id), model, now)
     if current is not None and current.version == version:
         return rows.memory(current, user_id)
@@ -88,7 +93,20 @@ def _memory_of(
     text, metadata = content
     created, updated = rows.moment(current.created_at), rows.moment(updated_at)
     expires = None if expires_at is None else rows.moment(expires_at)
-    return Memory(id, user_id, text, orjson.loads(metadata), created, updated, expires, version)
+    happened = None if happened_at is None else rows.moment(happened_at)
+    name = None if thread is None else read_name(connection, user.uid, thread)
+    return Memory(
+        id,
+        user_id,
+        text,
+        orjson.loads(metadata),
+        created,
+        updated,
+        expires,
+        version,
+        happened_at=happened,
+        thread=name,
+    )
 
 
 def _sent_at(change: Change, now: int) -> int:
@@ -121,6 +139,8 @@ def decide(change: Change, found: Row[Any], dim: int, now: int) -> rows.Checked:
         vector,
         _metadata(change, before.metadata),
         before.expires_at if isinstance(change.expires_at, Unset) else change.expires_at,
+        happened_at=before.happened_at if isinstance(change.happened_at, Unset) else change.happened_at,
+        thread=before.thread if isinstance(change.thread, Unset) else change.thread,
     )
     checked = rows.checked(new, dim)
     if checked.expires_at is not None and checked.expires_at <= now:  # it has expired since the change was sent
@@ -141,15 +161,15 @@ def _metadata(change: Change, before: dict[str, Any]) -> dict[str, Any]:
 
 def _write(
     connection: Connection, user: User, found: Row[Any], memory: rows.Checked, *, model: int, now: int
-) -> tuple[int, int, int | None]:
+) -> tuple[int, int]:
     """Give the memory in the row `found` a new state, unless it has these values already.
 
-    Returns the state's version, the time when it began, and the time when it expires.
+    Returns the state's version, and the time when it began.
     """
     digest = rows.content_hash(user.uid, memory.text, memory.canonical)
-    before = found.content_hash, found.expires_at, found.vector_crc
-    if before == (digest, memory.expires_at, memory.vector_crc):
-        return found.version, found.updated_at, found.expires_at
+    before = found.content_hash, found.expires_at, found.vector_crc, found.happened_at, found.thread
+    if before == (digest, memory.expires_at, memory.vector_crc, memory.happened_at, memory.thread_key):
+        return found.version, found.updated_at
     row = {
         "of_key": found.key,
         "new_created_at": None,
@@ -159,8 +179,14 @@ def _write(
         "expires_at": memory.expires_at,
         "deleted": 0,
         "content_hash": digest,
+        "happened_at": memory.happened_at,
+        "thread": memory.thread_key,
     }
     user.text_bytes += memory.text_bytes - rows.text_bytes(found.text, found.metadata)
     writing.write_changes(connection, [row])
     writing.write_contents(connection, [writing.contents_row(memory, user.uid, user.version, model)])
-    return user.version, now, memory.expires_at
+    if memory.thread is not None:
+        write_names(connection, {user.uid: [memory.thread]})
+    if found.thread not in (None, memory.thread_key):
+        erase_unused_names(connection, user.uid, [found.thread])
+    return user.version, now

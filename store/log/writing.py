@@ -30,6 +30,7 @@ from store.log import audit, receipts
 from store.log.erasing import erase_contents, erase_vectors, erasure
 from store.log.reading import byte_length
 from store.log.schema import CHUNK, contents, history, memories
+from store.log.threads import erase_unused_names, threads_of
 from store.log.users import User
 
 
@@ -52,7 +53,7 @@ _COPY_TO_HISTORY = insert(history).from_select(
         memories.c.key == bindparam("of_key")
     ),
 )
-_CHANGED = ("version", "event", "updated_at", "expires_at", "deleted", "content_hash")
+_CHANGED = ("version", "event", "updated_at", "expires_at", "deleted", "content_hash", "happened_at", "thread")
 _CHANGE = (
     update(memories)
     .where(memories.c.key == bindparam("of_key"))
@@ -69,6 +70,8 @@ _MAKE_TOMBSTONE = (
         deleted=1,
         expires_at=None,
         content_hash=literal(b""),
+        happened_at=None,
+        thread=None,
     )
 )
 
@@ -125,13 +128,18 @@ def write_contents(connection: Connection, rows: list[dict[str, Any]]) -> None:
 
 
 def delete_memories(connection: Connection, user: User, keys: Sequence[bytes], now: int) -> None:
-    """Delete live memories of one user: the contents of all their states, with every vector. Tombstones stay."""
+    """Delete live memories of one user: the contents of all their states, with every vector. Tombstones stay.
+
+    The names of threads that no memory is left in go with them.
+    """
+    threads = threads_of(connection, keys)
     for start in range(0, len(keys), CHUNK):
         part = [{"of_key": key} for key in keys[start : start + CHUNK]]
         user.text_bytes -= int(connection.execute(_TEXT_BYTES, {"keys": keys[start : start + CHUNK]}).scalar_one())
         connection.execute(_COPY_TO_HISTORY, part)
         erase_contents(connection, _OF_STATES, {"of_uid": user.uid, "keys": keys[start : start + CHUNK]})
         connection.execute(_MAKE_TOMBSTONE, [{**row, "version": user.stamp(), "updated_at": now} for row in part])
+    erase_unused_names(connection, user.uid, threads)
     user.live -= len(keys)
     user.removed_version = user.version
 

@@ -432,7 +432,7 @@ async def test_null_in_an_update_changes_nothing_but_the_expiry(api: httpx.Async
     refused = await api.patch(f"{ANN}/1", json={"text": None, "metadata": None})
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == (
-        "Give at least one of text, vector, metadata, metadata_merge and expires_at."
+        "Give at least one of text, vector, metadata, metadata_merge, expires_at, happened_at and thread."
     )
 
 
@@ -452,6 +452,24 @@ async def test_an_expiry_can_be_set_and_removed(api: httpx.AsyncClient) -> None:
     assert refused(await api.patch(f"{ANN}/1", json=past))[:2] == (400, "expires_at")
     assert (await api.patch(f"{ANN}/1", json={"expires_at": "2100-01-01T00:00:00Z"})).json()["version"] == 2
     assert "expires_at" not in (await api.patch(f"{ANN}/1", json={"expires_at": None})).json()
+
+
+async def test_a_thread_and_a_time_are_set_answered_and_removed(api: httpx.AsyncClient) -> None:
+    spring = "2025-04-01T09:00:00Z"
+    await add(api, {"id": "1", "text": "tea", "thread": "trip", "happened_at": spring}, {"id": "2", "text": "rain"})
+    placed = {"happened_at": spring, "thread": "trip"}
+    assert (await api.get(f"{ANN}/1")).json().items() >= placed.items()
+    assert not (await api.get(f"{ANN}/2")).json().keys() & placed.keys()
+    assert (await api.patch(f"{ANN}/2", json=placed)).json().items() >= placed.items()
+    listed = await api.get(ANN, params={"filter": '{"thread": "trip", "happened_at": {"lt": "2026-01-01T00:00:00Z"}}'})
+    assert [memory["id"] for memory in listed.json()["memories"]] == ["2", "1"]
+    changed = (await api.patch(f"{ANN}/2", json={"happened_at": None, "thread": None})).json()
+    assert changed["version"] == 4 and not changed.keys() & placed.keys()
+    status = (await api.post(ANN, json={"id": "1", "text": "tea", "thread": "work"})).json()["memories"][0]["status"]
+    assert status == "updated"
+    many = {"memories": [{"user_id": "bob", "text": "a"}, {"user_id": "ann", "text": "b", "thread": "a\nb"}]}
+    assert refused(await api.post("/v1/memories", json=many))[:2] == (400, "memories.1.thread")
+    assert refused(await api.patch(f"{ANN}/1", json={"happened_at": "noon"}))[:2] == (400, "happened_at")
 
 
 async def test_a_memory_that_has_expired_already_is_refused(api: httpx.AsyncClient) -> None:

@@ -43,6 +43,11 @@ def nested(depth: int) -> dict[str, Any]:
         ({"text": "a", "metadata": [1]}, "metadata", None),
         ({"text": "a", "expires_at": "2030-01-01T00:00:00"}, "expires_at", None),
         ({"text": "a", "expires_at": 1893456000}, "expires_at", None),
+        ({"text": "a", "happened_at": "2030-01-01"}, "happened_at", None),
+        ({"text": "a", "thread": ""}, "thread", None),
+        ({"text": "a", "thread": "x" * 257}, "thread", None),
+        ({"text": "a", "thread": "a\nb"}, "thread", None),
+        ({"text": "a", "thread": 7}, "thread", None),
         ({"text": "a", "expires_at": "0001-01-01T00:00:00+14:00"}, "expires_at", None),
         ({"text": "a", "expires_at": "9999-12-31T23:59:59-14:00"}, "expires_at", None),
         ({"text": "a", "vector": []}, "vector", None),
@@ -278,14 +283,22 @@ def test_the_document_of_a_body_takes_known_fields_only() -> None:
             {"input": "a"},
             "model encoding_format dimensions user input_type truncate output_dtype",
         ),
-        (bodies.AddBody, {"text": "a"}, "id metadata created_at expires_at vector memories on_duplicate upsert"),
+        (
+            bodies.AddBody,
+            {"text": "a"},
+            "id metadata created_at expires_at vector happened_at thread memories on_duplicate upsert",
+        ),
         (
             bodies.AddBody,
             {"memories": [{"text": "a"}]},
-            "text id metadata created_at expires_at vector on_duplicate upsert",
+            "text id metadata created_at expires_at vector happened_at thread on_duplicate upsert",
         ),
         (bodies.AddManyBody, {"memories": [{"text": "a", "user_id": "ann"}]}, "on_duplicate upsert"),
-        (bodies.UserMemoryBody, {"text": "a", "user_id": "ann"}, "id metadata created_at expires_at vector"),
+        (
+            bodies.UserMemoryBody,
+            {"text": "a", "user_id": "ann"},
+            "id metadata created_at expires_at vector happened_at thread",
+        ),
         (bodies.SearchBody, {"query": "a"}, "vector mode top_k filter min_score explain include_vectors"),
         (bodies.SearchBody, {"vector": [1.0]}, "query mode top_k filter min_score explain include_vectors"),
         (tei.EmbedBody, {"inputs": "a"}, "truncate truncation_direction prompt_name normalize dimensions parameters"),
@@ -309,7 +322,7 @@ def test_null_stands_for_the_default_of_every_field_that_has_one(
 
 
 def test_null_in_a_memory_of_a_list_stands_for_the_default() -> None:
-    nulls = dict.fromkeys(["id", "metadata", "created_at", "expires_at", "vector"])
+    nulls = dict.fromkeys(["id", "metadata", "created_at", "expires_at", "vector", "happened_at", "thread"])
     body = bodies.parse(bodies.AddBody, orjson.dumps({"memories": [{"text": "a", **nulls}]}))
     assert body.items()[0].model_dump() == {"text": "a", **nulls, "metadata": {}}
 
@@ -317,3 +330,5 @@ def test_null_in_a_memory_of_a_list_stands_for_the_default() -> None:
 def test_null_in_an_update_changes_nothing_but_the_expiry() -> None:
     raw = b'{"text": null, "metadata": {"k": null}, "expires_at": null, "if_version": null}'
     assert bodies.parse(bodies.UpdateBody, raw).changes() == {"metadata": {"k": None}, "expires_at": None}
+    removed = {"happened_at": None, "thread": None}
+    assert bodies.parse(bodies.UpdateBody, b'{"happened_at": null, "thread": null}').changes() == removed

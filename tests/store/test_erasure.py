@@ -78,6 +78,37 @@ def test_no_file_holds_a_deleted_memory_or_an_erased_user(
             assert files_with(tmp_path, vector.astype("<f4").tobytes()) == []
 
 
+def test_no_file_holds_the_name_of_a_thread_that_no_memory_is_in(
+    open_store: Callable[..., Store], tmp_path: Path, clock: Clock, rng: np.random.Generator
+) -> None:
+    one, other = open_store(index=IndexOptions(switch=60)), open_store(index=IndexOptions(switch=60))
+    vectors = rng.normal(size=(240, DIM)).astype(np.float32)
+    for n in range(240):
+        user = ("keep", "gone")[n % 2]
+        filler = "x" * (n % 50)
+        put(one, user, str(n), f"text {n}", vectors[n], thread=f"secret-{user}-{n // 8}-thread {filler}")
+    for store in (one, other):
+        store.search([Search(T, user, vectors[0], 5) for user in ("keep", "gone")])
+        settle(clock, store)
+    assert (tmp_path / "log.db").read_bytes().count(b"secret-keep-29-thread") > 0
+    for n in range(0, 80, 2):  # the threads 0 to 9
+        one.delete(T, "keep", str(n))
+    for n in range(80, 160, 2):  # 10 to 19 have moved
+        one.update(T, "keep", str(n), thread=f"secret-keep-{n // 8}-moved")
+    for n in range(160, 238, 2):  # 20 to 28 have ended, and the last memory of 29 is left
+        other.update(T, "keep", str(n), thread=None)
+    one.erase_user(T, "gone")
+    settle(clock, one, other)
+
+    assert files_with(tmp_path, b"secret-gone") == []
+    left = (tmp_path / "log.db").read_bytes()
+    for n in range(29):
+        assert f"secret-keep-{n}-thread".encode() not in left, n
+    assert one.get(T, "keep", "238").thread == f"secret-keep-29-thread {'x' * 38}"
+    assert one.get(T, "keep", "80").thread == "secret-keep-10-moved"
+    assert list(verify(one.log)) == []
+
+
 def test_a_compaction_gives_space_back_and_leaves_no_deleted_text(store: Store, tmp_path: Path, clock: Clock) -> None:
     chance = random.Random(3)
     for n in range(300):

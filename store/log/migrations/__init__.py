@@ -4,7 +4,7 @@ Guarantees: a log is brought from its schema version to this program's when it i
 transaction, so a log that a step fails on stays as it was. A log with a newer schema is refused. A new log is made by
 the same steps, so it cannot differ from one that was migrated.
 
-To add a step: write `m008_NAME.py` with its DDL for both databases, append it to `MIGRATIONS`, change
+To add a step: write `m009_NAME.py` with its DDL for both databases, append it to `MIGRATIONS`, change
 `store/log/schema.py` to match, and add a log of the new version to the tests' fixtures. A step is plain SQL. It is
 never edited after its release, because there are logs that it has made.
 """
@@ -24,6 +24,7 @@ from store.log.migrations import (
     m005_space,
     m006_keys,
     m007_audit,
+    m008_threads,
 )
 from store.log.schema import meta, metadata
 
@@ -43,6 +44,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     m005_space,
     m006_keys,
     m007_audit,
+    m008_threads,
 )
 """The step at index n leads from schema version n to n + 1."""
 

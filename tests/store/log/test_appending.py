@@ -9,7 +9,7 @@ import pytest
 from store import Appended, Conflict, InvalidInput
 from store.log.appending import Change, CheckedAppend, decide
 from store.log.existing import State, Stored
-from store.log.rows import Checked
+from store.log.rows import Checked, thread_key
 
 NOW = 1000
 SAME, OTHER = b"same", b"other"
@@ -21,17 +21,28 @@ def memory(
     generated_id: bool = False,
     vector: int | None = None,
     created_at: int | None = None,
+    happened_at: int | None = None,
+    thread: str | None = None,
 ) -> Checked:
     """`vector` is the checksum of a vector that was given; None for one that the model made."""
-    return Checked("1", "text", "{}", b"{}", expires_at, b"", vector or 9, generated_id, vector is not None, created_at)
+    given = vector is not None
+    times = created_at, happened_at
+    return Checked("1", "text", "{}", b"{}", expires_at, b"", vector or 9, generated_id, given, *times, thread)
 
 
 def request(*, upsert: bool = False, skip: bool = False) -> CheckedAppend:
     return CheckedAppend(("default", "ann"), [], skip, upsert, NOW, 0, None, None)
 
 
-def live(digest: bytes = SAME, expires_at: int | None = None, id: str = "1") -> State:
-    return State(id, 7, digest, 50, expires_at, None, 3, Stored(b"", 1, 6))
+def live(
+    digest: bytes = SAME,
+    expires_at: int | None = None,
+    id: str = "1",
+    happened_at: int | None = None,
+    thread: str | None = None,
+) -> State:
+    key = None if thread is None else thread_key(thread)
+    return State(id, 7, digest, 50, expires_at, None, 3, Stored(b"", 1, 6), happened_at, key)
 
 
 def deleted(at: int) -> State:
@@ -69,6 +80,17 @@ def updated(id: str = "1", expires_at: int | None = None, created_at: int | None
         (live(), memory(vector=2), request(upsert=True), [], updated()),
         (live(), memory(created_at=50), request(), [], Appended("1", "unchanged", 7)),
         (live(), memory(created_at=51), request(), [], updated(created_at=51)),
+        (live(thread="a"), memory(thread="a"), request(), [], Appended("1", "unchanged", 7)),
+        (live(thread="a"), memory(), request(), [], Appended("1", "unchanged", 7)),
+        (live(thread="a"), memory(thread="b"), request(), [], updated()),
+        (live(), memory(thread="b"), request(), [], updated()),
+        (live(happened_at=5), memory(happened_at=5), request(), [], Appended("1", "unchanged", 7)),
+        (live(happened_at=5), memory(), request(), [], Appended("1", "unchanged", 7)),
+        (live(happened_at=5), memory(happened_at=6), request(), [], updated()),
+        (None, memory(), request(skip=True), [live(id="2", thread="a")], Appended("2", "unchanged", 7)),
+        (None, memory(thread="a"), request(skip=True), [live(id="2", thread="a")], Appended("2", "unchanged", 7)),
+        (None, memory(thread="b"), request(skip=True), [live(id="2", thread="a")], added()),
+        (None, memory(happened_at=6), request(skip=True), [live(id="2", happened_at=5)], added()),
         (None, memory(vector=2), request(skip=True), [live(id="2")], updated("2")),
         (None, memory(vector=2), request(), [live(id="2")], added()),
         (None, memory(), request(skip=True), [live(SAME, NOW + 5, "2")], updated("2")),

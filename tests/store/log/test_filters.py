@@ -17,7 +17,7 @@ from store import InvalidInput, Memory
 from store.log import filter_sql, filters
 from store.log.database import Log
 from store.log.reading import with_contents
-from store.log.rows import dump_metadata, micros
+from store.log.rows import dump_metadata, micros, thread_key
 from store.log.schema import contents, memories, users
 from tests.repetitions import repetitions
 
@@ -26,8 +26,8 @@ UPDATED = datetime(2026, 2, 1, 12, 30, tzinfo=UTC)
 _MISSING = object()
 
 
-FIELDS = ("id", "user_id", "text", "version", "created_at", "updated_at", "expires_at")
-TIMES = ("created_at", "updated_at", "expires_at")
+FIELDS = ("id", "user_id", "text", "version", "created_at", "updated_at", "expires_at", "happened_at", "thread")
+TIMES = ("created_at", "updated_at", "expires_at", "happened_at")
 
 
 def matches(filter: dict[str, Any], memory: Memory) -> bool:
@@ -48,6 +48,8 @@ def _part(key: str, value: Any, memory: Memory) -> bool:
 
 
 def _value(key: str, memory: Memory) -> Any:
+    if key == "happened_at":
+        return memory.happened_at or memory.created_at
     if key in FIELDS:
         return getattr(memory, key)
     key = key.removeprefix("metadata.")
@@ -74,8 +76,8 @@ def _holds(key: str, found: Any, op: str, operand: Any) -> bool:
         case "nin":
             return not _is_in(found, operand)
         case "exists":
-            never_expires = key == "expires_at" and found is None
-            return (found is not _MISSING and not never_expires) == operand
+            is_absent = key in ("expires_at", "thread") and found is None
+            return (found is not _MISSING and not is_absent) == operand
         case "contains":
             if isinstance(found, list):
                 return any(_equal(item, operand) for item in found)
@@ -148,6 +150,7 @@ _operators = st.one_of(
     st.tuples(st.just("exists"), st.booleans()),
 )
 _times = st.sampled_from(["2026-01-01T00:00:00Z", "2026-02-01T13:30:00+01:00", "2025-12-31T23:59:59.999999Z"])
+_moments = st.one_of(st.none(), _times.map(datetime.fromisoformat))
 _time_operators = st.one_of(
     st.tuples(st.sampled_from(["eq", "ne", "gt", "gte", "lt", "lte"]), _times),
     st.tuples(st.sampled_from(["in", "nin"]), st.lists(_times, max_size=2)),
@@ -186,7 +189,8 @@ _leaves = st.one_of(
         ("version",),
         st.one_of(_exact(_versions), st.tuples(st.sampled_from(["gt", "gte", "lt", "lte"]), _versions)),
     ),
-    _tests(("created_at", "updated_at"), _time_operators),
+    _tests(("created_at", "updated_at", "happened_at"), _time_operators),
+    _tests(("thread",), _exact(st.sampled_from([None, "talk", "Talk", "0"]))),
     _tests(("expires_at",), _expiry_operators),
 )
 _filters = st.recursive(
@@ -201,9 +205,25 @@ _filters = st.recursive(
 )
 
 
-def _memory(number: int, metadata: dict[str, Any], text: str = "", expires_at: datetime | None = None) -> Memory:
+def _memory(
+    number: int,
+    metadata: dict[str, Any],
+    text: str = "",
+    expires_at: datetime | None = None,
+    placed: tuple[datetime | None, str | None] = (None, None),
+) -> Memory:
+    happened_at, thread = placed
     return Memory(
-        str(number), ("ann", "bob")[number % 2], text, metadata, CREATED, UPDATED, expires_at, version=number + 1
+        str(number),
+        ("ann", "bob")[number % 2],
+        text,
+        metadata,
+        CREATED,
+        UPDATED,
+        expires_at,
+        version=number + 1,
+        happened_at=happened_at,
+        thread=thread,
     )
 
 
@@ -234,6 +254,8 @@ def _insert(connection: Connection, inserted: list[Memory]) -> None:
             "deleted": 0,
             "content_hash": b"",
             "id": memory.id,
+            "happened_at": None if memory.happened_at is None else micros(memory.happened_at, ""),
+            "thread": None if memory.thread is None else thread_key(memory.thread),
         }
         for label, memory in enumerate(inserted)
     ]
@@ -273,7 +295,9 @@ def log(url: str) -> Any:
 )
 @given(
     described=st.lists(
-        st.tuples(_metadata, _texts, st.one_of(st.none(), _times.map(datetime.fromisoformat))), min_size=1, max_size=8
+        st.tuples(_metadata, _texts, _moments, st.tuples(_moments, st.sampled_from([None, "talk", "Talk"]))),
+        min_size=1,
+        max_size=8,
     ),
     tried=st.lists(_filters, min_size=1, max_size=4),
 )
@@ -492,6 +516,12 @@ def test_in_is_true_for_a_list_with_one_of_the_values(log: Log, filter: dict[str
         ({"expires_at": "never"}, "filter.expires_at"),
         ({"expires_at": {"gt": None}}, "filter.expires_at.gt"),
         ({"expires_at": {"exists": None}}, "filter.expires_at.exists"),
+        ({"happened_at": None}, "filter.happened_at"),
+        ({"happened_at": "yesterday"}, "filter.happened_at"),
+        ({"thread": 7}, "filter.thread"),
+        ({"thread": {"in": ["a", 7]}}, "filter.thread.in.1"),
+        ({"thread": {"gt": "a"}}, "filter.thread.gt"),
+        ({"thread": {"contains": "a"}}, "filter.thread.contains"),
         ({"created_at": None}, "filter.created_at"),
         ({"metadata": "a"}, "filter.metadata"),
         ({"metadata": {"source": "mail"}}, "filter.metadata"),

@@ -29,7 +29,7 @@ from store.log.vouching import vouches
 from tests.store.log.fixtures import seed
 
 FIXTURES = Path(seed.__file__).parent
-VERSIONS = (1, 2, 3, 4, 5, 6, 7)
+VERSIONS = (1, 2, 3, 4, 5, 6, 7, 8)
 AFTER = seed.BEGIN + timedelta(hours=13, minutes=1)  # the records of writes are still kept, and one memory has expired
 
 
@@ -164,7 +164,7 @@ def test_an_older_log_is_written_on(open_version: Callable[[int], Store], versio
     assert list(verify(store.log)) == []
 
 
-@pytest.mark.parametrize("version", [2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("version", [2, 3, 4, 5, 6, 7, 8])
 def test_a_write_that_an_older_store_made_is_not_made_again(open_version: Callable[[int], Store], version: int) -> None:
     store = open_version(version)
     before = [store.user("default", user).version for user in ("bob", "eve")]
