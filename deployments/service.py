@@ -627,6 +627,34 @@ class Memserve:
         """The key of a credential; None if it cannot be used. See deployments/calls/keys.py."""
         return await self._keys.find(credential)
 
+    async def create_key(self, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
+        """Make a key of a tenant; the options are those of CreateKeyBody. Its field `key` is the key itself."""
+        return await self.create_key_body(arguments.principal(tenant), bodies.check(bodies.CreateKeyBody, options))
+
+    async def create_key_body(self, who: Principal, body: bodies.CreateKeyBody) -> Fields:
+        """Make a key of the principal's tenant."""
+        made = await self._store.write_keys(Store.create_key, who.whole_tenant, **body.model_dump())
+        return {**shapes.key(made.key), "key": made.secret}
+
+    async def keys(self, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
+        """`{keys, next_cursor}`: a page of a tenant's keys, the newest first; the options are those of KeysQuery."""
+        return await self.keys_body(arguments.principal(tenant), bodies.check(bodies.KeysQuery, options))
+
+    async def keys_body(self, who: Principal, query: bodies.KeysQuery) -> Fields:
+        """`{keys, next_cursor}`: a page of the keys of the principal's tenant."""
+        page = await self._store.read(Store.keys, who.whole_tenant, **query.model_dump())
+        return {"keys": [shapes.key(key) for key in page.keys], "next_cursor": page.next_cursor}
+
+    async def revoke_key(self, key_id: str, *, tenant: str = DEFAULT_TENANT) -> Fields:
+        """Revoke a key of a tenant. Every gateway refuses it within `calls.keys.FRESH_S`. Raises store.NotFound."""
+        return await self.revoke_key_body(arguments.principal(tenant), key_id)
+
+    async def revoke_key_body(self, who: Principal, key_id: str) -> Fields:
+        """Revoke a key of the principal's tenant. Raises store.NotFound."""
+        revoked = await self._store.write_keys(Store.revoke_key, who.whole_tenant, key_id)
+        self._keys.forget(revoked.id)
+        return shapes.key(revoked)
+
     # Operations.
 
     async def check_ready(self) -> Fields:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from store import Appended, HistoryEvent, Memory, UserStats
+from store import Appended, HistoryEvent, Key, Memory, UserStats
 
 Fields = dict[str, Any]
 
@@ -50,3 +50,18 @@ def event(state: HistoryEvent) -> Fields:
 def user(stats: UserStats) -> Fields:
     """The fields of a user in a list."""
     return {"user_id": stats.user_id, "memories": stats.memories, "version": stats.version, "bytes": stats.bytes}
+
+
+def key(found: Key) -> Fields:
+    """The fields of a key."""
+    return {
+        "id": found.id,
+        "tenant": found.tenant,
+        "user_id": found.user_id,
+        "scopes": list(found.scopes),
+        "label": found.label,
+        "created_at": found.created_at,
+        "expires_at": found.expires_at,
+        "used_at": found.used_at,
+        "revoked_at": found.revoked_at,
+    }

@@ -35,6 +35,7 @@ TAGS = {
     ),
     "memories": ("Memories", "The guide is [Memories](memories.md)."),
     "users": ("Users", "The guide is [Memories](memories.md#users)."),
+    "keys": ("Keys", "The guide is [Keys](keys.md)."),
     "operations": ("Operations", "The guide is [Operations](operations.md)."),
 }
 
@@ -166,6 +167,7 @@ def _route(method: str, path: str, operation: Schema, document: Schema) -> Itera
     yield f"### {method.upper()} {path}"
     yield ""
     yield _prose(operation["description"])
+    yield from ("", _key_of(operation["security"]))
     # The introduction of the page describes the header that every route takes.
     if parameters := [one for one in operation["parameters"] if one["name"] != HEADER]:
         yield from ("", "| parameter | in | type | default | meaning |", "|---|---|---|---|---|")
@@ -204,6 +206,14 @@ def _route(method: str, path: str, operation: Schema, document: Schema) -> Itera
     if own:
         yield from ("", "Errors, in addition to those of [every route](#errors):", "")
         yield from (f"- {status}: {answer['description']}" for status, answer in sorted(own.items()))
+
+
+def _key_of(security: list[dict[str, list[str]]]) -> str:
+    """Which key a route needs."""
+    if not security:
+        return "Needs no key."
+    (scopes,) = security[0].values()
+    return f"Needs a key with the scope `{scopes[0]}`." if scopes else "Needs any key."
 
 
 def _answer(operation: Schema) -> tuple[str, Schema]:

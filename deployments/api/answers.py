@@ -286,6 +286,44 @@ class ImportedAnswer(TypedDict):
     ]
 
 
+class _IdentityAnswer(TypedDict):
+    tenant: str
+    user_id: Annotated[str | None, Field(description="The only user that the key reaches; null for all of the tenant.")]
+    scopes: list[Literal["read", "write", "admin"]]
+    label: str | None
+    expires_at: Annotated[datetime | None, Field(description="From this time on the key is refused; null for never.")]
+
+
+class KeyAnswer(_IdentityAnswer):
+    """A key, without the key itself."""
+
+    id: Annotated[str, Field(description="The public part of the key.")]
+    created_at: datetime
+    used_at: Annotated[
+        datetime | None, Field(description="The last minute in which the key was used, or null; up to a minute late.")
+    ]
+    revoked_at: datetime | None
+
+
+class NewKeyAnswer(KeyAnswer):
+    """A new key."""
+
+    key: Annotated[str, Field(description="The key itself. It is shown here alone.")]
+
+
+class KeysPageAnswer(TypedDict):
+    """A page of keys, the newest first."""
+
+    keys: list[KeyAnswer]
+    next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page; null on the last one.")]
+
+
+class OwnKeyAnswer(_IdentityAnswer):
+    """The key of this request."""
+
+    id: Annotated[str | None, Field(description="The public part of the key; null if the server asks for no key.")]
+
+
 class LiveAnswer(TypedDict):
     """The process is running."""
 

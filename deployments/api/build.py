@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from deployments.api import answers, docs, embeddings, memories, tei, users
+from deployments.api import answers, docs, embeddings, keys, memories, tei, users
 from deployments.api.authentication import Authentication
 from deployments.api.door import Door
 from deployments.api.held_bodies import HeldBodies
@@ -67,7 +67,7 @@ def build_api(
     """
     error_bodies = dict.fromkeys(tei.routes.paths(), tei.error_body)
     api = api_without_routes(on_error, error_bodies)
-    groups = (embeddings.routes, tei.routes, memories.routes, users.routes, operations)
+    groups = (embeddings.routes, tei.routes, memories.routes, users.routes, keys.routes, operations)
     api.add_middleware(
         Authentication,
         find_key=find_key,
@@ -95,5 +95,5 @@ def build_api(
         return [route for group in groups for route in group.documented()]
 
     of_tei = {tei.routes.tag: ErrorShape(answers.TeiErrorAnswer, tei.error_body)}
-    document_routes(api, declare, [*embeddings.BODIES, *tei.BODIES, *memories.BODIES], of_tei)
+    document_routes(api, declare, [*embeddings.BODIES, *tei.BODIES, *memories.BODIES, *keys.BODIES], of_tei)
     return api

@@ -36,6 +36,17 @@ _MODEL_CARD = {
     "dimensions": 384,
     "max_tokens": 256,
 }
+_KEY: dict[str, Any] = {
+    "id": "5b1c8f02a3d94e67",
+    "tenant": "acme",
+    "user_id": "anna",
+    "scopes": ["read", "write"],
+    "label": "Anna's phone",
+    "created_at": _ADDED,
+    "expires_at": None,
+    "used_at": None,
+    "revoked_at": None,
+}
 _LINE = '{"id": "tea", "text": "I drink green tea in the morning.", "metadata": {"topic": "drinks"}}\n'
 _USER = {"user_id": "anna", "memories": 1, "version": 1, "bytes": 1604}
 
@@ -153,6 +164,15 @@ EXAMPLES: dict[str, Example] = {
             ]
         },
     ),
+    "POST /v1/keys": Example(
+        {"user_id": "anna", "scopes": ["read", "write"], "label": "Anna's phone"},
+        {**_KEY, "key": "ms_5b1c8f02a3d94e67_" + 4 * "9f86d081884c7d65"},
+    ),
+    "GET /v1/keys": Example(None, {"keys": [_KEY], "next_cursor": None}),
+    "GET /v1/keys/self": Example(
+        None, {name: _KEY[name] for name in ("id", "tenant", "user_id", "scopes", "label", "expires_at")}
+    ),
+    "DELETE /v1/keys/{key_id}": Example(None, {**_KEY, "revoked_at": _UPDATED}),
     "DELETE /v1/users/{user_id}": Example(None, {"deleted": 1, "version": 5}),
 }
 """By method and path, as the document names them. No answer has a body if the example has none."""

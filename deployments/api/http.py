@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import numpy as np
@@ -28,6 +28,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api.gzip import unzipped
+from deployments.api.openapi import security
 from deployments.embedding.outputs import Timings
 from deployments.errors import (
     Forbidden,
@@ -57,6 +58,7 @@ Body = TypeVar("Body", bound=BaseModel)
 Query = TypeVar("Query", bound=BaseModel)
 Handler = Callable[[Memserve, Request], Awaitable[Response]]
 ErrorBody = Callable[[HttpError], Mapping[str, Any]]
+Needed = KeyScope | Literal["any"] | None
 
 
 class _Declared(NamedTuple):
@@ -64,7 +66,7 @@ class _Declared(NamedTuple):
 
     method: str
     path: str
-    scope: KeyScope | None
+    scope: Needed
     handler: Handler
     described: dict[str, Any]
 
@@ -80,12 +82,12 @@ class Routes:
         self.tag = tag
         self._declared: list[_Declared] = []
 
-    def add(self, method: str, path: str, scope: KeyScope | None, **described: Any) -> Callable[[Handler], Handler]:
+    def add(self, method: str, path: str, scope: Needed, **described: Any) -> Callable[[Handler], Handler]:
         """Declare the decorated handler as a route.
 
         Args:
-            scope: the scope that a key needs for it. With None the route is answered without a key: it must tell
-                nothing of any tenant, and its path must have no parameters.
+            scope: the scope that a key needs for it; "any" if every key is admitted. With None the route is answered
+                without a key: it must tell nothing of any tenant, and its path must have no parameters.
             described: FastAPI's arguments that describe its answers.
         """
 
@@ -105,7 +107,7 @@ class Routes:
             route.path for route in self._declared if route.scope is not None
         }
 
-    def scopes(self) -> dict[tuple[str, str], KeyScope | None]:
+    def scopes(self) -> dict[tuple[str, str], Needed]:
         """The scope that each route needs, by method and path."""
         return {(route.method, route.path): route.scope for route in self._declared}
 
@@ -117,7 +119,7 @@ class Routes:
     def documented(self) -> Iterator[APIRoute]:
         """The routes as FastAPI documents them. They are not served."""
         for method, path, scope, handler, described in self._declared:
-            extra = {**described.get("openapi_extra", {}), **({"security": []} if scope is None else {})}
+            extra = {**described.get("openapi_extra", {}), "security": security(scope)}
             yield APIRoute(
                 path,
                 _no_parameters,
@@ -135,7 +137,7 @@ async def _admitted(route: _Declared, memserve: Memserve, request: Request) -> R
     Raises:
         Forbidden: the principal of the request does not have the scope.
     """
-    if route.scope is not None and not principal_of(request).may(route.scope):
+    if route.scope is not None and route.scope != "any" and not principal_of(request).may(route.scope):
         message = f"This request needs a key with the scope `{route.scope}`."
         raise Forbidden(message, None, "insufficient_scope")
     try:

@@ -113,7 +113,7 @@ _TIMEOUT = {
     "description": "Milliseconds. What is still queued when they have passed is not done, and answered with 504.",
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
 }
-_ID_EXAMPLES = {"user_id": "anna", "memory_id": "tea", "model_id": "all-MiniLM-L6-v2"}
+_ID_EXAMPLES = {"user_id": "anna", "memory_id": "tea", "model_id": "all-MiniLM-L6-v2", "key_id": "5b1c8f02a3d94e67"}
 _PATH_PARAMETER = re.compile(r"{(\w+)(?::path)?}")
 
 
@@ -183,6 +183,18 @@ def takes(
 def fails(reasons: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route: its own errors, by status, in addition to those of every route."""
     return {status: {"description": reason} for status, reason in reasons.items()}
+
+
+def security(scope: str | None) -> list[dict[str, list[str]]]:
+    """The security requirement of a route.
+
+    Args:
+        scope: that a key needs, "any" if every key is admitted, None if no key is asked for.
+    """
+    if scope is None:
+        return []
+    scopes = [] if scope == "any" else [scope]
+    return [{name: scopes for name in requirement} for requirement in _SECURITY]
 
 
 def _query_parameters(query: type[BaseModel]) -> list[dict[str, Any]]:

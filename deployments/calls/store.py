@@ -239,6 +239,24 @@ class StoreCalls:
         with self._unbatched.admit(turn):
             return await self._write(method, turn, memories, tenant, user_id, *args, **options)
 
+    async def write_keys(
+        self,
+        method: Callable[Concatenate[Store, str, Arguments], Answer],
+        tenant: str,
+        *args: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
+        """Call a method that makes or revokes a key of a tenant (`Store.create_key`), on any replica.
+
+        If the replica is lost, the call is sent again. Then two keys may have been made; nobody has the first one.
+
+        Raises:
+            Unavailable: `OUTCOME_UNKNOWN` if it is not known whether the write was made.
+        """
+        turn = Turn()
+        with self._unbatched.admit(turn):
+            return await self._write(method, turn, 0, tenant, *args, **options)
+
     async def import_page(
         self, tenant: str, user_id: str, lines: Sequence[ImportLine], *, issued_at: datetime, epoch: int | None
     ) -> Imported:

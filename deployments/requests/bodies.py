@@ -18,6 +18,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     PlainValidator,
+    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -42,6 +43,7 @@ from deployments.requests.fields import (
     Vector,
     encodable,
 )
+from deployments.requests.principal import KeyScope
 from store import Mode, Order
 
 MAX_INPUTS = 2_048
@@ -410,6 +412,19 @@ class DeleteBody(RequestBody):
         return self
 
 
+class CreateKeyBody(RequestBody):
+    """`POST /v1/keys`: make a key of your own tenant."""
+
+    user_id: NewId | None = None
+    """The only user that the key reaches. Default: all users of the tenant."""
+    scopes: OrNull[Annotated[list[KeyScope], Field(min_length=1)]] = Field(default=["read", "write"])
+    """What the key may do. `admin` makes, lists and revokes keys; not with `user_id`. Default: read and write."""
+    label: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    """Shown in lists. Printable characters."""
+    expires_at: Time | None = None
+    """A time in the future, with its time zone, from which the key is refused. Default: never."""
+
+
 class NoQuery(_Wire):
     """The query of a route that takes no parameters."""
 
@@ -459,6 +474,15 @@ class UsersQuery(_Wire):
     """The `next_cursor` of the page before. Default: the first page."""
     prefix: Prefix = ""
     """Only users whose id begins like this."""
+
+
+class KeysQuery(_Wire):
+    """`GET /v1/keys`"""
+
+    limit: Limit = 100
+    """How many keys a page has at most."""
+    cursor: Cursor | None = None
+    """The `next_cursor` of the page before. Default: the first page."""
 
 
 def check(model: type[Body], values: Mapping[str, Any]) -> Body:

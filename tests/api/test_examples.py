@@ -71,10 +71,11 @@ async def test_keys_are_described_and_health_needs_none(document: Schema) -> Non
 
 async def test_the_examples_are_answered_as_they_say(app: LocalApp, document: Schema) -> None:
     described = Document(document)
+    key_id = ""
     for name, example in EXAMPLES.items():
         method, path = name.split(" ")
         model = (await app.http.get("/v1/models")).json()["data"][0]["id"]
-        path = path.format(user_id="anna", memory_id="tea", model_id=model)
+        path = path.format(user_id="anna", memory_id="tea", model_id=model, key_id=key_id)
         body = example.body
         if isinstance(body, dict) and body.get("model"):
             body = {**body, "model": model}
@@ -82,6 +83,7 @@ async def test_the_examples_are_answered_as_they_say(app: LocalApp, document: Sc
         answer = await app.http.request(method, path, content=content)
         assert answer.is_success, (name, answer.text)
         described.check(answer.request, answer)
+        key_id = answer.json()["id"] if name == "POST /v1/keys" else key_id
         if isinstance(example.answer, dict):
             assert set(answer.json()) == set(example.answer), name
         elif example.answer is None:
