@@ -37,6 +37,8 @@ def test_extra_arguments_survive_too() -> None:
     ("error", "status", "kind"),
     [
         (errors.InvalidRequest("m"), 400, "invalid_request_error"),
+        (errors.Unauthorized("m"), 401, "authentication_error"),
+        (errors.Forbidden("m"), 403, "permission_error"),
         (errors.ModelNotFound("m"), 404, "not_found_error"),
         (errors.TooLarge("m"), 413, "invalid_request_error"),
         (errors.Overloaded("m"), 429, "rate_limit_error"),
