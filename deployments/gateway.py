@@ -16,7 +16,7 @@ from deployments.calls.keys import KnownKeys
 from deployments.calls.store import StoreCalls
 from deployments.calls.vectors import Vectors
 from deployments.service import Memserve
-from deployments.serving import address, logs, protocol
+from deployments.serving import address, logs, node_metrics, protocol
 from deployments.serving.autoscaling import WAITING_TOKENS
 from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
@@ -74,6 +74,7 @@ class Gateway(Memserve):
             loopback_only=settings.auth.mode == "loopback",
             cors_origins=settings.auth.cors_origins,
             max_body_bytes_in_flight=settings.gateway.max_body_bytes_in_flight,
+            read_metrics=node_metrics.read,
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from deployments.embedding.cache import VectorCache
 from deployments.embedding.engine import BatchStats, EngineStats

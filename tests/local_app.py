@@ -103,6 +103,10 @@ class _Method:
 _documents: list[Document] = []  # at most one, which all applications share: it takes a while to make
 
 
+async def _read_metrics() -> bytes:
+    return b"ray_memserve_queued_tokens 0.0\n"
+
+
 class LocalApp:
     """One gateway, one embedder, one store.
 
@@ -131,6 +135,7 @@ class LocalApp:
             on_error=self.errors.append,
             find_key=self.gateway.find_key if settings.auth.mode == "keys" else None,
             max_body_bytes_in_flight=settings.gateway.max_body_bytes_in_flight,
+            read_metrics=_read_metrics,
         )
         if not _documents:
             _documents.append(Document(self.api.openapi()))

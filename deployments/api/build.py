@@ -1,8 +1,9 @@
 """Builds the HTTP application: the routes of all modules, served by one service. Does not use Ray."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
@@ -10,9 +11,10 @@ from deployments.api import answers, docs, embeddings, keys, memories, tei, user
 from deployments.api.authentication import Authentication
 from deployments.api.door import Door
 from deployments.api.held_bodies import HeldBodies
-from deployments.api.http import RawPath, Routes, api_without_routes, json_response
+from deployments.api.http import RawPath, Routes, api_without_routes, json_response, read_query
 from deployments.api.openapi import ErrorShape, document_routes, fails
 from deployments.errors import Unavailable
+from deployments.requests import bodies
 from deployments.requests.origin import HEADER, request_id_is_missing
 from deployments.requests.principal import FindKey
 from deployments.service import Memserve
@@ -21,6 +23,7 @@ DOCUMENTATION = docs.PATHS | {"/openapi.json"}
 """The paths of the documentation, which everybody may read: it is the same on every server."""
 
 operations = Routes("operations")
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _NOT_READY = "a text cannot be embedded, or the log cannot be read"
 
 
@@ -46,6 +49,26 @@ async def get_ready(memserve: Memserve, request: Request) -> Response:
     return json_response({"status": "ready", **await memserve.check_ready()})
 
 
+@operations.add(
+    "GET",
+    "/metrics",
+    "admin",
+    response_class=PlainTextResponse,
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **fails({503: "Ray's agent on this node does not answer (`no_metrics`)"}),
+    },
+)
+async def get_metrics(_: Memserve, request: Request) -> Response:
+    """The metrics of all replicas on the node of the gateway that answers, in Prometheus' text format."""
+    read_query(request, bodies.NoQuery)
+    return Response(await request.app.state.read_metrics(), media_type=_PROMETHEUS)
+
+
+async def _no_metrics() -> bytes:
+    raise Unavailable("This server exports no metrics.", None, "no_metrics")
+
+
 def build_api(
     memserve: Memserve,
     on_error: Callable[[Exception], None],
@@ -55,6 +78,7 @@ def build_api(
     loopback_only: bool = False,
     cors_origins: Sequence[str] = (),
     max_body_bytes_in_flight: int = 256 << 20,
+    read_metrics: Callable[[], Awaitable[bytes]] = _no_metrics,
 ) -> FastAPI:
     """The ASGI application of one gateway replica. If a request fails, `on_error` is called with its error.
 
@@ -64,6 +88,7 @@ def build_api(
         loopback_only: whether requests that a web page may make through a browser on this machine are refused.
         cors_origins: origins whose web pages may call the application.
         max_body_bytes_in_flight: see `HeldBodies`.
+        read_metrics: the metrics of this node in Prometheus' text format.
     """
     error_bodies = dict.fromkeys(tei.routes.paths(), tei.error_body)
     api = api_without_routes(on_error, error_bodies)
@@ -87,6 +112,7 @@ def build_api(
         )
     api.add_middleware(RawPath)  # the outermost: all others see the path as the router does
     api.state.behind_haproxy = behind_haproxy
+    api.state.read_metrics = read_metrics
     api.state.held_bodies = HeldBodies(max_body_bytes_in_flight)
     api.router.routes.extend(route for group in groups for route in group.served(memserve))
     api.router.routes.extend(docs.routes())

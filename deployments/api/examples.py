@@ -55,6 +55,12 @@ EXAMPLES: dict[str, Example] = {
     "GET /health": Example(None, _READY),
     "GET /health/ready": Example(None, _READY),
     "GET /ping": Example(None, _READY),
+    "GET /metrics": Example(
+        None,
+        "# HELP ray_memserve_queued_tokens Tokens that wait for the device.\n"
+        "# TYPE ray_memserve_queued_tokens gauge\n"
+        'ray_memserve_queued_tokens{application="memserve",deployment="Embedder",replica="k1x9"} 12.0\n',
+    ),
     "POST /v1/embeddings": Example(
         {"input": ["I drink green tea.", "Leo practises Chopin."], "model": _MODEL},
         {

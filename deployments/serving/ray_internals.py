@@ -354,6 +354,23 @@ def _ask_controller(method: str, app: str, deployment: str) -> Any:
     return ray.get(getattr(controller, method).remote(DeploymentID(deployment, app)))
 
 
+# --- The metrics of a node ------------------------------------------------------------------------------------------
+#
+# What: the keys NodeID, NodeManagerAddress and MetricsExportPort of `ray.nodes()`, and the path /metrics on that port.
+# Why: Ray's agent collects the metrics of all processes of its node; `GET /metrics` passes on those of the application.
+# Without it: `GET /metrics` answers 503.
+def metrics_exporter() -> str:
+    """The URL where the agent of this replica's node exports metrics. Raises LookupError if it exports none."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == own and node["MetricsExportPort"] > 0:
+            host = node["NodeManagerAddress"]
+            return f"http://{f'[{host}]' if ':' in host else host}:{node['MetricsExportPort']}/metrics"
+    raise LookupError("its port is not known")
+
+
 # --- Methods that Serve calls by name -------------------------------------------------------------------------------
 #
 # What: Serve looks for these methods on a deployment's class and calls those that it finds.

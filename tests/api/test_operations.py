@@ -55,3 +55,26 @@ async def test_behind_haproxy_readiness_needs_its_request_id(app: LocalApp) -> N
         assert (await http.get("/health/live")).status_code == 200
         direct = await http.get("/health/ready", headers={"host": "10.0.0.7:30000"})
         assert (direct.status_code, direct.json()) == (200, FAKE)
+
+
+async def test_metrics_are_answered_in_prometheus_format(app: LocalApp) -> None:
+    answer = await app.http.get("/metrics")
+    assert (answer.status_code, answer.text) == (200, "ray_memserve_queued_tokens 0.0\n")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert (await app.http.get("/metrics?a=b")).json()["error"]["param"] == "a"
+
+
+async def test_a_server_that_exports_no_metrics_says_so(app: LocalApp) -> None:
+    api = build_api(app.gateway, on_error=app.errors.append)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://memserve.example") as http:
+        answer = await http.get("/metrics")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_metrics")
+
+
+async def test_metrics_need_the_scope_admin_if_keys_are_asked_for(tmp_path: Path) -> None:
+    app = await LocalApp.start(tmp_path, auth={"mode": "keys"})
+    for scopes, status in ((["read", "write"], 403), (["admin"], 200)):
+        key = await app.make_key("t", user_id=None, scopes=scopes, label=None, expires_at=None)
+        assert (await app.http.get("/metrics", headers={"x-api-key": key})).status_code == status
+    assert (await app.http.get("/metrics")).status_code == 401
+    await app.stop()
