@@ -335,7 +335,10 @@ def type_of(schema: Schema, *, with_null: bool = True) -> str:
         name = _name_of(schema)
         return f"[{name}](#{name.lower()})"
     if "anyOf" in schema:
-        kinds = [type_of(one, with_null=with_null) for one in schema["anyOf"] if one.get("type") != "null"]
+        branches = [one for one in schema["anyOf"] if one.get("type") != "null"]
+        if len(branches) > 1:  # with the limits of each the cell of a table would be unreadable; its meaning has them
+            branches = [_without_limits(one) for one in branches]
+        kinds = [type_of(one, with_null=with_null) for one in branches]
         kind = " or ".join(kinds)
         has_null = len(kinds) < len(schema["anyOf"])
         return kind + (", or null" if "," in kind else " or null") * (has_null and with_null)
@@ -361,6 +364,12 @@ def type_of(schema: Schema, *, with_null: bool = True) -> str:
         case "boolean":
             return "boolean"
     raise ValueError(f"no words for {schema}")
+
+
+def _without_limits(schema: Schema) -> Schema:
+    limits = ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum")
+    found = {name: value for name, value in schema.items() if name not in limits}
+    return {**found, "items": _without_limits(found["items"])} if "items" in found else found
 
 
 def _plural(kind: str) -> str:

@@ -79,7 +79,7 @@ async def get_export(memserve: Memserve, request: Request) -> Response:
     "write",
     response_model=answers.ImportedAnswer,
     responses=fails({409: WRITE_CONFLICT}),
-    openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
+    openapi_extra={"requestBody": {"required": False, "content": {NDJSON: {"schema": {"type": "string"}}}}},
 )
 async def post_import(memserve: Memserve, request: Request) -> Response:
     """Import NDJSON as the export writes it. A line without a vector is embedded. The request may be sent again."""

@@ -103,6 +103,12 @@ class Nested:
 
 Ids = list[int] | list[list[int]]
 Inputs = str | list[str] | Ids
+# As JSON schemas describe them.
+_TokenIdsSchema = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_TextSchema = Annotated[str, Field(min_length=1)]
+IdsSchema = _TokenIdsSchema | Annotated[list[_TokenIdsSchema], Field(min_length=1, max_length=MAX_INPUTS)]
+TextsSchema = _TextSchema | Annotated[list[_TextSchema], Field(min_length=1, max_length=MAX_INPUTS)]
+InputsSchema = TextsSchema | IdsSchema
 MemoryIds = Annotated[list[StoredId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
@@ -171,7 +177,7 @@ def _check_token_ids(ids: list[Any], path: str) -> None:
 class EmbeddingsBody(RequestBody):
     """`POST /v1/embeddings`: OpenAI's fields, with Cohere's `input_type`, `truncate` and output types."""
 
-    input: Annotated[Inputs, PlainValidator(check_inputs, json_schema_input_type=Inputs)]
+    input: Annotated[Inputs, PlainValidator(check_inputs, json_schema_input_type=InputsSchema)]
     """A text, a list of token ids, or a list of either with at most 2,048 items; none of them empty."""
     model: str | None = None
     """Must be the served model, if it is given; with or without its organisation on the hub."""

@@ -123,17 +123,37 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
     raise ValueError(f"must not be nested more than {MAX_METADATA_DEPTH} levels deep")
 
 
+def _described(pattern: str) -> Any:
+    """Describes strings in the JSON schema by a pattern, which a validator checks."""
+    return Field(json_schema_extra={"pattern": pattern})
+
+
+_NO_CONTROLS = r"[^\u0000-\u001f\u007f-\u009f]*$"
+# Not white space as Python and JSON Schema define it.
+_VISIBLE = r"[^\s\u001c-\u001f\u0085]"
+
 # The type of a field whose default is not null. Clients that send null for what they do not set get the default.
 OrNull = Annotated[Value, _NullIsLeftOut()]
-Prefix = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_control_characters)]
+Prefix = Annotated[
+    str, StringConstraints(max_length=256), AfterValidator(_no_control_characters), _described(f"^{_NO_CONTROLS}")
+]
 # An id of a user or memory in the log, which may be older than the rules for new ids.
-StoredId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_no_control_characters)]
+StoredId = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=256),
+    AfterValidator(_no_control_characters),
+    _described(f"^{_NO_CONTROLS}"),
+]
 # The id of a new user or memory.
-NewId = Annotated[StoredId, AfterValidator(_no_dot_segment)]
+NewId = Annotated[StoredId, AfterValidator(_no_dot_segment), _described(rf"^(?!\.\.?$){_NO_CONTROLS}")]
 # The name of a conversation.
 Thread = StoredId
 # The text of a memory.
-Text = Annotated[str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "minLength": 1})]
+Text = Annotated[
+    str,
+    AfterValidator(_not_blank),
+    WithJsonSchema({"type": "string", "minLength": 1, "pattern": rf"^[^\u0000]*{_VISIBLE}[^\u0000]*$"}),
+]
 # A text that is embedded and not stored. White space alone has a vector, and so has NUL.
 EmbeddedText = Annotated[str, AfterValidator(_not_empty), WithJsonSchema({"type": "string", "minLength": 1})]
 Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
@@ -142,7 +162,7 @@ Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), After
 Vector = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=16_384, fail_fast=True)
 ]
-Filter = Metadata
+Filter = Annotated[Metadata, Field(json_schema_extra={"minProperties": 1})]
 FilterInQuery = Annotated[Filter, BeforeValidator(_parsed)]
 Cursor = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,4096}$")]
 Limit = Annotated[int, Field(ge=1, le=MAX_PAGE)]

@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WrapValidator
 
 from deployments.errors import InvalidRequest
-from deployments.requests.bodies import MAX_INPUTS, Ids, Inputs, as_list, check_inputs
+from deployments.requests.bodies import (
+    MAX_INPUTS,
+    Ids,
+    IdsSchema,
+    Inputs,
+    InputsSchema,
+    TextsSchema,
+    as_list,
+    check_inputs,
+)
 from deployments.requests.fields import EmbeddedText, OrNull
 
 
@@ -71,7 +80,7 @@ class EmbedOptions(PromptBody):
 class EmbedBody(EmbedOptions):
     """`POST /embed`: embed texts or token ids."""
 
-    inputs: Annotated[Inputs, PlainValidator(_check_inputs, json_schema_input_type=Inputs)]
+    inputs: Annotated[Inputs, PlainValidator(_check_inputs, json_schema_input_type=InputsSchema)]
     """A text, a list of token ids, or a list of either with at most 2,048 items; none of them empty."""
     dimensions: int | None = Field(None, ge=1)
     """Keep so many dimensions. At most the dimensions of the model."""
@@ -113,7 +122,7 @@ class RootBody(EmbedBody):
 
     # Not typed as the union that it is, since pydantic would put the name of a branch into the path of an error.
     inputs: Annotated[  # type: ignore[assignment]
-        SentencesBody, WrapValidator(_check_inputs_or_sentences, json_schema_input_type=SentencesBody | Inputs)
+        SentencesBody, WrapValidator(_check_inputs_or_sentences, json_schema_input_type=SentencesBody | InputsSchema)
     ]
     """As of `POST /embed` or, to compare a text with others, as of `POST /similarity`."""
 
@@ -138,7 +147,7 @@ class SimilarityBody(TeiBody):
 class TokenizeBody(TeiBody):
     """`POST /tokenize`: split texts into tokens."""
 
-    inputs: Annotated[str | list[str], PlainValidator(_check_texts, json_schema_input_type=str | list[str])]
+    inputs: Annotated[str | list[str], PlainValidator(_check_texts, json_schema_input_type=TextsSchema)]
     """A text or a list of at most 2,048, with 65,536 characters at most together."""
     add_special_tokens: OrNull[bool] = True
     """Whether special tokens such as `[CLS]` are included."""
@@ -147,7 +156,7 @@ class TokenizeBody(TeiBody):
 class DecodeBody(TeiBody):
     """`POST /decode`: join token ids into texts."""
 
-    ids: Annotated[Ids, PlainValidator(_check_ids, json_schema_input_type=Ids)]
+    ids: Annotated[Ids, PlainValidator(_check_ids, json_schema_input_type=IdsSchema)]
     """A list of token ids, or a list of at most 2,048 such lists, with 65,536 ids at most together."""
     skip_special_tokens: OrNull[bool] = True
     """Whether special tokens such as `[CLS]` are left out."""

@@ -49,6 +49,17 @@ def test_a_check_names_an_outdated_file_and_leaves_it_alone(
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, False, "string"),
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, True, "string or null"),
         ({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}, True, "integer, at least 1, or null"),
+        (
+            {
+                "anyOf": [
+                    {"type": "string", "minLength": 1},
+                    {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+                    {"type": "null"},
+                ]
+            },
+            True,
+            "string or list of integers or null",
+        ),
         ({"enum": ["add", "skip"], "type": "string"}, True, '`"add"`, `"skip"`'),
         (
             {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}, "maxItems": 9},

@@ -272,7 +272,8 @@ def test_the_document_of_a_body_takes_known_fields_only() -> None:
     assert schema["$defs"]["NewMemoryBody"]["additionalProperties"] is False
     assert schema["properties"]["memories"]["anyOf"][0]["items"] == {"$ref": "#/$defs/NewMemoryBody"}
     kinds = bodies.EmbeddingsBody.model_json_schema()["properties"]["input"]["anyOf"]
-    assert kinds[0] == {"type": "string"} and kinds[2] == {"items": {"type": "integer"}, "type": "array"}
+    token_ids = {"items": {"type": "integer", "minimum": 0}, "type": "array", "minItems": 1}
+    assert kinds[0] == {"type": "string", "minLength": 1} and kinds[2] == token_ids
 
 
 @pytest.mark.parametrize(
