@@ -4,7 +4,7 @@ Its methods are the handle API. Its HTTP routes (deployments/api/build.py) call 
 """
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any
 
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
@@ -15,6 +15,7 @@ from deployments.calls.embedder import EmbedderCalls
 from deployments.calls.keys import KnownKeys
 from deployments.calls.store import StoreCalls
 from deployments.calls.vectors import Vectors
+from deployments.limits import embedder_limits, store_limits
 from deployments.service import Memserve
 from deployments.serving import address, logs, node_metrics, protocol
 from deployments.serving.autoscaling import WAITING_TOKENS
@@ -22,7 +23,7 @@ from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
 from deployments.serving.memory import return_freed_memory_regularly
 from deployments.serving.ray_internals import haproxy_is_in_front, http_host, listen_for_calls_on_loopback
-from deployments.settings import EmbedderSettings, Settings
+from deployments.settings import Settings
 
 
 class Gateway(Memserve):
@@ -34,13 +35,13 @@ class Gateway(Memserve):
         collect_old_seldom()
         return_freed_memory_regularly()
         self._live = LiveSettings(settings, "Gateway")
-        calls = EmbedderCalls(embedder, **_embedder_limits(settings))
+        calls = EmbedderCalls(embedder, **embedder_limits(settings))
         self._metrics = metrics.GatewayMetrics(calls.cache)
         self._lag = metrics.EventLoopLag()
-        store_calls = StoreCalls(store, partitions=settings.store.partitions, **_store_limits(settings))
+        store_calls = StoreCalls(store, partitions=settings.store.partitions, **store_limits(settings))
         super().__init__(
             calls,
-            Vectors(calls, self._metrics, settings.model.token_ids),
+            Vectors(calls, settings.model.token_ids, self._metrics.embed),
             store_calls,
             KnownKeys(store_calls.find_key),
             model_name=settings.model.name,
@@ -55,8 +56,8 @@ class Gateway(Memserve):
         self._lag.start()
         if self._live.take(user_config):
             settings = self._live.settings
-            self._embedder.reconfigure(**_embedder_limits(settings))
-            self._store.reconfigure(**_store_limits(settings))
+            self._embedder.reconfigure(**embedder_limits(settings))
+            self._store.reconfigure(**store_limits(settings))
             self.limit_bodies(settings.gateway.max_body_bytes, settings.gateway.max_import_line_bytes)
 
     # Serve calls this after the constructor and serves the application (ray.serve.ingress without an app).
@@ -82,47 +83,3 @@ class Gateway(Memserve):
         waiting = self._vectors.queued_tokens
         self._metrics.queue(waiting)
         return {WAITING_TOKENS: waiting}
-
-
-class _EmbedderLimits(TypedDict):
-    in_flight: int
-    call_tokens: int
-    max_queued_tokens: int
-    max_wait_s: float
-    cache_bytes: int
-
-
-class _StoreLimits(TypedDict):
-    append_in_flight: int
-    append_memories: int
-    max_wait_s: float
-
-
-def _embedder_limits(settings: Settings) -> _EmbedderLimits:
-    options = settings.gateway
-    return {
-        "in_flight": options.embed_calls_in_flight or _calls_in_flight(settings.embedder),
-        "call_tokens": options.embed_call_tokens,
-        "max_queued_tokens": options.max_queued_tokens,
-        "max_wait_s": settings.queue.max_wait_s,
-        "cache_bytes": settings.cache.max_bytes,
-    }
-
-
-def _store_limits(settings: Settings) -> _StoreLimits:
-    options = settings.gateway
-    return {
-        "append_in_flight": options.append_calls_in_flight,
-        "append_memories": options.append_call_memories,
-        "max_wait_s": settings.queue.max_wait_s,
-    }
-
-
-def _calls_in_flight(embedder: EmbedderSettings) -> int:
-    """The calls that keep every replica busy.
-
-    On a CPU one call for each replica makes the fullest batches if the requests are small, since the cores have other
-    work while an answer is being returned; a backlog that is large enough for a batch is sent earlier. A GPU would be
-    idle while an answer is being returned, so it gets two calls.
-    """
-    return (embedder.max_replicas or 1) * (2 if embedder.num_gpus else 1)

@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from memserve.client import AsyncClient as AsyncClient
     from memserve.client import Client as Client
+    from memserve.client import local as local
     from memserve.errors import BadRequest as BadRequest
     from memserve.errors import Conflict as Conflict
     from memserve.errors import DeadlineExceeded as DeadlineExceeded
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from memserve.results import User as User
 
 _MODULES = {
-    "client": ("AsyncClient", "Client"),
+    "client": ("AsyncClient", "Client", "local"),
     "errors": (
         "BadRequest",
         "Conflict",

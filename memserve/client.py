@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -95,6 +95,34 @@ class Client(Calls):
         self = cls.__new__(cls)
         self._transport, self._timeout_s, self._show_progress = transport, timeout, show_progress
         return self
+
+    @classmethod
+    def local(
+        cls,
+        path: str | os.PathLike[str] = "./memories",
+        *,
+        model: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        show_progress: bool | None = None,
+    ) -> Self:
+        """memserve in this process: the model and the store, without a server. Needs `memserve[server]`.
+
+        Args:
+            path: a folder, which has the log as `memserve.db`, as a server has it; `memory://`, which is lost at the
+                end; or the URL of a log.
+            model: a folder, or the name of a model. By default the server's: all-MiniLM-L6-v2.
+            settings: other settings, as in docs/settings.md: `{"model": {"device": "cpu"}}`.
+
+        Raises:
+            ValueError: a setting is invalid.
+            Unavailable: the model or the log cannot be opened.
+            Conflict: the log was filled by another model.
+        """
+        from memserve.in_process import LocalTransport, settings_of
+
+        transport = LocalTransport(settings_of(path, model, settings or {}))
+        return cls.over(transport, timeout, show_progress=show_progress)
 
     @classmethod
     def in_cluster(
@@ -223,6 +251,22 @@ class AsyncClient(Calls):
         return self
 
     @classmethod
+    def local(
+        cls,
+        path: str | os.PathLike[str] = "./memories",
+        *,
+        model: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        show_progress: bool | None = None,
+    ) -> Self:
+        """memserve in this process. See `Client.local`; the first call waits until the model is loaded."""
+        from memserve.in_process import AsyncLocalTransport, settings_of
+
+        transport = AsyncLocalTransport(settings_of(path, model, settings or {}))
+        return cls.over(transport, timeout, show_progress=show_progress)
+
+    @classmethod
     def in_cluster(
         cls,
         app: str = "memserve",
@@ -322,3 +366,6 @@ class AsyncClient(Calls):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._transport.name!r})"
+
+
+local = Client.local

@@ -58,7 +58,9 @@ class HandleTransport(_Over):
         arguments = [[*given] if isinstance(given, Upload) else given for given in request.arguments]
         with _reported():
             method = getattr(self._handle, request.name)
-            return method.remote(*arguments, **self._options(request, timeout_s)).result(timeout_s=timeout_s)
+            return method.remote(*arguments, **self._options(request, timeout_s)).result(
+                timeout_s=None if request.streams else timeout_s
+            )
 
     def download(self, request: Request, timeout_s: float | None) -> Iterator[bytes]:
         """The lines of an answer that is streamed."""
@@ -77,7 +79,7 @@ class AsyncHandleTransport(_Over):
         """The answer to a request."""
         arguments = [await _read(given) if isinstance(given, Upload) else given for given in request.arguments]
         with _reported():
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(None if request.streams else timeout_s):
                 return await getattr(self._handle, request.name).remote(*arguments, **self._options(request, timeout_s))
 
     async def download(self, request: Request, timeout_s: float | None) -> AsyncIterator[bytes]:

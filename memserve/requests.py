@@ -47,6 +47,17 @@ class Request:
         self.options = options
         self.key = uuid.uuid4().hex if name in WRITES else None
 
+    def about(self, *arguments: Any) -> Request:
+        """The same request, with its key, about other arguments."""
+        other = Request(self.name, *arguments, **self.options)
+        other.key = self.key
+        return other
+
+    @property
+    def streams(self) -> bool:
+        """Whether the request carries lines of any number, so that no time is set for it as a whole."""
+        return any(isinstance(argument, Upload) for argument in self.arguments)
+
     @property
     def may_be_sent_again(self) -> bool:
         """Whether the request can be sent a second time. A stream that has been read cannot."""

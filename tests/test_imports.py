@@ -15,12 +15,15 @@ MAY_IMPORT = {
     "deployments.__main__": "deployments.serving",
     "deployments.app": "deployments.gateway deployments.embedder deployments.store deployments.settings "
     "deployments.serving.sizing deployments.serving.ray_internals ray",
-    "deployments.gateway": f"deployments.service deployments.api deployments.calls {SHELL} fastapi",
+    "deployments.gateway": f"deployments.limits deployments.service deployments.api deployments.calls {SHELL} fastapi",
     "deployments.embedder": f"deployments.embedding {SHELL}",
     "deployments.store": f"deployments.store_worker deployments.fair_queue store {SHELL}",
     "deployments.store_worker": "deployments.batcher deployments.errors deployments.fair_queue store",
     "deployments.service": "deployments.calls deployments.requests deployments.embedding.model "
     "deployments.embedding.outputs deployments.errors deployments.fair_queue deployments.shapes store",
+    "deployments.in_process": "deployments.calls deployments.embedding deployments.limits deployments.service "
+    "deployments.settings deployments.store_worker store",
+    "deployments.limits": "deployments.settings",
     "deployments.shapes": "store",
     "deployments.api": "deployments.service deployments.requests deployments.errors deployments.fair_queue "
     "deployments.embedding.outputs fastapi starlette",
@@ -51,6 +54,7 @@ MAY_IMPORT = {
     "memserve": "memserve",
     "memserve.command": "memserve deployments.serving store",
     "memserve.cluster": "memserve deployments.serving",
+    "memserve.in_process": "memserve deployments.in_process deployments.requests.origin deployments.settings",
     "memserve.direct": "memserve deployments.errors deployments.requests.origin",
 }
 

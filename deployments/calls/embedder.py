@@ -12,14 +12,15 @@ Guarantees:
 Nothing is durable: queued requests are lost with the process.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
-from ray.serve.handle import DeploymentHandle
 
 from deployments.batcher import Batcher
 from deployments.calls.resilient import UnbatchedCalls, resilient, with_plain_pickle
@@ -31,6 +32,9 @@ from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import runs
 from deployments.errors import MemserveError, ShuttingDown, renumbered
 from deployments.fair_queue import Turn
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 Inputs = list[str] | list[list[int]]
 

@@ -2,19 +2,23 @@
 
 A call may be resent because a read changes nothing, and a write carries an id under which the log records it: a write
 is made once, however often it arrives.
+
+Importing this module does not import Ray, which is not there if all parts run in one process.
 """
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
-
-import ray.exceptions
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from deployments.errors import DeadlineExceeded, Overloaded, Unavailable
 from deployments.fair_queue import Shares, Turn
 from store.errors import OUTCOME_UNKNOWN
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 Answer = TypeVar("Answer")
 
@@ -22,12 +26,37 @@ ATTEMPTS = 3
 MAX_UNBATCHED_CALLS = 1024
 """Calls to one deployment, each for one request, beyond which a caller may have no more than its share of them."""
 
-_REPLICA_LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.ActorUnavailableError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.NodeDiedError,
-)
+Errors = tuple[type[Exception], ...]
+
+
+class _RayErrors(NamedTuple):
+    """Ray's errors by their meaning; no classes in a process that has not imported Ray."""
+
+    lost: Errors = ()
+    overloaded: Errors = ()
+    others: Errors = ()
+
+    @property
+    def all(self) -> Errors:
+        return self.lost + self.overloaded + self.others
+
+
+def _ray_errors() -> _RayErrors:
+    if "ray" not in sys.modules:
+        return _RayErrors()
+    from ray import exceptions
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
+    return _RayErrors(
+        (
+            exceptions.RayActorError,
+            exceptions.ActorUnavailableError,
+            exceptions.WorkerCrashedError,
+            exceptions.NodeDiedError,
+        ),
+        (BackPressureError,),
+        (DeploymentUnavailableError, RayServeException),
+    )
 
 
 async def resilient(call: Callable[[], Awaitable[Answer]], deployment: str, *, writes: bool = False) -> Answer:
@@ -45,13 +74,14 @@ async def resilient(call: Callable[[], Awaitable[Answer]], deployment: str, *, w
     for attempt in range(1, ATTEMPTS + 1):
         try:
             answer = await call()
-        except (*_REPLICA_LOST, BackPressureError, DeploymentUnavailableError, RayServeException) as error:
-            lost = lost or isinstance(error, _REPLICA_LOST)
-            if isinstance(error, _REPLICA_LOST) and attempt < ATTEMPTS:
+        except _ray_errors().all as error:
+            known = _ray_errors()
+            lost = lost or isinstance(error, known.lost)
+            if isinstance(error, known.lost) and attempt < ATTEMPTS:
                 continue
             if writes and lost:
                 raise _outcome_unknown(deployment) from error
-            if isinstance(error, BackPressureError):
+            if isinstance(error, known.overloaded):
                 raise Overloaded(f"The {deployment} is overloaded; try again later.") from error
             message = f"The {deployment} is not available; try again."
             raise Unavailable(message, None, f"{deployment}_unavailable") from error

@@ -8,13 +8,13 @@ A call carries the name of the store's method (`"get"`). So gateways and stores 
 class or a module was renamed between them. Callers pass the method itself (`Store.get`), for its types.
 """
 
+from __future__ import annotations
+
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Concatenate, ParamSpec, TypeVar
-
-from ray.serve.handle import DeploymentHandle
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from deployments.batcher import Batcher
 from deployments.calls.resilient import UnbatchedCalls, resilient, with_plain_pickle
@@ -34,6 +34,9 @@ from store import (
     SearchResult,
     Store,
 )
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 Answer = TypeVar("Answer")
 Arguments = ParamSpec("Arguments")

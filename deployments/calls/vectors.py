@@ -4,7 +4,7 @@ The vectors of inputs and queries are cached under a hash, without the text, for
 of memories are never cached, so that an erasure leaves no copy of them here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from deployments.embedding.model import InputType, ModelInfo, Truncate
 from deployments.embedding.outputs import EmbedResult
 from deployments.errors import InvalidRequest, renumbered
 from deployments.fair_queue import Turn
-from deployments.metrics import GatewayMetrics
 
 _SPECIAL_TOKENS = 8  # at most, of one text
 
@@ -24,14 +23,19 @@ class Vectors:
 
     Args:
         embedder: the calls to the embedder.
-        metrics: of the gateway.
         accepted: the token ids that are accepted in place of texts.
+        on_embed: called after every embedding with the tokens that wait, for metrics.
     """
 
-    def __init__(self, embedder: EmbedderCalls, metrics: GatewayMetrics, accepted: token_ids.Accepted) -> None:
+    def __init__(
+        self,
+        embedder: EmbedderCalls,
+        accepted: token_ids.Accepted,
+        on_embed: Callable[[int], None] = lambda queued_tokens: None,
+    ) -> None:
         self._embedder = embedder
         self._accepted = accepted
-        self._metrics = metrics
+        self._on_embed = on_embed
 
     @property
     def queued_tokens(self) -> int:
@@ -132,7 +136,7 @@ class Vectors:
         try:
             return await self._embedder.embed(inputs, prompt, truncate, realm=realm, turn=turn, input_type=input_type)
         finally:
-            self._metrics.embed(self.queued_tokens)
+            self._on_embed(self.queued_tokens)
 
 
 def _check_dimensions(dimensions: int | None, info: ModelInfo) -> None:

@@ -28,7 +28,7 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 
-from deployments.batcher import Batcher, oldest_call, oldest_first
+from deployments.batcher import Batcher, Waiting, oldest_call, oldest_first
 from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
 from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import pick, runs
@@ -135,12 +135,16 @@ class _Input:
     input_type: InputType | None
 
 
+_Select = Callable[[Sequence[Waiting[_Text]], int], Sequence[int]]
+
+
 class Engine:
     """Dynamic batching in front of one model. An engine belongs to one event loop.
 
     Args:
         model: local, remote or fake.
         max_batch_tokens: the most padded tokens of a batch; None for the value that suits the model's device.
+        max_batch_texts: the most texts of a batch; None for no limit. Without a queue it has no effect.
         forwards_in_flight: how many forwards run at a time; None for the value that suits the model's device.
         queue_enabled: False gives each request a forward of its own, in the order of arrival: a baseline to compare
             with.
@@ -157,6 +161,7 @@ class Engine:
         model: Model,
         *,
         max_batch_tokens: int | None = None,
+        max_batch_texts: int | None = None,
         forwards_in_flight: int | None = None,
         queue_enabled: bool = True,
         max_queued_tokens: int | None = None,
@@ -176,9 +181,11 @@ class Engine:
             Batcher[_Input, Tokens | int](self._tokenize, cost=self._characters, bisect=True, clock=clock, **limits)
             for limits in _tokenizer_limits(max_queued_tokens, max_wait_s)
         )
-        select = oldest_call  # the baseline: each request is a batch, and it fails as a whole
+        select: _Select = oldest_call  # the baseline: each request is a batch, and it fails as a whole
         if queue_enabled:
             select = pick if model.pads else oldest_first
+            if max_batch_texts is not None:
+                select = _at_most(max_batch_texts, select)
         self._device: Batcher[_Text, _Vector] = Batcher(
             self._forward,
             in_flight=forwards_in_flight or model.forwards_in_flight,
@@ -472,6 +479,11 @@ def _tokenizer_limits(
         {"in_flight": 1, "budget": _TOKENIZE_CHARACTERS, "max_queued": max_queued, "max_wait_s": max_wait_s},
         {"in_flight": 1, "budget": 1, "max_queued": max_queued, "max_wait_s": max_wait_s},
     )
+
+
+def _at_most(count: int, select: _Select) -> _Select:
+    """The selection without its youngest texts, if there are more than `count`."""
+    return lambda waiting, budget: sorted(select(waiting, budget))[:count]
 
 
 def _located(error: Exception, position: int) -> Exception:

@@ -144,9 +144,13 @@ async def _finish(method: Callable[..., Any], args: tuple[Any, ...], options: di
     return [item async for item in answer] if hasattr(answer, "__aiter__") else await answer
 
 
+FAKE = {"model": {"provider": "fake", "name": "fake"}}
+
 CLIENTS: dict[str, Callable[[Server], Any]] = {
     "http": lambda server: Client(server.url),
     "http, async": lambda server: Blocking(lambda: AsyncClient(server.url)),
+    "in process": lambda server: Client.local("memory://", settings=FAKE),
+    "in process, async": lambda server: Blocking(lambda: AsyncClient.local("memory://", settings=FAKE)),
     "handle": lambda server: Client.over(HandleTransport(Handle(server.app.gateway, server.loop))),  # type: ignore[arg-type]
     "handle, async": lambda server: Blocking(
         lambda: AsyncClient.over(AsyncHandleTransport(Handle(server.app.gateway, server.loop)))  # type: ignore[arg-type]

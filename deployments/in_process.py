@@ -1,0 +1,136 @@
+"""memserve in one process: the service, an engine and a store, on one event loop. Uses neither Ray nor HTTP.
+
+Guarantees:
+- Calls are validated, batched, cached and answered by the code that the deployments run, so the results are the same.
+- The log is the one that a server would write. A server or other processes may use it at the same time.
+- A write is acknowledged only after the log has committed it. What waits is lost with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from deployments.calls.embedder import EmbedderCalls
+from deployments.calls.store import StoreCalls
+from deployments.calls.vectors import Vectors
+from deployments.embedding.engine import EmbedRequest, Engine
+from deployments.embedding.load import load_model
+from deployments.embedding.model import ModelInfo, TextToken
+from deployments.embedding.outputs import EmbedResult
+from deployments.limits import embedder_limits, store_limits
+from deployments.service import Memserve
+from deployments.settings import Settings
+from deployments.store_worker import StoreWorker
+from store import IndexOptions, Store
+
+
+class Handle:
+    """A handle to an object in this process, as far as the calls of the service use one: `method.remote(...)`."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def options(self, **_: Any) -> Handle:
+        """The same handle: nothing is pickled and nothing is routed."""
+        return self
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=getattr(self._target, name))
+
+
+class _Embedder:
+    """The methods of the Embedder deployment."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def embed(self, requests: Sequence[EmbedRequest]) -> list[EmbedResult | Exception]:
+        return await self._engine.embed(requests)
+
+    async def info(self) -> ModelInfo:
+        return self._engine.info
+
+    async def split(
+        self, texts: Sequence[str], add_special_tokens: bool, timeout_s: float | None
+    ) -> list[list[TextToken]]:
+        return await self._engine.split(texts, add_special_tokens=add_special_tokens, timeout_s=timeout_s)
+
+    async def decode(
+        self, ids: Sequence[Sequence[int]], skip_special_tokens: bool, timeout_s: float | None
+    ) -> list[str]:
+        return await self._engine.decode(ids, skip_special_tokens=skip_special_tokens, timeout_s=timeout_s)
+
+
+class InProcess(Memserve):
+    """The service with its engine and its store. Made by `open`."""
+
+    @classmethod
+    async def open(cls, settings: Settings, *, max_batch_texts: int | None = None) -> InProcess:
+        """Load the model and open the log.
+
+        Args:
+            settings: those of replicas and of HTTP have no effect.
+            max_batch_texts: the most texts in one run of the model; None for no limit.
+
+        Raises:
+            ModelUnavailable: the model cannot be loaded.
+            StoreError: the log cannot be opened.
+        """
+        queue, options = settings.queue, settings.store
+        model = await asyncio.to_thread(
+            load_model,
+            **settings.model.model_dump(exclude={"token_ids"}),
+            num_threads=settings.embedder.num_threads,
+        )
+        engine = Engine(
+            model,
+            max_batch_tokens=queue.max_batch_tokens,
+            max_batch_texts=max_batch_texts,
+            forwards_in_flight=queue.forwards_in_flight,
+            max_queued_tokens=queue.max_queued_tokens,
+            max_wait_s=queue.max_wait_s,
+            queue_enabled=queue.enabled,
+        )
+        worker = StoreWorker()
+        try:
+            await engine.warm_up()
+            await worker.open(
+                lambda: Store.open(
+                    options.url,
+                    dim=model.info.dim,
+                    model=model.info.name,
+                    synchronous=options.synchronous,
+                    index=IndexOptions(
+                        switch=options.exact_below, m=options.m, ef_construction=options.ef_construction, ef=options.ef
+                    ),
+                    index_budget_bytes=options.index_budget_bytes,
+                    snapshot_dir=options.snapshot_dir,
+                ),
+                max_wait_s=queue.max_wait_s,
+            )
+        except BaseException:
+            await engine.close()
+            raise
+        embedder = EmbedderCalls(Handle(_Embedder(engine)), **embedder_limits(settings))
+        self = cls(
+            embedder,
+            Vectors(embedder, settings.model.token_ids),
+            StoreCalls(Handle(worker), partitions=1, **store_limits(settings)),
+            model_name=settings.model.name,
+            probe_embedder=True,
+            max_body_bytes=settings.gateway.max_body_bytes,
+            max_import_line_bytes=settings.gateway.max_import_line_bytes,
+        )
+        self._engine, self._worker = engine, worker
+        return self
+
+    _engine: Engine
+    _worker: StoreWorker
+
+    async def close(self) -> None:
+        """Finish what runs, and close the log and the model."""
+        await self._engine.close()
+        await asyncio.to_thread(self._worker.close)
