@@ -9,11 +9,12 @@ Guarantees:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from deployments.calls.embedder import EmbedderCalls
+from deployments.calls.keys import KnownKeys
 from deployments.calls.store import StoreCalls
 from deployments.calls.vectors import Vectors
 from deployments.embedding.engine import EmbedRequest, Engine
@@ -21,8 +22,12 @@ from deployments.embedding.load import load_model
 from deployments.embedding.model import ModelInfo, TextToken
 from deployments.embedding.outputs import EmbedResult
 from deployments.limits import embedder_limits, store_limits
+from deployments.requests import arguments
+from deployments.requests.origin import Origin
+from deployments.requests.principal import ANYONE
 from deployments.service import Memserve
 from deployments.settings import Settings
+from deployments.shapes import Fields
 from deployments.store_worker import StoreWorker
 from store import IndexOptions, Store
 
@@ -115,10 +120,12 @@ class InProcess(Memserve):
             await engine.close()
             raise
         embedder = EmbedderCalls(Handle(_Embedder(engine)), **embedder_limits(settings))
+        store = StoreCalls(Handle(worker), partitions=1, **store_limits(settings))
         self = cls(
             embedder,
             Vectors(embedder, settings.model.token_ids),
-            StoreCalls(Handle(worker), partitions=1, **store_limits(settings)),
+            store,
+            KnownKeys(store.find_key),
             model_name=settings.model.name,
             probe_embedder=True,
             max_body_bytes=settings.gateway.max_body_bytes,
@@ -129,6 +136,10 @@ class InProcess(Memserve):
 
     _engine: Engine
     _worker: StoreWorker
+
+    async def import_stream(self, user_id: str, chunks: AsyncIterable[bytes], origin: Origin) -> Fields:
+        """Import NDJSON as it arrives, in chunks that may end anywhere. `{imported, unchanged, truncated?}`."""
+        return await self.import_body(ANYONE, arguments.new_user(user_id), chunks, origin)
 
     async def close(self) -> None:
         """Finish what runs, and close the log and the model."""

@@ -17,7 +17,7 @@ import asyncio
 import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -112,34 +112,28 @@ class Memserve:
         self,
         texts: Sequence[str],
         *,
-        input_type: Literal["query", "document"] | None = None,
-        truncate: Truncate = "end",
-        dimensions: int | None = None,
         timeout_s: float | None = None,
         tenant: str = DEFAULT_TENANT,
+        **options: Any,
     ) -> np.ndarray:
-        """Embed texts. Cached vectors are shared with other calls for the tenant.
+        """Embed texts. The options are those of EmbeddingsBody.
+
+        Cached vectors are shared with other calls for the tenant.
 
         Returns:
-            (n, dim) float32, or (n, dimensions), in the order of `texts`.
+            (n, dim) float32, or (n, dimensions), in the order of `texts`. With `output_dtype` as `outputs.quantise` has
+            them.
 
         Raises:
             InvalidRequest: `texts` is not a list, a text is empty, there are too many texts, or an option is unknown.
             Overloaded: too much work is queued.
             DeadlineExceeded: a part of the request was still queued after `timeout_s`.
         """
-        body = bodies.check(
-            bodies.EmbeddingsBody,
-            {
-                "input": arguments.items(texts, "input"),
-                "input_type": input_type,
-                "truncate": truncate,
-                "dimensions": dimensions,
-            },
-        )
+        body = bodies.check(bodies.EmbeddingsBody, {**options, "input": arguments.items(texts, "input")})
         who = arguments.principal(tenant)
         with deadlines.within(timeout_s):
-            return outputs.cut((await self.embed_body(who, body)).vectors, body.dimensions)
+            vectors = (await self.embed_body(who, body)).vectors
+        return outputs.quantise(outputs.cut(vectors, body.dimensions), body.output_dtype)
 
     async def embed_body(self, who: Principal, body: bodies.EmbeddingsBody) -> outputs.EmbedResult:
         """Full vectors of the inputs, in order."""
@@ -186,13 +180,14 @@ class Memserve:
         user_id: str,
         memories: Sequence[str | Mapping[str, Any]],
         *,
-        on_duplicate: Literal["add", "skip"] = "add",
-        upsert: bool = False,
         origin: Origin | None = None,
         timeout_s: float | None = None,
         tenant: str = DEFAULT_TENANT,
+        **options: Any,
     ) -> Rows:
         """Add memories to one user: texts, or mappings with the fields of NewMemoryBody.
+
+        The options are `on_duplicate` and `upsert` of AddBody.
 
         Returns:
             `{id, status, version}` of each, in order, once they are committed; with `truncated: True` if the text is
@@ -205,7 +200,7 @@ class Memserve:
             DeadlineExceeded: the write was still queued after `timeout_s`. Nothing of it was made.
         """
         items = [{"text": item} if isinstance(item, str) else item for item in arguments.items(memories, "memories")]
-        body = bodies.check(bodies.AddBody, {"memories": items, "on_duplicate": on_duplicate, "upsert": upsert})
+        body = bodies.check(bodies.AddBody, {**options, "memories": items})
         who, user = arguments.principal(tenant), arguments.new_user(user_id)
         with deadlines.within(timeout_s):
             added: Rows = (await self.add_body(who, user, body, origin or Origin.fresh()))["memories"]

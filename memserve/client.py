@@ -130,7 +130,7 @@ class Client(Calls):
         app: str = "memserve",
         timeout: float | None = DEFAULT_TIMEOUT_S,
         *,
-        tenant: str | None = None,
+        tenant: str = "default",
         show_progress: bool | None = None,
     ) -> Self:
         """A client over a Ray handle, for programs on a machine of the cluster. Needs `memserve[server]`.
@@ -272,7 +272,7 @@ class AsyncClient(Calls):
         app: str = "memserve",
         timeout: float | None = DEFAULT_TIMEOUT_S,
         *,
-        tenant: str | None = None,
+        tenant: str = "default",
         show_progress: bool | None = None,
     ) -> Self:
         """A client over a Ray handle, for code on the cluster, deployments too. See `Client.in_cluster`."""

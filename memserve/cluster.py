@@ -11,6 +11,7 @@ from deployments.serving import handles
 from memserve import direct
 from memserve.errors import TimedOut
 from memserve.requests import Request, Upload
+from store import DEFAULT_TENANT
 
 
 @contextmanager
@@ -34,16 +35,15 @@ async def _read(upload: Upload) -> list[bytes]:
 
 
 class _Over:
-    """A handle, and the tenant for which its methods are called: by default the default tenant."""
+    """A handle, and the tenant for which its methods are called."""
 
-    def __init__(self, handle: Any, tenant: str | None = None) -> None:
+    def __init__(self, handle: Any, tenant: str = DEFAULT_TENANT) -> None:
         self.name = "a Ray handle"
         self._handle = handle
         self._tenant = tenant
 
     def _options(self, request: Request, timeout_s: float | None) -> dict[str, Any]:
-        options = direct.options_of(request, timeout_s)
-        return options if self._tenant is None else {**options, "tenant": self._tenant}
+        return direct.options_of(request, timeout_s, self._tenant)
 
     def _stream(self, request: Request) -> Any:
         handle = self._handle.options(stream=True)

@@ -10,22 +10,30 @@ from deployments.errors import LocatedError, to_http
 from deployments.requests.origin import Origin
 from memserve.errors import of_status
 from memserve.requests import Request
+from store import DEFAULT_TENANT
 
 TIMED = frozenset({"add", "add_many", "embed", "search"})
 """The methods that take `timeout_s`."""
 
 
-def options_of(request: Request, timeout_s: float | None) -> dict[str, Any]:
+def options_of(request: Request, timeout_s: float | None, tenant: str = DEFAULT_TENANT) -> dict[str, Any]:
     """The keyword arguments of the method that a request names.
 
     A write has an origin by which the log recognises it if it is sent again.
     """
     options = dict(request.options)
+    if tenant != DEFAULT_TENANT:
+        options["tenant"] = tenant
     if request.key is not None:
-        options["origin"] = Origin.of_key(request.key, request.name)
+        options["origin"] = origin_of(request, tenant)
     if request.name in TIMED:
         options["timeout_s"] = timeout_s
     return options
+
+
+def origin_of(request: Request, tenant: str = DEFAULT_TENANT) -> Origin:
+    """The origin of a write."""
+    return Origin.of_key(tenant, str(request.key), request.name)
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from deployments.in_process import InProcess
-from deployments.requests.origin import Origin
 from deployments.settings import Settings, first_problem, load
 from memserve import direct
 from memserve.errors import TimedOut
@@ -78,7 +77,7 @@ class _Local:
         with direct.reported():
             if request.name == "import_lines":
                 user, upload = request.arguments
-                return await memserve.import_stream(user, _chunks(upload), Origin.of_key(str(request.key)))
+                return await memserve.import_stream(user, _chunks(upload), direct.origin_of(request))
             method = getattr(memserve, request.name)
             return await method(*request.arguments, **direct.options_of(request, timeout_s))
 

@@ -21,8 +21,8 @@ MAY_IMPORT = {
     "deployments.store_worker": "deployments.batcher deployments.errors deployments.fair_queue store",
     "deployments.service": "deployments.calls deployments.requests deployments.embedding.model "
     "deployments.embedding.outputs deployments.errors deployments.fair_queue deployments.shapes store",
-    "deployments.in_process": "deployments.calls deployments.embedding deployments.limits deployments.service "
-    "deployments.settings deployments.store_worker store",
+    "deployments.in_process": "deployments.calls deployments.embedding deployments.limits deployments.requests "
+    "deployments.service deployments.settings deployments.shapes deployments.store_worker store",
     "deployments.limits": "deployments.settings",
     "deployments.shapes": "store",
     "deployments.api": "deployments.service deployments.requests deployments.errors deployments.fair_queue "
@@ -53,9 +53,9 @@ MAY_IMPORT = {
     "store.__main__": "memserve.command",
     "memserve": "memserve",
     "memserve.command": "memserve deployments.serving store",
-    "memserve.cluster": "memserve deployments.serving",
-    "memserve.in_process": "memserve deployments.in_process deployments.requests.origin deployments.settings",
-    "memserve.direct": "memserve deployments.errors deployments.requests.origin",
+    "memserve.cluster": "memserve deployments.serving store",
+    "memserve.in_process": "memserve deployments.in_process deployments.settings",
+    "memserve.direct": "memserve deployments.errors deployments.requests.origin store",
 }
 
 

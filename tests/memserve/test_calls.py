@@ -24,7 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-@pytest.fixture(scope="module", params=["in process", "in process, async", "http", "http, async"])
+@pytest.fixture(scope="module", params=CLIENTS)
 def client(request: pytest.FixtureRequest, server: Server) -> Iterator[Any]:
     client = CLIENTS[request.param](server)
     yield client
