@@ -59,7 +59,7 @@ class EmbedRequest:
 
     Attributes:
         inputs: at least one; none of them may be empty. Token ids are used verbatim.
-        prompt: put in front of each text, but not of token ids.
+        prompt: put in front of each text, but not of token ids. For a cross-encoder, the query.
         truncate: the end at which an input that is too long is cut; with `none` the request is refused instead.
         input_type: what the inputs are. Some models read more tokens of a document than of a query.
         caller: by which shares of the work are counted; empty if the request is a caller of its own.
@@ -250,7 +250,8 @@ class Engine:
         self._device.admit(len(request.inputs), turn)
         inputs = [_Input(given, request.prompt, request.truncate, request.input_type) for given in request.inputs]
         limit = self.info.limit(request.input_type)
-        long = any(isinstance(given, str) and len(given) > _TOKENIZE_CHARACTERS for given in request.inputs)
+        room = _TOKENIZE_CHARACTERS - len(request.prompt)
+        long = any(isinstance(given, str) and len(given) > room for given in request.inputs)
         answers_of = (self._long_tokenizer if long else self._tokenizer).submit_all
         tokens = [self._fitting(*answer, limit) for answer in enumerate(await answers_of(inputs, turn))]
         queued_at = self._clock()

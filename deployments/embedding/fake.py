@@ -124,3 +124,37 @@ class FakeModel(Model):
         """See Model. A hash cannot be reversed, so each id is written as `<id>`. The largest id counts as special."""
         special = self.info.vocab_size - 1 if skip_special_tokens else None
         return [" ".join(f"<{token}>" for token in sequence if token != special) for sequence in ids]
+
+
+class FakeReranker(FakeModel):
+    """A cross-encoder without weights: the logit of a text is the number of its words that the query has.
+
+    Queries and texts are tokenized as by FakeModel, and the words `poison` and `notanumber` do the same.
+
+    Attributes:
+        batches: for every forward, including failed ones, the tokens of its pairs.
+    """
+
+    def __init__(self, *, max_tokens: int = 256, name: str = "fake-reranker") -> None:
+        super().__init__(2, max_tokens=max_tokens, name=name)
+
+    async def tokenize(
+        self,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        prompt: str,
+        truncate: Truncate,
+        input_type: InputType | None = None,
+    ) -> list[Tokens | int]:
+        """See Model. The query is kept whole."""
+        texts = [f" {text}" if isinstance(text, str) else text for text in inputs]
+        return await super().tokenize(texts, prompt, truncate, input_type)  # type: ignore[arg-type]
+
+    async def forward(self, batch: Sequence[Tokens]) -> np.ndarray:
+        """Score a batch. Returns (batch, 2) float32: the logits' logistic function, and the logits."""
+        await super().forward(batch)
+        logits = np.array([self._logit(tokens) for tokens in batch])
+        return np.stack([1 / (1 + np.exp(-logits)), logits], axis=1).astype(np.float32)
+
+    def _logit(self, tokens: Tokens) -> float:
+        query, text = set(tokens.ids[: tokens.prompt_tokens]), tokens.ids[tokens.prompt_tokens :]
+        return float("nan") if self._nan_id in text else float(sum(token in query for token in text))

@@ -37,6 +37,37 @@ def resolve(name: str) -> str:
     return name
 
 
+def load_reranker(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    num_threads: int | None = None,
+    allow_download: bool = False,
+    max_tokens: int | None = None,
+) -> Model:
+    """Load a cross-encoder of sentence-transformers. Blocks for seconds.
+
+    Args:
+        name: a folder, or a hub name.
+        device, dtype, num_threads, allow_download, max_tokens: as of `load_model`.
+
+    Raises:
+        ModelUnavailable: the model cannot be loaded; the message is one line for an operator.
+    """
+    from deployments.embedding.local.reranker import LocalReranker
+
+    return LocalReranker(
+        resolve(name),
+        name=name,
+        device=device,
+        dtype=dtype,
+        num_threads=num_threads,
+        max_tokens=max_tokens,
+        allow_download=allow_download,
+    )
+
+
 def load_model(
     provider: Provider = "local",
     name: str = DEFAULT_MODEL,

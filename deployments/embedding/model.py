@@ -1,5 +1,8 @@
 """What the engine needs from an embedding model, wherever it runs: `tokenize`, `forward`, and some facts about it.
 
+A cross-encoder is such a model too: its prompt is the query, its inputs are the texts that are scored for the query,
+and the vector of a text is its score and its logit.
+
 A model answers in the order of its inputs and gives float32 vectors. If a caller can correct a mistake, it raises an
 error of `deployments.errors`. Its methods are coroutines; blocking work runs in threads that the model owns.
 """
@@ -72,7 +75,7 @@ class Tokens:
     Attributes:
         ids: token ids exactly as the model reads them, special tokens included.
         prompt_tokens: the number of leading tokens that belong to the prompt, for models that leave it out of the
-            pooling.
+            pooling; of a pair, to its first part and the special tokens behind it.
         truncated: whether the input was longer than the model's limit and was cut.
         text: the text to send to a model that is tokenized by its provider; None if `ids` are sent.
     """
@@ -130,7 +133,7 @@ class Model(ABC):
         Args:
             inputs: texts, or lists of token ids. Token ids must be inside the vocabulary and are used verbatim: no
                 special tokens and no prompt are added.
-            prompt: put in front of each text.
+            prompt: put in front of each text. A cross-encoder makes a pair of it and each text.
             truncate: the end at which an input that is too long is cut; with `none` it is not cut.
             input_type: what the inputs are; `ModelInfo.limit` says how long they may be.
 

@@ -53,7 +53,34 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Calla
     return make
 
 
-def _save_backbone(folder: Path, vocabulary: Path, kind: str) -> Path:
+@pytest.fixture(scope="session")
+def tiny_cross_encoder(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Callable[..., Path]:
+    """Makes the folder of a tiny cross-encoder: `tiny_cross_encoder(kind, labels=1, activation=None)`."""
+    made: dict[tuple[Any, ...], Path] = {}
+
+    def make(kind: str = "bert", labels: int = 1, activation: str | None = None, longest: int = 64) -> Path:
+        key = (kind, labels, activation, longest)
+        if key not in made:
+            backbone = tmp_path_factory.mktemp("classifier")
+            _save_backbone(backbone, minilm_folder, kind, head="ForSequenceClassification", num_labels=labels)
+            made[key] = _save_cross_encoder(tmp_path_factory.mktemp("cross"), backbone, activation, longest)
+        return made[key]
+
+    return make
+
+
+def _save_cross_encoder(folder: Path, backbone: Path, activation: str | None, longest: int) -> Path:
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    made = getattr(torch.nn, activation)() if activation else None
+    CrossEncoder(str(backbone), device="cpu", max_length=longest, activation_fn=made).save_pretrained(
+        str(folder / "model"), create_model_card=False
+    )
+    return folder / "model"
+
+
+def _save_backbone(folder: Path, vocabulary: Path, kind: str, head: str = "Model", **more: Any) -> Path:
     """A transformer of two layers with random weights, and a part of the vocabulary of all-MiniLM-L6-v2."""
     import torch
     import transformers
@@ -95,8 +122,8 @@ def _save_backbone(folder: Path, vocabulary: Path, kind: str) -> Path:
         # Causal, with two key heads for four query heads.
         "qwen": {"num_key_value_heads": 2, "head_dim": 8},
     }.get(kind, {})
-    config = getattr(transformers, f"{names[kind]}Config")(**shape)
-    getattr(transformers, f"{names[kind]}Model")(config).save_pretrained(folder)
+    config = getattr(transformers, f"{names[kind]}Config")(**shape, **more)
+    getattr(transformers, f"{names[kind]}{head}")(config).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(vocabulary).save_pretrained(folder)
     _shrink_vocabulary(folder / "tokenizer.json")
     return folder

@@ -16,7 +16,6 @@ import torch
 
 from deployments.embedding.local import unpadded
 from deployments.embedding.local.unpadded import Flat
-from deployments.embedding.model import Tokens
 
 logger = logging.getLogger("memserve.embedding")
 
@@ -60,18 +59,17 @@ class Gpu:
         finally:
             self._give_back(worker)
 
-    def capture(self, forwards: int, longest: int, first_position: int, max_batch_tokens: int) -> None:
+    def capture(self, forwards: int, longest: int, one: Flat, max_batch_tokens: int) -> None:
         """Capture graphs for this many forwards in flight. Nothing else may run on the device meanwhile.
 
         If the model cannot be captured, a warning is logged and small batches run without graphs.
 
         Args:
             longest: tokens of the longest text that the model reads.
-            first_position: the position that the model gives to the first token of a text.
+            one: a batch of a single token.
             max_batch_tokens: tokens of the largest batch; graphs that are larger than needed for it are not captured.
         """
         sizes = [tokens for tokens in GRAPH_TOKENS if tokens < 2 * max_batch_tokens]
-        one = unpadded.flatten([Tokens([0])], first_position)
         workers = [_Worker(self._device) for _ in range(forwards)]
         try:
             with torch.inference_mode(), torch.cuda.device(self._device):
@@ -106,7 +104,7 @@ class _Worker:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs: list[_Graph] = []
-        self._ids = torch.empty((3, 0), dtype=torch.int64)
+        self._rows = torch.empty(0, dtype=torch.int64)
         self._bounds = torch.empty(0, dtype=torch.int32)
         self._out = torch.empty((0, 0), dtype=torch.float32)
 
@@ -117,16 +115,16 @@ class _Worker:
         happens before the worker's next batch.
 
         Returns:
-            (3, tokens) int64 with ids, positions and text indices, and (texts + 1,) int32 with bounds, on the device.
+            (rows, tokens) int64 with `Flat.rows`, and (texts + 1,) int32 with bounds, on the device.
         """
-        tokens, bounds = len(flat.ids), len(flat.bounds)
-        if self._ids.shape[1] < tokens:
-            self._ids = torch.empty((3, 2 * tokens), dtype=torch.int64, pin_memory=True)
+        rows, tokens, bounds = flat.rows(), len(flat.ids), len(flat.bounds)
+        if len(self._rows) < len(rows) * tokens:
+            self._rows = torch.empty(2 * len(rows) * tokens, dtype=torch.int64, pin_memory=True)
         if len(self._bounds) < bounds:
             self._bounds = torch.empty(2 * bounds, dtype=torch.int32, pin_memory=True)
         # One contiguous block is one transfer.
-        staged = self._ids.view(-1)[: 3 * tokens].view(3, tokens)
-        np.stack((flat.ids, flat.positions, flat.text_of), out=staged.numpy())
+        staged = self._rows[: len(rows) * tokens].view(len(rows), tokens)
+        np.stack(rows, out=staged.numpy())
         self._bounds[:bounds] = torch.from_numpy(flat.bounds)
         return (
             staged.to(self.device, non_blocking=True),
@@ -154,30 +152,30 @@ class _Graph:
         self.texts = len(sample.bounds) - 1
         self.longest = sample.longest
         with torch.cuda.stream(worker.stream):
-            self._ids, self._bounds = (tensor.clone() for tensor in worker.stage(sample))
+            self._rows, self._bounds = (tensor.clone() for tensor in worker.stage(sample))
             for _ in range(3):  # lazy initialisation and autotuning must be over before the capture
-                vectors(_features((self._ids, self._bounds), sample))
+                vectors(_features((self._rows, self._bounds), sample))
             worker.stream.synchronize()
             # An operator that makes the host wait cannot be captured (weighted mean pooling has one). A capture that
             # fails is not undone: torch's allocator continues as if it were in progress, and does not release its cache
             # when memory is short. So this run raises instead, before the capture.
             torch.cuda.set_sync_debug_mode("error")
             try:
-                vectors(_features((self._ids, self._bounds), sample))
+                vectors(_features((self._rows, self._bounds), sample))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=worker.pool, stream=worker.stream, capture_error_mode="thread_local"):
-            self._vectors = vectors(_features((self._ids, self._bounds), sample))
+            self._vectors = vectors(_features((self._rows, self._bounds), sample))
 
     def replay(self, staged: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Run on a staged batch of this shape. The next replay overwrites the result."""
-        self._ids.copy_(staged[0], non_blocking=True)
+        self._rows.copy_(staged[0], non_blocking=True)
         self._bounds.copy_(staged[1], non_blocking=True)
         self._graph.replay()
         return self._vectors
 
 
 def _features(staged: tuple[torch.Tensor, torch.Tensor], flat: Flat) -> dict[str, Any]:
-    (ids, positions, text_of), bounds = staged
-    return unpadded.as_features(ids, positions, text_of, bounds, unpadded.Spans(bounds, flat.longest))
+    rows, bounds = staged
+    return unpadded.as_features(list(rows), bounds, unpadded.Spans(bounds, flat.longest))

@@ -2,6 +2,7 @@
 
 The vectors are those of `SentenceTransformer.encode`: the model's own tokenizer and modules run, and only the loop
 around them is ours. spec.py loads the model and reads its requirements, tokenizers.py tokenizes, forward.py runs it.
+reranker.py changes this for cross-encoders.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from deployments.embedding.local.forward import Forward, is_out_of_memory
-from deployments.embedding.local.spec import choose_device, choose_dtype, first_line, load_network, spec_of
+from deployments.embedding.local.spec import Spec, choose_device, choose_dtype, first_line, load_network, spec_of
 from deployments.embedding.local.threads import Threads
 from deployments.embedding.local.tokenizers import Tokenizers
 from deployments.embedding.model import InputType, Model, TextToken, Tokens, Truncate
 from deployments.errors import ModelUnavailable
 
-# A model is served only if it gives these texts the vectors that `encode` gives them.
-_SAMPLES = ["Peanuts give me hives.", "My flight leaves at six, and Rex the spaniel fears thunder."]
+SAMPLES = ["Peanuts give me hives.", "My flight leaves at six, and Rex the spaniel fears thunder."]
+"""A model is served only if it gives these texts the vectors that `encode` gives them."""
 
 _SWITCH_S = 0.0002
 
@@ -59,7 +61,7 @@ class LocalModel(Model):
     ) -> None:
         device = choose_device(device)
         weights = choose_dtype(dtype, device)
-        network = load_network(path, name=name or path, device=device, dtype=weights, allow_download=allow_download)
+        network = self._load(path, name=name or path, device=device, dtype=weights, allow_download=allow_download)
         called = name or Path(path).name
         spec = spec_of(network, path, name=called, device=device, dtype=weights, max_tokens=max_tokens)
         network.max_seq_length = spec.info.max_tokens
@@ -67,10 +69,13 @@ class LocalModel(Model):
         on_gpu = spec.device.type == "cuda"
         self.max_batch_tokens = 65_536 if on_gpu else 1024
         self.forwards_in_flight = 2 if on_gpu else 1
-        self._tokenizers = Tokenizers(network.tokenizer.backend_tokenizer, spec)
-        tokens = self._tokenizers.tokenize(_SAMPLES, spec.info.default_prompt, "end")
+        self._tokenizers = self._tokenizers_of(network.tokenizer.backend_tokenizer, spec)
+        tokens = self._tokenizers.tokenize(SAMPLES, self._sample_prompt(spec), "end")
         samples = [one for one in tokens if isinstance(one, Tokens)]
-        expected = _encode_samples(network, spec.info.name)
+        try:
+            expected = self._results_of_samples(network)
+        except Exception as error:
+            raise ModelUnavailable(f"The model {called!r} cannot run: {first_line(error)}") from error
         # The engine tokenizes short texts, long texts and texts to split, one job of each at a time.
         self._tokenize_threads = ThreadPoolExecutor(3, "tokenize")
         self._forward_threads = Threads("forward", torch.set_num_threads, num_threads or torch.get_num_threads())
@@ -81,6 +86,22 @@ class LocalModel(Model):
         sys.setswitchinterval(_SWITCH_S)
         self._forward = Forward(network, spec, samples, expected)
         self.pads = self._forward.pads
+
+    # Kinds of models differ in the following.
+
+    def _load(self, path: str, **options: Any) -> Any:
+        return load_network(path, **options)
+
+    def _tokenizers_of(self, tokenizer: Tokenizer, spec: Spec) -> Tokenizers:
+        return Tokenizers(tokenizer, spec)
+
+    def _sample_prompt(self, spec: Spec) -> str:
+        return spec.info.default_prompt
+
+    def _results_of_samples(self, network: Any) -> np.ndarray:
+        """Those of sentence-transformers, (samples, dim) float32, one by one so that padding plays no part."""
+        vectors = network.encode(SAMPLES, batch_size=1, show_progress_bar=False, convert_to_tensor=True)
+        return np.asarray(vectors.float().cpu().numpy())
 
     async def tokenize(
         self,
@@ -125,12 +146,3 @@ class LocalModel(Model):
         """See Model."""
         self._tokenize_threads.shutdown(wait=False)
         self._forward_threads.close()
-
-
-def _encode_samples(network: Any, name: str) -> np.ndarray:
-    """The vectors of the samples by `encode`, (samples, dim) float32, one by one so that padding plays no part."""
-    try:
-        vectors = network.encode(_SAMPLES, batch_size=1, show_progress_bar=False, convert_to_tensor=True)
-    except Exception as error:
-        raise ModelUnavailable(f"The model {name!r} cannot encode: {first_line(error)}") from error
-    return np.asarray(vectors.float().cpu().numpy())

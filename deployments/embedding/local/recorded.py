@@ -20,7 +20,7 @@ import torch
 from deployments.embedding.local.packed import PackedLinear
 from deployments.embedding.local.unpadded import Tiles
 
-_PER_BATCH = ("input_ids", "position_ids", "seq_idx", "cu_seq_lens_q")
+_PER_BATCH = ("input_ids", "position_ids", "seq_idx", "cu_seq_lens_q", "token_type_ids")  # those that the model reads
 
 
 class NotRecordable(Exception):
@@ -47,10 +47,11 @@ class Recorded:
         samples: Sequence[dict[str, Any]],
     ) -> None:
         self._weights = [layer.weight for layer in packed]
+        self._per_batch = [name for name in _PER_BATCH if name in samples[0]]
 
         def forward(*arguments: torch.Tensor) -> torch.Tensor:
             given = iter(arguments)
-            features = {**samples[0], **{name: next(given) for name in _PER_BATCH}}
+            features = {**samples[0], **{name: next(given) for name in self._per_batch}}
             features["layout"] = Tiles(*islice(given, len(Tiles._fields)))
             # The remaining arguments are the packed weights. They are the very tensors that the layers hold, so torch
             # records a layer's use of its weight as a use of the argument.
@@ -83,7 +84,7 @@ class Recorded:
             raise RuntimeError(_reason(error)) from error
 
     def _arguments(self, features: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        return (*(features[name] for name in _PER_BATCH), *features["layout"], *self._weights)
+        return (*(features[name] for name in self._per_batch), *features["layout"], *self._weights)
 
 
 def _reason(error: BaseException | str) -> str:

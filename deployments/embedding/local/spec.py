@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
 from tokenizers import Tokenizer
 
@@ -35,6 +35,8 @@ class Spec:
         pad_id: the token id that fills up a padded batch.
         first_position: the position that the model gives to the first token of a text.
         pools_without_prompt: whether the pooling leaves out the tokens of the prompt.
+        output: the feature of sentence-transformers that holds the result.
+        token_types: whether the model tells the two parts of a pair apart by the type of their tokens.
     """
 
     info: ModelInfo
@@ -44,6 +46,8 @@ class Spec:
     pad_id: int
     first_position: int
     pools_without_prompt: bool
+    output: str = "sentence_embedding"
+    token_types: bool = False
 
 
 def choose_device(device: str) -> str:
@@ -67,21 +71,28 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_network(path: str, *, name: str, device: str, dtype: torch.dtype, allow_download: bool) -> Any:
-    """Load a SentenceTransformer for inference.
+def load_network(
+    path: str,
+    *,
+    name: str,
+    device: str,
+    dtype: torch.dtype,
+    allow_download: bool,
+    kind: type[SentenceTransformer] | type[CrossEncoder] = SentenceTransformer,
+) -> Any:
+    """Load a model of sentence-transformers for inference.
 
     Args:
         path: a folder, or a hub name.
         name: what errors call the model.
         allow_download: fetch from the hub what is not on disk.
+        kind: what the model is loaded as.
 
     Raises:
         ModelUnavailable: it cannot be loaded, or it is of a kind that is not served.
     """
     try:
-        network = SentenceTransformer(
-            path, device=device, local_files_only=not allow_download, model_kwargs={"dtype": dtype}
-        )
+        network = kind(path, device=device, local_files_only=not allow_download, model_kwargs={"dtype": dtype})
     except Exception as error:  # a foreign loader may raise anything, and an operator wants one line
         if not allow_download and isinstance(error, OSError) and not Path(path).is_dir():
             message = f"The model {name!r} is neither a folder nor in the hub cache, and allow_download is off."
@@ -99,6 +110,31 @@ def load_network(path: str, *, name: str, device: str, dtype: torch.dtype, allow
     return network.eval()  # not .to(dtype): it would round rotary frequencies, which must stay float32
 
 
+def load_cross_encoder(path: str, *, name: str, device: str, dtype: torch.dtype, allow_download: bool) -> Any:
+    """Load a CrossEncoder for inference, by the arguments of `load_network`.
+
+    In half precision, its last layer is computed in float32: a score of eight bits would often equal another's.
+
+    Raises:
+        ModelUnavailable: it cannot be loaded, or it does not give each pair one score.
+    """
+    network = load_network(
+        path, name=name, device=device, dtype=dtype, allow_download=allow_download, kind=CrossEncoder
+    )
+    first = network[0]
+    architectures = first.model.config.architectures or []
+    if first.transformer_task == "text-generation":
+        raise ModelUnavailable(f"The model {name!r} scores a pair by generating text, which is not supported.")
+    if len(network) == 1 and not any(one.endswith("ForSequenceClassification") for one in architectures):
+        raise ModelUnavailable(f"The model {name!r} is not a cross-encoder: it has no layer that makes a score.")
+    if network.num_labels != 1:
+        raise ModelUnavailable(f"The model {name!r} gives a pair {network.num_labels} scores; one is supported.")
+    if dtype != torch.float32:
+        linears = [key for key, module in network.named_modules() if type(module) is torch.nn.Linear]
+        network.set_keep_in_fp32_modules([*network.keep_in_fp32_modules, *linears[-1:]])
+    return network
+
+
 def spec_of(network: Any, path: str, *, name: str, device: str, dtype: torch.dtype, max_tokens: int | None) -> Spec:
     """Read the requirements of a loaded model. Changes nothing.
 
@@ -114,10 +150,11 @@ def spec_of(network: Any, path: str, *, name: str, device: str, dtype: torch.dty
     prompts = {key: prompt or "" for key, prompt in (network.prompts or {}).items()}
     dtype_name = str(dtype).removeprefix("torch.")
     first_ids, last_ids = special_ends(network.tokenizer.backend_tokenizer)
+    scores_pairs = isinstance(network, CrossEncoder)
     info = ModelInfo(
         name=name,
         revision=f"{revision_of(path, network)}-{dtype_name}",
-        dim=int(network.get_embedding_dimension()),
+        dim=2 if scores_pairs else int(network.get_embedding_dimension()),
         max_tokens=limits[None],
         vocab_size=int(network[0].model.get_input_embeddings().num_embeddings),
         prompts=prompts,
@@ -136,6 +173,8 @@ def spec_of(network: Any, path: str, *, name: str, device: str, dtype: torch.dty
         pad_id=network.tokenizer.pad_token_id or 0,
         first_position=unpadded.first_position(network[0].model),
         pools_without_prompt=any(getattr(module, "include_prompt", True) is False for module in network),
+        output="scores" if scores_pairs else "sentence_embedding",
+        token_types=scores_pairs and "token_type_ids" in network.tokenizer.model_input_names,
     )
 
 

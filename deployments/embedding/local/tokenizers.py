@@ -7,8 +7,8 @@ can read is tokenized, if parts.py finds a part that certainly gives the same id
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from tokenizers import Encoding, Tokenizer
 
@@ -34,8 +34,9 @@ class Tokenizers:
         whole: the copy that does not truncate.
     """
 
+    _ways: ClassVar[tuple[Truncate, ...]] = ("end", "start")
+
     def __init__(self, own: Tokenizer, spec: Spec) -> None:
-        ways: tuple[Truncate, ...] = ("end", "start")
         limits = {spec.info.max_tokens, *spec.info.max_tokens_of.values()}
         self._spec = spec
         self.whole = _unpadded_copy(own)
@@ -43,7 +44,7 @@ class Tokenizers:
         if self._cuts is None:
             name = spec.info.name
             logger.info("%s tokenizes long texts whole: it is not known where its tokenizer divides a text", name)
-        self._cut = {(way, limit): _truncating_copy(own, way, limit) for way in ways for limit in limits}
+        self._cut = {(way, limit): _truncating_copy(own, way, limit) for way in self._ways for limit in limits}
 
     def tokenize(
         self,
@@ -83,7 +84,22 @@ class Tokenizers:
         With `none`, the encoding of a text of more than `limit` tokens may end before the text does, but not before it
         has more than `limit` tokens.
         """
-        tokenizer = self.whole if truncate == "none" else self._cut[truncate, limit]
+        if truncate == "none":
+            return self._encode_parts(self.whole, texts, truncate, limit, lambda encoding: len(encoding) > limit)
+        cut = self._cut[truncate, limit]
+        return self._encode_parts(cut, texts, truncate, limit, lambda encoding: _is_cut(encoding, limit))
+
+    def _encode_parts(
+        self,
+        tokenizer: Tokenizer,
+        texts: list[str],
+        truncate: Truncate,
+        limit: int,
+        is_enough: Callable[[Encoding], bool],
+        *,
+        add_special_tokens: bool = True,
+    ) -> list[Encoding]:
+        """The encoding of each text, or of a part of it that `is_enough`. `truncate` is the end that is not read."""
         done: dict[int, Encoding] = {}
         size = limit * _CHARACTERS_PER_TOKEN
         while len(done) < len(texts):
@@ -92,10 +108,10 @@ class Tokenizers:
                 for index, text in enumerate(texts)
                 if index not in done and (part := self._part(text, truncate, size)) is not None
             }
-            encodings = tokenizer.encode_batch_fast(list(parts.values())) if parts else []
+            given = list(parts.values())
+            encodings = tokenizer.encode_batch_fast(given, add_special_tokens=add_special_tokens) if parts else []
             for (index, part), encoding in zip(parts.items(), encodings, strict=True):
-                is_enough = len(encoding) > limit if truncate == "none" else _is_cut(encoding, limit)
-                if is_enough or len(part) == len(texts[index]):
+                if is_enough(encoding) or len(part) == len(texts[index]):
                     done[index] = encoding
             size *= _GROWTH
         return [done[index] for index in range(len(texts))]

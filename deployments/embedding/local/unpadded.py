@@ -46,6 +46,7 @@ class Flat:
 
     Attributes:
         ids, positions, text_of: (tokens,) int64: the token id, its position in its text, and the index of its text.
+        types: (tokens,) int64, 0 in the first part of a pair and 1 in the second; None if the model does not read it.
         bounds: (texts + 1,) int32, where each text begins and ends.
         longest: tokens of the longest text.
         place: (texts of the caller,) int64, the index in this batch of each text of the caller. All other texts are
@@ -58,9 +59,15 @@ class Flat:
     bounds: np.ndarray
     longest: int
     place: np.ndarray
+    types: np.ndarray | None = None
+
+    def rows(self) -> list[np.ndarray]:
+        """What the model reads of each token: `ids`, `positions`, `text_of` and, if it reads them, `types`."""
+        rows = [self.ids, self.positions, self.text_of]
+        return rows if self.types is None else [*rows, self.types]
 
 
-def flatten(batch: Sequence[Tokens], first_position: int) -> Flat:
+def flatten(batch: Sequence[Tokens], first_position: int, *, token_types: bool = False) -> Flat:
     """Concatenate the texts of a batch, shortest first.
 
     Args:
@@ -68,6 +75,7 @@ def flatten(batch: Sequence[Tokens], first_position: int) -> Flat:
         first_position: the position that the model gives to the first token of a text. If positions start behind a
             padding index, as in RoBERTa and similar models, padding tokens within a text get this index and are not
             counted.
+        token_types: whether the model reads the types of tokens.
     """
     lengths = np.fromiter((len(tokens) for tokens in batch), np.int64, len(batch))
     order = np.argsort(lengths, kind="stable")
@@ -83,7 +91,11 @@ def flatten(batch: Sequence[Tokens], first_position: int) -> Flat:
     if not counts_on.all():
         counted = np.concatenate([[0], np.cumsum(counts_on)])
         positions = np.where(counts_on, counted[:-1] - counted[bounds[text_of]] + first_position, first_position - 1)
-    return Flat(ids, positions, text_of, bounds.astype(np.int32), int(lengths[-1]), place)
+    types = None
+    if token_types:
+        in_first = np.fromiter((batch[text].prompt_tokens for text in order.tolist()), np.int64, len(batch))
+        types = (np.arange(len(ids)) - bounds[text_of] >= in_first[text_of]).astype(np.int64)
+    return Flat(ids, positions, text_of, bounds.astype(np.int32), int(lengths[-1]), place, types)
 
 
 def fill(flat: Flat, tokens: int, texts: int, longest: int) -> Flat:
@@ -111,6 +123,7 @@ def fill(flat: Flat, tokens: int, texts: int, longest: int) -> Flat:
         np.concatenate([np.zeros(empty, np.int32), flat.bounds, filler.astype(np.int32)]),
         longest,
         flat.place + empty,
+        None if flat.types is None else np.concatenate([flat.types, np.zeros(behind, np.int64)]),
     )
 
 
@@ -140,28 +153,19 @@ def features(flat: Flat, device: torch.device, dtype: torch.dtype) -> dict[str, 
     layout: Tiles | Spans = Spans(bounds, flat.longest)
     if device.type == "cpu":
         layout = tiling.tiles(flat.bounds, flat.place, len(flat.ids), dtype)
-    return as_features(
-        torch.from_numpy(flat.ids).to(device),
-        torch.from_numpy(flat.positions).to(device),
-        torch.from_numpy(flat.text_of).to(device),
-        bounds,
-        layout,
-    )
+    return as_features([torch.from_numpy(row).to(device) for row in flat.rows()], bounds, layout)
 
 
-def as_features(
-    ids: torch.Tensor, positions: torch.Tensor, text_of: torch.Tensor, bounds: torch.Tensor, layout: Tiles | Spans
-) -> dict[str, Any]:
+def as_features(rows: Sequence[torch.Tensor], bounds: torch.Tensor, layout: Tiles | Spans) -> dict[str, Any]:
     """The features of a batch that is on the device; its tensors get a batch dimension of one.
 
     Args:
-        ids, positions, text_of: (tokens,) int64.
+        rows: `Flat.rows`, each (tokens,) int64.
         bounds: (texts + 1,) int32.
     """
+    names = ("input_ids", "position_ids", "seq_idx", "token_type_ids")
     return {
-        "input_ids": ids[None],
-        "position_ids": positions[None],
-        "seq_idx": text_of[None],
+        **{name: row[None] for name, row in zip(names, rows, strict=False)},
         "cu_seq_lens_q": bounds,
         # transformers uses a mask of four dimensions unchanged. Else it would build an unused one of tokens x tokens.
         "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool, device=bounds.device),
@@ -194,6 +198,25 @@ def install(model: Any) -> str | None:
         return "its attention cannot be replaced"
     model.set_attn_implementation(IMPLEMENTATION)
     return None
+
+
+def give_heads_first_tokens(model: Any) -> None:
+    """Give the layers behind an encoder, such as the classifier of a cross-encoder, the first token of each text.
+
+    They read the first token of each row, and a batch without padding is one row. Padded batches stay as they are.
+    """
+    if model.base_model is not model:
+        model.base_model.register_forward_hook(_first_tokens, with_kwargs=True)
+
+
+def _first_tokens(encoder: torch.nn.Module, _: tuple[Any, ...], features: dict[str, Any], output: Any) -> Any:
+    if features.get("layout") is not None:
+        tokens = output.last_hidden_state[0]  # (tokens, hidden)
+        output.last_hidden_state = tokens.index_select(0, features["cu_seq_lens_q"][:-1])[:, None]  # (texts, 1, hidden)
+        pooler = getattr(encoder, "pooler", None)
+        if pooler is not None:
+            output.pooler_output = pooler(output.last_hidden_state)
+    return output
 
 
 def attend(
