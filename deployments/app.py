@@ -16,6 +16,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.embedder import Embedder
 from deployments.gateway import Gateway
+from deployments.reranker import Reranker
 from deployments.serving.ray_internals import CONSISTENT_HASH_OPTIONS, CONSISTENT_HASH_ROUTER, wrong_ray
 from deployments.serving.sizing import fill_in
 from deployments.settings import (
@@ -46,7 +47,7 @@ MAX_SURGE_PERCENT = 10
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """The application: Gateway (the ingress) in front of Embedder and Store.
+    """The application: Gateway (the ingress) in front of Embedder and Store and, if its model is set, Reranker.
 
     Raises:
         RayServeException: the reason in one line. Serve shows the message of this class alone, and does not retry.
@@ -62,6 +63,9 @@ def build_app(args: dict[str, Any]) -> Application:
     cluster = ray.cluster_resources()
     settings = fill_in(settings, cpus=int(cluster.get("CPU", 1)), gpus=int(cluster.get("GPU", 0)))
     embedder = serve.deployment(Embedder, name="Embedder", **_options(settings.embedder)).bind(settings)
+    reranker = None
+    if settings.reranker.model is not None:
+        reranker = serve.deployment(Reranker, name="Reranker", **_options(settings.reranker)).bind(settings)
     # Consistent hashing sends a partition of users to the replica that holds their indexes in memory.
     router = RequestRouterConfig(
         request_router_class=CONSISTENT_HASH_ROUTER, request_router_kwargs=CONSISTENT_HASH_OPTIONS
@@ -70,7 +74,7 @@ def build_app(args: dict[str, Any]) -> Application:
         settings, embedder
     )
     gateway = serve.deployment(serve.ingress()(Gateway), name="Gateway", **_options(settings.gateway))
-    return gateway.bind(settings, embedder, store)
+    return gateway.bind(settings, embedder, store, reranker)
 
 
 def _options(replicas: EmbedderSettings | GatewaySettings | StoreSettings) -> dict[str, Any]:

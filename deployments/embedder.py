@@ -15,7 +15,7 @@ from ray import serve
 
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import load_model
-from deployments.embedding.model import ModelInfo, TextToken
+from deployments.embedding.model import Model, ModelInfo, TextToken
 from deployments.embedding.outputs import EmbedResult
 from deployments.errors import MemserveError
 from deployments.metrics import EmbedderMetrics, EventLoopLag
@@ -25,7 +25,7 @@ from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
 from deployments.serving.memory import return_freed_memory_regularly
 from deployments.serving.ray_internals import listen_for_calls_on_loopback
-from deployments.settings import Settings
+from deployments.settings import EmbedderSettings, Settings
 
 logger = logging.getLogger("memserve.embedder")
 
@@ -37,6 +37,8 @@ EmbedReply = list[EmbedResult | Exception]
 class Embedder:
     """One replica: one model on one device."""
 
+    deployment = "Embedder"
+
     # Serve awaits an async constructor; type checkers want it synchronous.
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
         logs.attach(settings.log_level)
@@ -44,12 +46,12 @@ class Embedder:
         collect_old_seldom()
         return_freed_memory_regularly()
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
-        threads = settings.embedder.num_threads or max(1, round(cpus))
+        threads = self._replicas(settings).num_threads or max(1, round(cpus))
         self._metrics = EmbedderMetrics()
         self._lag = EventLoopLag()
         self._busy = BusyTime()
         self._engine = Engine(
-            load_model(**settings.model.model_dump(exclude={"token_ids"}), num_threads=threads),
+            self._load(settings, threads),
             max_batch_tokens=settings.queue.max_batch_tokens,
             forwards_in_flight=settings.queue.forwards_in_flight,
             max_queued_tokens=settings.queue.max_queued_tokens,
@@ -60,7 +62,13 @@ class Embedder:
         await self._engine.warm_up()
         info = self._engine.info
         logger.info("%s runs on %s (%s)", info.name, info.device, info.dtype)
-        self._live = LiveSettings(settings, "Embedder")
+        self._live = LiveSettings(settings, self.deployment)
+
+    def _replicas(self, settings: Settings) -> EmbedderSettings:
+        return settings.embedder
+
+    def _load(self, settings: Settings, num_threads: int) -> Model:
+        return load_model(**settings.model.model_dump(exclude={"token_ids"}), num_threads=num_threads)
 
     # Must be async: Serve runs other methods in a thread, and the queues belong to the event loop.
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:

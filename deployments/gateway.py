@@ -13,12 +13,13 @@ from deployments import metrics
 from deployments.api.build import build_api
 from deployments.calls.embedder import EmbedderCalls
 from deployments.calls.keys import KnownKeys
+from deployments.calls.reranking import Reranking
 from deployments.calls.store import StoreCalls
 from deployments.calls.vectors import Vectors
-from deployments.limits import embedder_limits, store_limits
+from deployments.limits import embedder_limits, reranker_limits, store_limits
 from deployments.service import Memserve
 from deployments.serving import address, logs, node_metrics, protocol
-from deployments.serving.autoscaling import WAITING_TOKENS
+from deployments.serving.autoscaling import WAITING_FOR_RERANKER, WAITING_TOKENS
 from deployments.serving.garbage import collect_old_seldom
 from deployments.serving.live_settings import LiveSettings
 from deployments.serving.memory import return_freed_memory_regularly
@@ -29,13 +30,22 @@ from deployments.settings import Settings
 class Gateway(Memserve):
     """One replica of the ingress."""
 
-    def __init__(self, settings: Settings, embedder: DeploymentHandle, store: DeploymentHandle) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        embedder: DeploymentHandle,
+        store: DeploymentHandle,
+        reranker: DeploymentHandle | None = None,
+    ) -> None:
         logs.attach(settings.log_level)
         listen_for_calls_on_loopback()
         collect_old_seldom()
         return_freed_memory_regularly()
         self._live = LiveSettings(settings, "Gateway")
         calls = EmbedderCalls(embedder, **embedder_limits(settings))
+        self._reranker: EmbedderCalls | None = None
+        if reranker is not None:
+            self._reranker = EmbedderCalls(reranker, deployment="reranker", **reranker_limits(settings))
         self._metrics = metrics.GatewayMetrics(calls.cache)
         self._lag = metrics.EventLoopLag()
         store_calls = StoreCalls(store, partitions=settings.store.partitions, **store_limits(settings))
@@ -44,6 +54,7 @@ class Gateway(Memserve):
             Vectors(calls, settings.model.token_ids, self._metrics.embed),
             store_calls,
             KnownKeys(store_calls.find_key),
+            Reranking(self._reranker),
             model_name=settings.model.name,
             probe_embedder=settings.embedder.min_replicas > 0,
             max_body_bytes=settings.gateway.max_body_bytes,
@@ -58,6 +69,8 @@ class Gateway(Memserve):
             settings = self._live.settings
             self._embedder.reconfigure(**embedder_limits(settings))
             self._store.reconfigure(**store_limits(settings))
+            if self._reranker is not None:
+                self._reranker.reconfigure(**reranker_limits(settings))
             self.limit_bodies(settings.gateway.max_body_bytes, settings.gateway.max_import_line_bytes)
 
     # Serve calls this after the constructor and serves the application (ray.serve.ingress without an app).
@@ -82,4 +95,4 @@ class Gateway(Memserve):
         """The tokens that wait here, where most of a backlog waits. Serve reads them each second, for autoscaling."""
         waiting = self._vectors.queued_tokens
         self._metrics.queue(waiting)
-        return {WAITING_TOKENS: waiting}
+        return {WAITING_TOKENS: waiting, WAITING_FOR_RERANKER: self._reranking.queued_tokens}

@@ -35,6 +35,11 @@ def embedder_limits(settings: Settings) -> EmbedderLimits:
     }
 
 
+def reranker_limits(settings: Settings) -> EmbedderLimits:
+    """The limits of the calls to rerankers: those of the calls to embedders, and nothing is cached."""
+    return {**embedder_limits(settings), "in_flight": _calls_in_flight(settings.reranker), "cache_bytes": 0}
+
+
 def store_limits(settings: Settings) -> StoreLimits:
     """The limits of the calls to stores."""
     options = settings.gateway

@@ -52,9 +52,12 @@ from store import (
 if TYPE_CHECKING:  # they import Ray, which the routes and their document can do without
     from deployments.calls.embedder import EmbedderCalls, Inputs
     from deployments.calls.keys import KnownKeys
+    from deployments.calls.reranking import Reranking
     from deployments.calls.store import StoreCalls
     from deployments.calls.vectors import Vectors
 
+RERANK_CANDIDATES = 50
+"""Memories that a search with `rerank` scores, or `top_k` if that is more."""
 READY_TIMEOUT_S = 1.5  # a probe is answered within two seconds
 _BODIES_IN_A_LINE = 16  # of an import, which holds all states of a memory
 
@@ -71,7 +74,7 @@ class Memserve:
     handle API.
 
     Args:
-        embedder, vectors, store: the calls to the other deployments.
+        embedder, vectors, store, reranking: the calls to the other deployments.
         keys: the keys that are known here.
         model_name: as configured, for `check_ready` while no embedder runs.
         probe_embedder: False if there may be no embedder: a request starts one, a probe must not.
@@ -86,6 +89,7 @@ class Memserve:
         vectors: Vectors,
         store: StoreCalls,
         keys: KnownKeys,
+        reranking: Reranking,
         *,
         model_name: str,
         probe_embedder: bool,
@@ -96,6 +100,7 @@ class Memserve:
         self._vectors = vectors
         self._store = store
         self._keys = keys
+        self._reranking = reranking
         self._model_name = model_name
         self._probe_embedder = probe_embedder
         self._long_lines = LongLines(max_body_bytes)
@@ -172,6 +177,49 @@ class Memserve:
     async def model_info(self) -> ModelInfo:
         """The model that is served."""
         return await self._embedder.info()
+
+    # Reranking.
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str | Mapping[str, Any]],
+        *,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> Rows:
+        """Score documents (texts, or mappings with a text) for a query; the options are those of RerankBody.
+
+        Returns:
+            `{index, relevance_score, document?}` of each, best first; `index` is its place in `documents`.
+
+        Raises:
+            InvalidRequest: there is no reranker, or `param` is the path of a wrong field.
+            Overloaded: too much work is queued.
+            DeadlineExceeded: a part of the request was still queued after `timeout_s`.
+        """
+        given = {"query": query, "documents": arguments.items(documents, "documents"), **options}
+        body = bodies.check(bodies.RerankBody, given)
+        with deadlines.within(timeout_s):
+            return (await self.rerank_body(body))[0]
+
+    async def rerank_body(self, body: bodies.RerankBody) -> tuple[Rows, outputs.Scores]:
+        """`{index, relevance_score, document?}` of the best documents, best first, and the scores of all."""
+        with located("documents"):
+            found = await self.score(body.query, body.documents)
+        rows: Rows = [{"index": n, "relevance_score": float(found.scores[n])} for n in found.order()[: body.top_n]]
+        if body.return_documents:
+            for row in rows:
+                row["document"] = {"text": body.documents[row["index"]]}
+        return rows, found
+
+    async def score(self, query: str, texts: Sequence[str], *, truncate: Truncate = "end") -> outputs.Scores:
+        """The scores of texts for a query, in their order. An error has the text's position."""
+        return await self._reranking.scores(query, texts, truncate=truncate, turn=Turn())
+
+    async def reranker_info(self) -> ModelInfo:
+        """The model that reranks. Raises InvalidRequest if there is none."""
+        return await self._reranking.info()
 
     # Memories.
 
@@ -331,6 +379,8 @@ class Memserve:
     async def search_body(self, who: Principal, user_id: str, body: bodies.SearchBody) -> Fields:
         """The best memories of one user. `{results, index, version}`; `truncated: True` if the query was cut."""
         tenant, user = who.user(user_id)
+        if body.rerank:
+            self._reranking.calls()  # refuses the search if there is no reranker
         vector, truncated = None, False
         if body.vector is not None:
             vector = await self._vectors.checked(body.vector)
@@ -344,7 +394,7 @@ class Memserve:
                 tenant=tenant,
                 user_id=user,
                 vector=vector,
-                top_k=body.top_k,
+                top_k=max(body.top_k, RERANK_CANDIDATES) if body.rerank else body.top_k,
                 filter=body.filter,
                 min_score=body.min_score,
                 include_vectors=body.include_vectors,
@@ -354,8 +404,19 @@ class Memserve:
             )
         )
         results = [shapes.memory(memory) for memory in found.results]
+        if body.rerank and results:
+            results = await self._reranked(body, results, Turn.of_user(tenant, user))
         answer: Fields = {"results": results, "index": found.index, "version": found.version}
         return {**answer, "truncated": True} if truncated else answer
+
+    async def _reranked(self, body: bodies.SearchBody, results: Rows, turn: Turn) -> Rows:
+        """The best `top_k` of the results of a search by the reranker, with its scores."""
+        assert body.query is not None
+        found = await self._reranking.scores(body.query, [memory["text"] for memory in results], turn=turn)
+        best = [{**results[n], "score": float(found.scores[n])} for n in found.order()[: body.top_k]]
+        if body.explain:
+            best = [{**memory, "scores": {**memory["scores"], "rerank": memory["score"]}} for memory in best]
+        return best
 
     async def get(self, user_id: str, memory_id: str, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
         """One memory, with its vector if `include_vectors`. Raises store.NotFound."""

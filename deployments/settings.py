@@ -29,6 +29,7 @@ EVERYDAY = (
     "model.base_url",
     "model.api_key_env",
     "model.allow_download",
+    "reranker.model",
     "store.url",
     "store.index_budget_bytes",
     "store.snapshot_dir",
@@ -44,16 +45,18 @@ EVERYDAY = (
 )
 """The settings that most users need, in the order in which the documentation lists them."""
 
+_RELOADABLE_BY_EMBEDDER = {
+    "log_level",
+    "queue.max_batch_size",
+    "queue.batch_wait_s",
+    "queue.max_batch_tokens",
+    "queue.forwards_in_flight",
+    "queue.max_queued_tokens",
+    "queue.max_wait_s",
+}
 RELOADABLE = {
-    "Embedder": {
-        "log_level",
-        "queue.max_batch_size",
-        "queue.batch_wait_s",
-        "queue.max_batch_tokens",
-        "queue.forwards_in_flight",
-        "queue.max_queued_tokens",
-        "queue.max_wait_s",
-    },
+    "Embedder": _RELOADABLE_BY_EMBEDDER,
+    "Reranker": _RELOADABLE_BY_EMBEDDER,
     "Gateway": {
         "log_level",
         "cache.max_bytes",
@@ -255,6 +258,78 @@ class EmbedderSettings(Replicas):
     )
 
 
+class RerankerSettings(EmbedderSettings):
+    """The deployment that reranks texts with a cross-encoder. It exists only if `reranker.model` is set."""
+
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="The cross-encoder: the path of a folder that CrossEncoder of sentence-transformers can load, or a "
+        "name on the Hugging Face hub, such as `cross-encoder/ms-marco-MiniLM-L6-v2`. By default there is none, and "
+        "requests to rerank are refused.",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="The device of the cross-encoder: `cpu`, `cuda` or `cuda:N`. `auto` uses a GPU if there is one.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="The number format of its weights and arithmetic. `auto` chooses bfloat16 if the device multiplies "
+        "it in hardware, and float32 otherwise. The last layer is computed in float32 always.",
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="The longest pair of a query and a text, in tokens. A longer one is cut, the longer part of it "
+        "first. By default the model's own limit.",
+    )
+    allow_download: bool = Field(
+        True, description="Whether a model from the hub that is not on disk may be downloaded."
+    )
+    min_replicas: int = Field(
+        0,
+        ge=0,
+        description="The number of rerankers that always run. With 0 none runs while there are no requests to rerank, "
+        "and the first such request waits until one has started.",
+    )
+    max_replicas: int | None = Field(
+        None,
+        ge=1,
+        description="The most rerankers that autoscaling may start. By default one for every four CPUs, and at least "
+        "one; on GPUs one for each.",
+    )
+    target_drain_s: float = Field(
+        1.0,
+        gt=0.0,
+        description="The time in which the waiting tokens should be scored, in seconds. A larger backlog starts more "
+        "rerankers.",
+    )
+    target_busy: float = Field(
+        0.8,
+        gt=0.0,
+        le=1.0,
+        description="The share of the time, from 0 to 1, in which a reranker should be busy. A larger share starts "
+        "more rerankers.",
+    )
+    num_cpus: float | None = Field(
+        None,
+        gt=0.0,
+        description="The CPUs that Ray reserves for one reranker. It computes with as many threads, rounded, and at "
+        "least one. By default the share of an embedder.",
+    )
+    num_gpus: float | None = Field(
+        None,
+        ge=0.0,
+        description="The share of a GPU that Ray reserves for one reranker. By default 0.33 if there are GPUs.",
+    )
+    num_threads: int | None = Field(
+        None,
+        ge=1,
+        description="The threads that one reranker computes with on a CPU. By default taken from `num_cpus`.",
+    )
+
+
 class StoreSettings(Replicas):
     """The deployment that keeps the memories, and the log on disk behind it."""
 
@@ -403,6 +478,7 @@ class Settings(BaseSettings):
     queue: QueueSettings = QueueSettings()
     cache: CacheSettings = CacheSettings()
     embedder: EmbedderSettings = EmbedderSettings()
+    reranker: RerankerSettings = RerankerSettings()
     store: StoreSettings = StoreSettings()
     gateway: GatewaySettings = GatewaySettings()
     auth: AuthSettings = AuthSettings()

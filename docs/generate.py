@@ -28,6 +28,7 @@ MARK = "<!-- Written by docs/generate.py from the code. Do not edit. -->"
 
 TAGS = {
     "embeddings": ("Embeddings", "The guide is [Embeddings](embeddings.md)."),
+    "rerank": ("Reranking", "The guide is [Reranking](reranking.md)."),
     "TEI": (
         "Routes of text-embeddings-inference",
         "For clients of that server. Unknown fields are ignored on these routes. Their errors have the form of "

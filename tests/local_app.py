@@ -16,7 +16,7 @@ from ray.exceptions import WorkerCrashedError
 from deployments.api.build import build_api
 from deployments.embedder import Embedder
 from deployments.embedding.engine import EmbedRequest, Engine
-from deployments.embedding.fake import FakeModel
+from deployments.embedding.fake import FakeModel, FakeReranker
 from deployments.gateway import Gateway
 from deployments.settings import Settings
 from deployments.store import StoreReplica
@@ -29,8 +29,8 @@ DIM = 32
 class LocalEmbedder:
     """The Embedder deployment without its metrics. Calls wait for `gate`. `texts` is every input so far."""
 
-    def __init__(self) -> None:
-        self.model = FakeModel(DIM)
+    def __init__(self, model: FakeModel) -> None:
+        self.model = model
         self.engine = self._engine = Engine(self.model)
         self.texts: list[Any] = []
         self.gate = asyncio.Event()
@@ -108,13 +108,13 @@ async def _read_metrics() -> bytes:
 
 
 class LocalApp:
-    """One gateway, one embedder, one store.
+    """One gateway, one embedder, one store and, unless `reranker.model` is None, one reranker.
 
     Attributes:
         api: the routes.
         http: a client of the routes, which checks every answer against the OpenAPI document.
         embedder, store: the handles.
-        model: the embedder itself.
+        model, ranker: the embedder and the reranker themselves.
         errors: the errors that the routes reported to `on_error`.
     """
 
@@ -122,13 +122,17 @@ class LocalApp:
     async def start(cls, folder: Path, **args: Any) -> "LocalApp":
         """An application on a log of its own."""
         self = cls()
-        settings = Settings.model_validate({"store": {"url": f"sqlite:///{folder}/log.db"}, **args})
-        self.model = LocalEmbedder()
+        defaults = {"store": {"url": f"sqlite:///{folder}/log.db"}, "reranker": {"model": "fake-reranker"}}
+        settings = Settings.model_validate({**defaults, **args})
+        self.model = LocalEmbedder(FakeModel(DIM))
+        self.ranker = LocalEmbedder(FakeReranker())
         self.embedder = Replica(self.model)
         deployment = StoreReplica.__new__(StoreReplica)
         await deployment.__init__(settings, self.embedder)  # type: ignore[misc]
         self.store = Replica(deployment)
-        self.gateway = Gateway(settings, self.embedder, self.store)  # type: ignore[arg-type]
+        self.reranker = Replica(self.ranker)
+        reranker = None if settings.reranker.model is None else self.reranker
+        self.gateway = Gateway(settings, self.embedder, self.store, reranker)  # type: ignore[arg-type]
         self.errors: list[Exception] = []
         self.api = build_api(
             self.gateway,
@@ -158,3 +162,4 @@ class LocalApp:
         await self.http.aclose()
         self.store.deployment.__del__()
         await self.model.engine.close()
+        await self.ranker.engine.close()

@@ -13,10 +13,12 @@ INDEX = f"store.index {LOG}"
 SHELL = "deployments.errors deployments.metrics deployments.serving deployments.settings ray"
 MAY_IMPORT = {
     "deployments.__main__": "deployments.serving",
-    "deployments.app": "deployments.gateway deployments.embedder deployments.store deployments.settings "
+    "deployments.app": "deployments.gateway deployments.embedder deployments.reranker deployments.store "
+    "deployments.settings "
     "deployments.serving.sizing deployments.serving.ray_internals ray",
     "deployments.gateway": f"deployments.limits deployments.service deployments.api deployments.calls {SHELL} fastapi",
     "deployments.embedder": f"deployments.embedding {SHELL}",
+    "deployments.reranker": "deployments.embedder deployments.embedding deployments.settings",
     "deployments.store": f"deployments.store_worker deployments.fair_queue store {SHELL}",
     "deployments.store_worker": "deployments.batcher deployments.errors deployments.fair_queue store",
     "deployments.service": "deployments.calls deployments.requests deployments.embedding.model "

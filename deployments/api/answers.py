@@ -77,6 +77,39 @@ class ModelsAnswer(TypedDict):
     data: list[ModelAnswer]
 
 
+class DocumentAnswer(TypedDict):
+    """A document."""
+
+    text: str
+
+
+class RerankedAnswer(TypedDict):
+    """The score of one document."""
+
+    index: Annotated[int, Field(description="Its place among the documents of the request, counted from 0.")]
+    relevance_score: Annotated[
+        float,
+        Field(description="Higher is more relevant. The model's activation function says in which range."),
+    ]
+    document: NotRequired[Annotated[DocumentAnswer, Field(description="If the request asked for documents.")]]
+
+
+class RerankAnswer(TypedDict):
+    """The best documents, best first."""
+
+    model: Annotated[str, Field(description="The reranker that is served.")]
+    results: list[RerankedAnswer]
+    usage: UsageAnswer
+
+
+class RankAnswer(TypedDict):
+    """The score of one text."""
+
+    index: Annotated[int, Field(description="Its place among the texts of the request, counted from 0.")]
+    score: Annotated[float, Field(description="Higher is more relevant.")]
+    text: NotRequired[Annotated[str, Field(description="If the request asked for texts.")]]
+
+
 class TextTokenAnswer(TypedDict):
     """One token of a text."""
 

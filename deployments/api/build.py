@@ -7,7 +7,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from deployments.api import answers, docs, embeddings, keys, memories, tei, users
+from deployments.api import answers, docs, embeddings, keys, memories, rerank, tei, users
 from deployments.api.authentication import Authentication
 from deployments.api.door import Door
 from deployments.api.held_bodies import HeldBodies
@@ -92,7 +92,15 @@ def build_api(
     """
     error_bodies = dict.fromkeys(tei.routes.paths(), tei.error_body)
     api = api_without_routes(on_error, error_bodies)
-    groups = (embeddings.routes, tei.routes, memories.routes, users.routes, keys.routes, operations)
+    groups = (
+        embeddings.routes,
+        rerank.routes,
+        tei.routes,
+        memories.routes,
+        users.routes,
+        keys.routes,
+        operations,
+    )
     api.add_middleware(
         Authentication,
         find_key=find_key,
@@ -121,5 +129,6 @@ def build_api(
         return [route for group in groups for route in group.documented()]
 
     of_tei = {tei.routes.tag: ErrorShape(answers.TeiErrorAnswer, tei.error_body)}
-    document_routes(api, declare, [*embeddings.BODIES, *tei.BODIES, *memories.BODIES, *keys.BODIES], of_tei)
+    described = [*embeddings.BODIES, *rerank.BODIES, *tei.BODIES, *memories.BODIES, *keys.BODIES]
+    document_routes(api, declare, described, of_tei)
     return api

@@ -43,7 +43,7 @@ async def post_embeddings(memserve: Memserve, request: Request) -> Response:
     body = await parse_body(bodies.EmbeddingsBody, await read_body(request, memserve.max_body_bytes))
     info = await memserve.model_info()
     if body.model is not None:
-        _check_served(body.model, info.name)
+        check_served(body.model, info.name)
     result = await memserve.embed_body(principal_of(request), body)
     vectors = outputs.quantise(outputs.cut(result.vectors, body.dimensions), body.output_dtype)
     rows = outputs.to_base64(vectors) if body.encoding_format == "base64" else await json_rows(vectors)
@@ -77,7 +77,7 @@ async def get_models(memserve: Memserve, _: Request) -> Response:
 async def get_model(memserve: Memserve, request: Request) -> Response:
     """Describe the model that is served."""
     card = await _card(memserve)
-    _check_served(decode_id(request.path_params["model_id"], "model"), card["id"])
+    check_served(decode_id(request.path_params["model_id"], "model"), card["id"])
     return json_response(card)
 
 
@@ -93,12 +93,12 @@ async def _card(memserve: Memserve) -> dict[str, Any]:
     }
 
 
-def _check_served(name: str, served: str) -> None:
+def check_served(name: str, served: str, usual: str = "sentence-transformers") -> None:
     """Refuse the name of another model.
 
     A model has two names: with its organisation on the hub, and without. If it was configured without one, it is
-    looked up among sentence-transformers' own models, as sentence-transformers does.
+    looked up among the models of the `usual` organisation, as sentence-transformers does.
     """
     organisation, _, bare = served.rstrip("/").rpartition("/")
-    if name not in (served, bare if organisation else f"sentence-transformers/{served}"):
+    if name not in (served, bare if organisation else f"{usual}/{served}"):
         raise ModelNotFound(f"{name!r} is not served here; the served model is {served!r}", "model", "model_not_found")

@@ -50,6 +50,15 @@ _KEY: dict[str, Any] = {
 _LINE = '{"id": "tea", "text": "I drink green tea in the morning.", "metadata": {"topic": "drinks"}}\n'
 _USER = {"user_id": "anna", "memories": 1, "version": 1, "bytes": 1604}
 
+_RERANK = Example(
+    {"query": "What does she drink?", "documents": ["It rains.", "She likes tea."], "top_n": 1},
+    {
+        "model": "cross-encoder/ms-marco-MiniLM-L6-v2",
+        "results": [{"index": 1, "relevance_score": 4.71}],
+        "usage": {"prompt_tokens": 24, "total_tokens": 24, "truncated_inputs": 0},
+    },
+)
+
 EXAMPLES: dict[str, Example] = {
     "GET /health/live": Example(None, {"status": "live"}),
     "GET /health": Example(None, _READY),
@@ -80,6 +89,12 @@ EXAMPLES: dict[str, Example] = {
     "POST /similarity": Example(
         {"inputs": {"source_sentence": "I drink tea.", "sentences": ["She likes tea.", "It rains."]}}, [0.71, 0.12]
     ),
+    "POST /rerank": Example(
+        {"query": "What does she drink?", "texts": ["It rains.", "She likes tea."], "return_text": True},
+        [{"index": 1, "score": 0.93, "text": "She likes tea."}, {"index": 0, "score": 0.02, "text": "It rains."}],
+    ),
+    "POST /v1/rerank": _RERANK,
+    "POST /v2/rerank": _RERANK,
     "POST /tokenize": Example(
         {"inputs": "green tea"},
         [

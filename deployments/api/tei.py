@@ -34,6 +34,7 @@ BODIES = (
     tei.EmbedBody,
     tei.RootBody,
     tei.SimilarityBody,
+    tei.RankBody,
     tei.TokenizeBody,
     tei.DecodeBody,
 )
@@ -144,6 +145,28 @@ def _prompt_located(body: tei.SimilarityBody | tei.EmbedBody) -> Iterator[None]:
         if error.field != "prompt_name":
             raise
         raise error.at(body.prompt_path()) from error
+
+
+@routes.add(
+    "POST",
+    "/rerank",
+    "read",
+    response_model=list[answers.RankAnswer],
+    responses={200: TIMES},
+    openapi_extra=takes(body=tei.RankBody),
+)
+async def post_rerank(memserve: Memserve, request: Request) -> Response:
+    """Score texts for a query by the reranker, best first. If none is served, the error's code is `no_reranker`."""
+    started = time.perf_counter()
+    body = await parse_body(tei.RankBody, await read_body(request, memserve.max_body_bytes))
+    with located("texts"):
+        found = await memserve.score(body.query, body.texts, truncate=body.truncated_end())
+    scores = (found.logits if body.raw_scores else found.scores).tolist()
+    ranks: list[dict[str, Any]] = [{"index": n, "score": scores[n]} for n in found.order()]
+    if body.return_text:
+        for rank in ranks:
+            rank["text"] = body.texts[rank["index"]]
+    return json_response(ranks, headers=timing_headers(found.timings, started))
 
 
 @routes.add(

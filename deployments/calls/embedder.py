@@ -1,4 +1,4 @@
-"""The gateway's calls to the embedder: batched, behind a cache of vectors.
+"""The gateway's calls to the embedder: batched, behind a cache of vectors. Calls to the reranker are made alike.
 
 Guarantees:
 - Requests that arrive while a call is in progress are batched into the next one, so that hundreds of small HTTP
@@ -42,15 +42,15 @@ BULK_TOKENS = 1_024
 """A request of several inputs with more estimated tokens is bulk: it keeps a CPU busy for about a whole run."""
 
 
-def estimated_tokens(given: object, limit: int) -> int:
-    """The tokens of one input that is not tokenized yet: exact for token ids, by length for a text.
+def estimated_tokens(given: object, limit: int, prompt: str = "") -> int:
+    """The tokens of one input that is not tokenized yet: exact for token ids, by length for a text and its prompt.
 
     An input counts at most `limit`, the tokens that the model reads of it; a text of a megabyte and more counts by the
     memory that it takes. Requests are admitted by this estimate; the embedder counts exactly.
     """
     if isinstance(given, str):
-        size = len(given)
-        return max(min(limit, size // CHARACTERS_PER_TOKEN + 2), size // MOST_CHARACTERS_PER_TOKEN)
+        size, read = len(given), len(prompt) + len(given)
+        return max(min(limit, read // CHARACTERS_PER_TOKEN + 2), size // MOST_CHARACTERS_PER_TOKEN)
     return min(limit, len(cast(list[int], given)))
 
 
@@ -79,7 +79,8 @@ class EmbedderCalls:
     """Calls to the Embedder deployment. Belongs to one event loop.
 
     Args:
-        handle: the Embedder deployment.
+        handle: the Embedder deployment, or one like it.
+        deployment: its name, for errors.
         in_flight: urgent calls, and bulk calls, at a time; twice as many while at least a quarter of a call waits;
             more urgent calls while bulk calls are in progress (see `Batcher`).
         call_tokens: estimated tokens in one call.
@@ -93,6 +94,7 @@ class EmbedderCalls:
         self,
         handle: DeploymentHandle,
         *,
+        deployment: str = "embedder",
         in_flight: int,
         call_tokens: int,
         max_queued_tokens: int,
@@ -102,7 +104,8 @@ class EmbedderCalls:
     ) -> None:
         self._handle = with_plain_pickle(handle)
         self._call_tokens = call_tokens
-        self._unbatched = UnbatchedCalls("embedder")
+        self._deployment = deployment
+        self._unbatched = UnbatchedCalls(deployment)
         self._clock = clock
         self._info: ModelInfo | None = None
         self._unfed_tokens = 0  # of pieces that are not queued yet
@@ -138,7 +141,7 @@ class EmbedderCalls:
         assert self._info is not None  # `embed` asks for it
         request, _ = queued
         limit = self._info.limit(request.input_type)
-        return sum(estimated_tokens(given, limit) for given in request.inputs)
+        return sum(estimated_tokens(given, limit, request.prompt) for given in request.inputs)
 
     async def _call(self, queued: list[_Queued]) -> Sequence[EmbedResult | Exception]:
         now = self._clock()
@@ -154,7 +157,9 @@ class EmbedderCalls:
         return reply
 
     async def _send(self, requests: list[EmbedRequest]) -> list[EmbedResult | Exception]:
-        reply: list[EmbedResult | Exception] = await resilient(lambda: self._handle.embed.remote(requests), "embedder")
+        reply: list[EmbedResult | Exception] = await resilient(
+            lambda: self._handle.embed.remote(requests), self._deployment
+        )
         return reply
 
     @property
@@ -171,7 +176,7 @@ class EmbedderCalls:
 
     async def ping(self) -> None:
         """Ask an embedder for its model's info, without queueing. Raises Unavailable if none answers."""
-        self._info = await resilient(self._handle.info.remote, "embedder")
+        self._info = await resilient(self._handle.info.remote, self._deployment)
 
     async def embed(
         self,
@@ -187,7 +192,7 @@ class EmbedderCalls:
 
         Args:
             inputs: texts, or lists of token ids.
-            prompt: put in front of each text.
+            prompt: put in front of each text. For a reranker, the query.
             truncate: the end at which an input that is too long is cut.
             realm: whose requests share cached vectors with this one. None bypasses the cache: nothing of these inputs
                 is kept.
@@ -202,7 +207,7 @@ class EmbedderCalls:
         info = await self.info()
         limit = info.limit(input_type)
         inputs = _readable(inputs, truncate, limit, info)
-        costs = [estimated_tokens(given, limit) for given in inputs]
+        costs = [estimated_tokens(given, limit, prompt) for given in inputs]
         turn = (turn or Turn()).in_bulk(len(inputs) > 1 and sum(costs) > BULK_TOKENS)
         cached_for = realm if self.cache.max_bytes else None
         work = _Work(prompt, truncate, input_type, turn, cached_for, f"{info.revision}-{limit}")

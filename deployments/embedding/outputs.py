@@ -46,6 +46,30 @@ class EmbedResult:
     timings: Timings
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """The scores of texts for a query.
+
+    Attributes:
+        scores: (n,) float32, in the order of the texts; higher is better.
+        logits: (n,) float32, what the scores were before the model's activation.
+        tokens: (n,) int32, the tokens of each pair of query and text that the model read.
+        truncated: (n,) bool, whether the pair was cut.
+        timings: where the time went.
+    """
+
+    scores: np.ndarray
+    logits: np.ndarray
+    tokens: np.ndarray
+    truncated: np.ndarray
+    timings: Timings
+
+    def order(self) -> list[int]:
+        """The positions of the texts, best first. Equal scores are sorted by their logits, then by position."""
+        order: list[int] = np.lexsort((-self.logits, -self.scores)).tolist()
+        return order
+
+
 def cut(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
     """Keep the first dimensions and scale to length one again (Matryoshka representation learning, arXiv:2205.13147).
 

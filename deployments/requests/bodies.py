@@ -320,6 +320,9 @@ class SearchBody(RequestBody):
     """Whether the memories are answered with the parts of their scores."""
     include_vectors: OrNull[bool] = False
     """Whether the memories are answered with their vectors."""
+    rerank: OrNull[bool] = False
+    """Whether the best 50 memories, or `top_k` if that is more, are sorted again by the reranker's scores, which become
+    their `score`. Needs a `query`, and `reranker.model`. `min_score` is of the scores before that."""
 
     @model_validator(mode="after")
     def _check_query_or_vector(self) -> "SearchBody":
@@ -327,11 +330,57 @@ class SearchBody(RequestBody):
             raise ValueError("Give exactly one of query and vector.")
         if self.query is None and self.mode not in (None, "vector"):
             raise InvalidRequest(f"must be vector if there is no query, not {self.mode}", "mode")
+        if self.rerank and self.query is None:
+            raise InvalidRequest("needs a query", "rerank")
         return self
 
     def ranked_by(self) -> Mode:
         """The mode, which may be the default."""
         return self.mode or ("vector" if self.query is None else "hybrid")
+
+
+Documents = list[str | dict[str, Any]]
+
+
+def _check_documents(value: Any) -> list[str]:
+    """The texts of documents. As in `check_inputs`, pydantic's union would make an error of every item."""
+    if not isinstance(value, list):
+        raise InvalidRequest("must be a list", "documents")
+    if not value:
+        raise InvalidRequest("must not be empty", "documents", "empty_input")
+    if len(value) > MAX_INPUTS:
+        raise InvalidRequest(f"must hold at most {MAX_INPUTS} items, not {len(value)}", "documents", "too_many_inputs")
+    texts = []
+    for position, item in enumerate(value):
+        path = f"documents.{position}"
+        text = item
+        if isinstance(item, Mapping):
+            path = f"{path}.text"
+            if "text" not in item:
+                raise InvalidRequest("is required", path, "missing_field")
+            text = item["text"]
+        if not isinstance(text, str):
+            raise InvalidRequest("must be a string", path)
+        _check_text(text, path)
+        texts.append(text)
+    return texts
+
+
+class RerankBody(RequestBody):
+    """`POST /v1/rerank` and `POST /v2/rerank`: score documents for a query, in the form of Cohere and Jina."""
+
+    query: EmbeddedText
+    """What the documents are scored for."""
+    documents: Annotated[list[str], PlainValidator(_check_documents, json_schema_input_type=Documents)]
+    """At most 2,048 texts, or objects with the field `text`, of which other fields are ignored."""
+    model: str | None = None
+    """Must be the served reranker, if it is given; with or without its organisation on the hub."""
+    top_n: int | None = Field(None, ge=1)
+    """How many results are wanted. Default: all."""
+    return_documents: OrNull[bool] = False
+    """Whether results are answered with their documents."""
+    max_tokens_per_doc: int | None = Field(None, ge=1)
+    """Accepted for Cohere's clients, and ignored: what the model does not read of a document is cut off."""
 
 
 _REMOVABLE = ("expires_at", "happened_at", "thread")

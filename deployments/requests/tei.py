@@ -35,21 +35,26 @@ class TeiBody(BaseModel):
     )
 
 
-class PromptBody(TeiBody):
-    """How inputs are prepared. Without `prompt_name` the model's default prompt is used."""
+class TruncationBody(TeiBody):
+    """Whether and where inputs are cut that are longer than the model reads."""
 
     truncate: bool | None = None
     """Whether an input that is longer than the model reads is cut. If not, it is refused."""
     truncation_direction: OrNull[Literal["right", "Right", "left", "Left"]] = "right"
     """The end at which it is cut."""
-    prompt_name: str | None = None
-    """One of the prompts that `GET /info` names. Default: the model's default prompt."""
 
     def truncated_end(self) -> Literal["none", "end", "start"]:
         """The end at which an input that is too long is cut."""
         if not self.truncate:
             return "none"
         return "end" if self.truncation_direction.lower() == "right" else "start"
+
+
+class PromptBody(TruncationBody):
+    """How inputs are prepared. Without `prompt_name` the model's default prompt is used."""
+
+    prompt_name: str | None = None
+    """One of the prompts that `GET /info` names. Default: the model's default prompt."""
 
 
 def _check_inputs(value: Any) -> Any:
@@ -142,6 +147,19 @@ class SimilarityBody(TeiBody):
     def prompt_path(self) -> str:
         """The path of the name of the prompt."""
         return "parameters.prompt_name"
+
+
+class RankBody(TruncationBody):
+    """`POST /rerank`: score texts for a query."""
+
+    query: EmbeddedText
+    """What the texts are scored for."""
+    texts: list[EmbeddedText] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
+    """The texts."""
+    raw_scores: OrNull[bool] = False
+    """Whether scores are given before the model's activation function, which usually maps them to 0 to 1."""
+    return_text: OrNull[bool] = False
+    """Whether each score is answered with its text."""
 
 
 class TokenizeBody(TeiBody):

@@ -1,4 +1,4 @@
-"""The number of embedders and stores that the load needs: the formulas, and Serve's policies that use them.
+"""The number of embedders, rerankers and stores that the load needs: the formulas, and Serve's policies that use them.
 
 Calls between deployments carry many requests each, so the policies do not count calls. They count tokens, and the time
 in which a replica is busy. Serve calls them about three times a second, with means over the last seconds:
@@ -6,6 +6,7 @@ in which a replica is busy. Serve calls them about three times a second, with me
     by backlog   waiting tokens, of gateways and embedders / (tokens/s of one busy embedder * target_drain_s)
     by use       sum over the embedders of the share of the time in which a call was in progress / target_busy
     embedders    the larger of the two, rounded up
+    rerankers    as embedders, by their own tokens
     stores       by use alone; a store works on one call at a time
 
 The backlog answers a step in the load. Use answers a load that keeps the embedders busy without a queue, such as
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 WAITING_TOKENS = "waiting_tokens"
+WAITING_FOR_RERANKER = "waiting_for_reranker_tokens"
 DRAIN_RATE = "drain_tokens_per_s"
 BUSY = "busy_share"
 SLACK = 0.2
@@ -79,7 +81,7 @@ def needed_by_use(busy: Iterable[float], target: int, *, target_busy: float) -> 
 
 
 class EmbedderPolicy:
-    """Serve's policy for the Embedder deployment alone, by the reports of its replicas. See `application_policy`."""
+    """Serve's policy for Embedder or Reranker alone, by the reports of its replicas. See `application_policy`."""
 
     def __init__(self, target_drain_s: float, target_busy: float) -> None:
         self._targets = {"target_drain_s": target_drain_s, "target_busy": target_busy}
@@ -105,13 +107,14 @@ def application_policy(contexts: Mapping[Any, Any]) -> tuple[dict[Any, float], d
     its own queue, so that the figure of one that dies goes with it. Gateways scale by their requests in progress. So
     does a deployment whose `autoscaling_config` in the config file does not name a policy of this module.
     """
-    waiting = sum(
-        sum(_reported(ctx, WAITING_TOKENS).values()) for ctx in contexts.values() if ctx.deployment_name == "Gateway"
-    )
+    waiting_for = {"Embedder": WAITING_TOKENS, "Reranker": WAITING_FOR_RERANKER}
+    gateways = [ctx for ctx in contexts.values() if ctx.deployment_name == "Gateway"]
     decisions: dict[Any, float] = {}
     for deployment, ctx in contexts.items():
         targets = ctx.config.policy.policy_kwargs
-        if ctx.deployment_name == "Embedder" and targets:
+        if ctx.deployment_name in waiting_for and targets:
+            name = waiting_for[ctx.deployment_name]
+            waiting = sum(sum(_reported(gateway, name).values()) for gateway in gateways)
             decisions[deployment] = _embedders(ctx, waiting, targets)
         elif ctx.deployment_name == "Store" and targets:
             decisions[deployment] = _stores(ctx, targets)

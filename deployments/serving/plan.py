@@ -31,7 +31,6 @@ from deployments.serving.ray_internals import (
 )
 from deployments.settings import (
     RELOADABLE,
-    ModelSettings,
     Settings,
     absolute_log_url,
     first_problem,
@@ -113,7 +112,10 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
     try:
         settings = load(args)
         _check_address(path, http, settings.auth.mode)
-        _check_model(settings.model)
+        if settings.model.provider == "local":
+            _check_model("model.name", settings.model.name, settings.model.allow_download)
+        if settings.reranker.model is not None:
+            _check_model("reranker.model", settings.reranker.model, settings.reranker.allow_download)
     except ValidationError as error:
         raise CannotStart(f"{path}: {first_problem(error)}") from error
     except MemserveError as error:
@@ -143,24 +145,22 @@ def _check_address(path: Path, http: Mapping[str, Any], mode: str) -> None:
         )
 
 
-def _check_model(model: ModelSettings) -> None:
+def _check_model(setting: str, name: str, allow_download: bool) -> None:
     """Refuse a local model that cannot be found, before replicas load it. Raises CannotStart, ModelUnavailable."""
-    if model.provider != "local":
-        return
-    path = resolve(model.name)
+    path = resolve(name)
     if Path(path).is_dir():
         if not any((Path(path) / name).is_file() for name in ("modules.json", "config.json")):
-            raise CannotStart(f"model.name: the folder {path!r} has no model (no modules.json, no config.json)")
+            raise CannotStart(f"{setting}: the folder {path!r} has no model (no modules.json, no config.json)")
         return
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        hf_hub_download(path, "config.json", local_files_only=not model.allow_download, etag_timeout=5.0)
+        hf_hub_download(path, "config.json", local_files_only=not allow_download, etag_timeout=5.0)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CannotStart(
-            f"model.name: {path!r} is not a folder, and no hub model of that name can be fetched: {reason}"
+            f"{setting}: {path!r} is not a folder, and no hub model of that name can be fetched: {reason}"
         ) from error
 
 
