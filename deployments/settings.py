@@ -29,7 +29,6 @@ EVERYDAY = (
     "model.base_url",
     "model.api_key_env",
     "model.allow_download",
-    "reranker.model",
     "store.url",
     "store.index_budget_bytes",
     "store.snapshot_dir",

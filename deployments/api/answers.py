@@ -210,6 +210,7 @@ class ScoresAnswer(TypedDict):
             ),
         ]
     ]
+    rerank: NotRequired[Annotated[float, Field(description="The reranker's, if the request asked for `rerank`.")]]
 
 
 class FoundMemoryAnswer(MemoryAnswer):
@@ -219,7 +220,7 @@ class FoundMemoryAnswer(MemoryAnswer):
         float,
         Field(
             description="How well it fits. In mode `hybrid` and `words` from 0 to 1; in mode `vector` the cosine "
-            "similarity, -1 to 1."
+            "similarity, -1 to 1; with `rerank` in the range of the reranker."
         ),
     ]
     scores: NotRequired[Annotated[ScoresAnswer, Field(description="Present if the request asked for `explain`.")]]

@@ -214,6 +214,21 @@ async def test_the_order_of_a_search_is_the_rerankers(app: LocalApp) -> None:
     assert answer.json()["results"][0]["score"] == score(4)
 
 
+@pytest.mark.parametrize(("mode", "parts"), [("hybrid", {"vector", "words"}), ("words", {"words"})])
+async def test_the_score_of_the_reranker_is_explained(app: LocalApp, mode: str, parts: set[str]) -> None:
+    await app.gateway.add("anna", ["the dog", "a cat and a dog"])
+    found = await app.gateway.search("anna", "the dog", mode=mode, rerank=True, explain=True)
+    assert [set(memory["scores"]) for memory in found] == [{*parts, "rerank"}] * 2
+    assert [memory["scores"]["rerank"] for memory in found] == [memory["score"] for memory in found]
+    assert found[0]["score"] == score(2)
+
+
+async def test_the_least_score_is_of_the_search_before_it_is_reranked(app: LocalApp) -> None:
+    await app.gateway.add("anna", ["the dog", "dog dog dog sea night old loud house"])
+    found = await app.gateway.search("anna", "the dog", mode="vector", min_score=0.5, rerank=True)
+    assert [(memory["text"], memory["score"]) for memory in found] == [("the dog", score(2))]
+
+
 async def test_a_search_without_memories_asks_no_reranker(app: LocalApp) -> None:
     assert await app.gateway.search("nobody", "q", rerank=True) == []
     assert app.reranker.calls == []

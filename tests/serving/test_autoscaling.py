@@ -108,6 +108,16 @@ def test_the_policy_of_the_application_adds_the_queues_of_the_gateways() -> None
     assert application_policy(contexts)[0][1] == 1
     contexts[2] = context("Gateway", {}, 0, total_num_requests=0, config=requests)
     assert application_policy(contexts)[0] == {1: 0, 2: 1, 3: 3}
+    # A reranker scales by its own tokens alone.
+    contexts[4] = context("Reranker", {}, 0, config=config)
+    contexts[2] = context("Gateway", {"waiting_tokens": {"g1": 900.0}}, 1, total_num_requests=4, config=requests)
+    assert application_policy(contexts)[0] == {1: 1, 2: 1, 3: 3, 4: 0}
+    queues = {"waiting_tokens": {"g1": 900.0}, "waiting_for_reranker_tokens": {"g1": 70.0}}
+    contexts[2] = context("Gateway", queues, 1, total_num_requests=4, config=requests)
+    assert application_policy(contexts)[0] == {1: 1, 2: 1, 3: 3, 4: 1}
+    contexts[4] = context("Reranker", {"drain_tokens_per_s": {"r1": 20.0}, "busy_share": {"r1": 1.0}}, 1, config=config)
+    assert application_policy(contexts)[0] == {1: 1, 2: 1, 3: 3, 4: 4}
+    del contexts[4]
     # A deployment whose `autoscaling_config` in the config file names no policy.
     contexts[3] = context("Store", {"busy_share": {"s1": 0.9}}, 1, total_num_requests=6, config=requests)
     contexts[1] = context("Embedder", EMBEDDER, 2, total_num_requests=12, config=requests)

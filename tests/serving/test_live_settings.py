@@ -114,7 +114,7 @@ async def test_a_store_takes_another_budget(app: LocalApp) -> None:
     [
         ([{"name": "Embedder", "user_config": {"queue": {"batch_wait_s": 0.01}}}, {"name": "Store"}], 0, " is valid\n"),
         ([{"name": "Embedder", "user_config": {"queue": {"batch_wait": 1}}}], 1, "Embedder: queue.batch_wait: not a "),
-        ([{"name": "Embeder"}], 1, "deployments: 'Embeder' is not one of Embedder, Gateway, Store\n"),
+        ([{"name": "Embeder"}], 1, "deployments: 'Embeder' is not one of Embedder, Gateway, Reranker, Store\n"),
     ],
 )
 def test_a_config_file_is_checked_without_starting_anything(

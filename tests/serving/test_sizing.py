@@ -32,17 +32,46 @@ def test_defaults_follow_the_machine(
     assert (fitted.store.max_replicas, fitted.gateway.max_replicas) == (stores, gateways)
 
 
+RERANKER: dict[str, Any] = {"reranker": {"model": "some/reranker"}}
+
+
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 6, 8, 12, 16, 32, 96, 192])
 @pytest.mark.parametrize("gpus", [0, 1, 8])
-def test_all_replicas_and_one_more_of_each_fit(cpus: int, gpus: int) -> None:
-    fitted = fill_in(load({}), cpus, gpus)
+@pytest.mark.parametrize("args", [{}, RERANKER], ids=["", "with a reranker"])
+def test_all_replicas_and_one_more_of_each_fit(args: dict[str, Any], cpus: int, gpus: int) -> None:
+    fitted = fill_in(load(args), cpus, gpus)
     reserved, embedder = 0.0, fitted.embedder
-    for replicas in (embedder, fitted.store, fitted.gateway):
+    for replicas in (embedder, fitted.store, fitted.gateway, *([fitted.reranker] if args else [])):
         assert replicas.max_replicas is not None and replicas.num_cpus is not None
         reserved += (replicas.max_replicas + 1) * replicas.num_cpus
     assert reserved <= cpus + 1e-9
     assert embedder.max_replicas is not None and embedder.num_gpus is not None
-    assert (embedder.max_replicas + 1) * embedder.num_gpus <= gpus
+    if not args:
+        assert (embedder.max_replicas + 1) * embedder.num_gpus <= gpus
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "args", "embedder", "reranker"),
+    [
+        (2, 0, {}, (2, 0.26, 0.0), (1, 0.26, 0.0)),
+        (16, 0, {}, (14, 0.75, 0.0), (4, 0.75, 0.0)),
+        (16, 1, {}, (1, 1.0, 0.33), (1, 1.0, 0.33)),
+        (64, 8, {}, (14, 1.0, 0.33), (8, 1.0, 0.33)),
+        (16, 1, {"device": "cpu"}, (2, 1.0, 0.33), (4, 1.0, 0.0)),
+        (16, 0, {"max_replicas": 2, "num_cpus": 2.0}, (14, 0.6, 0.0), (2, 2.0, 0.0)),
+    ],
+)
+def test_a_reranker_has_its_share(
+    cpus: int,
+    gpus: int,
+    args: dict[str, Any],
+    embedder: tuple[int, float, float],
+    reranker: tuple[int, float, float],
+) -> None:
+    fitted = fill_in(load({"reranker": {"model": "some/reranker", **args}}), cpus, gpus)
+    found = [(one.max_replicas, one.num_cpus, one.num_gpus) for one in (fitted.embedder, fitted.reranker)]
+    assert found == [embedder, reranker]
+    assert fitted.reranker.min_replicas == 0
 
 
 def test_no_gpu_is_reserved_for_a_model_that_does_not_use_one() -> None:
