@@ -159,7 +159,7 @@ async def test_a_request_with_too_large_an_answer_is_refused(
 
 async def test_calls_past_the_limit_are_refused(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resilient, "MAX_UNBATCHED_CALLS", 1)
-    shares = app.gateway._embedder._unbatched._shares
+    shares = app.gateway._embedder._unbatched._urgent
     for caller in "ab":
         shares.add(caller, 1)  # as many as there may be, whoever asks
     for path, body in (("/tokenize", {"inputs": "tea"}), ("/decode", {"ids": [1]})):
