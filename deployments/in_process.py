@@ -15,6 +15,7 @@ from typing import Any
 
 from deployments.calls.embedder import EmbedderCalls
 from deployments.calls.keys import KnownKeys
+from deployments.calls.reranking import Reranking
 from deployments.calls.store import StoreCalls
 from deployments.calls.vectors import Vectors
 from deployments.embedding.engine import EmbedRequest, Engine
@@ -126,6 +127,7 @@ class InProcess(Memserve):
             Vectors(embedder, settings.model.token_ids),
             store,
             KnownKeys(store.find_key),
+            Reranking(None),
             model_name=settings.model.name,
             probe_embedder=True,
             max_body_bytes=settings.gateway.max_body_bytes,

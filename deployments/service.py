@@ -185,6 +185,7 @@ class Memserve:
         query: str,
         documents: Sequence[str | Mapping[str, Any]],
         *,
+        tenant: str = DEFAULT_TENANT,
         timeout_s: float | None = None,
         **options: Any,
     ) -> Rows:
@@ -200,6 +201,7 @@ class Memserve:
         """
         given = {"query": query, "documents": arguments.items(documents, "documents"), **options}
         body = bodies.check(bodies.RerankBody, given)
+        arguments.principal(tenant)  # only checks the name: what is scored belongs to nobody
         with deadlines.within(timeout_s):
             return (await self.rerank_body(body))[0]
 

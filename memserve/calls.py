@@ -143,8 +143,8 @@ class Calls:
         self, query: str, documents: Sequence[str | Mapping[str, Any]], *, top_n: int | None = None, **options: Any
     ) -> Steps[RankedList]:
         """Sort documents by their relevance to a query, the most relevant first."""
-        answer = yield Request("rerank", query, _items(documents, "documents"), **_given(top_n=top_n, **options))
-        return [results.Ranked(**ranked) for ranked in answer["results"]]
+        ranking = yield Request("rerank", query, _items(documents, "documents"), **_given(top_n=top_n, **options))
+        return [results.Ranked(**ranked) for ranked in ranking]
 
     # Memories.
 

@@ -12,7 +12,7 @@ from memserve.errors import of_status
 from memserve.requests import Request
 from store import DEFAULT_TENANT
 
-TIMED = frozenset({"add", "add_many", "embed", "search"})
+TIMED = frozenset({"add", "add_many", "embed", "rerank", "search"})
 """The methods that take `timeout_s`."""
 
 

@@ -67,7 +67,7 @@ _MEMORY = f"{_MEMORIES}/{{}}"
 
 ROUTES: Mapping[str, Route] = {
     "embed": Route("POST", "/v1/embeddings", ("input",), _vectors),
-    "rerank": Route("POST", "/v1/rerank", ("query", "documents")),
+    "rerank": Route("POST", "/v1/rerank", ("query", "documents"), _field("results")),
     "add": Route("POST", _MEMORIES, ("memories",), _field("memories")),
     "add_many": Route("POST", "/v1/memories", ("memories",), _field("memories")),
     "search": Route("POST", f"{_MEMORIES}/search", ("query",), _field("results")),
