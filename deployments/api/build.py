@@ -129,6 +129,7 @@ def build_api(
         return [route for group in groups for route in group.documented()]
 
     of_tei = {tei.routes.tag: ErrorShape(answers.TeiErrorAnswer, tei.error_body)}
-    described = [*embeddings.BODIES, *rerank.BODIES, *tei.BODIES, *memories.BODIES, *keys.BODIES]
-    document_routes(api, declare, described, of_tei)
+    document_routes(
+        api, declare, [body for module in (embeddings, rerank, tei, memories, keys) for body in module.BODIES], of_tei
+    )
     return api
