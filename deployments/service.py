@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deployments import shapes
+from deployments.calls.refusals import RefusedRequests
 from deployments.calls.transfer import LongLines, export_pieces, import_pieces, to_line
 from deployments.embedding import outputs
 from deployments.embedding.model import ModelInfo, TextToken, Truncate
@@ -101,6 +102,7 @@ class Memserve:
         self._store = store
         self._keys = keys
         self._reranking = reranking
+        self.refused = RefusedRequests(store.record_refusals)
         self._model_name = model_name
         self._probe_embedder = probe_embedder
         self._long_lines = LongLines(max_body_bytes)
@@ -261,7 +263,7 @@ class Memserve:
         tenant, user = who.user(user_id)
         in_list = body.memories is not None
         with located("memories" if in_list else "", in_list=in_list, beside=("user_id",)):
-            (result,), truncated = await self._append(tenant, [(user, body.items())], body, origin)
+            (result,), truncated = await self._append(who, tenant, [(user, body.items())], body, origin)
         added = [shapes.added(entry, truncated=cut) for entry, cut in zip(result.memories, truncated, strict=True)]
         return {"memories": added, "version": result.version}
 
@@ -296,7 +298,7 @@ class Memserve:
         groups = [(user_id, [body.memories[n] for n in positions]) for user_id, positions in of_user.items()]
         order = [position for positions in of_user.values() for position in positions]
         with located("memories"), renumbered(order):
-            results, truncated = await self._append(tenant, groups, body, origin)
+            results, truncated = await self._append(who, tenant, groups, body, origin)
         entries = [entry for result in results for entry in result.memories]
         added_at = {
             position: shapes.added(entry, truncated=cut)
@@ -306,6 +308,7 @@ class Memserve:
 
     async def _append(
         self,
+        who: Principal,
         tenant: str,
         groups: Sequence[tuple[str, Sequence[bodies.NewMemoryBody]]],
         options: bodies.AddBody | bodies.AddManyBody,
@@ -348,6 +351,7 @@ class Memserve:
                 upsert=options.upsert,
                 issued_at=origin.issued_at,
                 write_id=None if only_adds else origin.write_id,
+                by=who.key_id,
             )
             for user_id, group in groups
         ]
@@ -488,7 +492,7 @@ class Memserve:
             stored, truncated = await self._stored_changes(ids, given)
             try:
                 changed = await self._store.write(
-                    Store.update, *ids, issued_at=origin.issued_at, write_id=origin.write_id, **stored
+                    Store.update, *ids, issued_at=origin.issued_at, write_id=origin.write_id, by=who.key_id, **stored
                 )
             except Conflict as error:
                 # If the caller gave no version, `_stored_changes` did, and another write came in between.
@@ -529,7 +533,7 @@ class Memserve:
 
     async def delete_body(self, who: Principal, user_id: str, memory_id: str, origin: Origin) -> None:
         """Delete one memory of one user. Raises store.NotFound."""
-        await self._store.write(Store.delete, *who.user(user_id), memory_id, write_id=origin.write_id)
+        await self._store.write(Store.delete, *who.user(user_id), memory_id, write_id=origin.write_id, by=who.key_id)
 
     async def delete_where(
         self,
@@ -547,7 +551,9 @@ class Memserve:
 
     async def delete_where_body(self, who: Principal, user_id: str, filter: Fields, origin: Origin) -> int:
         """Delete the memories of one user that match a filter. Returns how many."""
-        return await self._store.write(Store.delete_where, *who.user(user_id), filter, write_id=origin.write_id)
+        return await self._store.write(
+            Store.delete_where, *who.user(user_id), filter, write_id=origin.write_id, by=who.key_id
+        )
 
     async def delete_many(
         self, user_id: str, ids: Sequence[str], *, origin: Origin | None = None, tenant: str = DEFAULT_TENANT
@@ -560,7 +566,9 @@ class Memserve:
 
     async def delete_many_body(self, who: Principal, user_id: str, ids: Ids, origin: Origin) -> Fields:
         """Delete memories of one user by their ids. `{deleted, missing}`."""
-        deleted, missing = await self._store.write(Store.delete_many, *who.user(user_id), ids, write_id=origin.write_id)
+        deleted, missing = await self._store.write(
+            Store.delete_many, *who.user(user_id), ids, write_id=origin.write_id, by=who.key_id
+        )
         return {"deleted": deleted, "missing": missing}
 
     async def history(self, user_id: str, memory_id: str, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
@@ -603,7 +611,9 @@ class Memserve:
 
     async def delete_user_body(self, who: Principal, user_id: str, origin: Origin) -> Fields:
         """Delete everything of one user. `{deleted, version}`."""
-        deleted, version = await self._store.write(Store.erase_user, *who.user(user_id), write_id=origin.write_id)
+        deleted, version = await self._store.write(
+            Store.erase_user, *who.user(user_id), write_id=origin.write_id, by=who.key_id
+        )
         return {"deleted": deleted, "version": version}
 
     async def export(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> AsyncIterator[bytes]:
@@ -664,7 +674,9 @@ class Memserve:
 
         async def write(lines: Sequence[ImportLine]) -> Imported:
             nonlocal epoch
-            done = await self._store.import_page(tenant, user, lines, issued_at=origin.issued_at, epoch=epoch)
+            done = await self._store.import_page(
+                tenant, user, lines, issued_at=origin.issued_at, epoch=epoch, by=who.key_id
+            )
             epoch = done.epoch
             return done
 
@@ -678,6 +690,20 @@ class Memserve:
             )
         answer: Fields = {"imported": done.imported, "unchanged": done.unchanged}
         return {**answer, "truncated": truncated} if truncated else answer
+
+    # Audit.
+
+    async def events(self, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
+        """`{events, next_cursor, has_more}`: a page of a tenant's audit; the options are those of EventsQuery."""
+        return await self.events_body(arguments.principal(tenant), bodies.check(bodies.EventsQuery, options))
+
+    async def events_body(self, who: Principal, query: bodies.EventsQuery) -> Fields:
+        """A page of the audit, with what this gateway has refused so far."""
+        tenant = who.whole_tenant
+        await self.refused.flush()
+        page = await self._store.read(Store.events, tenant, **query.model_dump())
+        events = [shapes.audited(event) for event in page.events]
+        return {"events": events, "next_cursor": page.next_cursor, "has_more": page.has_more}
 
     # Keys.
 

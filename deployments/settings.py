@@ -456,6 +456,46 @@ class AuthSettings(_Section):
     )
 
 
+class LimitsSettings(_Section):
+    """What one key may ask for if `auth.mode` is `keys`, and what one tenant may hold. By default there is no limit."""
+
+    requests_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="The requests that a key may make in a minute, unless the key has a limit of its own. A key that "
+        "was not used for a minute may make them all at once. Beyond it a request is answered with status 429 and the "
+        "code `rate_limit_exceeded`.",
+    )
+    tokens_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="The tokens that a key may have embedded in a minute, unless the key has a limit of its own. A "
+        "request is admitted by an estimate, and charged what it took.",
+    )
+    memories_per_tenant: int | None = Field(
+        None,
+        ge=0,
+        description="The memories that a tenant may hold. A write that would exceed it is answered with status 403 and "
+        "the code `quota_exceeded`. It holds without keys, too, where all users are of one tenant.",
+    )
+    bytes_per_tenant: int | None = Field(
+        None,
+        ge=0,
+        description="The bytes of texts, metadata and vectors that a tenant's memories may take in the log, likewise.",
+    )
+
+
+class AuditSettings(_Section):
+    """The record of writes, of keys, and of refused requests, if `auth.mode` is `keys`."""
+
+    days: int = Field(
+        30,
+        ge=0,
+        le=36_500,
+        description="How long events are kept, in days. With 0 none are kept.",
+    )
+
+
 class Settings(BaseSettings):
     """All settings."""
 
@@ -481,6 +521,8 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     gateway: GatewaySettings = GatewaySettings()
     auth: AuthSettings = AuthSettings()
+    limits: LimitsSettings = LimitsSettings()
+    audit: AuditSettings = AuditSettings()
 
     @model_validator(mode="before")
     @classmethod

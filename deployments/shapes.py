@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from store import Appended, HistoryEvent, Key, Memory, UserStats
+from store import Appended, Event, HistoryEvent, Key, Memory, UserStats
 
 Fields = dict[str, Any]
 
@@ -45,6 +45,19 @@ def event(state: HistoryEvent) -> Fields:
     if state.text is not None:
         fields |= {"text": state.text, "metadata": state.metadata}
     return fields
+
+
+def audited(event: Event) -> Fields:
+    """The fields of an event of the audit; `status` and `code` only if it is a refusal."""
+    fields: Fields = {
+        "at": event.at,
+        "action": event.action,
+        "key_id": event.key_id,
+        "user_id": event.user_id,
+        "ids": event.ids,
+        "count": event.count,
+    }
+    return fields if event.status is None else {**fields, "status": event.status, "code": event.code}
 
 
 def user(stats: UserStats) -> Fields:

@@ -16,7 +16,7 @@ from deployments.serving.memory import return_freed_memory_regularly
 from deployments.serving.ray_internals import listen_for_calls_on_loopback
 from deployments.settings import Settings
 from deployments.store_worker import StoreWorker
-from store import IndexOptions, Store
+from store import IndexOptions, Quotas, Store
 
 Answer = TypeVar("Answer")
 
@@ -46,6 +46,8 @@ class StoreReplica(StoreWorker):
                 ),
                 index_budget_bytes=options.index_budget_bytes,
                 snapshot_dir=options.snapshot_dir,
+                quotas=Quotas(settings.limits.memories_per_tenant, settings.limits.bytes_per_tenant),
+                audit_days=settings.audit.days,
             ),
             max_wait_s=settings.queue.max_wait_s,
         )

@@ -37,6 +37,7 @@ TAGS = {
     "memories": ("Memories", "The guide is [Memories](memories.md)."),
     "users": ("Users", "The guide is [Memories](memories.md#users)."),
     "keys": ("Keys", "The guide is [Keys](keys.md)."),
+    "audit": ("Audit", "The guide is [Operations](operations.md#audit)."),
     "operations": ("Operations", "The guide is [Operations](operations.md)."),
 }
 

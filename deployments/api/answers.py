@@ -298,6 +298,43 @@ class UsersPageAnswer(TypedDict):
     next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page; null on the last one.")]
 
 
+class AuditEventAnswer(TypedDict):
+    """An event of the audit."""
+
+    at: Annotated[datetime, Field(description="Of refused requests, the beginning of the minute.")]
+    action: Literal[
+        "memories.added",
+        "memories.updated",
+        "memories.deleted",
+        "memories.imported",
+        "user.deleted",
+        "key.created",
+        "key.revoked",
+        "request.refused",
+    ]
+    key_id: Annotated[str | None, Field(description="The id of the key that asked for it; null if no key did.")]
+    user_id: Annotated[
+        str | None, Field(description="The user that was written; null if there is none or it was deleted since.")
+    ]
+    ids: Annotated[
+        list[str], Field(description="Of memories or of a key; empty if the user was deleted since. At most 100.")
+    ]
+    count: Annotated[int, Field(description="How many memories, keys or requests it is about.")]
+    status: NotRequired[Annotated[int, Field(description="Of refused requests, as they were answered.")]]
+    code: NotRequired[Annotated[str | None, Field(description="Of refused requests, as they were answered.")]]
+
+
+class EventsPageAnswer(TypedDict):
+    """A page of the audit."""
+
+    events: Annotated[list[AuditEventAnswer], Field(description="Oldest first.")]
+    next_cursor: Annotated[
+        str | None,
+        Field(description="The `after` of the next page, and of what is recorded later; null if nothing was yet."),
+    ]
+    has_more: Annotated[bool, Field(description="Whether there are more events already.")]
+
+
 class UserAnswer(ListedUserAnswer):
     """A user, the size of their memories in the log, and their index."""
 

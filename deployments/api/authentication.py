@@ -16,8 +16,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.api.http import ErrorBody, refusal
-from deployments.errors import LocatedError
+from deployments.api.http import CountRefusal, ErrorBody, refusal
+from deployments.errors import LocatedError, to_http
 from deployments.fair_queue import work_of
 from deployments.requests.principal import ANYONE, FindKey, Principal, credential_in, unknown_key
 
@@ -29,6 +29,7 @@ class Authentication:
 
     Args:
         find_key: looks up a key; None if the server asks for no key, and everybody may do everything.
+        count_refusal: is called with each refused request, if there is an audit.
         open_paths: the paths that are answered without a key.
         error_bodies: by path, the bodies of errors that do not have the OpenAI shape.
         on_error: is called with the error of each refused request.
@@ -39,12 +40,14 @@ class Authentication:
         app: ASGIApp,
         *,
         find_key: FindKey | None,
+        count_refusal: CountRefusal | None,
         open_paths: Collection[str],
         error_bodies: Mapping[str, ErrorBody],
         on_error: Callable[[Exception], None],
     ) -> None:
         self.app = app
         self._find_key = find_key
+        self._count_refusal = count_refusal
         self._open_paths = frozenset(open_paths)
         self._error_bodies = error_bodies
         self._on_error = on_error
@@ -60,12 +63,16 @@ class Authentication:
             await self._identify(self._find_key, scope, receive, send)
 
     async def _identify(self, find_key: FindKey, scope: Scope, receive: Receive, send: Send) -> None:
+        credential = None
         try:
-            key = await find_key(credential_in(Headers(raw=scope["headers"])))
+            credential = credential_in(Headers(raw=scope["headers"]))
+            key = await find_key(credential)
             if key is None:
                 raise unknown_key()
         except LocatedError as error:
             self._on_error(error)
+            if self._count_refusal is not None:
+                self._count_refusal(None, None if credential is None else credential.id, to_http(error))
             await refusal(error, scope["path"], self._error_bodies)(scope, receive, send)
             return
         with work_of(f"key:{key.id}"):

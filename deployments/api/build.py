@@ -7,7 +7,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from deployments.api import answers, docs, embeddings, keys, memories, rerank, tei, users
+from deployments.api import answers, audit, docs, embeddings, keys, memories, rerank, tei, users
 from deployments.api.authentication import Authentication
 from deployments.api.door import Door
 from deployments.api.held_bodies import HeldBodies
@@ -99,11 +99,14 @@ def build_api(
         memories.routes,
         users.routes,
         keys.routes,
+        audit.routes,
         operations,
     )
+    count_refusal = None if find_key is None else memserve.refused.count
     api.add_middleware(
         Authentication,
         find_key=find_key,
+        count_refusal=count_refusal,
         open_paths={*DOCUMENTATION, *(path for group in groups for path in group.open_paths())},
         error_bodies=error_bodies,
         on_error=on_error,
@@ -121,6 +124,7 @@ def build_api(
     api.add_middleware(RawPath)  # the outermost: all others see the path as the router does
     api.state.behind_haproxy = behind_haproxy
     api.state.read_metrics = read_metrics
+    api.state.count_refusal = count_refusal
     api.state.held_bodies = HeldBodies(max_body_bytes_in_flight)
     api.router.routes.extend(route for group in groups for route in group.served(memserve))
     api.router.routes.extend(docs.routes())

@@ -195,5 +195,22 @@ EXAMPLES: dict[str, Example] = {
     ),
     "DELETE /v1/keys/{key_id}": Example(None, {**_KEY, "revoked_at": _UPDATED}),
     "DELETE /v1/users/{user_id}": Example(None, {"deleted": 1, "version": 5}),
+    "GET /v1/events": Example(
+        None,
+        {
+            "events": [
+                {
+                    "at": _ADDED,
+                    "action": "memories.added",
+                    "key_id": "0123456789abcdef",
+                    "user_id": "anna",
+                    "ids": ["tea"],
+                    "count": 1,
+                }
+            ],
+            "next_cursor": "WyJldmVudHMiLDFd",
+            "has_more": False,
+        },
+    ),
 }
 """By method and path, as the document names them. No answer has a body if the example has none."""

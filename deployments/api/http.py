@@ -58,6 +58,8 @@ Body = TypeVar("Body", bound=BaseModel)
 Query = TypeVar("Query", bound=BaseModel)
 Handler = Callable[[Memserve, Request], Awaitable[Response]]
 ErrorBody = Callable[[HttpError], Mapping[str, Any]]
+CountRefusal = Callable[[str | None, str | None, HttpError], None]
+"""Counts a failed request for the audit: the tenant and the id of its key, as far as they are known, and its answer."""
 Needed = KeyScope | Literal["any"] | None
 
 
@@ -352,7 +354,11 @@ def api_without_routes(on_error: Callable[[Exception], None], error_bodies: Mapp
     @api.exception_handler(LocatedError)
     async def _known(request: Request, error: Exception) -> Response:
         on_error(error)
-        return response(request, to_http(error))
+        answer = to_http(error)
+        who: Principal | None = request.scope.get("state", {}).get("principal")
+        if request.app.state.count_refusal is not None and who is not None:
+            request.app.state.count_refusal(who.tenant, who.key_id, answer)
+        return response(request, answer)
 
     @api.exception_handler(HTTPException)
     async def _routing(request: Request, error: HTTPException) -> Response:

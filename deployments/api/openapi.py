@@ -25,8 +25,8 @@ ERRORS: Mapping[int, str] = {
     400: "the request is invalid",
     401: "the key is missing (`missing_key`), or it is unknown, revoked or has expired (`invalid_key`), if `auth.mode` "
     "is `keys`",
-    403: "the key does not have the scope (`insufficient_scope`), or a web page of another origin made the request "
-    "(`foreign_host`, `foreign_origin`)",
+    403: "the key does not have the scope (`insufficient_scope`), the tenant would hold more than it may "
+    "(`quota_exceeded`), or a web page of another origin made the request (`foreign_host`, `foreign_origin`)",
     404: "there is no such thing, or none that the key may reach",
     408: "the request did not arrive in time",
     413: "the body is too large",

@@ -30,6 +30,7 @@ from store import (
     Imported,
     ImportLine,
     Key,
+    Refusals,
     Search,
     SearchResult,
     Store,
@@ -261,7 +262,14 @@ class StoreCalls:
             return await self._write(method, turn, 0, tenant, *args, **options)
 
     async def import_page(
-        self, tenant: str, user_id: str, lines: Sequence[ImportLine], *, issued_at: datetime, epoch: int | None
+        self,
+        tenant: str,
+        user_id: str,
+        lines: Sequence[ImportLine],
+        *,
+        issued_at: datetime,
+        epoch: int | None,
+        by: str | None,
     ) -> Imported:
         """`Store.import_page`. Raises Overloaded only for the first page of an import, which has no `epoch` yet."""
         begin = epoch is None
@@ -277,7 +285,12 @@ class StoreCalls:
                 begin=begin,
                 issued_at=issued_at,
                 epoch=epoch,
+                by=by,
             )
+
+    async def record_refusals(self, refusals: Sequence[Refusals]) -> None:
+        """`Store.record_refusals`, without queueing here."""
+        await self._write(Store.record_refusals, Turn(bulk=True), 0, refusals)
 
     async def _write(
         self,

@@ -540,6 +540,15 @@ class KeysQuery(_Wire):
     """The `next_cursor` of the page before. Default: the first page."""
 
 
+class EventsQuery(_Wire):
+    """`GET /v1/events`"""
+
+    limit: Limit = 100
+    """How many events a page has at most."""
+    after: Cursor | None = None
+    """The `next_cursor` of the page before, or of an earlier request. Default: the oldest events."""
+
+
 def check(model: type[Body], values: Mapping[str, Any]) -> Body:
     """Validate the arguments of a handle call. Raises InvalidRequest as `parse` does."""
     try:

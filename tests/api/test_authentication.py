@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import Request, Response
 
-from deployments.api import build, embeddings, keys, memories, tei, users
+from deployments.api import audit, build, embeddings, keys, memories, tei, users
 from deployments.api.build import DOCUMENTATION
 from deployments.api.http import Routes
 from deployments.errors import Unavailable
@@ -17,7 +17,7 @@ from deployments.service import Memserve
 from tests.local_app import LocalApp
 
 NOBODY = f"ms_0123456789abcdef_{64 * 'a'}"
-GROUPS = (embeddings.routes, tei.routes, memories.routes, users.routes, keys.routes, build.operations)
+GROUPS = (embeddings.routes, tei.routes, memories.routes, users.routes, keys.routes, audit.routes, build.operations)
 SCOPES = {route: scope for group in GROUPS for route, scope in group.scopes().items()}
 
 

@@ -1,0 +1,102 @@
+"""The refused requests of a gateway, which are counted here and then written to the audit.
+
+Guarantees: counting a refusal takes about a microsecond and waits for nothing. Equal refusals of a minute are one row,
+and a gateway has at most `MAX_KINDS` rows to write, so that nobody can fill the disk with them: the other refusals of a
+tenant are counted without the key.
+
+What may be lost: the refusals of the last minute, if the process ends; and older ones, if the log cannot be written all
+the while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+
+from deployments.errors import HttpError, MemserveError
+from store import Refusals, StoreError
+
+REFUSED = frozenset({401, 403, 429})
+"""The statuses that are recorded."""
+
+WRITE_S = 60.0
+MAX_KINDS = 1_000
+
+_Kind = tuple[datetime, str | None, str | None, int, str | None]
+
+
+class RefusedRequests:
+    """Counts of refusals that are yet to be written. Belongs to one event loop.
+
+    Args:
+        write: adds refusals to the audit.
+        now: the time.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[Refusals]], Awaitable[None]],
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._write = write
+        self._now = now
+        self._counts: dict[_Kind, int] = {}
+        self._later: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    def count(self, tenant: str | None, key_id: str | None, error: HttpError) -> None:
+        """Count a refusal, if it is one that is recorded.
+
+        Args:
+            tenant: of the key; None if the key is not known.
+            key_id: the id of the key that was sent, if one was.
+        """
+        if error.status not in REFUSED:
+            return
+        minute = self._now().replace(second=0, microsecond=0)
+        kind = minute, tenant, key_id, error.status, error.code
+        if kind not in self._counts and len(self._counts) >= MAX_KINDS:
+            kind = minute, tenant, None, error.status, error.code
+            if kind not in self._counts and len(self._counts) >= 2 * MAX_KINDS:
+                return
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        self._write_later()
+
+    async def flush(self) -> None:
+        """Write what was counted so far.
+
+        Raises:
+            StoreError, MemserveError: the log cannot be written. The counts are kept.
+        """
+        counts, self._counts = self._counts, {}
+        if not counts:
+            return
+        refusals = [
+            Refusals(at, tenant, key_id, status, code, count)
+            for (at, tenant, key_id, status, code), count in counts.items()
+        ]
+        try:
+            await self._write(refusals)
+        except (StoreError, MemserveError):
+            for kind, count in counts.items():
+                if kind in self._counts or len(self._counts) < MAX_KINDS:
+                    self._counts[kind] = self._counts.get(kind, 0) + count
+            raise
+
+    def _write_later(self) -> None:
+        if self._later is None:
+            # In the context of no request: its deadline and its caller would be those of the write.
+            self._later = asyncio.get_running_loop().call_later(WRITE_S, self._write_now, context=contextvars.Context())
+
+    def _write_now(self) -> None:
+        self._later = None
+        self._writing = asyncio.get_running_loop().create_task(self._flush_or_keep())
+
+    async def _flush_or_keep(self) -> None:
+        try:
+            await self.flush()
+        except (StoreError, MemserveError):
+            self._write_later()
