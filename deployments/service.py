@@ -717,7 +717,7 @@ class Memserve:
 
     async def create_key_body(self, who: Principal, body: bodies.CreateKeyBody) -> Fields:
         """Make a key of the principal's tenant."""
-        made = await self._store.write_keys(Store.create_key, who.whole_tenant, **body.model_dump())
+        made = await self._store.write_keys(Store.create_key, who.whole_tenant, by=who.key_id, **body.model_dump())
         return {**shapes.key(made.key), "key": made.secret}
 
     async def keys(self, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
@@ -735,7 +735,7 @@ class Memserve:
 
     async def revoke_key_body(self, who: Principal, key_id: str) -> Fields:
         """Revoke a key of the principal's tenant. Raises store.NotFound."""
-        revoked = await self._store.write_keys(Store.revoke_key, who.whole_tenant, key_id)
+        revoked = await self._store.write_keys(Store.revoke_key, who.whole_tenant, key_id, by=who.key_id)
         self._keys.forget(revoked.id)
         return shapes.key(revoked)
 

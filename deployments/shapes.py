@@ -77,4 +77,6 @@ def key(found: Key) -> Fields:
         "expires_at": found.expires_at,
         "used_at": found.used_at,
         "revoked_at": found.revoked_at,
+        "requests_per_minute": found.requests_per_minute,
+        "tokens_per_minute": found.tokens_per_minute,
     }

@@ -374,6 +374,8 @@ class KeyAnswer(_IdentityAnswer):
         datetime | None, Field(description="The last minute in which the key was used, or null; up to a minute late.")
     ]
     revoked_at: datetime | None
+    requests_per_minute: Annotated[int | None, Field(description="null: as the settings say.")]
+    tokens_per_minute: Annotated[int | None, Field(description="null: as the settings say.")]
 
 
 class NewKeyAnswer(KeyAnswer):

@@ -46,6 +46,8 @@ _KEY: dict[str, Any] = {
     "expires_at": None,
     "used_at": None,
     "revoked_at": None,
+    "requests_per_minute": None,
+    "tokens_per_minute": None,
 }
 _LINE = '{"id": "tea", "text": "I drink green tea in the morning.", "metadata": {"topic": "drinks"}}\n'
 _USER = {"user_id": "anna", "memories": 1, "version": 1, "bytes": 1604}

@@ -467,6 +467,9 @@ class DeleteBody(RequestBody):
         return self
 
 
+PerMinute = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
+
+
 class CreateKeyBody(RequestBody):
     """`POST /v1/keys`: make a key of your own tenant."""
 
@@ -478,6 +481,10 @@ class CreateKeyBody(RequestBody):
     """Shown in lists. Printable characters."""
     expires_at: Time | None = None
     """A time in the future, with its time zone, from which the key is refused. Default: never."""
+    requests_per_minute: PerMinute | None = None
+    """The requests that the key may make in a minute. Default: `limits.requests_per_minute`."""
+    tokens_per_minute: PerMinute | None = None
+    """The tokens that the key may have embedded in a minute. Default: `limits.tokens_per_minute`."""
 
 
 class NoQuery(_Wire):

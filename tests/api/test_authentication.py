@@ -177,6 +177,8 @@ def test_what_each_route_needs() -> None:
         ("/v1/users/{user_id}/memories/{memory_id}", "PATCH"),
     ]
     assert sorted((path, method) for (method, path), scope in SCOPES.items() if scope == "admin") == [
+        ("/metrics", "GET"),
+        ("/v1/events", "GET"),
         ("/v1/keys", "GET"),
         ("/v1/keys", "POST"),
         ("/v1/keys/{key_id}", "DELETE"),
