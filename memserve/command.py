@@ -1,11 +1,13 @@
-"""The command line `memserve`: serve, check, env, and log.
+"""The command line `memserve`: serve, check, env, keys, and log.
 
 Every error is one line on standard error. What a subcommand needs is imported when it runs, so that `memserve --help`
 answers at once, and works without the server installed.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +38,22 @@ class Failed(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the line to standard error."""
         click.echo(f"{self._command}: {self.message}", file=file, err=file is None)
+
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class _Period(click.ParamType):
+    """A period of time: 30m, 12h, 90d or 8w."""
+
+    name = "period"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """The period. Reports a wrong value as click does."""
+        found = re.fullmatch(r"([1-9]\d{0,3})([mhdw])", value)
+        if found is None:
+            self.fail(f"{value!r} is not a period such as 12h, 90d or 8w.", param, ctx)
+        return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
 class LogFailed(Failed):
@@ -77,6 +95,7 @@ def memserve() -> None:
     Examples:
       memserve serve                    serve ./serve_config.yaml on this machine
       memserve check my_config.yaml     check a config file and start nothing
+      memserve keys create --tenant me  make a key for a server that asks for keys
       memserve log stats --log sqlite:///data/memserve.db
     """
 
@@ -134,6 +153,103 @@ def env() -> None:
     with _needs_server():
         from deployments.serving import launch
     click.get_current_context().exit(launch.print_environment())
+
+
+@memserve.group(context_settings={"help_option_names": ["-h", "--help"]})
+def keys() -> None:
+    """Make, list and revoke the keys that a server with `auth.mode: keys` asks for.
+
+    The commands work on the log itself, whether a server runs or not.
+
+    \b
+    Exit status: 0 done; 1 it could not be done.
+    """
+
+
+@contextmanager
+def _log_of_keys(url: str | None) -> Iterator[str]:
+    """A context for the work of `memserve keys`, with the URL of the log: as given, or that of ./serve_config.yaml."""
+    with _needs_server():
+        from deployments.serving import plan
+        from store import StoreError
+    try:
+        yield plan.configured_log(Path("serve_config.yaml")) if url is None else url
+    except plan.CannotStart as error:
+        raise Failed(f"{error}; name the log by --log") from error
+    except (StoreError, OSError) as error:
+        raise Failed(str(error)) from error
+
+
+LOG_OF_KEYS = click.option(
+    "--log",
+    "url",
+    default=None,
+    metavar="URL",
+    help="The log: sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME. Default: that of ./serve_config.yaml.",
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@keys.command(name="create")
+@LOG_OF_KEYS
+@click.option("--tenant", required=True, help="The tenant that the key belongs to.")
+@click.option("--user", default=None, help="The only user that the key reaches. Default: all users of the tenant.")
+@click.option("--scopes", default="read,write", show_default=True, help="One or more of read, write and admin.")
+@click.option(
+    "--expires", type=_Period(), default=None, help="The period after which the key is refused, as 12h or 90d."
+)
+@click.option("--label", default=None, help="Shown in lists.")
+@click.option("--requests-per-minute", type=int, default=None, help="Default: the limit of the settings.")
+@click.option("--tokens-per-minute", type=int, default=None, help="Default: the limit of the settings.")
+@AS_JSON
+def create_key(url: str | None, scopes: str, **options: Any) -> None:
+    """Make a key. It is printed once, on standard output; the log holds its hash.
+
+    The log is created if it does not exist.
+
+    \b
+    Examples:
+      memserve keys create --tenant acme
+      KEY=$(memserve keys create --tenant acme --user anna --expires 90d --label "Anna's phone")
+    """
+    with _log_of_keys(url) as log_url:
+        from store import key_commands
+
+        made = key_commands.create(log_url, scopes=[scope.strip() for scope in scopes.split(",")], **options)  # type: ignore[misc]
+    click.echo(f"{made}. The key is shown once.", err=True)
+
+
+@keys.command(name="list")
+@LOG_OF_KEYS
+@click.option("--tenant", default=None, help="Default: all tenants.")
+@AS_JSON
+def list_keys(url: str | None, tenant: str | None, as_json: bool) -> None:
+    """List keys, the newest first, those that were revoked or have expired included.
+
+    \b
+    Example:
+      memserve keys list --tenant acme
+    """
+    with _log_of_keys(url) as log_url:
+        from store import key_commands
+
+        key_commands.show(log_url, tenant, as_json=as_json)
+
+
+@keys.command(name="revoke")
+@LOG_OF_KEYS
+@click.argument("id")
+def revoke_key(url: str | None, id: str) -> None:
+    """Revoke the key with this ID. A server refuses it within 5 seconds.
+
+    \b
+    Example:
+      memserve keys revoke 5b1c8f02a3d94e67
+    """
+    with _log_of_keys(url) as log_url:
+        from store import key_commands
+
+        key_commands.revoke(log_url, id)
 
 
 @memserve.group(context_settings={"help_option_names": ["-h", "--help"]})

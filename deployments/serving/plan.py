@@ -93,22 +93,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
     """Read a config file and check it, the installed Ray and the model. Raises CannotStart."""
     if (reason := wrong_ray()) is not None:
         raise CannotStart(reason)
-    try:
-        config = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise CannotStart(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CannotStart(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    try:
-        (application,) = config["applications"]
-        args = dict(application.get("args") or {})
-        http = dict(config.get("http_options") or {})
-        user_configs = {one["name"]: one.get("user_config") for one in application.get("deployments") or []}
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise CannotStart(
-            f"{path}: needs exactly one entry under `applications:`; its `args:` and the file's `http_options:` must "
-            "be mappings"
-        ) from error
+    config, args, http, user_configs = _parse(path)
     try:
         settings = load(args)
         _check_address(path, http, settings.auth.mode)
@@ -131,6 +116,45 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
         except RecursionError as error:  # YAML can name a mapping within itself
             raise CannotStart(f"{path}: user_config of {name}: is nested without end") from error
     return config, settings
+
+
+def configured_log(path: Path) -> str:
+    """The URL of the log that a config file or the environment names. Nothing else is checked. Raises CannotStart."""
+    try:
+        settings = load(_parse(path).args)
+    except ValidationError as error:
+        raise CannotStart(f"{path}: {first_problem(error)}") from error
+    return absolute_log_url(settings.store.url, Path.cwd())
+
+
+class _Parts(NamedTuple):
+    """A config file: the whole of it, and the `args:`, `http_options:` and `user_config:`s in it."""
+
+    config: dict[str, Any]
+    args: dict[str, Any]
+    http: dict[str, Any]
+    user_configs: dict[str, Any]
+
+
+def _parse(path: Path) -> _Parts:
+    """Read a config file. Raises CannotStart."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise CannotStart(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CannotStart(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    try:
+        (application,) = config["applications"]
+        args = dict(application.get("args") or {})
+        http = dict(config.get("http_options") or {})
+        user_configs = {one["name"]: one.get("user_config") for one in application.get("deployments") or []}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise CannotStart(
+            f"{path}: needs exactly one entry under `applications:`; its `args:` and the file's `http_options:` must "
+            "be mappings"
+        ) from error
+    return _Parts(config, args, http, user_configs)
 
 
 def _check_address(path: Path, http: Mapping[str, Any], mode: str) -> None:

@@ -132,13 +132,18 @@ class Keys:
             connection.execute(_SAVE_USE, [{"of_kid": kid, "minute": at} for kid, at in sorted(self._uses.items())])
         self._uses.clear()
 
-    def page(self, tenant: str, limit: int, cursor: str | None) -> KeysPage:
+    def page(self, tenant: str | None, limit: int, cursor: str | None) -> KeysPage:
         """One page of a tenant's keys, those that cannot be used any more included, the newest first.
+
+        Args:
+            tenant: None for the keys of all tenants, which concern the operator of the log alone.
 
         Raises:
             InvalidInput: the limit is not in 1 to 1000, or the cursor belongs to another list.
         """
-        statement = select(keys).where(keys.c.tenant == tenant)
+        statement = select(keys)
+        if tenant is not None:
+            statement = statement.where(keys.c.tenant == tenant)
         if cursor is not None:
             statement = statement.where(keys.c.kid < decode_cursor(cursor, "keys", (int,))[0])
         statement = statement.order_by(keys.c.kid.desc()).limit(check_limit(limit) + 1)
@@ -147,20 +152,26 @@ class Keys:
         following = encode_cursor("keys", [found[limit - 1].kid]) if len(found) > limit else None
         return KeysPage([_key(row) for row in found[:limit]], following)
 
-    def revoke(self, tenant: str, id: str, now: int, by: str | None) -> Key:
+    def revoke(self, tenant: str | None, id: str, now: int, by: str | None) -> Key:
         """Revoke a key. If it is revoked already, nothing changes.
+
+        Args:
+            tenant: None for a key of any tenant.
 
         Raises:
             NotFound: the tenant has no such key.
         """
-        is_it = (keys.c.tenant == tenant) & (keys.c.id == id)
+        is_it = keys.c.id == id
+        if tenant is not None:
+            is_it &= keys.c.tenant == tenant
         row = None
         if _ID.fullmatch(id):  # the databases cannot compare every string
             with self._log.write() as connection:
                 revoked = update(keys).where(is_it, keys.c.revoked_at.is_(None)).values(revoked_at=now)
-                if connection.execute(revoked).rowcount:
-                    audit.write(connection, [audit.NewEvent(tenant, by, "key.revoked", None, [id], 1)], now)
+                is_new = connection.execute(revoked).rowcount > 0
                 row = connection.execute(select(keys).where(is_it)).first()
+                if row is not None and is_new:
+                    audit.write(connection, [audit.NewEvent(row.tenant, by, "key.revoked", None, [id], 1)], now)
         if row is None:
             raise NotFound(f"there is no key {id!r}", "id")
         return _key(row)

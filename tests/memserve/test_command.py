@@ -52,7 +52,8 @@ def test_the_version() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("", "serve", "check", "env", "log"),
+        *("", "serve", "check", "env", "keys", "log"),
+        *(f"keys {name}" for name in ("create", "list", "revoke")),
         *(f"log {name}" for name in ("stats", "verify", "export", "import", "compact", "reembed")),
     ],
 )
@@ -60,7 +61,7 @@ def test_every_help_has_an_example_and_no_broken_line(path: str) -> None:
     result = run(*path.split(), "--help")
     assert result.exit_code == 0
     assert f"Usage: memserve {path}".strip() in result.output
-    assert "Example" in result.output or path == "log"
+    assert "Example" in result.output or path in ("keys", "log")
 
 
 def test_check_reports_whether_a_config_file_is_valid(config: Path) -> None:
