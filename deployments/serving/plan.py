@@ -119,9 +119,12 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
 
 
 def configured_log(path: Path) -> str:
-    """The URL of the log that a config file or the environment names. Nothing else is checked. Raises CannotStart."""
+    """The URL of the log that a config file or the environment names; the default one if neither does.
+
+    The file need not exist, and nothing else in it is checked. Raises CannotStart.
+    """
     try:
-        settings = load(_parse(path).args)
+        settings = load(_parse(path).args if path.exists() else {})
     except ValidationError as error:
         raise CannotStart(f"{path}: {first_problem(error)}") from error
     return absolute_log_url(settings.store.url, Path.cwd())

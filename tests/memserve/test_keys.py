@@ -128,16 +128,26 @@ def test_a_wrong_period_is_refused(period: str) -> None:
 
 def test_the_log_is_that_of_the_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    config = tmp_path / "serve_config.yaml"
+    args = {"store": {"url": "sqlite:///folder/log.db"}}
+    config.write_text(yaml.safe_dump({"applications": [{"args": args}]}))
+    assert run("create", "--tenant", "acme").exit_code == 0
+    assert (tmp_path / "folder" / "log.db").exists()
+    config.write_text("[]")
     result = run("create", "--tenant", "acme")
-    assert (result.exit_code, result.stderr) == (
-        1,
-        "memserve keys create: serve_config.yaml: No such file or directory; name the log by --log\n",
-    )
-    args = {"store": {"url": "sqlite:///data/memserve.db"}}
-    (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump({"applications": [{"args": args}]}))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("memserve keys create: serve_config.yaml: needs exactly one entry")
+    assert result.stderr.endswith("; name the log by --log\n")
+
+
+def test_without_a_config_file_the_log_is_that_of_the_environment_or_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert run("create", "--tenant", "acme").exit_code == 0
     assert (tmp_path / "data" / "memserve.db").exists()
     monkeypatch.setenv("MEMSERVE_STORE__URL", f"sqlite:///{tmp_path}/other.db")
-    (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump({"applications": [{}]}))
     assert run("create", "--tenant", "acme").exit_code == 0
     assert (tmp_path / "other.db").exists()
+    (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump({"applications": [{}]}))
+    assert len(run("list").stdout.splitlines()) == 2
