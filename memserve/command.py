@@ -185,8 +185,8 @@ LOG_OF_KEYS = click.option(
     "url",
     default=None,
     metavar="URL",
-    help="The log: sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME. Default: that of ./serve_config.yaml, or of the "
-    "variable MEMSERVE_STORE__URL.",
+    help="The log: sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME. Default: that of ./serve_config.yaml, or of "
+    "the variable MEMSERVE_STORE__URL.",
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
