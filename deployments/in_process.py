@@ -19,10 +19,10 @@ from deployments.calls.reranking import Reranking
 from deployments.calls.store import StoreCalls
 from deployments.calls.vectors import Vectors
 from deployments.embedding.engine import EmbedRequest, Engine
-from deployments.embedding.load import load_model
-from deployments.embedding.model import ModelInfo, TextToken
+from deployments.embedding.load import load_model, load_reranker
+from deployments.embedding.model import Model, ModelInfo, TextToken
 from deployments.embedding.outputs import EmbedResult
-from deployments.limits import embedder_limits, store_limits
+from deployments.limits import embedder_limits, reranker_limits, store_limits
 from deployments.requests import arguments
 from deployments.requests.origin import Origin
 from deployments.requests.principal import ANYONE
@@ -70,39 +70,49 @@ class _Embedder:
         return await self._engine.decode(ids, skip_special_tokens=skip_special_tokens, timeout_s=timeout_s)
 
 
+def _engine(model: Model, settings: Settings, max_batch_texts: int | None) -> Engine:
+    queue = settings.queue
+    return Engine(
+        model,
+        max_batch_tokens=queue.max_batch_tokens,
+        max_batch_texts=max_batch_texts,
+        forwards_in_flight=queue.forwards_in_flight,
+        max_queued_tokens=queue.max_queued_tokens,
+        max_wait_s=queue.max_wait_s,
+        queue_enabled=queue.enabled,
+    )
+
+
 class InProcess(Memserve):
     """The service with its engine and its store. Made by `open`."""
 
     @classmethod
     async def open(cls, settings: Settings, *, max_batch_texts: int | None = None) -> InProcess:
-        """Load the model and open the log.
+        """Load the models and open the log.
 
         Args:
             settings: those of replicas and of HTTP have no effect.
             max_batch_texts: the most texts in one run of the model; None for no limit.
 
         Raises:
-            ModelUnavailable: the model cannot be loaded.
+            ModelUnavailable: a model cannot be loaded.
             StoreError: the log cannot be opened.
         """
-        queue, options = settings.queue, settings.store
+        options = settings.store
         model = await asyncio.to_thread(
             load_model,
             **settings.model.model_dump(exclude={"token_ids"}),
             num_threads=settings.embedder.num_threads,
         )
-        engine = Engine(
-            model,
-            max_batch_tokens=queue.max_batch_tokens,
-            max_batch_texts=max_batch_texts,
-            forwards_in_flight=queue.forwards_in_flight,
-            max_queued_tokens=queue.max_queued_tokens,
-            max_wait_s=queue.max_wait_s,
-            queue_enabled=queue.enabled,
-        )
+        engines = [_engine(model, settings, max_batch_texts)]
         worker = StoreWorker()
         try:
-            await engine.warm_up()
+            if settings.reranker.model is not None:
+                threads = settings.reranker.num_threads
+                reranker = await asyncio.to_thread(load_reranker, **settings.reranker.of_model(), num_threads=threads)
+                engines.append(_engine(reranker, settings, max_batch_texts))
+            for engine in engines:
+                await engine.warm_up()
             await worker.open(
                 lambda: Store.open(
                     options.url,
@@ -115,28 +125,34 @@ class InProcess(Memserve):
                     index_budget_bytes=options.index_budget_bytes,
                     snapshot_dir=options.snapshot_dir,
                 ),
-                max_wait_s=queue.max_wait_s,
+                max_wait_s=settings.queue.max_wait_s,
             )
         except BaseException:
-            await engine.close()
+            for engine in engines:
+                await engine.close()
             raise
-        embedder = EmbedderCalls(Handle(_Embedder(engine)), **embedder_limits(settings))
+        embedder = EmbedderCalls(Handle(_Embedder(engines[0])), **embedder_limits(settings))
+        reranker_calls = None
+        if len(engines) > 1:
+            reranker_calls = EmbedderCalls(
+                Handle(_Embedder(engines[1])), deployment="reranker", **reranker_limits(settings)
+            )
         store = StoreCalls(Handle(worker), partitions=1, **store_limits(settings))
         self = cls(
             embedder,
             Vectors(embedder, settings.model.token_ids),
             store,
             KnownKeys(store.find_key),
-            Reranking(None),
+            Reranking(reranker_calls),
             model_name=settings.model.name,
             probe_embedder=True,
             max_body_bytes=settings.gateway.max_body_bytes,
             max_import_line_bytes=settings.gateway.max_import_line_bytes,
         )
-        self._engine, self._worker = engine, worker
+        self._engines, self._worker = engines, worker
         return self
 
-    _engine: Engine
+    _engines: list[Engine]
     _worker: StoreWorker
 
     async def import_stream(self, user_id: str, chunks: AsyncIterable[bytes], origin: Origin) -> Fields:
@@ -144,6 +160,7 @@ class InProcess(Memserve):
         return await self.import_body(ANYONE, arguments.new_user(user_id), chunks, origin)
 
     async def close(self) -> None:
-        """Finish what runs, and close the log and the model."""
-        await self._engine.close()
+        """Finish what runs, and close the log and the models."""
+        for engine in self._engines:
+            await engine.close()
         await asyncio.to_thread(self._worker.close)

@@ -18,13 +18,4 @@ class Reranker(Embedder):
         return settings.reranker
 
     def _load(self, settings: Settings, num_threads: int) -> Model:
-        reranker = settings.reranker
-        assert reranker.model is not None  # `build_app` made the deployment because it is
-        return load_reranker(
-            reranker.model,
-            device=reranker.device,
-            dtype=reranker.dtype,
-            num_threads=num_threads,
-            allow_download=reranker.allow_download,
-            max_tokens=reranker.max_tokens,
-        )
+        return load_reranker(**settings.reranker.of_model(), num_threads=num_threads)

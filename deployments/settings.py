@@ -328,6 +328,10 @@ class RerankerSettings(EmbedderSettings):
         description="The threads that one reranker computes with on a CPU. By default taken from `num_cpus`.",
     )
 
+    def of_model(self) -> dict[str, Any]:
+        """The settings of the cross-encoder itself, by their names."""
+        return self.model_dump(include={"model", "device", "dtype", "max_tokens", "allow_download"})
+
 
 class StoreSettings(Replicas):
     """The deployment that keeps the memories, and the log on disk behind it."""

@@ -38,7 +38,7 @@ def resolve(name: str) -> str:
 
 
 def load_reranker(
-    name: str,
+    model: str,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -49,7 +49,7 @@ def load_reranker(
     """Load a cross-encoder of sentence-transformers. Blocks for seconds.
 
     Args:
-        name: a folder, or a hub name.
+        model: a folder, or a hub name.
         device, dtype, num_threads, allow_download, max_tokens: as of `load_model`.
 
     Raises:
@@ -58,8 +58,8 @@ def load_reranker(
     from deployments.embedding.local.reranker import LocalReranker
 
     return LocalReranker(
-        resolve(name),
-        name=name,
+        resolve(model),
+        name=model,
         device=device,
         dtype=dtype,
         num_threads=num_threads,

@@ -52,6 +52,21 @@ def test_embed_answers_small_types(client: Any) -> None:
     assert (packed.dtype, packed.shape) == (np.uint8, (1, DIM // 8))
 
 
+@pytest.mark.parametrize("name", [name for name in CLIENTS if "in process" not in name])  # test_in_process.py has those
+def test_rerank_sorts_documents(server: Server, name: str) -> None:
+    client = CLIENTS[name](server)
+    try:
+        first, second = client.rerank("green tea", ["It rains", {"text": "tea"}, "green tea"], top_n=2)
+        assert (first.index, second.index) == (2, 1)
+        assert first.relevance_score > second.relevance_score
+        (best,) = client.rerank("green tea", ["tea"], return_documents=True)
+        assert best.document == {"text": "tea"}
+        with pytest.raises(memserve.BadRequest, match=r"documents\.1: must not be empty"):
+            client.rerank("green tea", ["tea", ""])
+    finally:
+        client.close()
+
+
 def test_add_takes_texts_and_mappings(client: Any, user: str) -> None:
     expires = datetime.now(UTC) + timedelta(days=1)
     first, second = client.add(

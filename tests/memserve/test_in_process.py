@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import memserve
+from deployments.embedding.fake import FakeReranker
 from tests.memserve.transports import FAKE, TIMEOUT_S, Blocking, Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,3 +186,14 @@ def test_an_import_is_read_as_it_is_written(threads: None) -> None:
             client.import_("anna", lines())
         assert read < 999
         assert client.user("anna").memories == 400
+
+
+def test_a_reranker_is_loaded_if_it_is_named(folder: Path, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.in_process.load_reranker", lambda model, **_: FakeReranker(name=model))
+    with memserve.local(folder, settings={**FAKE, "reranker": {"model": "ranks"}}) as client:
+        ranking = client.rerank("the dog", ["it rains", "the dog", "a dog"])
+        assert [one.index for one in ranking] == [1, 2, 0]
+        client.add("anna", ["it rains", "a dog"])
+        assert [str(memory) for memory in client.search("anna", "the dog", rerank=True, top_k=1)] == ["a dog"]
+    with memserve.local(folder, settings=FAKE) as client, pytest.raises(memserve.BadRequest, match=r"reranker\.model"):
+        client.rerank("the dog", ["it rains"])
