@@ -4,20 +4,15 @@ import gc
 import logging
 import os
 import shutil
-from pathlib import Path
 
 # Each of the two processes of `make unit` has one core: with more threads than that they would wait for each other.
 # Read when torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Logs of the tests need not survive the machine. In memory no commit waits for a disk.
-MEMORY = Path("/dev/shm")
-if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -27,9 +22,14 @@ from tests import repetitions
 from tests.compiled import CompiledStatements
 from tests.local_app import LocalApp
 
+MEMORY = Path("/dev/shm")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     repetitions.choose(quick="not slow" in config.option.markexpr)
+    # The logs of the tests need not survive the machine. In memory no commit waits for a disk.
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     compiled = {"compiled_cache": CompiledStatements()}
     database.create_engine = partial(database.create_engine, execution_options=compiled)
     gc.disable()  # imports make objects that stay: looking for garbage among them is a sixth of the time to collect

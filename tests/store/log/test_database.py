@@ -137,12 +137,14 @@ def test_a_log_is_created_in_a_database_with_tables_with_other_names(url: str) -
     tables = [
         "customers",
         "contents",
+        "events",
         "history",
         "index_snapshots",
         "keys",
         "memories",
         "meta",
         "models",
+        "tenants",
         "users",
         "writes",
     ]
