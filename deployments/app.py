@@ -79,9 +79,11 @@ def build_app(args: dict[str, Any]) -> Application:
 
 def _options(replicas: EmbedderSettings | GatewaySettings | StoreSettings) -> dict[str, Any]:
     autoscaling: dict[str, Any]
-    num_gpus: float | None = 0.0
+    resources: dict[str, Any] = {"num_cpus": replicas.num_cpus, "num_gpus": 0.0}
     if isinstance(replicas, EmbedderSettings):
-        num_gpus = replicas.num_gpus
+        resources["num_gpus"] = replicas.num_gpus
+        if replicas.accelerator_type is not None:
+            resources["accelerator_type"] = replicas.accelerator_type
         targets = {"target_drain_s": replicas.target_drain_s, "target_busy": replicas.target_busy}
         autoscaling = {"policy": _policy("EmbedderPolicy", targets)}
     elif isinstance(replicas, StoreSettings):
@@ -89,7 +91,7 @@ def _options(replicas: EmbedderSettings | GatewaySettings | StoreSettings) -> di
     else:
         autoscaling = {"target_ongoing_requests": replicas.target_ongoing_requests}
     return {
-        "ray_actor_options": {"num_cpus": replicas.num_cpus, "num_gpus": num_gpus},
+        "ray_actor_options": resources,
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "max_constructor_retry_count": CONSTRUCTOR_RETRIES,
         "graceful_shutdown_timeout_s": 20.0,

