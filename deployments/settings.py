@@ -253,7 +253,7 @@ class EmbedderSettings(Replicas):
     accelerator_type: str | None = Field(
         None,
         min_length=1,
-        description="The kind of GPU that embedders run on, as Ray names it (`H100`, `L4`, `A10G`), for a cluster with "
+        description="The kind of GPU that a replica needs, as Ray names it (`H100`, `L4`, `A10G`), for a cluster with "
         "several kinds. By default any.",
     )
     num_threads: int | None = Field(
