@@ -67,12 +67,16 @@ class Connections:
 
     Args:
         url: `http://host:port`.
+        key: is sent with every request, if it is given.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         there = urlsplit(url)
+        credentials = "" if key is None else f"authorization: Bearer {key}\r\n"
         self._host, self._port = there.hostname or "", there.port or 80
-        self._head = f" HTTP/1.1\r\nhost: {there.netloc}\r\ncontent-type: application/json\r\ncontent-length: "
+        self._head = (
+            f" HTTP/1.1\r\nhost: {there.netloc}\r\n{credentials}content-type: application/json\r\ncontent-length: "
+        )
         self._idle: list[_Connection] = []
 
     async def post(self, path: str, body: bytes) -> int:

@@ -48,6 +48,7 @@ class Load:
     users: int = USERS
     distinct: int | None = None
     processes: int = 1
+    key: str | None = None
 
 
 @dataclass
@@ -187,7 +188,7 @@ async def run(load: Load) -> Samples:
     make = request_maker(
         load.job, load.size, load.length, random.Random(load.seed), users=load.users, distinct=load.distinct
     )
-    async with Connections(load.url) as server:
+    async with Connections(load.url, load.key) as server:
         return await (closed_loop if load.rate is None else open_loop)(server, make, load)
 
 
@@ -249,6 +250,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=plain.users)
     parser.add_argument("--distinct", type=int, help="draw repeatedly from so many texts")
     parser.add_argument("--processes", type=int, default=plain.processes, help="processes that share the load")
+    parser.add_argument("--key", help="a key of memserve, for a server that asks for one")
     parser.add_argument("--warm-s", type=float, default=plain.warm_s)
     parser.add_argument("--measure-s", type=float, default=plain.measure_s)
     parser.add_argument("--drain-s", type=float, default=plain.drain_s, help="open loop: time to wait for answers")
