@@ -21,16 +21,13 @@ from collections.abc import (
     Sequence,
 )
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
 import numpy as np
 
 from memserve import results
 from memserve.errors import BadRequest
 from memserve.requests import Batch, Download, Lines, Pages, Piece, Request, Upload, to_json
-
-if TYPE_CHECKING:
-    from memserve.client import AsyncClient, Client
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,6 +55,14 @@ RankedList = list[results.Ranked]
 Items = list[Any]
 
 
+class Blocking:
+    """The base of classes whose calls block."""
+
+
+class Awaiting:
+    """The base of classes whose calls are awaited."""
+
+
 class call(Generic[P, T]):
     """A call as a method: `Client` blocks in it, `AsyncClient` awaits it."""
 
@@ -65,9 +70,9 @@ class call(Generic[P, T]):
         self._steps = steps
 
     @overload
-    def __get__(self, client: Client, owner: type) -> Callable[P, T]: ...
+    def __get__(self, client: Blocking, owner: type) -> Callable[P, T]: ...
     @overload
-    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, client: Awaiting, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
     @overload
     def __get__(self, client: None, owner: type) -> Callable[..., Any]: ...
     def __get__(self, client: Any, owner: type) -> Any:
@@ -88,9 +93,9 @@ class iterator(Generic[P, T]):
         self._describe = describe
 
     @overload
-    def __get__(self, client: Client, owner: type) -> Callable[P, Iterator[T]]: ...
+    def __get__(self, client: Blocking, owner: type) -> Callable[P, Iterator[T]]: ...
     @overload
-    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, AsyncIterator[T]]: ...
+    def __get__(self, client: Awaiting, owner: type) -> Callable[P, AsyncIterator[T]]: ...
     @overload
     def __get__(self, client: None, owner: type) -> Callable[..., Any]: ...
     def __get__(self, client: Any, owner: type) -> Any:
@@ -134,7 +139,7 @@ class Calls:
         items = _items(texts, "input")
         if len(pieces := _pieces(items)) == 1:
             vectors: np.ndarray = yield Request("embed", items, **options)
-            return vectors
+            return vectors if vectors.flags.writeable else vectors.copy()  # Ray's arrays are read-only
         requests = [Piece(Request("embed", items[start:end], **options), start, end - start) for start, end in pieces]
         return np.concatenate((yield Batch(requests, "embedding", "text")))
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from memserve.calls import Calls, Steps
+from memserve.calls import Awaiting, Blocking, Calls, Steps
 from memserve.errors import MemserveError
 from memserve.http import AsyncHttpTransport, HttpTransport
 from memserve.requests import Batch, Download, Pages, Piece, Request, progress_bar
@@ -62,7 +62,7 @@ def _api_key(given: str | None) -> str | None:
     return given or os.environ.get("MEMSERVE_API_KEY") or None
 
 
-class Client(Calls):
+class Client(Blocking, Calls):
     """A client that blocks.
 
     Args:
@@ -116,12 +116,12 @@ class Client(Calls):
 
         Raises:
             ValueError: a setting is invalid.
-            Unavailable: the model or the log cannot be opened.
+            ServerError: the model or the log cannot be opened.
             Conflict: the log was filled by another model.
         """
-        from memserve.in_process import LocalTransport, settings_of
+        from memserve.in_process import LocalTransport
 
-        transport = LocalTransport(settings_of(path, model, settings or {}))
+        transport = LocalTransport(path, model, settings or {})
         return cls.over(transport, timeout, show_progress=show_progress)
 
     @classmethod
@@ -225,7 +225,7 @@ class Client(Calls):
         return f"{type(self).__name__}({self._transport.name!r})"
 
 
-class AsyncClient(Calls):
+class AsyncClient(Awaiting, Calls):
     """A client to await. Belongs to one event loop. Its arguments are those of `Client`."""
 
     def __init__(
@@ -261,9 +261,9 @@ class AsyncClient(Calls):
         show_progress: bool | None = None,
     ) -> Self:
         """memserve in this process. See `Client.local`; the first call waits until the model is loaded."""
-        from memserve.in_process import AsyncLocalTransport, settings_of
+        from memserve.in_process import AsyncLocalTransport
 
-        transport = AsyncLocalTransport(settings_of(path, model, settings or {}))
+        transport = AsyncLocalTransport(path, model, settings or {})
         return cls.over(transport, timeout, show_progress=show_progress)
 
     @classmethod

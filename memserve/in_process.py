@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from deployments.in_process import InProcess
 from deployments.settings import Settings, first_problem, load
 from memserve import direct
-from memserve.errors import NotReached, TimedOut
+from memserve.errors import NotReached, ServerError, TimedOut, Unavailable
 from memserve.requests import Request, Upload
 
 T = TypeVar("T")
@@ -54,9 +54,21 @@ def settings_of(path: str | PathLike[str], model: str | None, given: Mapping[str
 
 
 class _Local:
-    """memserve on an event loop of its own, in a thread of its own. Loading begins at once."""
+    """memserve on an event loop of its own, in a thread of its own. Loading begins at once.
 
-    def __init__(self, settings: Settings, max_batch_texts: int | None = None) -> None:
+    Args:
+        path, model, given: see `settings_of`.
+        max_batch_texts: the most texts in one run of the model; None for no limit.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        model: str | None,
+        given: Mapping[str, Any],
+        max_batch_texts: int | None = None,
+    ) -> None:
+        settings = settings_of(path, model, given)
         self.name = settings.store.url
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="memserve", daemon=True)
@@ -71,9 +83,12 @@ class _Local:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _opened(self) -> InProcess:
-        # Shielded: a caller that gives up while the model is loaded must not end the loading.
-        with direct.reported():
-            return await asyncio.shield(asyncio.wrap_future(self._opening))
+        try:
+            with direct.reported():
+                # Shielded: a caller that gives up while the model is loaded must not end the loading.
+                return await asyncio.shield(asyncio.wrap_future(self._opening))
+        except Unavailable as error:  # it would not help to try again
+            raise ServerError(error.message, error.status, error.param, error.code) from error
 
     async def _call(self, request: Request, timeout_s: float | None) -> Any:
         memserve = await self._opened()
@@ -134,8 +149,14 @@ async def _following(pieces: AsyncIterator[bytes]) -> bytes:
 class LocalTransport(_Local):
     """Blocking. See `Transport` in memserve/client.py. The constructor waits until the model is loaded."""
 
-    def __init__(self, settings: Settings, max_batch_texts: int | None = None) -> None:
-        super().__init__(settings, max_batch_texts)
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        model: str | None,
+        given: Mapping[str, Any],
+        max_batch_texts: int | None = None,
+    ) -> None:
+        super().__init__(path, model, given, max_batch_texts)
         try:
             self._begin(self._opened()).result()
         except BaseException:

@@ -7,10 +7,13 @@ field that the answer leaves out. Times are aware datetimes in UTC.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+if TYPE_CHECKING:
+    from memserve.agentmem import Builder
 
 
 def _as_vector(value: Any) -> Any:
@@ -66,6 +69,13 @@ class Memory(_Result):
 
     def __hash__(self) -> int:
         return hash((self.user_id, self.id, self.version))
+
+    @staticmethod
+    def builder() -> Builder:
+        """A builder of a store with the interface of AgentMem: see memserve/agentmem.py."""
+        from memserve.agentmem import Builder
+
+        return Builder()
 
 
 class Added(_Result):

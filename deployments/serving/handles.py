@@ -5,8 +5,13 @@ Guarantee: what a call raises is an error of deployments/errors.py or store/erro
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# `memserve serve` keeps Ray on 127.0.0.1 (ON_LOOPBACK in ray_internals.py). Read when Ray is imported; without it a
+# driver would look for Ray at another address of this machine.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import ray
 from ray import serve
@@ -25,7 +30,9 @@ def handle_of(app: str) -> DeploymentHandle:
         ConnectionError: there is no cluster.
     """
     if not ray.is_initialized():
-        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "auto"), namespace="serve", log_to_driver=False, logging_level="ERROR"
+        )
     try:
         return serve.get_app_handle(app)
     except RayServeException as error:

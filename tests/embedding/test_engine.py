@@ -509,3 +509,16 @@ async def test_no_part_is_split_after_the_deadline() -> None:
     with pytest.raises(DeadlineExceeded):
         await engine.split(texts, timeout_s=2.0)
     assert parts == [texts[:1], texts[1:2]]
+
+
+@pytest.mark.parametrize("pads", [True, False])
+async def test_a_batch_holds_at_most_as_many_texts_as_are_allowed(pads: bool) -> None:
+    batches: list[BatchStats] = []
+    model = FakeModel()
+    model.pads = pads
+    engine = Engine(model, max_batch_texts=32, on_batch=batches.append)
+    texts = [" ".join(["word"] * (1 + n % 7)) for n in range(100)]
+    result = await engine.embed_one(EmbedRequest(texts))
+    assert [batch.texts for batch in batches] == [32, 32, 32, 4]
+    assert np.array_equal(result.vectors, (await Engine(FakeModel()).embed_one(EmbedRequest(texts))).vectors)
+    await engine.close()

@@ -12,9 +12,7 @@ import pytest
 
 import memserve
 from memserve import calls
-from tests.memserve.transports import CLIENTS, Server
-
-DIM = 32
+from tests.memserve.transports import CLIENTS, DIM, Server, vectors_of
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +35,10 @@ def user() -> str:
     return f"anna/{uuid.uuid4().hex}?ü"
 
 
-def test_embed_answers_a_row_for_each_text(client: Any, server: Server) -> None:
+def test_embed_answers_a_row_for_each_text(client: Any) -> None:
     vectors = client.embed(["tea", "coffee"])
     assert (vectors.shape, vectors.dtype) == ((2, DIM), np.float32)
-    assert np.array_equal(vectors, server.loop.run(server.app.gateway.embed(["tea", "coffee"])))
+    assert np.array_equal(vectors, vectors_of(["tea", "coffee"]))
     assert client.embed(["tea"], dimensions=4).shape == (1, 4)
     assert client.embed(["tea"], input_type="query").shape == (1, DIM)
     vectors[0] = 0  # they belong to the caller
@@ -216,12 +214,12 @@ def test_an_import_of_texts_is_embedded(client: Any, user: str) -> None:
 
 
 def test_a_list_that_is_too_long_for_one_request_goes_in_pieces(
-    client: Any, server: Server, user: str, monkeypatch: pytest.MonkeyPatch
+    client: Any, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calls, "MAX_ITEMS", 10)
     monkeypatch.setattr(calls, "PIECE_ITEMS", 3)
     texts = [f"Number {n}." for n in range(20)]
-    assert np.array_equal(client.embed(texts), server.loop.run(server.app.gateway.embed(texts)))
+    assert np.array_equal(client.embed(texts), vectors_of(texts))
     added = client.add(user, [{"id": str(n), "text": text} for n, text in enumerate(texts)])
     assert [one.id for one in added] == [str(n) for n in range(20)]
     assert client.user(user).memories == 20

@@ -91,11 +91,11 @@ def test_the_log_of_a_running_server_can_be_used(tmp_path: Path, threads: None) 
 
 @pytest.mark.parametrize("blocking", [True, False])
 def test_a_model_that_cannot_be_loaded_is_reported(folder: Path, threads: None, blocking: bool) -> None:
-    with pytest.raises(memserve.Unavailable, match=r"There is no model at './nothing': it is not a folder\."):
+    with pytest.raises(memserve.ServerError, match=r"There is no model at './nothing': it is not a folder\."):
         if blocking:
             memserve.local(folder, model="./nothing")
         else:
-            client = Blocking(lambda: memserve.AsyncClient.local(folder, model="./nothing", timeout=0.5))
+            client = Blocking(lambda: memserve.AsyncClient.local(folder, model="./nothing"))
             try:
                 client.user("anna")
             finally:
@@ -134,12 +134,12 @@ def test_an_answer_that_does_not_come_in_time_is_given_up(monkeypatch: pytest.Mo
             raise
 
     monkeypatch.setattr(InProcess, "user", user)
-    made = (
-        memserve.local("memory://", settings=FAKE, timeout=0.01),
-        Blocking(lambda: memserve.AsyncClient.local("memory://", settings=FAKE, timeout=0.01)),
-    )
-    for client in made:
+    local = memserve.local("memory://", settings=FAKE)
+    awaited = Blocking(lambda: memserve.AsyncClient.local("memory://", settings=FAKE))
+    for client, inner in ((local, local), (awaited, awaited.client)):
         try:
+            client.ready()  # it is loaded
+            inner._timeout_s = 0.01
             with pytest.raises(memserve.TimedOut, match="No answer in time"):
                 client.user("anna")
             assert cancelled.wait(TIMEOUT_S)

@@ -6,14 +6,18 @@ Clients to await are wrapped, so that the suite is written once.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uvicorn
 
 from deployments.api.build import build_api
+from deployments.embedding.engine import EmbedRequest, Engine
+from deployments.embedding.fake import FakeModel
 from memserve.client import AsyncClient, Client
 from memserve.cluster import AsyncHandleTransport, HandleTransport
 from tests.local_app import LocalApp
@@ -124,35 +128,59 @@ class Blocking:
         async def made() -> AsyncClient:
             return make()
 
-        self._client: AsyncClient = self._loop.run(made())
+        self.client: AsyncClient = self._loop.run(made())
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
+        method = getattr(self.client, name)
 
         def run(*args: Any, **options: Any) -> Any:
-            return self._loop.run(_finish(method, args, options))
+            return self._loop.run(finish(method, args, options))
 
         return run
 
     def close(self) -> None:
-        self._loop.run(self._client.close())
+        self._loop.run(self.client.close())
         self._loop.stop()
 
 
-async def _finish(method: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+async def finish(method: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     answer = method(*args, **options)
     return [item async for item in answer] if hasattr(answer, "__aiter__") else await answer
 
 
 FAKE = {"model": {"provider": "fake", "name": "fake"}}
 
+DIM = int(os.environ.get("TEST_LIVE_DIM", "32"))
+LIVE = os.environ.get("TEST_LIVE_URL")
+"""The URL of a server on a cluster that this process can connect to (tests/cluster/test_client.py)."""
+
 CLIENTS: dict[str, Callable[[Server], Any]] = {
     "http": lambda server: Client(server.url),
     "http, async": lambda server: Blocking(lambda: AsyncClient(server.url)),
     "in process": lambda server: Client.local("memory://", settings=FAKE),
     "in process, async": lambda server: Blocking(lambda: AsyncClient.local("memory://", settings=FAKE)),
-    "handle": lambda server: Client.over(HandleTransport(Handle(server.app.gateway, server.loop))),  # type: ignore[arg-type]
+    "handle": lambda server: Client.over(HandleTransport(Handle(server.app.gateway, server.loop))),
     "handle, async": lambda server: Blocking(
-        lambda: AsyncClient.over(AsyncHandleTransport(Handle(server.app.gateway, server.loop)))  # type: ignore[arg-type]
+        lambda: AsyncClient.over(AsyncHandleTransport(Handle(server.app.gateway, server.loop)))
     ),
 }
+
+if LIVE:
+    CLIENTS = {
+        "http": lambda _: Client(LIVE),
+        "http, async": lambda _: Blocking(lambda: AsyncClient(LIVE)),
+        "cluster": lambda _: Client.in_cluster(),
+        "cluster, async": lambda _: Blocking(AsyncClient.in_cluster),
+    }
+
+
+def vectors_of(texts: list[str]) -> np.ndarray:
+    """(n, DIM) float32: what the fake model makes of the texts."""
+
+    async def embed() -> np.ndarray:
+        engine = Engine(FakeModel(DIM))
+        result = await engine.embed_one(EmbedRequest(texts))
+        await engine.close()
+        return result.vectors
+
+    return asyncio.run(embed())
