@@ -380,6 +380,19 @@ class StoreSettings(Replicas):
     ef: int = Field(
         128, ge=8, description="HNSW: how many candidates are kept in a search. More find more, and take longer."
     )
+    bm25_k1: float = Field(
+        0.7,
+        ge=0.0,
+        le=10.0,
+        description="Searches by words: how much repetitions of a word in one memory count. With 0 they do not.",
+    )
+    bm25_b: float = Field(
+        0.2,
+        ge=0.0,
+        le=1.0,
+        description="Searches by words: how much less a word counts in a long memory. With 0 the length does not "
+        "matter.",
+    )
     snapshot_dir: str | None = Field(
         None,
         description="A local folder for snapshots of large indexes, which make a restart faster. By default no "

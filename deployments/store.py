@@ -42,7 +42,12 @@ class StoreReplica(StoreWorker):
                 model=info.name,
                 synchronous=options.synchronous,
                 index=IndexOptions(
-                    switch=options.exact_below, m=options.m, ef_construction=options.ef_construction, ef=options.ef
+                    switch=options.exact_below,
+                    m=options.m,
+                    ef_construction=options.ef_construction,
+                    ef=options.ef,
+                    k1=options.bm25_k1,
+                    b=options.bm25_b,
                 ),
                 index_budget_bytes=options.index_budget_bytes,
                 snapshot_dir=options.snapshot_dir,

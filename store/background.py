@@ -133,7 +133,7 @@ class Background:
             if self._snapshots is not None:
                 self._sweep()
                 for index in self._resident:
-                    if self._saved_rows.get(index.uid) != index.live:
+                    if self._saved_rows.get(index.uid) != index.live or self._snapshots.lacks_words(index):
                         self._save_now(self._snapshots, index)
         self._disk.shutdown()
         if self._snapshots is not None:
@@ -225,7 +225,9 @@ class Background:
                 if self._resident.peak_bytes - self._resident.bytes > _FREED_BYTES:
                     self._resident.peak_bytes = self._resident.bytes
                     _return_freed_memory()
-                if self._snapshots is not None and index.live >= self._saved_rows.get(uid, 1) * _SAVE_GROWTH:
+                if self._snapshots is not None and (
+                    index.live >= self._saved_rows.get(uid, 1) * _SAVE_GROWTH or self._snapshots.lacks_words(index)
+                ):
                     self._unsaved[uid] = None
             del self._changed[uid]
         return False

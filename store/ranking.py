@@ -7,13 +7,17 @@ comes first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-WORDS_WEIGHT = 0.5  # of the words in a hybrid score; the rest is the vectors'
+EVEN_PEAK = 5.0
+"""Words and vectors weigh the same if the best memory by words has so many times the root mean square of all."""
+
+_CROWD = 100  # candidates, at least: the mean of a few says little, so the missing ones count as no match at all
 _EQUAL = 2e-6  # scores that differ by less may be equal after rounding
 
 Numbers = npt.NDArray[np.float64]
@@ -45,16 +49,24 @@ NOBODY = Candidates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), {
 class Fusion(NamedTuple):
     """How the measures of one query become scores. Found once per query, so that later candidates get equal scores.
 
+    By vectors alone a score is the cosine similarity. By words alone it is BM25, scaled so that the best has 1. By both
+    it is the weighted mean of the two, each scaled so that the best has 1; negative measures count as 0. The words
+    weigh more if their best memory stands out more from the root mean square of the candidates: a word that one memory
+    has outweighs the vectors, and a word that all of them have does not.
+
     cosine, bm25: the best of the candidates; 0 if none is above 0. None if the search does without this measure.
+    words_weight: the share of the words in the mean.
     """
 
     cosine: float | None
     bm25: float | None
+    words_weight: float
 
     @classmethod
     def of(cls, cosines: Numbers | None, bm25: Numbers | None) -> Fusion:
         """The fusion for a query whose candidates have these measures."""
-        return cls(*(None if found is None else float(found.max(initial=0.0)) for found in (cosines, bm25)))
+        best = [None if found is None else float(found.max(initial=0.0)) for found in (cosines, bm25)]
+        return cls(*best, words_weight=0.0 if bm25 is None else _weight(bm25))
 
     def candidates(
         self,
@@ -63,12 +75,7 @@ class Fusion(NamedTuple):
         cosines: Numbers | None,
         bm25: Numbers | None,
     ) -> Candidates:
-        """Candidates of this query, scored.
-
-        By vectors alone a score is the cosine similarity. By words alone it is BM25, scaled so that the best has 1. By
-        both it is the weighted sum of the two, each scaled so that the best has 1; if nothing has a word of the query,
-        it is the scaled cosine similarity.
-        """
+        """Candidates of this query, scored."""
         parts = {}
         if cosines is not None:
             parts["vector"] = cosines
@@ -79,7 +86,7 @@ class Fusion(NamedTuple):
         elif self.cosine is None:
             scores = parts["words"]
         else:
-            weight = WORDS_WEIGHT if self.bm25 else 0.0
+            weight = self.words_weight
             scores = weight * parts["words"] + (1 - weight) * _scaled(parts["vector"], self.cosine)
         return Candidates(labels, rows, scores, parts)
 
@@ -97,6 +104,15 @@ def best(candidates: Candidates, k: int, least: float | None) -> Candidates:
         place = place[scores[place] >= least]
     place = place[:k]
     return candidates.at(order[place])._replace(scores=scores[place])
+
+
+def _weight(bm25: Numbers) -> float:
+    """The share of the words in a mean, in [0, 1); 0 if no candidate has a word of the query."""
+    greatest = float(bm25.max(initial=0.0))
+    if greatest == 0:
+        return 0.0
+    peak = greatest / math.sqrt(float(bm25 @ bm25) / max(len(bm25), _CROWD))
+    return peak / (peak + EVEN_PEAK)
 
 
 def _scaled(values: Numbers, greatest: float | None) -> Numbers:

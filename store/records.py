@@ -411,5 +411,5 @@ class IndexOptions:
     ef: int = 128
     max_deleted_share: float = 0.2
     step_s: float = 0.005
-    k1: float = 0.9
-    b: float = 0.4
+    k1: float = 0.7
+    b: float = 0.2

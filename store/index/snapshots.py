@@ -10,7 +10,8 @@ other, and the snapshot exists if this file does:
 
     magic | blake2b-128 of all that follows | length of the header, 4 bytes | header, JSON | arrays
 
-The arrays are the labels, expiries and alive flags of the rows, then the `Arrays` of store.index.body.
+The arrays are the labels, expiries and alive flags of the rows, the `Arrays` of store.index.body, and those of
+store.index.words if the index has words. The header has their names and lengths, in order.
 """
 
 from __future__ import annotations
@@ -28,15 +29,33 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from store.index.body import Arrays, Body
+from store.index import body, tokens, words
+from store.index.body import Body
 from store.index.graph import Graph, overwrite_deleted
 from store.index.user_index import UserIndex
+from store.index.words import Words
 from store.records import IndexOptions
 
 MAGIC = b"memserve snapshot 2\n"
 _DIGEST_BYTES = 16
 _LOCK = "lock"
-_ARRAYS = ("<i8", "<i8", "?", "<i4", "<i8", "<i4", "<f4")  # the types of the arrays after the header
+_BODY = {
+    "labels": "<i8",
+    "expires": "<i8",
+    "alive": "?",
+    "nodes": "<i4",
+    "keys": "<i8",
+    "key_nodes": "<i4",
+    "crowd": "<f4",
+}
+_WORDS = {
+    "word_lengths": "<i4",
+    "words": "<i8",
+    "word_starts": "<i4",
+    "word_rows": "<i4",
+    "word_counts": "|u1",
+}
+_TYPES = _BODY | _WORDS  # of the arrays after the header, by their names
 
 
 class Name(NamedTuple):
@@ -83,6 +102,7 @@ class Snapshots:
             "ef_construction": options.ef_construction,
         }
         self._names: dict[int, set[Name]] = {}
+        self._wordless: set[int] = set()  # uids whose snapshot is known to have no words that can be used
         for name in _names_in(folder):
             self._names.setdefault(name.uid, set()).add(name)
         _remove_parts(folder, self.names())
@@ -91,18 +111,24 @@ class Snapshots:
         """Every snapshot in this store's folder."""
         return [name for names in self._names.values() for name in names]
 
+    def lacks_words(self, index: UserIndex) -> bool:
+        """Whether the index has words that the user's snapshot does not have."""
+        return index.words is not None and index.uid in self._wordless
+
     def begin(self, index: UserIndex) -> Pending | None:
         """Write the graph of an index. None if the index cannot have a snapshot now, or has it already."""
         state = index.snapshot()
         name = Name(index.uid, index.epoch, index.version)
-        if state is None or name in self._names.get(index.uid, ()):
+        if state is None or (name in self._names.get(index.uid, ()) and not self.lacks_words(index)):
             return None
-        body, *of_rows = state
-        arrays = [*of_rows, *body.arrays()]
-        body.graph.save(self._path(name, "hnsw.part"))
-        header = {**self._identity, **name._asdict(), "count": body.graph.count, "dead": body.graph.dead}
-        header |= {"lengths": [len(array) for array in arrays], "token": uuid.uuid4().hex}
-        return Pending(name, header, b"".join(array.tobytes() for array in arrays))
+        saved, *of_rows = state
+        arrays = dict(zip(_BODY, [*of_rows, *saved.arrays()], strict=True))
+        if index.words is not None:
+            arrays |= dict(zip(_WORDS, index.words.arrays(index.usable(None)), strict=True))
+        saved.graph.save(self._path(name, "hnsw.part"))
+        header = {**self._identity, **name._asdict(), "count": saved.graph.count, "dead": saved.graph.dead}
+        header |= {"lengths": _names_and_lengths(arrays), "tokens": tokens.VERSION, "token": uuid.uuid4().hex}
+        return Pending(name, header, b"".join(array.tobytes() for array in arrays.values()))
 
     def finish(self, pending: Pending) -> None:
         """Write the rest and wait for the disk. This part does not use the index, and may run in another thread."""
@@ -113,9 +139,9 @@ class Snapshots:
         _sync(part)
         size, digest = _digest(part)
         header = orjson.dumps({**pending.header, "graph_bytes": size, "graph_digest": digest.hex()})
-        body = struct.pack("<I", len(header)) + header + pending.arrays
+        content = struct.pack("<I", len(header)) + header + pending.arrays
         rows = self._path(pending.name, "rows.part")
-        rows.write_bytes(MAGIC + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body)
+        rows.write_bytes(MAGIC + hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest() + content)
         os.chmod(rows, 0o600)
         _sync(rows)
 
@@ -128,6 +154,7 @@ class Snapshots:
         for older in self._names.get(name.uid, set()) - {name}:
             self._remove(older)
         self._names.setdefault(name.uid, set()).add(name)
+        self._note_words(name.uid, "words" in pending.header["lengths"])
 
     def discard(self, pending: Pending) -> None:
         """Remove the files of `begin` and `finish` that were not committed."""
@@ -187,8 +214,8 @@ class Snapshots:
         """Release the folder."""
         os.close(self._lock)
 
-    def verify(self, name: Name) -> tuple[dict[str, Any], list[Any]]:
-        """Check every byte of a snapshot. Returns its header and its arrays.
+    def verify(self, name: Name) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Check every byte of a snapshot. Returns its header and its arrays by their names.
 
         Raises:
             ValueError: the snapshot is not as it was written.
@@ -206,10 +233,10 @@ class Snapshots:
         if {key: header.get(key) for key in expected} != expected:
             raise ValueError("a snapshot of something else")
         at = start + 4 + length
-        arrays = []
-        for dtype, size in zip(_ARRAYS, header["lengths"], strict=True):
-            arrays.append(np.frombuffer(data, dtype, size, at).copy())
-            at += arrays[-1].nbytes
+        arrays: dict[str, Any] = {}
+        for array, length in _lengths(header).items():
+            arrays[array] = np.frombuffer(data, _TYPES[array], length, at).copy()
+            at += arrays[array].nbytes
         if len(data) != at:
             raise ValueError("the rows have another length")
         size, digest = _digest(self._path(name, "hnsw"))
@@ -218,15 +245,27 @@ class Snapshots:
         return header, arrays
 
     def _read(self, name: Name, vouches: Callable[[str], bool]) -> UserIndex:
-        header, (labels, expires, alive, *of_body) = self.verify(name)
+        header, arrays = self.verify(name)
         if not vouches(header["token"]):
             raise ValueError("a snapshot of another state of the log")
         graph = Graph.load(
             self._path(name, "hnsw"), self._dim, self._options, count=header["count"], dead=header["dead"]
         )
+        labels, expires, alive, *of_body = (arrays[key] for key in _BODY)
         index = UserIndex(name.uid, name.epoch, self._dim, self._options)
-        index.restore(Body.restore(graph, Arrays(*of_body), alive), labels, expires, alive, name.version)
+        index.restore(Body.restore(graph, body.Arrays(*of_body), alive), labels, expires, alive, name.version)
+        has_words = "words" in arrays and header["tokens"] == tokens.VERSION
+        if has_words:
+            of_words = words.Arrays(*(arrays[key] for key in _WORDS))
+            index.words = Words.restore(of_words, alive, self._options.k1, self._options.b)
+        self._note_words(name.uid, has_words)
         return index
+
+    def _note_words(self, uid: int, has_words: bool) -> None:
+        if has_words:
+            self._wordless.discard(uid)
+        else:
+            self._wordless.add(uid)
 
     def _path(self, name: Name, suffix: str) -> Path:
         return self.folder / f"{name.uid}-{name.epoch}-{name.version}.{suffix}"
@@ -237,6 +276,17 @@ class Snapshots:
         self._names[name.uid].discard(name)
         if not self._names[name.uid]:
             del self._names[name.uid]
+            self._wordless.discard(name.uid)
+
+
+def _names_and_lengths(arrays: dict[str, Any]) -> dict[str, int]:
+    return {name: len(array) for name, array in arrays.items()}
+
+
+def _lengths(header: dict[str, Any]) -> dict[str, int]:
+    """The lengths of a snapshot's arrays by their names, in order. Before there were words, a list had no names."""
+    lengths = header["lengths"]
+    return lengths if isinstance(lengths, dict) else dict(zip(_BODY, lengths, strict=True))
 
 
 def _claim(folder: Path) -> tuple[int, Path] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from sqlalchemy import update
 
 from store import Append, IndexOptions, LogDamaged, NewMemory, Search, SearchResult, Store
+from store.index.tokens import keys_of
 from store.log.maintenance import compact, verify
 from store.log.rows import micros
 from store.log.schema import contents
@@ -130,8 +132,6 @@ def test_a_compaction_gives_space_back_and_leaves_no_deleted_text(store: Store, 
 
 
 def test_no_file_holds_an_expired_memory(store: Store, tmp_path: Path, clock: Clock) -> None:
-    from datetime import timedelta
-
     soon = clock.now + timedelta(seconds=5)
     put(store, "ann", "1", "secret-expired", np.ones(DIM, np.float32), expires_at=soon)
     settle(clock, store)
@@ -207,3 +207,40 @@ def test_a_closing_store_saves_nothing_that_another_store_erased(
     assert sorted(path.name for path in folder.iterdir()) == left
     unit = vectors[7] / np.linalg.norm(vectors[7].astype(np.float64))
     assert files_with(folder, unit.astype("<f4").tobytes()[:16]) == []
+
+
+def word(text: str) -> bytes:
+    """The bytes of the hash of a word, as a snapshot holds it."""
+    (key,) = keys_of(text)
+    return key.to_bytes(8, "little", signed=True)
+
+
+@pytest.mark.parametrize("how", ["deleted", "erased", "expired"])
+def test_no_snapshot_holds_the_hash_of_a_word_that_was_erased(
+    open_store: Callable[..., Store], tmp_path: Path, clock: Clock, rng: np.random.Generator, how: str
+) -> None:
+    one, other = open_store(), open_store()
+    vectors = rng.normal(size=(100, DIM)).astype(np.float32)
+    end = clock.now + timedelta(hours=1) if how == "expired" else None
+    put(one, "ann", "secret", "tea with kowalski", vectors[0], expires_at=end)
+    for n, vector in enumerate(vectors[1:]):
+        put(one, "ann", str(n), f"tea {n}", vector)
+    for store in (one, other):
+        store.search([Search(T, "ann", vectors[0], 5, query="kowalski", mode="hybrid")])
+        settle(clock, store)
+    assert files_with(tmp_path, word("kowalski")) == files_with(tmp_path, word("tea")) == ["1-0-100.rows"] * 2
+    if how == "deleted":
+        one.delete(T, "ann", "secret")
+    elif how == "erased":
+        one.erase_user(T, "ann")
+    else:
+        clock.advance(3600)
+    settle(clock, one, other)
+    assert files_with(tmp_path, word("kowalski")) == []
+    for store in (one, other):
+        (found,) = store.search([Search(T, "ann", None, 5, query="kowalski", mode="words")])
+        assert isinstance(found, SearchResult)
+        assert found.results == []
+        store.close()
+    assert files_with(tmp_path, word("kowalski")) == []
+    assert files_with(tmp_path, word("tea")) == ([] if how == "erased" else ["1-0-101.rows"] * 2)

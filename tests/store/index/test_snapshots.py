@@ -386,3 +386,65 @@ def test_a_snapshot_that_could_not_be_written_is_written_on_close(
     assert [path.name for path in folder.iterdir()] == ["lock"]
     store.close()
     assert sorted(path.name for path in folder.iterdir()) == ["1-0-120.hnsw", "1-0-120.rows", "lock"]
+
+
+def by_words(store: Store, query: str) -> list[str]:
+    (result,) = store.search([Search(T, "ann", None, 5, query=query, mode="words")])
+    assert isinstance(result, SearchResult), result
+    return [memory.id for memory in result.results]
+
+
+def refuse_to_read_all_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("store.log.reading.texts", None)
+
+
+def test_a_restart_loads_the_words(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"index": OPTIONS, "snapshot_dir": tmp_path / "snapshots"}
+    store = open_store(**options)
+    add(store, "ann", vectors, range(120))
+    assert by_words(store, "117") == ["117"]
+    while store.background_step():
+        pass
+    store.update(T, "ann", "119", text="a heron", vector=vectors[119])
+    store.close()
+    refuse_to_read_all_texts(monkeypatch)
+    again = open_store(**options)
+    assert by_words(again, "herons") == ["119"]
+    assert by_words(again, "117") == ["117"]
+    again.delete(T, "ann", "117")
+    assert by_words(again, "117") == []
+
+
+@pytest.mark.parametrize("reason", ["no words were needed", "written before there were words", "other tokens"])
+def test_words_that_a_snapshot_lacks_are_read_from_the_log_and_saved(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    options = {"index": OPTIONS, "snapshot_dir": tmp_path / "snapshots"}
+    with monkeypatch.context() as patched:
+        if reason == "other tokens":
+            patched.setattr("store.index.tokens.VERSION", "0")
+        if reason == "written before there were words":
+            patched.setattr("store.index.snapshots._names_and_lengths", lambda arrays: [*map(len, arrays.values())])
+        store = open_store(**options)
+        add(store, "ann", vectors, range(120))
+        store.search([Search(T, "ann", vectors[0], 5)])
+        if reason == "other tokens":
+            by_words(store, "ann")
+        while store.background_step():
+            pass
+        store.close()
+    path = tmp_path / "snapshots" / "0" / "1-0-120.rows"
+    before = path.read_bytes()
+    store = open_store(**options)
+    (found,) = store.search([Search(T, "ann", vectors[7], 1, query="ann 7", mode="hybrid")])
+    assert isinstance(found, SearchResult)
+    assert store.snapshots is not None
+    assert (found.index, found.results[0].id, store.snapshots.refused) == ("hnsw", "7", 0)
+    while store.background_step():
+        pass
+    assert path.read_bytes() != before
+    store.close()
+    refuse_to_read_all_texts(monkeypatch)
+    assert by_words(open_store(**options), "7") == ["7"]
