@@ -1,0 +1,106 @@
+"""Keys behind HAProxy, with two gateways: two tenants, and a revocation that both gateways learn of."""
+
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import httpx
+import pytest
+
+from deployments.calls.keys import FRESH_S
+from tests.cluster.server import ROOT, Server
+from tests.cluster.test_handle import _call, _connect
+
+ARGS = {
+    "model": {"provider": "fake"},
+    "auth": {"mode": "keys"},
+    "embedder": {"num_cpus": 0.2},
+    "store": {"num_cpus": 0.2},
+    "gateway": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.2},
+}
+
+
+class Keyed:
+    """A server that asks for keys, and the command that makes them."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def keys(self, *arguments: str) -> str:
+        """What `memserve keys` prints, in the server's folder."""
+        log = f"sqlite:///{self.server.folder}/data/memserve.db"
+        command = [sys.executable, "-m", "memserve", "keys", arguments[0], "--log", log, *arguments[1:]]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def client(self, secret: str) -> httpx.Client:
+        return httpx.Client(
+            base_url=self.server.url, timeout=60.0, trust_env=False, headers={"authorization": f"Bearer {secret}"}
+        )
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+    server = Server(tmp_path_factory.mktemp("keyed"), ARGS)
+    server.start()
+    yield Keyed(server)
+    server.stop()
+
+
+def test_two_tenants_have_memories_of_their_own(keyed: Keyed) -> None:
+    with (
+        keyed.client(keyed.keys("create", "--tenant", "one")) as one,
+        keyed.client(keyed.keys("create", "--tenant", "other")) as other,
+    ):
+        for client, text in ((one, "Anna drinks tea."), (other, "Anna plays chess.")):
+            assert client.post("/v1/users/anna/memories", json={"id": "m", "text": text}).status_code == 201
+        for client, text in ((one, "Anna drinks tea."), (other, "Anna plays chess.")):
+            assert client.get("/v1/users/anna/memories/m").json()["text"] == text
+            assert client.post("/v1/embeddings", json={"input": text}).status_code == 200
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), initializer=_connect, initargs=(keyed.server.ray_address(),)
+    ) as driver:
+        got = driver.submit(_call, "get", ("anna", "m"), {"tenant": "other"}).result(timeout=60)
+        assert got["text"] == "Anna plays chess."
+        assert driver.submit(_call, "users", (), {}).result(timeout=60)["users"] == []
+
+
+def test_a_request_without_a_key_is_refused_by_haproxy_and_by_no_way_around_it(keyed: Keyed) -> None:
+    ports = {keyed.server.port, *_ports_of_gateways(keyed.server)}
+    assert len(ports) == 3
+    for port in ports:
+        answer = httpx.get(f"http://127.0.0.1:{port}/v1/users", trust_env=False)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert httpx.get(f"http://127.0.0.1:{port}/health/ready", trust_env=False).status_code == 200
+
+
+def test_a_revoked_key_is_refused_by_every_gateway_within_five_seconds(keyed: Keyed) -> None:
+    secret = keyed.keys("create", "--tenant", "one")
+    headers = {"x-api-key": secret}
+    urls = [f"http://127.0.0.1:{port}/v1/models" for port in _ports_of_gateways(keyed.server)]
+    with httpx.Client(trust_env=False, headers=headers) as client:
+        assert [client.get(url).status_code for url in urls] == [200, 200]
+        keyed.keys("revoke", secret.split("_")[1])
+        revoked_at = time.monotonic()
+        waiting = set(urls)
+        while waiting:  # the keys are in use meanwhile
+            waiting = {url for url in waiting if client.get(url).status_code == 200}
+            assert time.monotonic() - revoked_at < FRESH_S
+        assert [client.get(url).json()["error"]["code"] for url in urls] == ["invalid_key"] * 2
+
+
+def _ports_of_gateways(server: Server) -> list[int]:
+    """The ports on which the gateways themselves listen."""
+    gateways = server.replicas("Gateway")
+    return sorted(
+        {
+            connection.laddr.port
+            for process in server.descendants()
+            if process.pid in gateways
+            for connection in process.net_connections("tcp")
+            if connection.status == "LISTEN" and 30_000 <= connection.laddr.port < 32_000
+        }
+    )
