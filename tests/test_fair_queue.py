@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deployments.batcher import oldest_first
 from deployments.embedding.packing import MAX_PASSES, pick
-from deployments.fair_queue import FairQueue, Shares, Turn, deadline_of_request
+from deployments.fair_queue import FairQueue, Shares, Turn, deadline_of_request, work_of
 
 CASES = 300
 Select = Callable[[Sequence["Entry"], int], Sequence[int]]
@@ -88,6 +88,13 @@ def test_a_caller_is_refused_beyond_its_share_of_a_full_queue(caller: str, cost:
     assert shares.admits(caller, cost, 10) is admitted
     assert shares.admits(caller, cost, None)
     assert (shares.total, shares.callers, shares.of("a"), shares.of("c")) == (10, 2, 7, 0)
+
+
+def test_the_work_of_a_request_with_a_key_is_that_of_one_caller() -> None:
+    with work_of("key:k"):
+        assert (Turn().caller, Turn.of_user("t", "ann").caller, Turn("other").caller) == ("key:k", "key:k", "other")
+    assert Turn.of_user("t", "ann").caller == "user:1:tann"
+    assert Turn().caller.startswith("request:")
 
 
 def test_an_empty_queue_admits_any_amount() -> None:

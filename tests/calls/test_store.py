@@ -14,7 +14,7 @@ from deployments.calls import resilient
 from deployments.calls.store import BULK_MEMORIES, StoreCalls
 from deployments.errors import DeadlineExceeded, Overloaded
 from deployments.fair_queue import deadline_of_request
-from store import Append, AppendResult, NewMemory, Search, SearchResult, Store
+from store import Append, AppendResult, Credential, NewMemory, Search, SearchResult, Store
 
 VECTOR = np.ones(4, np.float32)
 
@@ -98,7 +98,7 @@ async def test_the_store_is_told_the_caller_of_a_call_and_whether_it_is_bulk_wor
     await calls.write(Store.delete_where, "t", "ann", {})
     await calls.write(Store.erase_user, "t", "ann")
     await calls.write(Store.delete_many, "t", "ann", ["1"] * 32)
-    await calls.import_page("t", "ann", [], issued_at=datetime(2026, 1, 1, tzinfo=UTC), epoch=None)
+    await calls.import_page("t", "ann", [], issued_at=datetime(2026, 1, 1, tzinfo=UTC), epoch=None, by=None)
     ann = "user:1:tann"
     assert [(method, sent) for method, sent, _ in handle.calls] == [
         ("get", (ann, False, None, 1)),
@@ -169,13 +169,13 @@ async def test_an_export_and_an_import_that_have_begun_are_not_refused(monkeypat
     async with started(*(calls.export_page("t", "ann", None) for _ in range(4))):
         for first in (
             calls.export_page("t", "ann", None),
-            calls.import_page("t", "ann", [], issued_at=issued_at, epoch=None),
+            calls.import_page("t", "ann", [], issued_at=issued_at, epoch=None, by=None),
         ):
             with pytest.raises(Overloaded):
                 await first
         later = [
             calls.export_page("t", "ann", cursor),
-            calls.import_page("t", "ann", [], issued_at=issued_at, epoch=1),
+            calls.import_page("t", "ann", [], issued_at=issued_at, epoch=1, by=None),
         ]
         async with started(*later) as waiting:
             handle.gate.set()
@@ -243,3 +243,21 @@ async def test_a_call_that_the_store_dropped_raises_its_error() -> None:
     ):
         with pytest.raises(DeadlineExceeded):
             await call
+
+
+async def test_lookups_of_keys_that_wait_share_a_call() -> None:
+    handle = StoreHandle()
+    calls = calls_over(handle)
+    credentials = [Credential(f"{n}", bytes([n])) for n in range(20)]
+    async with started(*(calls.find_key(one) for one in credentials)):
+        assert [(method, *args) for method, _, args in handle.calls] == [("find_keys", credentials)]
+
+
+async def test_a_lookup_has_no_deadline_of_its_request_and_a_caller_of_its_own() -> None:
+    handle = StoreHandle()
+    handle.gate.set()
+    handle.answer = [None]
+    deadline_of_request.set(time.monotonic() - 1.0)
+    assert await calls_over(handle).find_key(Credential("a", b"a")) is None
+    ((_, (caller, bulk, remaining_s, _), _),) = handle.calls
+    assert (caller.partition(":")[0], bulk, remaining_s) == ("request", False, None)

@@ -14,9 +14,11 @@ SENT_AT = datetime(2026, 11, 22, 12, 0, 0, 250_000, UTC)
 BY_PROXY = f"{int(SENT_AT.timestamp() * 1_000_000)}-e0b1a45e-476e-454b-a591-d78aaa490faa"
 
 
-def of(*headers: tuple[str, str], method: str = "POST", target: str = "/a?", body: bytes = b"{}") -> Origin:
+def of(
+    *headers: tuple[str, str], realm: str = "t", method: str = "POST", target: str = "/a?", body: bytes = b"{}"
+) -> Origin:
     raw = [(name.encode(), value.encode()) for name, value in headers]
-    return Origin.of_request("t", Headers(raw=raw), method, target, body)
+    return Origin.of_request(realm, Headers(raw=raw), method, target, body)
 
 
 def test_a_write_that_the_proxy_resends_has_the_same_origin() -> None:
@@ -54,6 +56,13 @@ def test_another_request_under_the_same_key_is_another_write() -> None:
     others = [of(key, method="PATCH"), of(key, target="/b?"), of(key, body=b"{ }"), of((KEY_HEADER, "l"))]
     assert len({of(key).write_id, *(other.write_id for other in others)}) == 5
     assert Origin.of_key("t", "k", "ab", "c").write_id != Origin.of_key("t", "k", "a", "bc").write_id
+
+
+@pytest.mark.parametrize("header", [(KEY_HEADER, "k"), (HEADER, BY_PROXY)])
+def test_the_same_headers_are_another_write_of_another_realm(header: tuple[str, str]) -> None:
+    one, other = of(header, realm="1:a"), of(header, realm="1:b")
+    assert one.write_id != other.write_id
+    assert one.memory_id(0) != other.memory_id(0)
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "ä", "a\tb"])

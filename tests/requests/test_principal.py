@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from deployments.requests.principal import ANYONE, Principal, key_in
-from store import Key
+from deployments.errors import Forbidden, InvalidRequest, Unauthorized
+from deployments.requests import arguments
+from deployments.requests.principal import ANYONE, Principal, credential_in, key_in
+from store import Key, NotFound, credential_of
 
 KEY = f"ms_0123456789abcdef_{64 * 'a'}"
 OTHER = f"ms_0123456789abcdef_{64 * 'b'}"
@@ -78,6 +80,73 @@ def test_one_key_may_be_sent_twice_but_two_are_nobodys() -> None:
     assert carried(api_key, ("X-API-Key", OTHER)) == ""
     assert carried(bearer, ("Authorization", f"Bearer {OTHER}")) == ""
     assert carried(api_key, ("Authorization", "Basic eDp5")) == ""
+
+
+def principal(tenant: str, user_id: str | None) -> Principal:
+    return Principal(tenant, user_id, frozenset(["read"]), None)
+
+
+def test_a_call_has_its_tenant_and_user_from_the_principal() -> None:
+    assert principal("acme", None).user("ann") == principal("acme", "ann").user("ann") == ("acme", "ann")
+    assert principal("acme", None).whole_tenant == "acme"
+
+
+def test_a_user_that_may_not_be_reached_is_one_that_never_was() -> None:
+    with pytest.raises(NotFound) as refused:
+        principal("acme", "ann").user("bob")
+    assert (refused.value.message, refused.value.field) == ("there is no user 'bob'", "user_id")
+
+
+def test_a_principal_of_one_user_may_do_nothing_with_the_whole_tenant() -> None:
+    with pytest.raises(Forbidden) as refused:
+        _ = principal("acme", "ann").whole_tenant
+    assert refused.value.code == "insufficient_scope"
+
+
+NAMES = st.text(min_size=1, max_size=4)
+
+
+@given(st.lists(st.tuples(NAMES, st.none() | NAMES), unique=True, max_size=8))
+def test_a_realm_is_one_tenant_or_one_user_of_it(reached: list[tuple[str, str | None]]) -> None:
+    assert len({principal(*one).realm for one in reached}) == len(reached)
+
+
+def test_a_realm_is_the_same_whatever_the_key() -> None:
+    keys = [Key(id, "acme", "ann", ("read",), None, datetime(2026, 1, 1, tzinfo=UTC)) for id in ("1", "2")]
+    assert len({Principal.of_key(key).realm for key in keys}) == 1
+
+
+def test_a_handle_call_names_its_tenant() -> None:
+    assert arguments.principal("default") is ANYONE
+    assert arguments.principal("acme") == Principal("acme", None, ANYONE.scopes, None)
+
+
+@pytest.mark.parametrize("tenant", ["", "..", "a\nb", "x" * 257, None, 1])
+def test_a_handle_call_with_a_wrong_tenant_is_refused(tenant: object) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        arguments.principal(tenant)  # type: ignore[arg-type]
+    assert refused.value.field == "tenant"
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, "missing_key"),
+        ({"authorization": "Basic eDp5"}, "invalid_key"),
+        ({"authorization": "Bearer sk-1"}, "invalid_key"),
+        ({"x-api-key": ""}, "invalid_key"),
+        ({"x-api-key": KEY, "authorization": f"Bearer {OTHER}"}, "invalid_key"),
+    ],
+)
+def test_a_request_without_a_usable_key_is_refused(headers: dict[str, str], code: str) -> None:
+    with pytest.raises(Unauthorized) as refused:
+        credential_in(Headers(headers))
+    assert refused.value.code == code
+    assert "sk-1" not in str(refused.value) and KEY not in str(refused.value)
+
+
+def test_the_credential_of_a_request_is_that_of_its_key() -> None:
+    assert credential_in(Headers({"x-api-key": KEY})) == credential_of(KEY)
 
 
 VALUES = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n\0"), max_size=60)
