@@ -9,6 +9,7 @@
     ├── UnsupportedEncoding         415  invalid_request_error
     ├── UnsupportedType             415  invalid_request_error
     ├── Overloaded                  429  rate_limit_error, with Retry-After
+    ├── RateLimited                 429  the same: a key has used its limit a minute
     ├── DeadlineExceeded            504  timeout_error: the request was still queued when its deadline passed
     ├── EmbeddingFailed             500  server_error: the model failed on this input alone, or its vector is not finite
     ├── Unavailable                 503  unavailable_error, with Retry-After
@@ -80,6 +81,21 @@ class Overloaded(MemserveError):
         message: str,
         field: str | None = None,
         code: str | None = "overloaded",
+        position: int | None = None,
+        retry_after_s: float = 1.0,
+    ) -> None:
+        super().__init__(message, field, code, position, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(MemserveError):
+    """A key has used its limit of requests or tokens a minute. `retry_after_s` is the time until it may ask again."""
+
+    def __init__(
+        self,
+        message: str,
+        field: str | None = None,
+        code: str | None = "rate_limit_exceeded",
         position: int | None = None,
         retry_after_s: float = 1.0,
     ) -> None:
@@ -212,6 +228,7 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (UnsupportedEncoding, 415, "invalid_request_error"),
     (UnsupportedType, 415, "invalid_request_error"),
     (Overloaded, 429, "rate_limit_error"),
+    (RateLimited, 429, "rate_limit_error"),
     (DeadlineExceeded, 504, "timeout_error"),
     (EmbeddingFailed, 500, "server_error"),
     (Unavailable, 503, "unavailable_error"),
