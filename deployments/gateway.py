@@ -3,6 +3,7 @@
 Its methods are the handle API. Its HTTP routes (deployments/api/build.py) call the same methods.
 """
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from deployments.calls.reranking import Reranking
 from deployments.calls.store import StoreCalls
 from deployments.calls.vectors import Vectors
 from deployments.limits import embedder_limits, reranker_limits, store_limits
+from deployments.rate_limits import RateLimits
 from deployments.service import Memserve
 from deployments.serving import address, logs, node_metrics, protocol
 from deployments.serving.autoscaling import WAITING_FOR_RERANKER, WAITING_TOKENS
@@ -60,6 +62,12 @@ class Gateway(Memserve):
             max_body_bytes=settings.gateway.max_body_bytes,
             max_import_line_bytes=settings.gateway.max_import_line_bytes,
         )
+        self.rate_limits = RateLimits(
+            store_calls.lease,
+            gateway=uuid.uuid4().hex,
+            requests_per_minute=settings.limits.requests_per_minute,
+            tokens_per_minute=settings.limits.tokens_per_minute,
+        )
 
     # Serve runs a method that is not async in a thread, away from the event loop that the queues belong to.
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -85,6 +93,7 @@ class Gateway(Memserve):
             on_error=metrics.count_error,
             behind_haproxy=haproxy_is_in_front(),
             find_key=self.find_key if settings.auth.mode == "keys" else None,
+            rate_limits=self.rate_limits,
             loopback_only=settings.auth.mode == "loopback",
             cors_origins=settings.auth.cors_origins,
             max_body_bytes_in_flight=settings.gateway.max_body_bytes_in_flight,

@@ -11,7 +11,7 @@ Guarantees:
 - If one gateway alone uses a bucket, it admits exactly what the bucket itself would, because it computes the
   bucket too.
 - A gateway asks about once a second for each bucket that it uses, and once for each lease that it uses up before. While
-  a bucket is empty it asks at most every `EMPTY_S`.
+  it shares a bucket that is empty, it asks again after `EMPTY_S` at the earliest.
 - A gateway that cannot ask admits by its own computation, so the limit then holds for each gateway.
 
 What may be lost: a bucket is in memory alone. If the replica ends, or replicas are added, a bucket may begin anew,
@@ -344,14 +344,15 @@ class RateLimits:
         return bucket
 
 
-_tokens_of_request: ContextVar[LeasedBucket | None] = ContextVar("tokens_of_request", default=None)
+tokens_of_request: ContextVar[LeasedBucket | None] = ContextVar("tokens_of_request", default=None)
+"""The bucket from which the tokens of the request that is being answered are taken; None if there is no limit."""
 
 
 @contextmanager
 def tokens_from(bucket: LeasedBucket | None) -> Iterator[None]:
     """A context in which the tokens of a request are taken from a bucket; None for no limit."""
-    token = _tokens_of_request.set(bucket)
+    token = tokens_of_request.set(bucket)
     try:
         yield
     finally:
-        _tokens_of_request.reset(token)
+        tokens_of_request.reset(token)

@@ -8,6 +8,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.errors import LocatedError
 from deployments.fair_queue import SentTurn
 from deployments.metrics import EventLoopLag
+from deployments.rate_limits import Ask, Lease, SharedBuckets
 from deployments.serving import logs
 from deployments.serving.autoscaling import BUSY, BusyTime
 from deployments.serving.garbage import collect_old_seldom
@@ -35,6 +36,7 @@ class StoreReplica(StoreWorker):
         self._live = LiveSettings(settings, "Store")
         self._busy = BusyTime()
         self._lag = EventLoopLag()
+        self._buckets = SharedBuckets()
         await self.open(
             lambda: Store.open(
                 options.url,
@@ -69,6 +71,10 @@ class StoreReplica(StoreWorker):
     async def _answer(self, call: Callable[[], Answer], sent: SentTurn) -> Answer | LocatedError:
         with self._busy.call():
             return await super()._answer(call, sent)
+
+    async def lease(self, ask: Ask) -> Lease:
+        """Hand out a part of a bucket: see deployments/rate_limits.py. Does not wait for the store's thread."""
+        return self._buckets.lease(ask)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The share of time in which a call was in progress. Serve reads it each second, for autoscaling."""

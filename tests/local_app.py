@@ -138,6 +138,7 @@ class LocalApp:
             self.gateway,
             on_error=self.errors.append,
             find_key=self.gateway.find_key if settings.auth.mode == "keys" else None,
+            rate_limits=self.gateway.rate_limits,
             max_body_bytes_in_flight=settings.gateway.max_body_bytes_in_flight,
             read_metrics=_read_metrics,
         )

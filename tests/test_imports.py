@@ -16,10 +16,11 @@ MAY_IMPORT = {
     "deployments.app": "deployments.gateway deployments.embedder deployments.reranker deployments.store "
     "deployments.settings "
     "deployments.serving.sizing deployments.serving.ray_internals ray",
-    "deployments.gateway": f"deployments.limits deployments.service deployments.api deployments.calls {SHELL} fastapi",
+    "deployments.gateway": "deployments.limits deployments.rate_limits deployments.service deployments.api "
+    f"deployments.calls {SHELL} fastapi",
     "deployments.embedder": f"deployments.embedding {SHELL}",
     "deployments.reranker": "deployments.embedder deployments.embedding deployments.settings",
-    "deployments.store": f"deployments.store_worker deployments.fair_queue store {SHELL}",
+    "deployments.store": f"deployments.store_worker deployments.fair_queue deployments.rate_limits store {SHELL}",
     "deployments.store_worker": "deployments.batcher deployments.errors deployments.fair_queue store",
     "deployments.service": "deployments.calls deployments.requests deployments.embedding.model "
     "deployments.embedding.outputs deployments.errors deployments.fair_queue deployments.shapes store",
@@ -28,9 +29,10 @@ MAY_IMPORT = {
     "deployments.limits": "deployments.settings",
     "deployments.shapes": "store",
     "deployments.api": "deployments.service deployments.requests deployments.errors deployments.fair_queue "
+    "deployments.rate_limits "
     "deployments.embedding.outputs fastapi starlette",
     "deployments.calls": "deployments.embedding deployments.batcher deployments.errors deployments.fair_queue "
-    "deployments.metrics store ray",
+    "deployments.metrics deployments.rate_limits store ray",
     "deployments.requests": "deployments.errors deployments.fair_queue store",
     "deployments.embedding": "deployments.batcher deployments.errors deployments.fair_queue",
     "deployments.embedding.local": "deployments.embedding.model deployments.embedding.token_ids deployments.errors "
@@ -40,6 +42,7 @@ MAY_IMPORT = {
     "deployments.batcher": "deployments.errors deployments.fair_queue deployments.patience",
     "deployments.fair_queue": "",
     "deployments.patience": "deployments.fair_queue",
+    "deployments.rate_limits": "deployments.errors",
     "deployments.metrics": "deployments.embedding ray",
     "deployments.settings": "",
     "deployments.errors": "store.errors",

@@ -91,7 +91,7 @@ async def test_one_gateway_admits_exactly_what_the_bucket_would(limit: int, load
     bucket = TokenBucket(limit, cluster.clock.now)
     amounts = [1] if limit < 1000 else [1, limit // 100, limit // 10, 2 * limit]
     mean = sum(amounts) / len(amounts)
-    for number in range(3000):
+    for number in range(1500):
         cluster.clock.now += rng.expovariate(load * limit / 60 / mean) if number % 500 else 90
         amount, now = rng.choice(amounts), cluster.clock.now
         expected = bucket.holds(amount, now)
@@ -119,7 +119,7 @@ async def test_gateways_admit_together_what_one_bucket_would(limit: int, shares:
     bucket = TokenBucket(limit, cluster.clock.now)
     admitted = ideal = asked = 0
     end = cluster.clock.now + 600
-    while cluster.clock.now < end and asked < 20_000:
+    while cluster.clock.now < end and asked < 4_000:
         cluster.clock.now += rng.expovariate(load * limit / 60)
         asked += 1
         (gateway,) = rng.choices(range(len(shares)), shares)
@@ -152,13 +152,13 @@ async def test_after_an_idle_hour_the_leases_add_little() -> None:
 async def test_a_gateway_asks_seldom() -> None:
     """Once for a tenth of the limit, and about once a second; not for each request that is refused."""
     cluster = Cluster(1, 6000)
-    for _ in range(60_000):
-        cluster.clock.now += 0.001
+    for _ in range(12_000):
+        cluster.clock.now += 0.005
         await cluster.admits(0)
     assert cluster.asks <= 60 / LEASE_S + 20
     shared = Cluster(2, 6000)
-    for n in range(60_000):
-        shared.clock.now += 0.001
+    for n in range(12_000):
+        shared.clock.now += 0.005
         await shared.admits(n % 2)
     assert shared.asks <= 60 * 2 / EMPTY_S * 2
 

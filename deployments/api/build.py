@@ -13,7 +13,9 @@ from deployments.api.door import Door
 from deployments.api.held_bodies import HeldBodies
 from deployments.api.http import RawPath, Routes, api_without_routes, json_response, read_query
 from deployments.api.openapi import ErrorShape, document_routes, fails
+from deployments.api.rate_limiting import RateLimiting
 from deployments.errors import Unavailable
+from deployments.rate_limits import RateLimits
 from deployments.requests import bodies
 from deployments.requests.origin import HEADER, request_id_is_missing
 from deployments.requests.principal import FindKey
@@ -75,6 +77,7 @@ def build_api(
     *,
     behind_haproxy: bool = False,
     find_key: FindKey | None = None,
+    rate_limits: RateLimits | None = None,
     loopback_only: bool = False,
     cors_origins: Sequence[str] = (),
     max_body_bytes_in_flight: int = 256 << 20,
@@ -85,6 +88,7 @@ def build_api(
     Args:
         behind_haproxy: whether HAProxy is in front. Readiness then requires the header that makes resent writes safe.
         find_key: looks up the key of a request; None if everybody may do everything without a key.
+        rate_limits: how much each key may ask for in a minute, if keys are asked for; None for no limits.
         loopback_only: whether requests that a web page may make through a browser on this machine are refused.
         cors_origins: origins whose web pages may call the application.
         max_body_bytes_in_flight: see `HeldBodies`.
@@ -103,6 +107,14 @@ def build_api(
         operations,
     )
     count_refusal = None if find_key is None else memserve.refused.count
+    if rate_limits is not None:
+        api.add_middleware(
+            RateLimiting,
+            limits=rate_limits,
+            count_refusal=count_refusal,
+            error_bodies=error_bodies,
+            on_error=on_error,
+        )
     api.add_middleware(
         Authentication,
         find_key=find_key,

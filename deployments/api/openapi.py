@@ -32,7 +32,8 @@ ERRORS: Mapping[int, str] = {
     413: "the body is too large",
     415: "the body is compressed, but not by gzip (`unsupported_encoding`), or of a type that a web page may send "
     "without asking (`unsupported_type`)",
-    429: "too much work is queued; try again after Retry-After",
+    429: "too much work is queued (`overloaded`), or the key has used its limit of requests or tokens a minute "
+    "(`rate_limit_exceeded`); try again after Retry-After",
     431: "the headers are too large",
     500: "the server failed on this request",
     502: "a remote model failed (`upstream_failed`), or a gateway was lost while it answered (`outcome_unknown`)",

@@ -32,6 +32,7 @@ from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import runs
 from deployments.errors import MemserveError, ShuttingDown, renumbered
 from deployments.fair_queue import Turn
+from deployments.rate_limits import tokens_of_request
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -202,15 +203,33 @@ class EmbedderCalls:
         Raises:
             MemserveError: the error of the first input that failed; `position` is its index in `inputs`.
             Overloaded: too much work is queued. Nothing of the request was sent.
+            RateLimited: the key of the request has used its tokens. Nothing of the request was queued.
             DeadlineExceeded: a part of the request was still queued when its deadline passed.
         """
         info = await self.info()
         limit = info.limit(input_type)
         inputs = _readable(inputs, truncate, limit, info)
         costs = [estimated_tokens(given, limit, prompt) for given in inputs]
-        turn = (turn or Turn()).in_bulk(len(inputs) > 1 and sum(costs) > BULK_TOKENS)
+        total = sum(costs)
+        turn = (turn or Turn()).in_bulk(len(inputs) > 1 and total > BULK_TOKENS)
         cached_for = realm if self.cache.max_bytes else None
         work = _Work(prompt, truncate, input_type, turn, cached_for, f"{info.revision}-{limit}")
+        limited = tokens_of_request.get()
+        if limited is None:
+            return await self._embed_work(work, inputs, costs)
+        if turn.begun:
+            limited.charge(total)
+        else:
+            await limited.take(total)
+        read = 0
+        try:
+            result = await self._embed_work(work, inputs, costs)
+            read = int(result.tokens.sum())
+            return result
+        finally:
+            limited.charge(read - total)
+
+    async def _embed_work(self, work: _Work, inputs: Inputs, costs: Sequence[int]) -> EmbedResult:
         pieces = list(runs(costs, self._call_tokens))
         if len(pieces) == 1:
             return await self._embed_piece(work, inputs)

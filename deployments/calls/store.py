@@ -21,6 +21,7 @@ from deployments.calls.resilient import UnbatchedCalls, resilient, with_plain_pi
 from deployments.calls.searches import QUEUED_CALLS, Answers, CoalescedSearches, turn_of
 from deployments.errors import LocatedError
 from deployments.fair_queue import SentTurn, Turn
+from deployments.rate_limits import Ask, Lease
 from store import (
     Append,
     AppendResult,
@@ -287,6 +288,15 @@ class StoreCalls:
                 epoch=epoch,
                 by=by,
             )
+
+    async def lease(self, ask: Ask) -> Lease:
+        """Ask the replica that has a bucket for a part of it: see deployments/rate_limits.py.
+
+        Raises:
+            Overloaded, Unavailable: the replica did not answer.
+        """
+        owner = self._by_partition[self._partition("", ask.name)]
+        return await resilient(lambda: owner.lease.remote(ask), "store")
 
     async def record_refusals(self, refusals: Sequence[Refusals]) -> None:
         """`Store.record_refusals`, without queueing here."""
