@@ -65,8 +65,8 @@ class Fusion(NamedTuple):
     @classmethod
     def of(cls, cosines: Numbers | None, bm25: Numbers | None) -> Fusion:
         """The fusion for a query whose candidates have these measures."""
-        best = [None if found is None else float(found.max(initial=0.0)) for found in (cosines, bm25)]
-        return cls(*best, words_weight=0.0 if bm25 is None else _weight(bm25))
+        cosine, words = (None if found is None else float(found.max(initial=0.0)) for found in (cosines, bm25))
+        return cls(cosine, words, 0.0 if bm25 is None else _weight(bm25))
 
     def candidates(
         self,
