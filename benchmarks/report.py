@@ -360,6 +360,23 @@ def engine_report(found: Found) -> list[str]:
     ]
 
 
+def rerank_report(found: Found) -> list[str]:
+    """One row for each number format."""
+    head = ["dtype", "`predict`, pairs/s", "engine, pairs/s", "engine / `predict`", "the same in CPU time"]
+    head += ["4 callers, pairs/s", "largest difference of two scores"]
+    keys = ("predict_pairs_s", "engine_pairs_s", "gain", "cpu_gain", "callers_pairs_s")
+    return [
+        "32 pairs of a query and a text of 20 to 200 words; a random model of the shape of ms-marco-MiniLM-L6-v2.\n",
+        table(
+            head,
+            [
+                [row["dtype"], *(number(row[key]) for key in keys), f"{row['largest_difference']:.1g}"]
+                for row in found["rows"]
+            ],
+        ),
+    ]
+
+
 def store_report(found: Found) -> list[str]:
     """One section for each part, because the parts may have been measured at different commits."""
     parts = []
@@ -426,6 +443,7 @@ KINDS = {
     "soak": Kind("Memory under a long, mixed load", soak_report, soak_plots),
     "goodput": Kind("Ten times too many requests", goodput_report, goodput_plots),
     "engine": Kind("The engine without HTTP and Ray", engine_report),
+    "rerank": Kind("Reranking by the engine", rerank_report),
     "store": Kind("The store without HTTP and Ray", store_report),
     "index": Kind("The exact index and the graph, by size", index_report),
     "store-handle": Kind("Searches through Serve handles", store_handle_report),
