@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from store.errors import Conflict, InvalidInput, NotFound, StoreError
 from store.index.resident import Resident
 from store.index.snapshots import Snapshots
 from store.log import appending, audit, deleting, export, filters, importing, listing, reading, rows, updating
+from store.log.cursors import Cursors
 from store.log.database import Log, Synchronous
 from store.log.export import ExportCursor, ExportPage
 from store.log.keys import Keys
@@ -86,6 +88,7 @@ class Store:
         self._users = Users(log, quotas, dim)
         self._searcher = Searcher(log, self.resident, snapshots, dim=dim, options=index)
         self._keys = Keys(log)
+        self._cursors = Cursors(log.log_id)
         self._background = Background(log, self.resident, snapshots, self._searcher, audit_days)
 
     @classmethod
@@ -483,6 +486,7 @@ class Store:
         """
         if filter is not None:
             filters.check(filter)
+        of = ("memories", tenant, user_id)
         with self._reading() as connection:
             uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id), 0)
             found, following = listing.page_of_memories(
@@ -490,12 +494,12 @@ class Store:
                 uid,
                 model=self.log.model_id,
                 limit=limit,
-                cursor=cursor,
+                cursor=self._cursors.open(cursor, *of),
                 filter=filter,
                 order=order,
                 now=self._micros(),
             )
-        return Page([rows.memory(row, user_id) for row in found], following)
+        return Page([rows.memory(row, user_id) for row in found], self._cursors.seal(following, *of))
 
     def history(self, tenant: str, user_id: str, id: str) -> Sequence[HistoryEvent]:
         """All states of one memory, oldest first. Raises as `history_page` does."""
@@ -517,12 +521,14 @@ class Store:
                 list.
         """
         rows.check_id(id, "id")
+        of = ("history", tenant, user_id, id)
+        after = self._cursors.open(cursor, *of)
         with self._reading() as connection:
             key = rows.user_key(self._users.uid(connection, (tenant, user_id)), id)
-            events, following = listing.page_of_states(connection, key, limit=limit, cursor=cursor, now=self._micros())
+            events, following = listing.page_of_states(connection, key, limit=limit, cursor=after, now=self._micros())
         if not events and cursor is None:
             raise NotFound(f"there is no memory {id!r}", "id")
-        return HistoryPage(events, following)
+        return HistoryPage(events, self._cursors.seal(following, *of))
 
     def user(self, tenant: str, user_id: str) -> UserStats:
         """The number of one user's memories, its version and its size; all zero if the user does not exist."""
@@ -540,8 +546,9 @@ class Store:
             InvalidInput: the limit is not from 1 to 1000, or the cursor belongs to another list.
         """
         with self._reading() as connection:
-            found, following = listing.page_of_users(connection, tenant, prefix=prefix, limit=limit, cursor=cursor)
-        return UsersPage([self._stats(*row) for row in found], following)
+            after = self._cursors.open(cursor, "users", tenant)
+            found, following = listing.page_of_users(connection, tenant, prefix=prefix, limit=limit, cursor=after)
+        return UsersPage([self._stats(*row) for row in found], self._cursors.seal(following, "users", tenant))
 
     def export(self, tenant: str, user_id: str) -> Iterator[bytes]:
         """NDJSON in the order of versions: one line for each memory, with its vector and history, ending in a newline.
@@ -639,7 +646,8 @@ class Store:
         Raises:
             InvalidInput: the limit is not from 1 to 1000, or the cursor belongs to another list.
         """
-        return self._keys.page(tenant, limit, cursor)
+        page = self._keys.page(tenant, limit, self._cursors.open(cursor, "keys", tenant))
+        return replace(page, next_cursor=self._cursors.seal(page.next_cursor, "keys", tenant))
 
     def revoke_key(self, tenant: str, id: str, *, by: str | None = None) -> Key:
         """Revoke a key of a tenant: it is not found from then on. If it is revoked already, nothing changes.
@@ -669,7 +677,8 @@ class Store:
         Raises:
             InvalidInput: the limit is not from 1 to 1000, or `after` is no cursor of events.
         """
-        return audit.page(self.log, tenant, limit, after)
+        page = audit.page(self.log, tenant, limit, self._cursors.open(after, "events", tenant, field="after"))
+        return replace(page, next_cursor=self._cursors.seal(page.next_cursor, "events", tenant))
 
     # The rest
 

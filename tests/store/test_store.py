@@ -47,6 +47,11 @@ def put(store: Store, user: str, *memories: NewMemory, **options: Any) -> Any:
     return store.append([Append(T, user, memories, **options)])[0]
 
 
+def sealed(store: Store, kind: str, key: list[Any], *of: str) -> str | None:
+    """A cursor that only this store could have made."""
+    return store._cursors.seal(listing.encode_cursor(kind, key), *of)
+
+
 def find(store: Store, user: str, axis: int = 0, k: int = 10, **options: Any) -> list[str]:
     result = store.search([Search(T, user, EYE[axis], k, **options)])[0]
     assert isinstance(result, SearchResult), result
@@ -306,7 +311,7 @@ def test_a_list_by_the_last_change_follows_the_times(store: Store) -> None:
     for limit in (1, 2, 3):
         assert walk("updated_at", limit) == ["old 2", "old 1", "new"]
         assert walk("-updated_at", limit) == ["new", "old 1", "old 2"]
-    by_versions = listing.encode_cursor("updated_at", [1, 1])  # as cursors were before
+    by_versions = sealed(store, "updated_at", [1, 1], "memories", T, "ann")  # as cursors were before
     with pytest.raises(InvalidInput, match="was made for another list"):
         store.list(T, "ann", order="updated_at", cursor=by_versions)
 
@@ -347,7 +352,7 @@ def test_a_history_and_a_list_have_pages(store: Store, monkeypatch: pytest.Monke
     for limit in (0, 1001):
         with pytest.raises(InvalidInput, match="limit: must be an integer in 1 to 1000"):
             store.history_page(T, "ann", "1", limit=limit)
-    users = listing.encode_cursor("users", ["ann"])
+    users = sealed(store, "users", ["ann"], "history", T, "ann", "1")
     with pytest.raises(InvalidInput, match="cursor: was made for another list"):
         store.history_page(T, "ann", "1", cursor=users)
 
@@ -620,10 +625,10 @@ def test_pages_follow_one_another(store: Store) -> None:
 def test_a_forged_cursor_is_refused(store: Store, key: list[Any]) -> None:
     put(store, "ann", new("1"))
     with pytest.raises(InvalidInput) as caught:
-        store.list(T, "ann", order="created_at", cursor=listing.encode_cursor("created_at", key))
+        store.list(T, "ann", order="created_at", cursor=sealed(store, "created_at", key, "memories", T, "ann"))
     assert caught.value.param == "cursor"
     with pytest.raises(InvalidInput):
-        store.users(T, cursor=listing.encode_cursor("users", ["a\0"]))
+        store.users(T, cursor=sealed(store, "users", ["a\0"], "users", T))
 
 
 def test_delete_where(store: Store) -> None:
