@@ -17,6 +17,7 @@ import asyncio
 import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,7 @@ from store import (
     NewMemory,
     NotFound,
     Search,
+    SearchResult,
     Store,
     StoreError,
 )
@@ -409,20 +411,24 @@ class Memserve:
                 explain=body.explain,
             )
         )
+        if body.rerank and found.results:
+            found = await self._reranked(body, found, Turn.of_user(tenant, user))
         results = [shapes.memory(memory) for memory in found.results]
-        if body.rerank and results:
-            results = await self._reranked(body, results, Turn.of_user(tenant, user))
         answer: Fields = {"results": results, "index": found.index, "version": found.version}
         return {**answer, "truncated": True} if truncated else answer
 
-    async def _reranked(self, body: bodies.SearchBody, results: Rows, turn: Turn) -> Rows:
+    async def _reranked(self, body: bodies.SearchBody, found: SearchResult, turn: Turn) -> SearchResult:
         """The best `top_k` of the results of a search by the reranker, with its scores."""
         assert body.query is not None
-        found = await self._reranking.scores(body.query, [memory["text"] for memory in results], turn=turn)
-        best = [{**results[n], "score": float(found.scores[n])} for n in found.order()[: body.top_k]]
-        if body.explain:
-            best = [{**memory, "scores": {**memory["scores"], "rerank": memory["score"]}} for memory in best]
-        return best
+        with located("query", in_list=False):
+            ranked = await self._reranking.scores(body.query, [memory.text for memory in found.results], turn=turn)
+        order = ranked.order()[: body.top_k]
+        results = []
+        for place in order:
+            memory, score = found.results[place], float(ranked.scores[place])
+            scores = None if memory.scores is None else {**memory.scores, "rerank": score}
+            results.append(replace(memory, score=score, scores=scores))
+        return replace(found, results=results)
 
     async def get(self, user_id: str, memory_id: str, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
         """One memory, with its vector if `include_vectors`. Raises store.NotFound."""
