@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 INSTALLED := $(VENV)/.installed
 WITHOUT_SERVER := --ignore=tests/cluster --ignore=tests/clients
 
-.PHONY: serve unit test clients check docs bench bench-peers clean
+.PHONY: serve unit test clients fuzz check docs bench bench-peers clean
 
 # Serve until Ctrl-C: `make serve CONFIG=my.yaml` takes another configuration.
 serve: $(INSTALLED)
@@ -29,6 +29,10 @@ test: $(INSTALLED)
 # Other projects' clients against a live server. Installs each into build/clients/ on the first run, with pip and npm.
 clients: $(INSTALLED)
 	$(BIN)/python -m pytest tests/clients -rs $(PYTEST_ARGS)
+
+# Requests that schemathesis makes from the OpenAPI document, in about two minutes; FUZZ_ARGS=--seed=2 makes others.
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -145,7 +145,6 @@ def build_api(
         return [route for group in groups for route in group.documented()]
 
     of_tei = {tei.routes.tag: ErrorShape(answers.TeiErrorAnswer, tei.error_body)}
-    document_routes(
-        api, declare, [body for module in (embeddings, rerank, tei, memories, keys) for body in module.BODIES], of_tei
-    )
+    described = [body for module in (embeddings, rerank, tei, memories, keys) for body in module.BODIES]
+    document_routes(api, declare, described, of_tei, needs_key=find_key is not None)
     return api

@@ -227,6 +227,8 @@ def document_routes(
     declare: Callable[[], Iterable[APIRoute]],
     bodies: Iterable[type[BaseModel]],
     error_shapes: Mapping[str, ErrorShape],
+    *,
+    needs_key: bool,
 ) -> None:
     """Have the application document the declared routes, and the schemas of the bodies that `takes` refers to.
 
@@ -234,11 +236,14 @@ def document_routes(
 
     Args:
         error_shapes: by tag, the shape of errors that is not that of most routes.
+        needs_key: whether the server asks for keys.
     """
 
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
             api.openapi_schema = _document(api, list(declare()), bodies, error_shapes)
+            if needs_key:
+                _require_key(api.openapi_schema)
         return api.openapi_schema
 
     api.openapi = openapi  # type: ignore[method-assign]
@@ -254,8 +259,8 @@ def _document(
     )
     components["schemas"].update(definitions["$defs"])
     components["securitySchemes"] = _SECURITY_SCHEMES
-    components["responses"] = {}
     document["security"] = _SECURITY
+    components["responses"] = {}
     for shape in (_OPENAI_SHAPE, *error_shapes.values()):
         components["schemas"].update(shape.schemas())
         components["responses"].update(shape.responses())
@@ -266,6 +271,13 @@ def _document(
             _add_errors(operation, method, error_shapes.get(tag, _OPENAI_SHAPE))
             _add_examples(operation, f"{method.upper()} {path}")
     return document
+
+
+def _require_key(document: dict[str, Any]) -> None:
+    """Leave out the choice of calling an operation without a key, except where that is the only one."""
+    operations = [operation for of in document["paths"].values() for operation in of.values()]
+    for described in (document, *operations):
+        described["security"] = [one for one in described["security"] if one]
 
 
 def _add_errors(operation: dict[str, Any], method: str, shape: ErrorShape) -> None:

@@ -339,7 +339,15 @@ class SearchBody(RequestBody):
         return self.mode or ("vector" if self.query is None else "hybrid")
 
 
-Documents = list[str | dict[str, Any]]
+class DocumentBody(BaseModel):
+    """A document as an object, of which other fields are ignored."""
+
+    model_config = ConfigDict(extra="allow")
+
+    text: Annotated[str, Field(min_length=1)]
+
+
+Documents = Annotated[list[_TextSchema | DocumentBody], Field(min_length=1, max_length=MAX_INPUTS)]
 
 
 def _check_documents(value: Any) -> list[str]:

@@ -8,6 +8,7 @@ import orjson
 import pytest
 from jsonschema import Draft202012Validator
 
+from deployments.api.build import build_api
 from deployments.api.examples import EXAMPLES
 from tests.documented import Document
 from tests.local_app import LocalApp
@@ -67,6 +68,14 @@ async def test_keys_are_described_and_health_needs_none(document: Schema) -> Non
     assert document["security"] == [{"bearer": []}, {"apiKey": []}, {}]
     without = {path for path, of in document["paths"].items() for one in of.values() if one.get("security") == []}
     assert without == {"/health", "/health/live", "/health/ready", "/ping"}
+
+
+async def test_the_document_of_a_server_that_asks_for_keys_says_so(app: LocalApp) -> None:
+    document = build_api(app.gateway, app.errors.append, find_key=app.gateway.find_key).openapi()
+    assert document["security"] == [{"bearer": []}, {"apiKey": []}]
+    add = document["paths"]["/v1/users/{user_id}/memories"]["post"]
+    assert add["security"] == [{"bearer": ["write"]}, {"apiKey": ["write"]}]
+    assert document["paths"]["/health"]["get"]["security"] == []
 
 
 async def test_the_examples_are_answered_as_they_say(app: LocalApp, document: Schema) -> None:
