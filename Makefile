@@ -61,5 +61,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || { echo "memserve needs a C++ compiler (hnswlib is built from source)" >&2; exit 1; }
 	@echo "Installing into $(VENV) (once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,bench,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,parquet,bench,dev]'
 	@touch $@

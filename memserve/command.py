@@ -1,4 +1,4 @@
-"""The command line `memserve`: serve, check, env, keys, and log.
+"""The command line `memserve`. The subcommands for memories and embeddings are in client_commands.py.
 
 Every error is one line on standard error. What a subcommand needs is imported when it runs, so that `memserve --help`
 answers at once, and works without the server installed.
@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
-from memserve import __version__
+from memserve import __version__, client_commands
+from memserve.failures import Failed, needs_server
 
 DEFAULT_TENANT = "default"
 
@@ -24,20 +25,6 @@ LOG = click.option(
 TENANT = click.option("--tenant", default=DEFAULT_TENANT, show_default=True, help="The tenant of the user.")
 USER = click.option("--user", required=True, help="The user's id.")
 FILE = click.argument("file", default="-", type=click.Path(dir_okay=False, allow_dash=True))
-
-
-class Failed(click.ClickException):
-    """An error that is reported in one line, after the name of the command."""
-
-    exit_code = 1
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self._command = click.get_current_context().command_path
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the line to standard error."""
-        click.echo(f"{self._command}: {self.message}", file=file, err=file is None)
 
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -68,9 +55,7 @@ def _needs_server(failed: type[Failed] = Failed) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise failed(
-            f'{error.name} is not installed; this command needs the server: pip install "memserve[server]"'
-        ) from error
+        raise needs_server(error, failed) from error
 
 
 @contextmanager
@@ -96,8 +81,14 @@ def memserve() -> None:
       memserve serve                    serve ./serve_config.yaml on this machine
       memserve check my_config.yaml     check a config file and start nothing
       memserve keys create --tenant me  make a key for a server that asks for keys
+      memserve add -u anna "I ski."     add a memory to a user
+      memserve search -u anna winter    search the memories of a user
       memserve log stats --log sqlite:///data/memserve.db
     """
+
+
+for _command in client_commands.COMMANDS:
+    memserve.add_command(_command)
 
 
 @memserve.command()

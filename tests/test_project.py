@@ -49,7 +49,7 @@ def requirements(*extras: str) -> dict[str, Requirement]:
     return {canonicalize_name(one.name): one for one in parsed}
 
 
-EVERY = requirements("server", "bench", "dev")
+EVERY = requirements("server", "parquet", "bench", "dev")
 
 
 @cache
@@ -77,11 +77,11 @@ def third_party(*folders: str) -> set[str]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("memserve", ()),
+        ("memserve", ("parquet",)),
         ("deployments", ("server",)),
         ("store", ("server",)),
         ("benchmarks", ("server", "bench")),
-        ("tests", ("server", "bench", "dev")),
+        ("tests", ("server", "parquet", "bench", "dev")),
     ],
 )
 def test_every_package_that_is_imported_is_listed(folder: str, extras: tuple[str, ...]) -> None:
