@@ -30,7 +30,7 @@ import numpy as np
 
 from deployments.batcher import Batcher, Waiting, oldest_call, oldest_first
 from deployments.embedding.model import InputType, Model, ModelInfo, TextToken, Tokens, Truncate
-from deployments.embedding.outputs import EmbedResult, Timings
+from deployments.embedding.outputs import Answers, EmbedResult, Timings
 from deployments.embedding.packing import pick, runs
 from deployments.errors import (
     DeadlineExceeded,
@@ -223,13 +223,13 @@ class Engine:
             max_wait_s=max_wait_s,
         )
 
-    async def embed(self, requests: Sequence[EmbedRequest]) -> list[EmbedResult | Exception]:
+    async def embed(self, requests: Sequence[EmbedRequest]) -> Answers:
         """Embed many requests. Each gets its result or its own error. Cancelling the call cancels all of them."""
         answers = await asyncio.gather(*(self.embed_one(request) for request in requests), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, Exception):
                 raise answer
-        return answers  # type: ignore[return-value]
+        return Answers(answers)  # type: ignore[arg-type]
 
     async def embed_one(self, request: EmbedRequest) -> EmbedResult:
         """Embed one request. Cancelling the call takes its texts out of the queue.

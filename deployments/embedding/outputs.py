@@ -6,8 +6,9 @@ The functions are pure: they never write to the given vectors, which may be in t
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,6 +45,39 @@ class EmbedResult:
     tokens: np.ndarray
     truncated: np.ndarray
     timings: Timings
+
+
+class Answers(list[EmbedResult | Exception]):
+    """The answers to the requests of one call, in order. All of them are pickled as one matrix and come back as a list.
+
+    The vectors of an answer are then a part of that matrix, which stays in memory as long as any of them.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        done = [answer for answer in self if isinstance(answer, EmbedResult)]
+        sizes = [len(answer.tokens) if isinstance(answer, EmbedResult) else answer for answer in self]
+        names = ("vectors", "tokens", "truncated") if done else ()
+        arrays = [np.concatenate([getattr(answer, name) for answer in done]) for name in names]
+        times = [(answer.timings.queue_s, answer.timings.tokenize_s, answer.timings.forward_s) for answer in done]
+        return _answers, (sizes, arrays, times)
+
+
+def _answers(
+    sizes: Sequence[int | Exception], arrays: Sequence[np.ndarray], times: Sequence[tuple[float, float, float]]
+) -> list[EmbedResult | Exception]:
+    """The answers that `Answers` pickled: for each request the number of its inputs, or its error."""
+    answers: list[EmbedResult | Exception] = []
+    timings = iter(times)
+    start = 0
+    for size in sizes:
+        if isinstance(size, Exception):
+            answers.append(size)
+            continue
+        end = start + size
+        vectors, tokens, truncated = (array[start:end] for array in arrays)
+        answers.append(EmbedResult(vectors, tokens, truncated, Timings(*next(timings))))
+        start = end
+    return answers
 
 
 @dataclass(frozen=True, slots=True, eq=False)

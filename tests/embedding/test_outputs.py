@@ -1,14 +1,16 @@
-"""The output formats of vectors: dimensions, types, base64."""
+"""The output formats of vectors: dimensions, types, base64; answers between processes; the order of scores."""
 
 from __future__ import annotations
 
 import base64
+import pickle
 
 import numpy as np
 import pytest
 from sentence_transformers.util import quantize_embeddings
 
-from deployments.embedding.outputs import cut, quantise, to_base64
+from deployments.embedding.outputs import Answers, EmbedResult, Scores, Timings, cut, quantise, to_base64
+from deployments.errors import EmbeddingFailed
 
 
 def units(count: int, dim: int) -> np.ndarray:
@@ -58,3 +60,32 @@ def test_base64_is_the_little_endian_rows() -> None:
         rows = quantise(vectors, output_dtype)  # type: ignore[arg-type]
         for text, row in zip(to_base64(rows), rows, strict=True):
             assert np.array_equal(np.frombuffer(base64.b64decode(text), row.dtype.newbyteorder("<")), row)
+
+
+def test_the_answers_of_a_call_are_pickled_as_one_matrix() -> None:
+    vectors = np.arange(15, dtype=np.float32).reshape(5, 3)
+    tokens, truncated = np.array([4, 5, 6, 7, 8], np.int32), np.array([False, True, False, False, True])
+    error = EmbeddingFailed("no", None, None, 1)
+    parts = [(slice(0, 2), Timings(0.1, 0.2, 0.3)), (slice(2, 5), Timings(0.4, 0.5, 0.6))]
+    first, second = (EmbedResult(vectors[part], tokens[part], truncated[part], timings) for part, timings in parts)
+    answers = Answers([first, error, second])
+    pickled = pickle.dumps(answers, protocol=5)
+    assert len(pickled) < len(pickle.dumps([first, error, second], protocol=5))
+    one, failed, two = pickle.loads(pickled)
+    assert (type(failed), str(failed), failed.position) == (EmbeddingFailed, str(error), 1)
+    for found, (part, timings) in zip((one, two), parts, strict=True):
+        assert found.vectors.tolist() == vectors[part].tolist() and found.vectors.dtype == np.float32
+        assert found.vectors.flags["C_CONTIGUOUS"]
+        assert found.tokens.tolist() == tokens[part].tolist() and found.tokens.dtype == np.int32
+        assert found.truncated.tolist() == truncated[part].tolist()
+        assert found.timings == timings
+    assert type(pickle.loads(pickled)) is list
+    (only,) = pickle.loads(pickle.dumps(Answers([error])))
+    assert isinstance(only, EmbeddingFailed)
+    assert pickle.loads(pickle.dumps(Answers())) == []
+
+
+def test_texts_are_sorted_by_score_then_by_logit_then_by_position() -> None:
+    none = np.zeros(5, np.int32)
+    scores, logits = np.array([0.5, 1, 1, 0.5, 1], np.float32), np.array([0, 17, 18, 0, 17], np.float32)
+    assert Scores(scores, logits, none, none, Timings(0, 0, 0)).order() == [2, 1, 4, 0, 3]
