@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from deployments.batcher import oldest_first
 from deployments.embedding.packing import MAX_PASSES, pick
 from deployments.fair_queue import FairQueue, Shares, Turn, deadline_of_request, work_of
+from tests.repetitions import repetitions
 
-CASES = 300
+CASES = repetitions(300, quick=100)
 Select = Callable[[Sequence["Entry"], int], Sequence[int]]
 
 

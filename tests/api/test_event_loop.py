@@ -57,8 +57,8 @@ BODIES: dict[str, tuple[str, int, Callable[[], Any]]] = {
 }
 
 
-# Their bodies take seconds of CPU to make and to parse, and are read by the code that reads `token ids`.
-SLOW = ("lists of token ids", "too much to decode")
+# Their bodies take seconds of CPU to make and to parse, and are read by the code that reads others.
+SLOW = ("ideographs", "lists of token ids", "a text to embed", "a text to cut", "too much to decode")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def test_users_are_counted_and_every_figure_is_measured(tmp_path: Path, few_call
         assert all(row[figure] > 0 for figure in part["figures"])
 
 
+@pytest.mark.slow
 def test_memories_are_searched_below_and_above_the_switch(tmp_path: Path, few_calls: None) -> None:
     part = memories([50, 5_500], tmp_path)
     small, large = part["rows"]

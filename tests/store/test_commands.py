@@ -42,6 +42,7 @@ def test_a_log_that_is_not_there_is_not_made(tmp_path: Path, arguments: str) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("without_log")
 def test_a_database_without_a_log_is_left_as_it_is(postgres_url: str) -> None:
     result = run("verify", "--log", postgres_url)
     assert result.exit_code == 2

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from store import Append, AppendResult, Conflict, IndexOptions, LogUnavailable, NewMemory, Search, SearchResult, Store
 from store.log.database import Log
@@ -35,6 +36,7 @@ def test_a_fresh_log_is_opened_by_many_at_once(tmp_path: Path) -> None:
             store.close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("without_log")
 def test_a_fresh_postgresql_log_is_opened_by_many_at_once(postgres_url: str) -> None:
     logs = at_once(*[lambda: Log.open(postgres_url)] * 4)
     assert len({log.log_id for log in logs}) == 1  # type: ignore[attr-defined]

@@ -113,20 +113,20 @@ def test_no_file_holds_the_name_of_a_thread_that_no_memory_is_in(
 
 def test_a_compaction_gives_space_back_and_leaves_no_deleted_text(store: Store, tmp_path: Path, clock: Clock) -> None:
     chance = random.Random(3)
-    for n in range(300):
+    for n in range(600):
         put(store, "ann", str(n), f"secret-{n}-text " + "x" * chance.randrange(0, 1500), np.ones(DIM, np.float32))
-    gone = chance.sample(range(300), 200)
+    gone = chance.sample(range(600), 400)
     for n in gone:
         store.delete(T, "ann", str(n))
     settle(clock, store)
     before = (tmp_path / "log.db").stat().st_size
     clock.advance(7200)
-    assert compact(store.log, micros(clock(), "")) == 200
-    store.delete(T, "ann", str(next(n for n in range(300) if n not in gone)))  # the compaction has moved this row
+    assert compact(store.log, micros(clock(), "")) == 400
+    store.delete(T, "ann", str(next(n for n in range(600) if n not in gone)))  # the compaction has moved this row
     settle(clock, store)
     left = (tmp_path / "log.db").read_bytes()
     assert len(left) < before / 2
-    assert left.count(b"secret-") == 99
+    assert left.count(b"secret-") == 199
     assert files_with(tmp_path, b"secret-") == ["log.db"]
     assert list(verify(store.log)) == []
 

@@ -38,6 +38,8 @@ from store.log.schema import meta
 from tests.repetitions import repetitions
 from tests.store.conftest import DIM
 
+pytestmark = pytest.mark.usefixtures("without_log")
+
 T = "default"
 EYE = np.eye(DIM, dtype=np.float32)
 

@@ -28,6 +28,8 @@ from store.log.schema import meta, metadata
 from store.log.vouching import vouches
 from tests.store.log.fixtures import seed
 
+pytestmark = pytest.mark.usefixtures("without_log")
+
 FIXTURES = Path(seed.__file__).parent
 VERSIONS = (1, 2, 3, 4, 5, 6, 7, 8)
 AFTER = seed.BEGIN + timedelta(hours=13, minutes=1)  # the records of writes are still kept, and one memory has expired

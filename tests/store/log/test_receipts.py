@@ -451,6 +451,7 @@ def test_records_survive_a_compaction_and_are_not_exported(store: Store, clock: 
     assert list(verify(store.log)) == []
 
 
+@pytest.mark.usefixtures("without_log")
 def test_a_log_of_schema_1_gets_records(url: str) -> None:
     load(url, 1)
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))

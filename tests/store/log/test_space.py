@@ -20,6 +20,7 @@ from store.log.erasing import BLANK_SPACE, erased_bytes
 from store.log.maintenance import compact, count, verify
 from store.log.rows import micros
 from store.log.schema import contents
+from tests.repetitions import repetitions
 from tests.store.conftest import DIM, Clock
 
 T = "default"
@@ -115,7 +116,7 @@ def test_files_hold_the_texts_that_can_be_read_and_no_other(
     with closing(store):
         history = History(store, seed)
         steps = 0
-        for _ in range(12):
+        for _ in range(repetitions(12, quick=5)):
             for _ in range(25):
                 history.write()
                 if history.chance.random() < 0.3:
@@ -139,7 +140,8 @@ def test_a_crash_in_a_step_leaves_no_erased_text(sqlite_url: str, tmp_path: Path
     with closing(store):
         history = History(store, seed)
         path, wal = tmp_path / "log.db", tmp_path / "log.db-wal"
-        for turn in range(40):
+        turns = repetitions(40, quick=12)
+        for turn in range(turns):
             assert store.log.truncate_wal()
             for _ in range(10):
                 history.write()
@@ -160,7 +162,7 @@ def test_a_crash_in_a_step_leaves_no_erased_text(sqlite_url: str, tmp_path: Path
                 assert list(verify(again.log)) == []
                 assert secrets_in(crashed) == readable_secrets(again, list(History.USERS))
             shutil.rmtree(crashed)
-    assert crashes > 10
+    assert crashes > turns // 4
 
 
 def refresh(store: Store, turn: int, count: int, dim: int, *, upsert: bool) -> None:
@@ -193,7 +195,7 @@ def test_changed_refreshes_use_the_space_of_what_they_replace(
 ) -> None:
     """Once the file was 80 MB for 2 MB of live memories. Replaced texts stay in the history, without their vectors."""
     with closing(Store.open(sqlite_url, dim=384, model="fake", now=clock)) as store:
-        for turn in range(19):
+        for turn in range(repetitions(19, quick=8)):
             if turn and not upsert:
                 store.delete_where(T, "ann", {"n": {"exists": True}})
             refresh(store, turn, 500, 384, upsert=upsert)
