@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import Enum
 from functools import cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -176,6 +176,12 @@ class Search(_Pickled):
         mode: what the score is. `vector`: cosine similarity, in [-1, 1]. `words`: BM25, scaled so that the best memory
             has 1. `hybrid`: both together, in [0, 1].
         explain: whether each result has the parts of its score.
+        since, until: only memories whose `created_at` is `since` or later, and before `until`.
+        recency_half_life_s: scores are multiplied by 2^(-age / half-life), but by no less than 0.75. The age is that
+            of what the memory tells.
+        context: up to so many memories before and after each result in its thread are returned with it, if they match
+            the filter and the times as well; and a memory next to a good one scores higher. With 0 that is so, and none
+            is returned. With None, threads do not count.
     """
 
     tenant: str
@@ -188,15 +194,31 @@ class Search(_Pickled):
     query: str | None = None
     mode: Mode = "vector"
     explain: bool = False
+    since: datetime | None = None
+    until: datetime | None = None
+    recency_half_life_s: float | None = None
+    context: int | None = None
+
+
+class Near(NamedTuple):
+    """A memory around another one in its thread; `offset` is its place counted from that one: -1 is the one before."""
+
+    offset: int
+    memory: Memory
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult(_Pickled):
-    """`results` by descending score, the newest first among equals. `version` is the version that was searched."""
+    """`results` by descending score, the newest first among equals. `version` is the version that was searched.
+
+    `context`, if it was asked for, has the memories around each result in its thread, in their order. A memory may be
+    around several results, and be a result itself. They have no score.
+    """
 
     results: list[Memory]
     index: Literal["exact", "hnsw"]
     version: int
+    context: tuple[tuple[Near, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ many requests the call has, and one more for each request that asks for vectors.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -24,31 +25,46 @@ import numpy as np
 import orjson
 from sqlalchemy import Connection
 
-from store import ranking
+from store import adjusting, ranking
 from store.errors import InvalidInput, LogDamaged, StoreError
 from store.index.matching import Matcher, Query
 from store.index.matrix import normalised
 from store.index.resident import Resident
 from store.index.snapshots import Snapshots
+from store.index.timeline import Period
 from store.index.tokens import query_keys
 from store.index.user_index import Labels, UserIndex
 from store.log import filters, reading, rows
 from store.log.database import Log, check_model
 from store.log.vouching import vouches
 from store.ranking import Candidates, Fusion
-from store.records import Filter, IndexOptions, Search, SearchResult, Vector
+from store.records import Filter, IndexOptions, Near, Search, SearchResult, Vector
 
 POOL = 100
 """So many memories are candidates by their vectors, and so many by their words, if both are ranked together."""
 
 
+MAX_CONTEXT = 20
+"""So many memories before and after each result may be asked for."""
+
+
 class _Searched(NamedTuple):
-    """A request, the index that was searched for it (None if the user does not exist), and its best candidates."""
+    """A request, the index that was searched for it (None if the user does not exist), and its best candidates.
+
+    `context` has the labels of the memories around each candidate, with their places counted from it, if asked for.
+    """
 
     request: Search
     user_index: UserIndex | None
     found: Candidates
     version: int
+    context: list[list[tuple[int, int]]] | None = None
+
+    @property
+    def labels(self) -> list[int]:
+        """The labels of all memories that are returned, the candidates first."""
+        around = [label for context in self.context or () for _, label in context]
+        return list(dict.fromkeys([*self.found.labels.tolist(), *around]))
 
 
 class Searcher:
@@ -82,7 +98,7 @@ class Searcher:
                 searched.append(self._search_one(connection, request, None if uid is None else positions[uid], now))
             except (InvalidInput, LogDamaged) as error:
                 searched.append(error)
-        labels = list({label for one in searched if isinstance(one, _Searched) for label in one.found.labels.tolist()})
+        labels = list({label for one in searched if isinstance(one, _Searched) for label in one.labels})
         found = reading.by_label(connection, labels, self._log.model_id) if labels else {}
         return [self._result(connection, one, found) if isinstance(one, _Searched) else one for one in searched]
 
@@ -113,6 +129,8 @@ class Searcher:
         if not isinstance(least, float | np.floating | None) and not (isinstance(least, int) and abs(least) < 2**63):
             raise InvalidInput("must be a number", "min_score")
         query = self._query(request)
+        period = _period(request)
+        _check_ranking(request)
         if request.filter is not None:
             filters.check(request.filter)
         if position is None:
@@ -124,8 +142,10 @@ class Searcher:
         def fetch(labels: Labels) -> Vector:
             return reading.vectors(connection, labels.tolist(), self._log.model_id, self._dim)
 
-        matcher = Matcher(index, query, fetch, allowed)
-        return _Searched(request, index, self._ranked(request, matcher), position.version)
+        matcher = Matcher(index, query, fetch, allowed, period)
+        best = _ranked(request, matcher, index, now)
+        context = _context(request.context, best, matcher, index) if request.context else None
+        return _Searched(request, index, best, position.version, context)
 
     def _query(self, request: Search) -> Query:
         """What memories are compared with.
@@ -145,13 +165,6 @@ class Searcher:
                 raise InvalidInput("must be a string, unless the mode is vector", "query")
             words = query_keys(request.query)
         return Query(vector, words)
-
-    @staticmethod
-    def _ranked(request: Search, matcher: Matcher) -> Candidates:
-        """The best candidates."""
-        matches = matcher.best(request.top_k if request.mode == "vector" else max(request.top_k, POOL))
-        fusion = Fusion.of(matches.cosines, matches.bm25)
-        return ranking.best(fusion.candidates(*matches), request.top_k, request.min_score)
 
     def _drop_foreign_index(self, index: UserIndex) -> LogDamaged:
         """Drop an index whose labels belong to another user: a backup of the log was restored while this store ran.
@@ -182,6 +195,8 @@ class Searcher:
                 index = UserIndex(position.uid, position.epoch, self._dim, self._options)
                 if with_words:
                     index.add_words([])
+        if not index.is_placed:
+            index.place(*reading.places(connection, index.uid))
         try:
             self.catch_up(connection, index, position)
             if with_words and index.words is None:
@@ -205,23 +220,83 @@ class Searcher:
         return labels
 
     def _result(self, connection: Connection, searched: _Searched, found: dict[int, Any]) -> SearchResult | LogDamaged:
-        request, index, ranked, version = searched
-        labels = ranked.labels.tolist()
+        request, index, best = searched.request, searched.user_index, searched.found
+        labels = searched.labels
         if index is not None and any(label in found and found[label].uid != index.uid for label in labels):
             return self._drop_foreign_index(index)
         try:
-            vectors: Iterable[Vector | None] = repeat(None, len(labels))
+            if any(label not in found for label in labels):
+                raise rows.damaged("an indexed memory is missing")
+            vectors: Sequence[Vector | None] = [None] * len(labels)
             if request.include_vectors:
-                vectors = reading.vectors(connection, labels, self._log.model_id, self._dim)
-            scores: Iterable[dict[str, float] | None] = repeat(None, len(labels))
+                vectors = list(reading.vectors(connection, labels, self._log.model_id, self._dim))
+            scores: Iterable[dict[str, float] | None] = repeat(None, len(best.labels))
             if request.explain:
-                parts = [part.tolist() for part in ranked.parts.values()]
-                scores = [dict(zip(ranked.parts, values, strict=True)) for values in zip(*parts, strict=True)]
-            results = []
-            for label, score, vector, explained in zip(labels, ranked.scores.tolist(), vectors, scores, strict=True):
-                if label not in found:
-                    raise rows.damaged("an indexed memory is missing")
-                results.append(rows.memory(found[label], request.user_id, score, vector, explained))
+                parts = [part.tolist() for part in best.parts.values()]
+                scores = [dict(zip(best.parts, values, strict=True)) for values in zip(*parts, strict=True)]
+            results = [
+                rows.memory(found[label], request.user_id, *of_memory)
+                for label, *of_memory in zip(best.labels.tolist(), best.scores.tolist(), vectors, scores, strict=False)
+            ]
+            context = None
+            if searched.context is not None:
+                near = {
+                    label: rows.memory(found[label], request.user_id, None, vector)
+                    for label, vector in zip(labels, vectors, strict=True)
+                }
+                context = tuple(tuple(Near(at, near[label]) for at, label in around) for around in searched.context)
         except LogDamaged as error:
             return error
-        return SearchResult(results, index.kind if index is not None else "exact", version)
+        return SearchResult(results, index.kind if index is not None else "exact", searched.version, context)
+
+
+def _ranked(request: Search, matcher: Matcher, index: UserIndex, now: int) -> Candidates:
+    """The best candidates."""
+    pool = request.top_k if request.mode == "vector" else max(request.top_k, POOL)
+    if request.context is not None or request.recency_half_life_s is not None:
+        pool = request.top_k + POOL  # some that were not among the best become so
+    matches = matcher.best(pool)
+    fusion = Fusion.of(matches.cosines, matches.bm25)
+    candidates = fusion.candidates(*matches)
+    if request.context is not None:
+        near = index.neighbours(candidates.rows, 1)
+        others = np.setdiff1d(near[near >= 0], candidates.rows)
+        if len(others):
+            candidates = adjusting.joined(candidates, fusion.candidates(*matcher.of(index.labels_of(others))))
+        candidates = adjusting.with_neighbours(candidates, index.neighbours(candidates.rows, 1))
+    if request.recency_half_life_s is not None:
+        happened = index.timeline.happened[candidates.rows]
+        candidates = adjusting.with_recency(candidates, happened, now, request.recency_half_life_s)
+    return ranking.best(candidates, request.top_k, request.min_score)
+
+
+def _context(n: int, best: Candidates, matcher: Matcher, index: UserIndex) -> list[list[tuple[int, int]]]:
+    """The offsets and the labels of the memories around each of the best that may be found."""
+    near = index.neighbours(best.rows, n)  # (k, 2n)
+    offsets = np.broadcast_to(np.concatenate([np.arange(-n, 0), np.arange(1, n + 1)]), near.shape)
+    context = []
+    for rows_near, offset, usable in zip(near, offsets, matcher.may_find(near), strict=True):
+        labels = index.labels_of(rows_near[usable])
+        context.append(list(zip(offset[usable].tolist(), labels.tolist(), strict=True)))
+    return context
+
+
+def _period(request: Search) -> Period:
+    """The time in which the memories were made that may be found.
+
+    Raises:
+        InvalidInput: an end of it is not a time, or it ends before it begins.
+    """
+    since = None if request.since is None else rows.micros(request.since, "since")
+    until = None if request.until is None else rows.micros(request.until, "until")
+    if since is not None and until is not None and until <= since:
+        raise InvalidInput("must be later than since", "until")
+    return Period(since, until)
+
+
+def _check_ranking(request: Search) -> None:
+    half_life_s, context = request.recency_half_life_s, request.context
+    if half_life_s is not None and not (isinstance(half_life_s, int | float) and 0 < half_life_s < math.inf):
+        raise InvalidInput("must be a number of seconds above 0", "recency_half_life_s")
+    if context is not None and not (isinstance(context, int) and 0 <= context <= MAX_CONTEXT):
+        raise InvalidInput(f"must be a whole number in 0 to {MAX_CONTEXT}", "context")

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.index.matrix import Rows
+from store.index.timeline import ANY_TIME, Period
 from store.index.user_index import Fetch, Labels, UserIndex
 from store.index.words import Keys
 from store.records import Vector
@@ -46,14 +47,22 @@ class Matcher:
     Args:
         fetch: reads vectors from the log.
         allowed: labels (n,) of the memories that may be found; None for all.
+        period: only memories that were made in it may be found.
     """
 
-    def __init__(self, index: UserIndex, query: Query, fetch: Fetch, allowed: Labels | None) -> None:
+    def __init__(
+        self,
+        index: UserIndex,
+        query: Query,
+        fetch: Fetch,
+        allowed: Labels | None,
+        period: Period = ANY_TIME,
+    ) -> None:
         self._index = index
         self._query = query
         self._fetch = fetch
-        self._filtered = allowed is not None
-        self._usable = index.usable(allowed)
+        self._filtered = allowed is not None or period != ANY_TIME
+        self._usable = index.usable(allowed, period)
         self._bm25: npt.NDArray[np.float32] | None = None
         if query.words is not None:
             assert index.words is not None
@@ -79,6 +88,10 @@ class Matcher:
         rows = rows[self._usable[rows]]
         vector = self._query.vector
         return self._measured(rows, None if vector is None else self._index.cosines(rows, vector, self._fetch))
+
+    def may_find(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Whether rows, in an array of any shape, may be found; -1 may not."""
+        return (rows >= 0) & self._usable[rows]
 
     def _measured(self, rows: Rows, cosines: Measure | None) -> Matches:
         bm25 = None if self._bm25 is None else self._bm25[rows].astype(np.float64)

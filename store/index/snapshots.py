@@ -10,8 +10,8 @@ other, and the snapshot exists if this file does:
 
     magic | blake2b-128 of all that follows | length of the header, 4 bytes | header, JSON | arrays
 
-The arrays are the labels, expiries and alive flags of the rows, the `Arrays` of store.index.body, and those of
-store.index.words if the index has words. The header has their names and lengths, in order.
+The arrays are the labels, expiries and alive flags of the rows, the `Arrays` of store.index.body, the places of the
+rows, and the `Arrays` of store.index.words if the index has words. The header has their names and lengths, in order.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from store.index.body import Body
 from store.index.graph import Graph, overwrite_deleted
 from store.index.user_index import UserIndex
 from store.index.words import Words
+from store.log.reading import Places
 from store.records import IndexOptions
 
 MAGIC = b"memserve snapshot 2\n"
@@ -55,7 +56,8 @@ _WORDS = {
     "word_rows": "<i4",
     "word_counts": "|u1",
 }
-_TYPES = _BODY | _WORDS  # of the arrays after the header, by their names
+_PLACES = {"created": "<i8", "happened": "<i8", "threads": "<i8"}
+_TYPES = _BODY | _WORDS | _PLACES  # of the arrays after the header, by their names
 
 
 class Name(NamedTuple):
@@ -123,6 +125,7 @@ class Snapshots:
             return None
         saved, *of_rows = state
         arrays = dict(zip(_BODY, [*of_rows, *saved.arrays()], strict=True))
+        arrays |= dict(zip(_PLACES, index.timeline.places_of(index.usable(None)), strict=True))
         if index.words is not None:
             arrays |= dict(zip(_WORDS, index.words.arrays(index.usable(None)), strict=True))
         saved.graph.save(self._path(name, "hnsw.part"))
@@ -254,6 +257,8 @@ class Snapshots:
         labels, expires, alive, *of_body = (arrays[key] for key in _BODY)
         index = UserIndex(name.uid, name.epoch, self._dim, self._options)
         index.restore(Body.restore(graph, body.Arrays(*of_body), alive), labels, expires, alive, name.version)
+        if "created" in arrays:
+            index.place(None, Places(*(arrays[key] for key in _PLACES)))
         has_words = "words" in arrays and header["tokens"] == tokens.VERSION
         if has_words:
             of_words = words.Arrays(*(arrays[key] for key in _WORDS))

@@ -21,8 +21,9 @@ import numpy.typing as npt
 from store.index.body import TIE, Body, Found
 from store.index.graph import Graph
 from store.index.matrix import BLOCK, Matrix, Rows, grown, normalised
+from store.index.timeline import ANY_TIME, Period, Timeline, nowhere
 from store.index.words import Words
-from store.log.reading import NEVER, Changes
+from store.log.reading import NEVER, Changes, Places
 from store.records import IndexOptions, Vector
 
 Labels = npt.NDArray[np.int64]
@@ -80,6 +81,8 @@ class UserIndex:
         "dim",
         "epoch",
         "filters",
+        "is_placed",
+        "timeline",
         "uid",
         "version",
         "words",
@@ -91,6 +94,8 @@ class UserIndex:
         self.dim = dim
         self.version = 0
         self.words: Words | None = None  # of the same rows, if they are needed
+        self.timeline = Timeline()  # of the same rows
+        self.is_placed = True  # whether the timeline has the places of the rows: see `place`
         self.filters: dict[FilterKey, tuple[int, Labels]] = {}  # version and matching labels, least recently used first
         self._options = options
         self._rows = 0
@@ -121,6 +126,7 @@ class UserIndex:
         size = self._labels.nbytes + self._expires.nbytes + self._alive.nbytes + self._matrix.bytes + 1500
         size += sum(labels.nbytes + 300 for _, labels in self.filters.values())
         size += 0 if self.words is None else self.words.bytes
+        size += self.timeline.bytes
         bodies = (self._body, self._rebuild.body if self._rebuild else None)
         return size + sum(body.bytes for body in bodies if body is not None)
 
@@ -132,6 +138,7 @@ class UserIndex:
                 self._remove(rows[self._alive[rows]])
             first = self._rows
             self._add(changes.labels[changes.kept], changes.expires, changes.vectors)
+            self.timeline.add(changes.places or nowhere(self._rows - first))
             if self.words is not None:
                 assert changes.texts is not None
                 self.words.add(np.arange(first, self._rows), changes.texts)
@@ -166,10 +173,25 @@ class UserIndex:
         words.extend(self._rows)
         self.words = words
 
-    def usable(self, allowed: Labels | None) -> npt.NDArray[np.bool_]:
-        """(rows,) whether a row may be found: it is alive and among the labels `allowed`, if given."""
+    def place(self, labels: Labels | None, places: Places) -> None:
+        """Give the rows of a restored index their places: those with these labels, or all rows."""
+        if labels is None:
+            self.timeline = Timeline(places)
+        else:
+            rows = self.rows_of(labels)
+            self.timeline.put(rows[rows >= 0], Places(*(values[rows >= 0] for values in places)))
+        self.is_placed = True
+
+    def usable(self, allowed: Labels | None, period: Period = ANY_TIME) -> npt.NDArray[np.bool_]:
+        """(rows,) whether a row may be found: it is alive, was made in the period, and has an allowed label."""
         usable = self._alive[: self._rows]
-        return usable if allowed is None else usable & np.isin(self._labels[: self._rows], allowed)
+        if allowed is not None:
+            usable = usable & np.isin(self._labels[: self._rows], allowed)
+        return usable if period == ANY_TIME else usable & self.timeline.made_in(period)
+
+    def neighbours(self, rows: Rows, n: int) -> Rows:
+        """(m, 2n) the live rows before and after each of m live rows in its thread: see `Timeline.neighbours`."""
+        return self.timeline.neighbours(rows, n, self._alive[: self._rows], self._labels[: self._rows])
 
     def search(self, query: Vector, k: int, fetch: Fetch, allowed: Labels | None = None) -> Hits:
         """The k nearest rows to `query: (dim,) float32, L2-normalised`, among the labels `allowed` if given."""
@@ -262,13 +284,14 @@ class UserIndex:
         alive: npt.NDArray[np.bool_],
         version: int,
     ) -> None:
-        """Start from the values of an earlier `snapshot`. The index must be empty."""
+        """Start from the values of an earlier `snapshot`. The index must be empty. `place` must follow."""
         self._body, self._labels, self._expires, self._alive, self.version = body, labels, expires, alive, version
         self._rows = self._tail_start = len(labels)
         self._matrix = Matrix(self.dim, len(labels))
         self._dead = int(len(alive) - alive.sum())
         self._max_label = int(labels.max(initial=0))
         self._next_expiry = int(expires[alive].min(initial=NEVER))
+        self.timeline, self.is_placed = Timeline(nowhere(len(labels))), False
 
     # Rows
 
@@ -299,6 +322,7 @@ class UserIndex:
         """Free the dead rows of an exact index."""
         alive = np.flatnonzero(self._alive[: self._rows])
         vectors, labels, expires = self._matrix.vectors(alive), self._labels[alive], self._expires[alive]
+        self.timeline.keep(alive)
         if self.words is not None:
             self.words.keep(alive)
         self._rows = self._dead = 0
@@ -373,6 +397,7 @@ class UserIndex:
             parts = np.concatenate(rebuild.parts)[kept] if rebuild.parts else np.zeros((0, self.dim), np.float32)
             vectors, tail = np.concatenate([parts, vectors]), np.concatenate([copied[kept], tail])
             copied = _EMPTY
+        self.timeline.keep(np.concatenate([copied, tail]))
         if self.words is not None:
             self.words.keep(np.concatenate([copied, tail]))
         labels, expires, alive = self._labels[tail], self._expires[tail], self._alive[copied]

@@ -30,6 +30,7 @@ from store.log.schema import CHUNK, THREAD_NAME, contents, history, memories, me
 from store.records import Filter, Vector
 
 NEVER = np.iinfo(np.int64).max
+NO_THREAD = 0
 
 
 class byte_length(FunctionElement[int]):
@@ -66,12 +67,23 @@ class Position(NamedTuple):
         return epoch == self.epoch and self.forgotten_version <= version <= self.version
 
 
+class Places(NamedTuple):
+    """When n memories were made and what they tell happened, in microseconds, and their threads; (n,) int64 each.
+
+    `happened` is `created` for a memory without a time of its own. A memory in no thread has NO_THREAD.
+    """
+
+    created: npt.NDArray[np.int64]
+    happened: npt.NDArray[np.int64]
+    threads: npt.NDArray[np.int64]
+
+
 class Changes(NamedTuple):
     """Changed rows that an index lacks, in the order of their versions.
 
     For each of the n rows: labels (n,) int64, versions (n,) int64, kept (n,) bool, which is False if the memory was
     deleted. For the m kept rows: expires (m,) int64 in microseconds or NEVER, vectors (m, dim) float32 as the model
-    made them, and their texts if they were asked for.
+    made them, their texts if they were asked for, and their places. Without places, all are at the time 0.
     """
 
     labels: npt.NDArray[np.int64]
@@ -80,6 +92,7 @@ class Changes(NamedTuple):
     expires: npt.NDArray[np.int64]
     vectors: Vector
     texts: Sequence[str] | None = None
+    places: Places | None = None
 
 
 VECTOR = (contents.c.vector_crc, contents.c.embedding)
@@ -132,8 +145,13 @@ _POSITIONS = select(
 ).where(users.c.uid.in_(bindparam("uids", expanding=True)))
 _MEMORIES = with_contents(bindparam("serving", type_=BigInteger))
 _NAMED = with_names(bindparam("serving", type_=BigInteger))
+_PLACE = (
+    memories.c.created_at,
+    func.coalesce(memories.c.happened_at, memories.c.created_at),
+    func.coalesce(memories.c.thread, NO_THREAD),
+)
 _CHANGES = (
-    select(memories.c.label, memories.c.version, memories.c.deleted, memories.c.expires_at, *VECTOR)
+    select(memories.c.label, memories.c.version, memories.c.deleted, memories.c.expires_at, *_PLACE, *VECTOR)
     .select_from(_MEMORIES)
     .where(memories.c.uid == bindparam("of_uid"), memories.c.version > bindparam("after"))
     .order_by(memories.c.version)
@@ -149,6 +167,7 @@ _TEXTS = (
     .order_by(memories.c.version)
     .limit(CHUNK)
 )
+_PLACES = select(memories.c.label, *_PLACE).where(memories.c.uid == bindparam("of_uid"), memories.c.deleted == 0)
 _BY_LABEL = (
     select(*CONTENT)
     .select_from(_NAMED)
@@ -209,11 +228,24 @@ def _changes(rows: Sequence[Any], dim: int, *, with_texts: bool) -> Changes:
             np.fromiter((row[1] for row in rows), np.int64, len(rows)),
             np.fromiter((not row[2] for row in rows), np.bool_, len(rows)),
             np.fromiter((NEVER if row[3] is None else row[3] for row in alive), np.int64, len(alive)),
-            _load([row[4:6] for row in alive], dim),
-            _texts([row[6] for row in alive]) if with_texts else None,
+            _load([row[7:9] for row in alive], dim),
+            _texts([row[9] for row in alive]) if with_texts else None,
+            _places([row[4:7] for row in alive]),
         )
     except (TypeError, ValueError, OverflowError) as error:  # a column does not hold a number
         raise damaged(str(error)) from error
+
+
+def places(connection: Connection, uid: int) -> tuple[npt.NDArray[np.int64], Places]:
+    """The labels (n,) of a user's memories, ascending, and their places."""
+    rows = connection.execute(_PLACES, {"of_uid": uid}).all()
+    rows = sorted(rows, key=lambda row: row[0])
+    return np.fromiter((row[0] for row in rows), np.int64, len(rows)), _places([row[1:] for row in rows])
+
+
+def _places(found: Sequence[Any]) -> Places:
+    """The rows of _PLACE."""
+    return Places(*np.array(found, np.int64).reshape(len(found), 3).T.copy())
 
 
 def texts(connection: Connection, uid: int, model: int) -> Iterator[tuple[npt.NDArray[np.int64], Sequence[str]]]:

@@ -660,13 +660,13 @@ def test_users_and_their_sizes(store: Store) -> None:
 
 
 def test_the_least_recently_used_indexes_are_evicted_first(open_store: Callable[..., Store]) -> None:
-    store = open_store(index_budget_bytes=8000)
+    store = open_store(index_budget_bytes=11000)
     for name in ("a", "b", "c", "d"):
         put(store, name, *(new(str(n), n % DIM, text=name + str(n)) for n in range(40)))
     for name in ("a", "b", "a", "c"):
         assert len(find(store, name, k=50)) == 40
     assert [store.user(T, name).resident for name in "abcd"] == [True, False, True, False]
-    assert store.resident.bytes <= 8000
+    assert store.resident.bytes <= 11000
 
 
 def test_a_log_that_cannot_be_reached_is_unavailable() -> None:

@@ -427,6 +427,8 @@ def test_words_that_a_snapshot_lacks_are_read_from_the_log_and_saved(
             patched.setattr("store.index.tokens.VERSION", "0")
         if reason == "written before there were words":
             patched.setattr("store.index.snapshots._names_and_lengths", lambda arrays: [*map(len, arrays.values())])
+            patched.setattr("store.index.snapshots._PLACES", {})  # nor were there places
+            patched.setattr("store.index.timeline.Timeline.places_of", lambda *_: ())
         store = open_store(**options)
         add(store, "ann", vectors, range(120))
         store.search([Search(T, "ann", vectors[0], 5)])
