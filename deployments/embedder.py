@@ -116,6 +116,13 @@ class Embedder:
         except MemserveError as error:
             return error
 
+    async def count_tokens(self, texts: Sequence[str], timeout_s: float | None = None) -> list[int] | MemserveError:
+        """The number of tokens of each text, without special tokens. An error of the request is returned."""
+        try:
+            return await self._engine.count_tokens(texts, timeout_s=timeout_s)
+        except MemserveError as error:
+            return error
+
     async def decode(
         self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True, timeout_s: float | None = None
     ) -> list[str] | MemserveError:

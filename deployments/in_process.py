@@ -64,6 +64,9 @@ class _Embedder:
     ) -> list[list[TextToken]]:
         return await self._engine.split(texts, add_special_tokens=add_special_tokens, timeout_s=timeout_s)
 
+    async def count_tokens(self, texts: Sequence[str], timeout_s: float | None) -> list[int]:
+        return await self._engine.count_tokens(texts, timeout_s=timeout_s)
+
     async def decode(
         self, ids: Sequence[Sequence[int]], skip_special_tokens: bool, timeout_s: float | None
     ) -> list[str]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deployments import shapes
+from deployments import results, shapes
 from deployments.calls.refusals import RefusedRequests
 from deployments.calls.transfer import LongLines, export_pieces, import_pieces, to_line
 from deployments.embedding import outputs
@@ -409,13 +409,32 @@ class Memserve:
                 query=body.query,
                 mode=body.ranked_by(),
                 explain=body.explain,
+                since=body.since,
+                until=body.until,
+                recency_half_life_s=body.recency_half_life_s,
+                context=body.context,
             )
         )
         if body.rerank and found.results:
             found = await self._reranked(body, found, Turn.of_user(tenant, user))
-        results = [shapes.memory(memory) for memory in found.results]
-        answer: Fields = {"results": results, "index": found.index, "version": found.version}
+        answer: Fields = {"index": found.index, "version": found.version}
+        taken = None
+        if body.max_tokens is not None:
+            taken, answer["tokens"] = await self._within(found, body.max_tokens)
+        answer = {"results": results.laid_out(found, body.order, taken), **answer}
         return {**answer, "truncated": True} if truncated else answer
+
+    async def _within(self, found: SearchResult, max_tokens: int) -> tuple[set[str], int]:
+        """The ids of the memories whose texts fit so many tokens, and how many these take."""
+        texts = {id: memory.text for id, memory in results.memories_of(found).items()}
+        tokens = dict.fromkeys(texts, 0)
+        counted = [id for id, text in texts.items() if text]  # logs of older programs may hold empty texts
+        if counted:
+            with located("max_tokens", in_list=False):
+                counts = await self._embedder.count_tokens([texts[id] for id in counted])
+            tokens |= zip(counted, counts, strict=True)
+        taken = results.within(found, tokens, max_tokens)
+        return taken, sum(tokens[id] for id in taken)
 
     async def _reranked(self, body: bodies.SearchBody, found: SearchResult, turn: Turn) -> SearchResult:
         """The best `top_k` of the results of a search by the reranker, with its scores."""
@@ -423,12 +442,13 @@ class Memserve:
         with located("query", in_list=False):
             ranked = await self._reranking.scores(body.query, [memory.text for memory in found.results], turn=turn)
         order = ranked.order()[: body.top_k]
-        results = []
+        best = []
         for place in order:
             memory, score = found.results[place], float(ranked.scores[place])
             scores = None if memory.scores is None else {**memory.scores, "rerank": score}
-            results.append(replace(memory, score=score, scores=scores))
-        return replace(found, results=results)
+            best.append(replace(memory, score=score, scores=scores))
+        context = None if found.context is None else tuple(found.context[place] for place in order)
+        return replace(found, results=best, context=context)
 
     async def get(self, user_id: str, memory_id: str, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
         """One memory, with its vector if `include_vectors`. Raises store.NotFound."""

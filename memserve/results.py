@@ -39,6 +39,7 @@ class Memory(_Result):
         happened_at: when what it tells happened.
         thread: the conversation that it is a part of.
         context: of a search with context: the memory is a neighbour of one that was found.
+        context_of, offset: the id of that one, and the place in the thread counted from it: -1 is just before it.
         truncated: of an update: the text is longer than the model reads, and the vector is of its beginning.
     """
 
@@ -56,6 +57,8 @@ class Memory(_Result):
     happened_at: datetime | None = None
     thread: str | None = None
     context: bool = False
+    context_of: str | None = None
+    offset: int | None = None
     truncated: bool = False
 
     def __str__(self) -> str:

@@ -19,6 +19,7 @@ Vector = npt.NDArray[np.float32]
 Filter = dict[str, Any]
 Order = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
 Mode = Literal["hybrid", "vector", "words"]
+ResultOrder = Literal["score", "created_at", "-created_at", "happened_at", "-happened_at"]
 DEFAULT_TENANT: Final = "default"
 Scope = Literal["read", "write", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = ("read", "write", "admin")

@@ -45,6 +45,7 @@ class LocalEmbedder:
         return self.engine.info
 
     split = Embedder.split
+    count_tokens = Embedder.count_tokens
     decode = Embedder.decode
 
 

@@ -23,10 +23,12 @@ MAY_IMPORT = {
     "deployments.store": f"deployments.store_worker deployments.fair_queue deployments.rate_limits store {SHELL}",
     "deployments.store_worker": "deployments.batcher deployments.errors deployments.fair_queue store",
     "deployments.service": "deployments.calls deployments.requests deployments.embedding.model "
-    "deployments.embedding.outputs deployments.errors deployments.fair_queue deployments.shapes store",
+    "deployments.embedding.outputs deployments.errors deployments.fair_queue deployments.results deployments.shapes "
+    "store",
     "deployments.in_process": "deployments.calls deployments.embedding deployments.limits deployments.requests "
     "deployments.service deployments.settings deployments.shapes deployments.store_worker store",
     "deployments.limits": "deployments.settings",
+    "deployments.results": "deployments.shapes store",
     "deployments.shapes": "store",
     "deployments.api": "deployments.service deployments.requests deployments.errors deployments.fair_queue "
     "deployments.rate_limits "

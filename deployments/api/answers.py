@@ -210,28 +210,50 @@ class ScoresAnswer(TypedDict):
             ),
         ]
     ]
+    context: NotRequired[
+        Annotated[float, Field(description="What a neighbour in the thread has added, if `context` was asked for.")]
+    ]
+    recency: NotRequired[
+        Annotated[float, Field(description="The factor of the age, if `recency_half_life_s` was given.")]
+    ]
     rerank: NotRequired[Annotated[float, Field(description="The reranker's, if the request asked for `rerank`.")]]
 
 
 class FoundMemoryAnswer(MemoryAnswer):
     """One memory that was found."""
 
-    score: Annotated[
-        float,
-        Field(
-            description="How well it fits. In mode `hybrid` and `words` from 0 to 1; in mode `vector` the cosine "
-            "similarity, -1 to 1; with `rerank` in the range of the reranker."
-        ),
+    score: NotRequired[
+        Annotated[
+            float,
+            Field(
+                description="How well it fits. In mode `hybrid` and `words` from 0 to 1; in mode `vector` the cosine "
+                "similarity, -1 to 1; with `rerank` in the range of the reranker. Absent if it is context."
+            ),
+        ]
     ]
     scores: NotRequired[Annotated[ScoresAnswer, Field(description="Present if the request asked for `explain`.")]]
+    context: NotRequired[
+        Annotated[Literal[True], Field(description="Present if it is not a result but the context of one.")]
+    ]
+    context_of: NotRequired[Annotated[str, Field(description="The id of the result that it is the context of.")]]
+    offset: NotRequired[
+        Annotated[int, Field(description="Its place in the thread, counted from that result: -1 is just before it.")]
+    ]
 
 
 class FoundAnswer(TypedDict):
     """The memories that were found."""
 
-    results: Annotated[list[FoundMemoryAnswer], Field(description="Best first; of equal scores the newest first.")]
+    results: Annotated[
+        list[FoundMemoryAnswer],
+        Field(
+            description="In the `order` that was asked for: by default best first, of equal scores the newest first. "
+            "Context stands around its result, and does not count for `top_k`."
+        ),
+    ]
     index: Annotated[Literal["exact", "hnsw"], Field(description="The kind of index that was searched.")]
     version: Annotated[int, Field(description="The version of the user that was searched.")]
+    tokens: NotRequired[Annotated[int, Field(description="Of all texts, if `max_tokens` was given.")]]
     truncated: NotRequired[
         Annotated[Literal[True], Field(description="Present if the query is longer than the model reads, and was cut.")]
     ]

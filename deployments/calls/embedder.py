@@ -308,6 +308,10 @@ class EmbedderCalls:
         """The tokens of each text, with their places in it. Raises InvalidRequest, Overloaded, DeadlineExceeded."""
         return await self._call_unbatched(self._handle.split, texts, add_special_tokens)
 
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The number of tokens of each text, without special tokens. Raises what `split` does."""
+        return await self._call_unbatched(self._handle.count_tokens, texts)
+
     async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
         """The text of each list of token ids. Raises InvalidRequest, Overloaded, DeadlineExceeded."""
         return await self._call_unbatched(self._handle.decode, ids, skip_special_tokens)

@@ -392,6 +392,10 @@ class Engine:
                 answer += await self.model.split(texts[start:end], add_special_tokens=add_special_tokens)
         return answer
 
+    async def count_tokens(self, texts: Sequence[str], *, timeout_s: float | None = None) -> list[int]:
+        """The number of tokens of each text, without special tokens and truncation. Raises what `split` does."""
+        return [len(tokens) for tokens in await self.split(texts, add_special_tokens=False, timeout_s=timeout_s)]
+
     async def decode(
         self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = True, timeout_s: float | None = None
     ) -> list[str]:

@@ -44,10 +44,12 @@ from deployments.requests.fields import (
     encodable,
 )
 from deployments.requests.principal import KeyScope
-from store import Mode, Order
+from store import Mode, Order, ResultOrder
 
 MAX_INPUTS = 2_048
 MAX_TOP_K = 1_000
+MAX_CONTEXT = 20
+MAX_BUDGET = 1_000_000
 MAX_IDS = 1_000
 _IDS_AT_A_TIME = 8_192  # are checked by calls that hold the interpreter's lock
 
@@ -318,6 +320,22 @@ class SearchBody(RequestBody):
     """Only memories with at least this score. Scores are in 0 to 1, and in mode `vector` in -1 to 1."""
     explain: OrNull[bool] = False
     """Whether the memories are answered with the parts of their scores."""
+    since: Time | None = None
+    """Only memories that were made at this time or later, by their `created_at`; with its time zone."""
+    until: Time | None = None
+    """Only memories that were made before this time, which must be later than `since`."""
+    recency_half_life_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Prefer what happened lately: scores are multiplied by 2^(-age / half-life), but by no less than 0.75. The age is
+    the time since `happened_at`, in seconds."""
+    context: int | None = Field(None, ge=0, le=MAX_CONTEXT)
+    """Add up to so many memories before and after each result in its `thread`, if they match as well, and let memories
+    next to a good one score higher. With 0 none is added. Default: threads do not count."""
+    max_tokens: int | None = Field(None, ge=1, le=MAX_BUDGET)
+    """Answer with the best memories whose texts together have at most so many tokens of the model. A text that does not
+    fit is left out, and the next is tried; context comes after all results."""
+    order: OrNull[ResultOrder] = "score"
+    """How the results are sorted, once the best are found. By `score` the best comes first, with its context around it;
+    by a time the earliest comes first, and with `-` the latest."""
     include_vectors: OrNull[bool] = False
     """Whether the memories are answered with their vectors."""
     rerank: OrNull[bool] = False
@@ -332,6 +350,8 @@ class SearchBody(RequestBody):
             raise InvalidRequest(f"must be vector if there is no query, not {self.mode}", "mode")
         if self.rerank and self.query is None:
             raise InvalidRequest("needs a query", "rerank")
+        if self.since is not None and self.until is not None and self.until <= self.since:
+            raise InvalidRequest("must be later than since", "until")
         return self
 
     def ranked_by(self) -> Mode:

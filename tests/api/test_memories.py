@@ -797,3 +797,49 @@ async def test_an_unchanged_text_that_another_client_changes_meanwhile_is_embedd
     monkeypatch.setattr(app.gateway._store, "write", after_another)
     changed = (await api.patch(f"{ANN}/1", json={"text": "tea", "metadata": {"n": 1}})).json()
     assert (changed["text"], changed["metadata"], changed["version"]) == ("tea", {"n": 1}, 3)
+
+
+async def test_a_search_answers_with_context_in_an_order_and_within_a_budget(api: httpx.AsyncClient) -> None:
+    texts = ["I adopted a dog", "what is its name", "Biscuit", "is he afraid of thunder", "he hides"]
+    await add(api, *({"id": str(n), "text": text, "thread": "talk"} for n, text in enumerate(texts)))
+
+    async def search(**options: Any) -> tuple[list[Any], dict[str, Any]]:
+        answer = await api.post(f"{ANN}/search", json={"query": "Biscuit", "mode": "words", "top_k": 1, **options})
+        assert answer.status_code == 200, answer.text
+        rows = answer.json()["results"]
+        return [(row["id"], row.get("offset")) for row in rows], answer.json()
+
+    placed, answer = await search(context=1)
+    assert placed == [("1", -1), ("2", None), ("3", 1)]
+    before, hit, _ = answer["results"]
+    assert (before["context"], before["context_of"], "score" in before) == (True, "2", False)
+    assert hit["score"] == 1.0 and "context" not in hit and "tokens" not in answer
+    assert (await search(context=1, order="-created_at"))[0] == [("3", 1), ("2", None), ("1", -1)]
+    placed, answer = await search(context=2, max_tokens=5)
+    assert (placed, answer["tokens"]) == ([("1", -1), ("2", None)], 5)
+    placed, answer = await search(context=2, max_tokens=4)
+    assert (placed, answer["tokens"]) == ([("2", None), ("4", 2)], 3)
+    assert (await search(max_tokens=1, filter={"id": "4"}))[1]["tokens"] == 0
+    explained = (await search(context=0, recency_half_life_s=60, explain=True))[1]["results"][0]["scores"]
+    assert explained == {"words": 1.0, "context": 0.0, "recency": pytest.approx(1.0, abs=0.1)}
+    assert (await search(since="2100-01-01T00:00:00Z"))[0] == []
+    assert (await search(until="2100-01-01T00:00:00+01:00"))[0] == [("2", None)]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"context": -1}, "context"),
+        ({"context": 21}, "context"),
+        ({"context": True}, "context"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"order": "newest"}, "order"),
+        ({"since": "2026-01-01"}, "since"),
+        ({"until": "2026-01-01T00:00:00"}, "until"),
+        ({"since": "2026-01-01T00:00:00Z", "until": "2026-01-01T00:00:00Z"}, "until"),
+        ({"recency_half_life_s": 0}, "recency_half_life_s"),
+        ({"recency_half_life_s": "day"}, "recency_half_life_s"),
+    ],
+)
+async def test_a_wrong_option_of_a_search_is_named(api: httpx.AsyncClient, options: dict[str, Any], param: str) -> None:
+    assert refused(await api.post(f"{ANN}/search", json={"query": "a", **options}))[:2] == (400, param)

@@ -11,6 +11,11 @@ from pydantic import BaseModel, ValidationError
 from deployments.errors import InvalidRequest
 from deployments.requests import bodies, tei
 
+SEARCH_OPTIONS = (
+    "mode top_k filter min_score explain include_vectors rerank "
+    "since until recency_half_life_s context max_tokens order"
+)
+
 
 def violation(model: type[BaseModel], values: Any) -> tuple[str | None, str | None]:
     """`param` and `code` of the error of a body."""
@@ -300,8 +305,16 @@ def test_the_document_of_a_body_takes_known_fields_only() -> None:
             {"text": "a", "user_id": "ann"},
             "id metadata created_at expires_at vector happened_at thread",
         ),
-        (bodies.SearchBody, {"query": "a"}, "vector mode top_k filter min_score explain include_vectors rerank"),
-        (bodies.SearchBody, {"vector": [1.0]}, "query mode top_k filter min_score explain include_vectors rerank"),
+        (
+            bodies.SearchBody,
+            {"query": "a"},
+            f"vector {SEARCH_OPTIONS}",
+        ),
+        (
+            bodies.SearchBody,
+            {"vector": [1.0]},
+            f"query {SEARCH_OPTIONS}",
+        ),
         (tei.EmbedBody, {"inputs": "a"}, "truncate truncation_direction prompt_name normalize dimensions parameters"),
         (tei.SimilarityBody, {"inputs": {"source_sentence": "a", "sentences": ["b"]}}, "parameters"),
         (tei.PromptBody, {}, "truncate truncation_direction prompt_name"),
