@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import httpx
+import openai
 import pytest
 
+import memserve
 from deployments.calls.keys import FRESH_S
 from tests.cluster.server import ROOT, Server
 from tests.cluster.test_handle import _call, _connect
@@ -66,6 +68,20 @@ def test_two_tenants_have_memories_of_their_own(keyed: Keyed) -> None:
         got = driver.submit(_call, "get", ("anna", "m"), {"tenant": "other"}).result(timeout=60)
         assert got["text"] == "Anna plays chess."
         assert driver.submit(_call, "users", (), {}).result(timeout=60)["users"] == []
+
+
+def test_clients_send_the_key_as_they_send_that_of_another_server(keyed: Keyed) -> None:
+    secret = keyed.keys("create", "--tenant", "clients", "--user", "anna")
+    client = openai.OpenAI(base_url=f"{keyed.server.url}/v1", api_key=secret, max_retries=0)
+    model = client.models.list().data[0].id
+    assert len(client.embeddings.create(model=model, input=["tea", "chess"]).data) == 2
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{keyed.server.url}/v1", api_key="sk-none", max_retries=0).models.list()
+    with memserve.Client(keyed.server.url, api_key=secret) as own:
+        own.add("anna", ["Anna drinks tea."])
+        assert [memory.text for memory in own.search("anna", "tea")] == ["Anna drinks tea."]
+        with pytest.raises(memserve.NotFound):
+            own.user("leo")
 
 
 def test_a_request_without_a_key_is_refused_by_haproxy_and_by_no_way_around_it(keyed: Keyed) -> None:
