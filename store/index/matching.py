@@ -77,7 +77,7 @@ class Matcher:
         hits = self._index.nearest(query.vector, k, self._fetch, self._usable, filtered=self._filtered)
         if bm25 is None:
             return self._measured(hits.rows, hits.scores)
-        others = np.setdiff1d(_best(bm25, k), hits.rows)
+        others = self._without(_best(bm25, k), hits.rows)
         cosines = self._index.cosines(others, query.vector, self._fetch)
         return self._measured(np.concatenate([hits.rows, others]), np.concatenate([hits.scores, cosines]))
 
@@ -92,6 +92,12 @@ class Matcher:
     def may_find(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Whether rows, in an array of any shape, may be found; -1 may not."""
         return (rows >= 0) & self._usable[rows]
+
+    def _without(self, rows: Rows, others: Rows) -> Rows:
+        """The rows that are not among the others."""
+        known = np.zeros(len(self._usable), np.bool_)
+        known[others] = True
+        return rows[~known[rows]]
 
     def _measured(self, rows: Rows, cosines: Measure | None) -> Matches:
         bm25 = None if self._bm25 is None else self._bm25[rows].astype(np.float64)

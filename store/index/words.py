@@ -58,12 +58,12 @@ class _Segment(NamedTuple):
     def bytes(self) -> int:
         return self.words.nbytes + self.starts.nbytes + self.rows.nbytes + self.counts.nbytes + 500
 
-    def of(self, word: int) -> slice:
-        """The postings of a word."""
-        at = int(self.words.searchsorted(word))
-        if at == len(self.words) or self.words[at] != word:
-            return slice(0, 0)
-        return slice(int(self.starts[at]), self._start(at + 1))
+    def places(self, words: npt.NDArray[np.int64]) -> list[tuple[int, slice]]:
+        """The number and the postings of each of the words (n,) that occurs."""
+        at = self.words.searchsorted(words)
+        inside = np.flatnonzero(at < len(self.words))
+        there = inside[self.words[at[inside]] == words[inside]].tolist()
+        return [(n, slice(int(self.starts[at[n]]), self._start(int(at[n]) + 1))) for n in there]
 
     def between(self, low: int, high: int) -> _Segment:
         """The part with the words from `low` to `high`."""
@@ -167,24 +167,24 @@ class Words:
 
     def scores(self, query: Keys, usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         """(rows,) the BM25 score of each row; 0 if it has no word of the query, or is not one of the usable (rows,)."""
-        scores = np.zeros(self._rows, np.float32)
         count = int(np.count_nonzero(usable))
-        if count == 0:
-            return scores
-        lengths, all_usable = self._lengths[: self._rows], count == self._rows
-        total = self._total if all_usable else int(lengths[usable].sum())
-        norms = lengths * np.float32(self.k1 * self.b / max(total / count, 1.0))
-        norms += np.float32(self.k1 * (1 - self.b))
-        for word, times in query.items():
-            rows, counts = self._postings(word)
-            if not all_usable:
-                kept = usable[rows]
-                rows, counts = rows[kept], counts[kept]
-            rarity = times * math.log1p((count - len(rows) + 0.5) / (len(rows) + 0.5))
-            gains = counts.astype(np.float32)
-            gains *= np.float32(rarity * (self.k1 + 1)) / (gains + norms[rows])
-            scores[rows] += gains
-        return scores
+        words = np.fromiter(query, np.int64, len(query))
+        places = [(segment, *place) for segment in self._segments for place in segment.places(words)]
+        if count == 0 or not places:
+            return np.zeros(self._rows, np.float32)
+        rows = np.concatenate([segment.rows[at] for segment, _, at in places])
+        counts = np.concatenate([segment.counts[at] for segment, _, at in places])
+        of = np.repeat([n for _, n, _ in places], [at.stop - at.start for _, _, at in places])
+        lengths, total = self._lengths[: self._rows], self._total
+        if count < self._rows:
+            kept = usable[rows]
+            rows, counts, of = rows[kept], counts[kept], of[kept]
+            total = int(lengths[usable].sum())
+        having = np.bincount(of, minlength=len(words))  # how many rows have each word
+        rarity = np.log1p((count - having + 0.5) / (having + 0.5)) * np.fromiter(query.values(), np.int64, len(words))
+        norms = self.k1 * (1 - self.b) + self.k1 * self.b / max(total / count, 1.0) * lengths[rows]
+        gains = ((self.k1 + 1) * rarity)[of] * (counts / (counts + norms))
+        return np.bincount(rows, gains, minlength=self._rows).astype(np.float32)
 
     def keep(self, rows: Rows) -> None:
         """Renumber the rows: these, which ascend, become 0, 1, 2 ... All others are forgotten."""
@@ -237,16 +237,6 @@ class Words:
         words._purged = words._rows - int(np.count_nonzero(alive))
         return words
 
-    def _postings(self, word: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-        """The rows (n,) that a word occurs in, and how often."""
-        parts = [(segment, at) for segment in self._segments if (at := segment.of(word)).stop > at.start]
-        if len(parts) == 1:
-            (segment, at), *_ = parts
-            return segment.rows[at], segment.counts[at]
-        rows = [segment.rows[at] for segment, at in parts]
-        counts = [segment.counts[at] for segment, at in parts]
-        return np.concatenate([_NO_ROWS, *rows]), np.concatenate([_NO_COUNTS, *counts])
-
     def _uneven(self, most: float = math.inf) -> int | None:
         """The place of the first of the last segments that should be one; None if there are not two.
 
@@ -259,10 +249,6 @@ class Words:
         while start > end and 2 * size >= (older := len(self._segments[start - 1].rows)) and size + older <= most:
             start, size = start - 1, size + older
         return start if 0 <= start < len(self._segments) - 1 else None
-
-
-_NO_ROWS = np.zeros(0, np.int32)
-_NO_COUNTS = np.zeros(0, np.uint8)
 
 
 def _counted(words: npt.NDArray[np.int64], rows: npt.NDArray[np.int32]) -> _Segment:
@@ -289,7 +275,7 @@ def _merged(segments: Sequence[_Segment]) -> _Segment:
     if len(segments) == 1:
         return segments[0]
     if not segments:
-        return _counted(np.zeros(0, np.int64), _NO_ROWS)
+        return _counted(np.zeros(0, np.int64), np.zeros(0, np.int32))
     words = np.concatenate([segment.expanded() for segment in segments])
     order = np.argsort(words, kind="stable")  # merges what is sorted already
     rows = np.concatenate([segment.rows for segment in segments])[order]
