@@ -424,6 +424,30 @@ def store_handle_report(found: Found) -> list[str]:
     return [table(head, rows)]
 
 
+def locomo_report(found: Found) -> list[str]:
+    from benchmarks.locomo import tables
+
+    return [
+        f"{found['conversations']} conversations with {found['memories']:,} memories, of which the best 20 are asked "
+        "for. Recall is the share of the memories that answer a question, and hit the share of questions for which at "
+        "least one is found.\n",
+        *images(found, {"": "Recall and hit rate by the number of results"}),
+        *tables(found["rows"]),
+    ]
+
+
+def locomo_plots(found: Found, folder: Path) -> list[Path]:
+    from benchmarks.locomo import draw
+
+    return [draw(found["rows"], folder / f"{found['stem']}.svg")]
+
+
+def search_modes_report(found: Found) -> list[str]:
+    from benchmarks.search_modes import tables
+
+    return tables(found)
+
+
 class Kind(NamedTuple):
     """How a kind of result is reported: the title, the tables, the plots."""
 
@@ -442,6 +466,8 @@ KINDS = {
     "fairness": Kind("Small requests beside bulk work", fairness_report, fairness_plots),
     "soak": Kind("Memory under a long, mixed load", soak_report, soak_plots),
     "goodput": Kind("Ten times too many requests", goodput_report, goodput_plots),
+    "locomo": Kind("Questions about long conversations", locomo_report, locomo_plots),
+    "search-modes": Kind("What searches by words cost", search_modes_report),
     "engine": Kind("The engine without HTTP and Ray", engine_report),
     "rerank": Kind("Reranking by the engine", rerank_report),
     "store": Kind("The store without HTTP and Ray", store_report),

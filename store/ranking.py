@@ -14,11 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-EVEN_PEAK = 5.0
+EVEN_PEAK = 6.0
 """Words and vectors weigh the same if the best memory by words has so many times the root mean square of all."""
 
+_SPREAD = 0.02  # of cosine similarities, at least: smaller differences say nothing
 _CROWD = 100  # candidates, at least: the mean of a few says little, so the missing ones count as no match at all
-_EQUAL = 2e-6  # scores that differ by less may be equal after rounding
+_EQUAL = 1.5e-6  # cosine similarities that differ by less may be equal before rounding
+
 
 Numbers = npt.NDArray[np.float64]
 
@@ -50,23 +52,30 @@ class Fusion(NamedTuple):
     """How the measures of one query become scores. Found once per query, so that later candidates get equal scores.
 
     By vectors alone a score is the cosine similarity. By words alone it is BM25, scaled so that the best has 1. By both
-    it is the weighted mean of the two, each scaled so that the best has 1; negative measures count as 0. The words
-    weigh more if their best memory stands out more from the root mean square of the candidates: a word that one memory
-    has outweighs the vectors, and a word that all of them have does not.
+    it is the weighted mean of the two, with the cosine similarities scaled so that the best has 1 and the worst 0:
+    models differ in how near they put unrelated texts. The words weigh more if their best memory stands out more from
+    the root mean square of the candidates: a word that one memory has outweighs the vectors, and a word that all of
+    them have does not.
 
-    cosine, bm25: the best of the candidates; 0 if none is above 0. None if the search does without this measure.
+    nearest, farthest: cosine similarities of the candidates; None if the search does without vectors.
+    bm25: of the best candidate; 0 if none has a word of the query. None if the search does without words.
     words_weight: the share of the words in the mean.
     """
 
-    cosine: float | None
+    nearest: float | None
+    farthest: float | None
     bm25: float | None
     words_weight: float
 
     @classmethod
     def of(cls, cosines: Numbers | None, bm25: Numbers | None) -> Fusion:
         """The fusion for a query whose candidates have these measures."""
-        cosine, words = (None if found is None else float(found.max(initial=0.0)) for found in (cosines, bm25))
-        return cls(cosine, words, 0.0 if bm25 is None else _weight(bm25))
+        nearest = farthest = words = None
+        if cosines is not None:
+            nearest, farthest = (float(cosines.max()), float(cosines.min())) if len(cosines) else (0.0, 0.0)
+        if bm25 is not None:
+            words = float(bm25.max(initial=0.0))
+        return cls(nearest, farthest, words, 0.0 if bm25 is None else _weight(bm25))
 
     def candidates(
         self,
@@ -80,30 +89,25 @@ class Fusion(NamedTuple):
         if cosines is not None:
             parts["vector"] = cosines
         if bm25 is not None:
-            parts["words"] = _scaled(bm25, self.bm25).round(6)
+            parts["words"] = (bm25 / self.bm25 if self.bm25 else np.zeros(len(bm25))).clip(0.0, 1.0).round(6)
         if self.bm25 is None:
             scores = parts["vector"]
-        elif self.cosine is None:
+        elif self.nearest is None or self.farthest is None:
             scores = parts["words"]
         else:
-            weight = self.words_weight
-            scores = weight * parts["words"] + (1 - weight) * _scaled(parts["vector"], self.cosine)
+            below = (self.nearest - _without_noise(parts["vector"])) / max(self.nearest - self.farthest, _SPREAD)
+            scores = self.words_weight * parts["words"] + (1 - self.words_weight) * (1 - below).clip(0.0, 1.0)
         return Candidates(labels, rows, scores, parts)
 
 
 def best(candidates: Candidates, k: int, least: float | None) -> Candidates:
     """The k candidates with the highest scores, the best first; only those that score at least `least`, if given."""
-    order = np.argsort(-candidates.scores, kind="stable")
-    scores = candidates.scores[order]
-    if len(candidates.parts) > 1 and len(scores):
-        follows = np.diff(scores) < -_EQUAL
-        scores = scores[np.flatnonzero(np.append(True, follows))][np.append(0, np.cumsum(follows))]
-    scores = scores.round(6)
-    place = np.lexsort((-candidates.rows[order], -scores))
+    scores = candidates.scores.round(6)
+    places = np.lexsort((-candidates.rows, -scores))
     if least is not None:
-        place = place[scores[place] >= least]
-    place = place[:k]
-    return candidates.at(order[place])._replace(scores=scores[place])
+        places = places[scores[places] >= least]
+    places = places[:k]
+    return candidates.at(places)._replace(scores=scores[places])
 
 
 def _weight(bm25: Numbers) -> float:
@@ -115,6 +119,11 @@ def _weight(bm25: Numbers) -> float:
     return peak / (peak + EVEN_PEAK)
 
 
-def _scaled(values: Numbers, greatest: float | None) -> Numbers:
-    """Values divided by the greatest, in [0, 1]."""
-    return np.clip(values / greatest, 0.0, 1.0) if greatest else np.zeros(len(values))
+def _without_noise(cosines: Numbers) -> Numbers:
+    """Cosine similarities, of which those that may be equal are: the newest of equal memories must come first."""
+    order = np.argsort(-cosines)
+    falling = cosines[order]
+    steps = np.diff(falling, prepend=np.inf) < -_EQUAL
+    equal = np.empty_like(cosines)
+    equal[order] = falling[steps][np.cumsum(steps) - 1]
+    return equal

@@ -73,16 +73,17 @@ async def test_a_search_by_both_explains_its_scores(api: httpx.AsyncClient) -> N
         for mode in ("vector", "words", "hybrid")
     }
     assert set(by["vector"]) == set(by["hybrid"]) == set(TEXTS)
-    best = max(one["score"] for one in by["vector"].values())
-    nothing = by["hybrid"]["walk"]  # has no word of the query, so its score is the share of the vectors alone
-    weight = 1 - nothing["score"] * best / nothing["scores"]["vector"]
-    assert 0.4 < weight < 0.7
+    cosines = {id: one["score"] for id, one in by["vector"].items()}
+    least, most = min(cosines.values()), max(cosines.values())
+    scaled = {id: (cosine - least) / (most - least) for id, cosine in cosines.items()}
+    wordless = max(TEXTS.keys() - by["words"].keys(), key=lambda id: scaled[id])
+    weight = 1 - by["hybrid"][wordless]["score"] / scaled[wordless]
+    assert 0.3 < weight < 0.7
     for id, one in by["hybrid"].items():
         words = by["words"][id]["score"] if id in by["words"] else 0.0
-        cosine = by["vector"][id]["score"]
-        assert one["scores"] == {"vector": cosine, "words": words}
-        assert by["vector"][id]["scores"] == {"vector": cosine}
-        assert one["score"] == pytest.approx((1 - weight) * max(cosine, 0) / best + weight * words, abs=1e-4)
+        assert one["scores"] == {"vector": cosines[id], "words": words}
+        assert by["vector"][id]["scores"] == {"vector": cosines[id]}
+        assert one["score"] == pytest.approx((1 - weight) * scaled[id] + weight * words, abs=1e-4)
 
 
 async def test_if_no_memory_has_a_word_of_the_query_the_order_is_that_of_the_vectors(api: httpx.AsyncClient) -> None:

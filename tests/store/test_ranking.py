@@ -33,9 +33,9 @@ def test_by_both_a_score_is_the_weighted_mean() -> None:
     found = ranked(cosines, bm25)
     weight = Fusion.of(np.array(cosines), np.array(bm25)).words_weight
     peak = 4.0 / np.sqrt((2.0**2 + 4.0**2) / 100)
-    assert weight == pytest.approx(peak / (peak + 5))
+    assert weight == pytest.approx(peak / (peak + 6))
     assert found.labels.tolist()[:3] == [102, 101, 100]
-    assert found.scores.tolist()[:3] == pytest.approx([weight, 0.5, 1 - weight], abs=1e-6)
+    assert found.scores.tolist()[:3] == pytest.approx([weight, weight / 2 + (1 - weight) * 2 / 3, 1 - weight], abs=1e-6)
 
 
 @pytest.mark.parametrize("others", [1, 5, 99, 199])
@@ -47,15 +47,15 @@ def test_a_word_that_one_memory_has_decides(others: int) -> None:
 
 def test_a_word_that_all_memories_have_weighs_little() -> None:
     cosines = np.array([0.5] * 150)
-    assert Fusion.of(cosines, np.array([1.0, 1.0] * 75)).words_weight == pytest.approx(1 / 6)
-    assert Fusion.of(cosines, np.array([1.0, 0.0] * 75)).words_weight == pytest.approx(2**0.5 / (2**0.5 + 5))
+    assert Fusion.of(cosines, np.array([1.0, 1.0] * 75)).words_weight == pytest.approx(1 / 7)
+    assert Fusion.of(cosines, np.array([1.0, 0.0] * 75)).words_weight == pytest.approx(2**0.5 / (2**0.5 + 6))
 
 
 @pytest.mark.parametrize("bm25", [[0.0, 0.0, 0.0], None])
 def test_if_no_memory_has_a_word_the_order_is_that_of_the_vectors(bm25: list[float] | None) -> None:
     found = ranked([0.25, -0.1, 0.5], bm25)
     assert found.labels.tolist() == [102, 100, 101]
-    assert found.scores.tolist() == ([0.5, 0.25, -0.1] if bm25 is None else [1.0, 0.5, 0.0])
+    assert found.scores.tolist() == ([0.5, 0.25, -0.1] if bm25 is None else [1.0, 0.583333, 0.0])
 
 
 @pytest.mark.parametrize(("cosines", "bm25"), [([0.3], [2.0]), ([0.3] * 4, [2.0] * 4)])
@@ -70,7 +70,19 @@ def test_memories_that_are_equally_good_have_one_and_the_newest_come_first(
 def test_differences_of_rounding_do_not_decide_between_equal_memories() -> None:
     found = ranked([0.400001, 0.4, 0.400001, 0.1], [3.0, 3.0, 3.0, 0.0])
     assert found.rows.tolist() == [2, 1, 0, 3]
-    assert found.scores.tolist()[:3] == [1.0] * 3
+    assert found.scores.tolist() == [1.0, 1.0, 1.0, 0.0]
+    found = ranked([0.4, 0.4001, 0.4], [3.0, 3.0, 3.0])
+    assert found.rows.tolist() == [1, 2, 0]  # a difference that may be meant, but hardly counts
+    assert found.scores[2] > 0.99
+
+
+def test_a_later_candidate_is_scored_as_the_first_ones_are() -> None:
+    cosines, bm25 = np.array([0.5, 0.3]), np.array([2.0, 0.0])
+    fusion, rows = Fusion.of(cosines, bm25), np.arange(2)
+    first = fusion.candidates(rows, rows, cosines, bm25)
+    later = fusion.candidates(rows, rows, np.array([0.3, 0.1]), np.array([0.0, 1.0]))
+    assert later.scores[0] == first.scores[1] == 0.0
+    assert later.scores[1] == fusion.words_weight / 2  # farther than all candidates
 
 
 def test_the_least_score_and_the_number_bound_the_answer() -> None:
