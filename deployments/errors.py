@@ -27,6 +27,7 @@ turns position and field into the path in the caller's request, once, in the ser
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -242,6 +243,24 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (store_errors.StoreError, 500, "server_error"),
     (MemserveError, 500, "server_error"),
 )
+
+
+def trace_of(error: BaseException) -> str:
+    """The traceback of an error and its causes, for a log.
+
+    Without the messages of errors that are not ours, and without source lines: they may hold a caller's text.
+    """
+    lines: list[str] = []
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        message = f": {cause}" if isinstance(cause, LocatedError) else ""
+        lines.append(f"{type(cause).__module__}.{type(cause).__qualname__}{message}")
+        frames = traceback.extract_tb(cause.__traceback__)
+        lines += [f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}' for frame in frames]
+        cause = cause.__cause__ or cause.__context__
+    return "\n".join(lines)
 
 
 def to_http(error: Exception) -> HttpError:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from deployments.batcher import Batcher
-from deployments.errors import LocatedError
+from deployments.errors import LocatedError, trace_of
 from deployments.fair_queue import SentTurn, Turn
 from store import Search, SearchResult, Store, StoreError
 
@@ -137,9 +137,9 @@ class StoreWorker:
                 try:
                     more = await self._in_worker(self._store.background_step)
                     pause_s = 0.0 if more else _IDLE_S
-                except Exception as error:  # later erasures need later steps, so the loop must continue
-                    expected = isinstance(error, StoreError)
-                    logger.warning("Background work of the store failed: %s", error, exc_info=not expected)
+                except Exception as error:  # noqa: BLE001 - later erasures need later steps, so the loop must continue
+                    reason = error if isinstance(error, StoreError) else trace_of(error)
+                    logger.warning("Background work of the store failed: %s", reason)
                     pause_s = _FAILED_S
                 stepped_at = time.monotonic()
             await asyncio.sleep(pause_s)

@@ -38,6 +38,7 @@ from deployments.errors import (
     TooLarge,
     UnsupportedEncoding,
     to_http,
+    trace_of,
 )
 from deployments.requests import bodies, deadlines
 from deployments.requests.fields import NewId, StoredId
@@ -145,6 +146,10 @@ async def _admitted(route: _Declared, memserve: Memserve, request: Request) -> R
     try:
         with deadlines.within_header(request.headers):
             return await route.handler(memserve, request)
+    except (LocatedError, HTTPException, ClientDisconnect):
+        raise
+    except Exception as error:  # noqa: BLE001 - Serve would log its message, which may hold a text
+        return request.app.state.answer_unknown(request, error)
     finally:
         request.app.state.held_bodies.release(request.scope)
 
@@ -373,11 +378,16 @@ def api_without_routes(on_error: Callable[[Exception], None], error_bodies: Mapp
     async def _gone(_: Request, __: Exception) -> Response:
         return Response(status_code=499)  # the client is gone; Serve's metrics count the request under this status
 
+    def answer_unknown(request: Request, error: Exception) -> Response:
+        on_error(error)
+        logger.error("%s %s failed\n%s", request.method, request.scope["path"], trace_of(error))
+        return response(request, to_http(error))
+
     @api.exception_handler(Exception)
     async def _unknown(request: Request, error: Exception) -> Response:
-        on_error(error)
-        logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
-        return response(request, to_http(error))
+        return answer_unknown(request, error)
+
+    api.state.answer_unknown = answer_unknown
 
     return api
 

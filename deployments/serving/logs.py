@@ -3,7 +3,8 @@
 In a replica only the logger `ray.serve` has handlers. `attach` sends the records of `memserve`, and of the loggers
 below it, to the same handlers, and flushes them. In throughput-optimized mode Serve buffers up to 1,000 records, so
 that a warning would reach the file late, or never if the replica is killed. Code that must not know Ray needs
-`logging.getLogger("memserve.embedding")` alone. Outside a replica, for instance in tests, these are ordinary loggers.
+`logging.getLogger("memserve.embedding")` alone. Whatever the level, no line holds a text, a query, a value of metadata,
+a vector or a secret; ids may occur. Outside a replica, for instance in tests, these are ordinary loggers.
 """
 
 import logging
@@ -27,6 +28,8 @@ class _ToServe(logging.Handler):
 
 
 _handler = _ToServe()
+_TELLTALES = ("sqlalchemy", "httpx", "httpcore")
+"""Loggers of packages that log rows, URLs or headers at DEBUG or INFO."""
 
 
 def attach(level: str | None) -> None:
@@ -37,6 +40,8 @@ def attach(level: str | None) -> None:
     """
     if _handler not in _MEMSERVE.handlers:
         _MEMSERVE.addHandler(_handler)
+    for name in _TELLTALES:
+        logging.getLogger(name).setLevel(logging.WARNING)
     set_level(level)
 
 

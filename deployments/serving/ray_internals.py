@@ -68,6 +68,8 @@ _RETRY_ON = _lines(
     "option redispatch 2",
     # Ray makes HAProxy log each request to syslog, which hardly any machine here has. Log failed requests only.
     "option dontlog-normal",
+    # Ray's `option httplog` would log the URL, and with it a filter. The last word is our id of the request.
+    'log-format "%ci:%cp [%tr] %ft %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %tsc %ac/%fc/%bc/%sc/%rc %sq/%bq %HM %ID"',
     "unique-id-format %[date(0,us)]-%[uuid]",
     f"unique-id-header {HEADER}",
     # The headers, and as much of the body as HAProxy holds, must arrive within this time. Without a limit a client that

@@ -380,7 +380,11 @@ def _sqlite_engine(path: Path, synchronous: Synchronous, lock_timeout_s: float) 
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LogUnavailable(f"The folder of the log cannot be created: {error}") from error
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": lock_timeout_s, "check_same_thread": False})
+    engine = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"timeout": lock_timeout_s, "check_same_thread": False},
+        hide_parameters=True,  # of statements, in errors: they are texts
+    )
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
@@ -426,6 +430,7 @@ def _postgresql_engine(url: URL, lock_timeout_s: float) -> Engine:
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         pool_size=2,
+        hide_parameters=True,
         connect_args={
             "connect_timeout": max(1, round(lock_timeout_s)),
             **_NOTICE_A_LOST_SERVER,
@@ -473,7 +478,7 @@ def refuse_foreign_file(path: Path, *, make: bool) -> None:
     """Raise as `_require_log` does, before opening the file for the log changes its journal mode."""
     if not path.exists() or path.stat().st_size == 0:
         return
-    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool, hide_parameters=True)
     with _translated(), engine.connect() as connection:
         _require_log(connection, make=make)
 

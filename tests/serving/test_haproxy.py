@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -116,6 +117,21 @@ async def test_requests_pass(tmp_path: Path) -> None:
     async with proxied(tmp_path) as (proxy, gateway):
         status, _, body = await proxy.ask(GET)
         assert (status, body, gateway.paths) == (200, b"ok", ["/v1/models"])
+
+
+async def test_haproxys_log_holds_no_url_and_no_header(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(("127.0.0.1", 0))
+        target = f"log 127.0.0.1:{syslog.getsockname()[1]} local0"
+        with running(tmp_path, [], {"log 127.0.0.1:514 local0": target}) as proxy:
+            planted = b"GET /v1/users/u/memories?filter=PLANTED HTTP/1.1\r\nHost: x\r\nX-API-Key: PLANTED\r\n\r\n"
+            assert (await proxy.ask(planted))[0] == 503
+            syslog.settimeout(20)
+            lines = [syslog.recv(8192)]
+            while b" 503 " not in lines[-1]:
+                lines.append(syslog.recv(8192))
+    assert b" GET " in lines[-1]
+    assert b"PLANTED" not in b"".join(lines)
 
 
 async def test_no_gateway_is_503(tmp_path: Path) -> None:
