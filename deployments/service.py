@@ -726,7 +726,8 @@ class Memserve:
     async def events_body(self, who: Principal, query: bodies.EventsQuery) -> Fields:
         """A page of the audit, with what this gateway has refused so far."""
         tenant = who.whole_tenant
-        await self.refused.flush()
+        await self.refused.flush_past()
+        await self.refused.flush(tenant)
         page = await self._store.read(Store.events, tenant, **query.model_dump())
         events = [shapes.audited(event) for event in page.events]
         return {"events": events, "next_cursor": page.next_cursor, "has_more": page.has_more}

@@ -1,17 +1,19 @@
 """The refused requests of a gateway, which are counted here and then written to the audit.
 
 Guarantees: counting a refusal takes about a microsecond and waits for nothing. Equal refusals of a minute are one row,
-and a gateway has at most `MAX_KINDS` rows to write, so that nobody can fill the disk with them: the other refusals of a
-tenant are counted without the key.
+unless the tenant reads its audit meanwhile. A gateway has about `MAX_KINDS` rows to write, so that nobody can fill the
+disk with them: the other refusals of a tenant are counted without the key. What one tenant does changes nothing in the
+rows of another, except beyond that number.
 
-What may be lost: the refusals of the last minute, if the process ends; and older ones, if the log cannot be written all
-the while.
+What may be lost: the refusals of the last two minutes, if the process ends; and older ones, if the log cannot be
+written all the while.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
@@ -22,7 +24,10 @@ REFUSED = frozenset({401, 403, 429})
 """The statuses that are recorded."""
 
 WRITE_S = 60.0
+"""The time between two writes, while anything is refused."""
 MAX_KINDS = 1_000
+
+logger = logging.getLogger("memserve.audit")
 
 _Kind = tuple[datetime, str | None, str | None, int, str | None]
 
@@ -65,15 +70,27 @@ class RefusedRequests:
         self._counts[kind] = self._counts.get(kind, 0) + 1
         self._write_later()
 
-    async def flush(self) -> None:
-        """Write what was counted so far.
+    async def flush(self, tenant: str) -> None:
+        """Write what was counted of a tenant so far; not of its keys that are unknown here, as they were revoked.
+
+        Raises as `flush_past` does.
+        """
+        await self._flush(lambda kind: kind[1] == tenant)
+
+    async def flush_past(self) -> None:
+        """Write what was counted in minutes that are over.
 
         Raises:
             StoreError, MemserveError: the log cannot be written. The counts are kept.
         """
-        counts, self._counts = self._counts, {}
+        minute = self._now().replace(second=0, microsecond=0)
+        await self._flush(lambda kind: kind[0] < minute)
+
+    async def _flush(self, wanted: Callable[[_Kind], bool]) -> None:
+        counts = {kind: count for kind, count in self._counts.items() if wanted(kind)}
         if not counts:
             return
+        self._counts = {kind: count for kind, count in self._counts.items() if kind not in counts}
         refusals = [
             Refusals(at, tenant, key_id, status, code, count)
             for (at, tenant, key_id, status, code), count in counts.items()
@@ -97,6 +114,8 @@ class RefusedRequests:
 
     async def _flush_or_keep(self) -> None:
         try:
-            await self.flush()
-        except (StoreError, MemserveError):
+            await self.flush_past()
+        except (StoreError, MemserveError) as error:
+            logger.warning("Refused requests could not be written to the audit, and are kept: %s", error)
+        if self._counts:
             self._write_later()

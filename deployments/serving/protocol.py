@@ -11,6 +11,10 @@ watch for the disconnect; the import reads the body itself and notices it there.
 
 A header that is not UTF-8 is taken for Latin-1. Serve decodes some headers, and would answer 500 if it could not.
 
+Serve takes the id of a request from the header `x-request-id`, puts it into each line that is logged for the request,
+and answers with it; if there is none, it makes one. A value that is not 1 to 128 printable ASCII characters without
+spaces is left out, so that Serve makes one.
+
 A request that asks for an upgrade of the connection is answered as if it did not (RFC 9110, 7.8). uvicorn would lose
 its body, or begin a WebSocket whose handshake never ends. Java's HttpClient asks for HTTP/2 in its first request.
 
@@ -28,6 +32,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from deployments.errors import HttpError
 from deployments.serving.ray_internals import DO_NOT_READ_AHEAD, use_http_protocol
 
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _IMPORT = re.compile(rb"/v1/users/[^/?]+/import(\?|$)")
 
 
@@ -68,12 +73,13 @@ class GatewayProtocol(HttpToolsProtocol):
         super().connection_made(CorkedTransport(transport))  # type: ignore[arg-type]  # used as a transport
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Decode a value that is not UTF-8 as Latin-1."""
+        """Decode a value that is not UTF-8 as Latin-1. Leave out a request id that is not valid."""
         try:
             value.decode()
         except UnicodeDecodeError:
             value = value.decode("latin-1").encode()
-        super().on_header(name, value)
+        if name.lower() != b"x-request-id" or _REQUEST_ID.fullmatch(value):
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Tell Serve not to read the body of an import ahead."""

@@ -1,7 +1,7 @@
 """The audit over HTTP: what keys did, and what they were refused."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ async def test_a_revoked_key_that_is_tried_is_told_to_its_tenant(keyed: LocalApp
     id = secret.split("_")[1]
     await keyed.store.deployment.run("revoke_key", ("test", False, None, 1), "acme", id)
     assert (await Caller(keyed, secret)("GET", "/v1/users")).status_code == 401
+    assert await recorded(admin) == []  # the gateway does not know whose key it was
+    keyed.gateway.refused._now = lambda: NOW + timedelta(minutes=1)
     (event,) = await recorded(admin)
     assert (event["key_id"], event["status"], event["code"], event["count"]) == (id, 401, "invalid_key", 1)
 
@@ -142,8 +144,11 @@ async def test_equal_refusals_are_one_row() -> None:
     requests = RefusedRequests(written, now=lambda: NOW)
     for status in (403, 403, 429, 404, 500, 401):
         requests.count("acme", "key", refused(status))
-    await requests.flush()
-    await requests.flush()
+    await requests.flush_past()
+    assert written.rows == []
+    requests._now = lambda: NOW + timedelta(minutes=1)
+    await requests.flush_past()
+    await requests.flush_past()
     assert [(row.tenant, row.key_id, row.status, row.count) for row in written.rows] == [
         ("acme", "key", 403, 2),
         ("acme", "key", 429, 1),
@@ -156,7 +161,8 @@ async def test_invented_keys_take_a_bounded_number_of_rows() -> None:
     requests = RefusedRequests(written, now=lambda: NOW)
     for n in range(3 * MAX_KINDS):
         requests.count(None, str(n), refused(401))
-    await requests.flush()
+    requests._now = lambda: NOW + timedelta(minutes=1)
+    await requests.flush_past()
     assert len(written.rows) == MAX_KINDS + 1
     assert sum(row.count for row in written.rows) == 3 * MAX_KINDS
 
@@ -167,10 +173,10 @@ async def test_refusals_are_kept_while_the_log_is_away() -> None:
     requests.count("acme", "key", refused(403))
     written.error = LogUnavailable("away")
     with pytest.raises(LogUnavailable):
-        await requests.flush()
+        await requests.flush("acme")
     requests.count("acme", "key", refused(403))
     written.error = None
-    await requests.flush()
+    await requests.flush("acme")
     assert [row.count for row in written.rows] == [2]
 
 
@@ -200,3 +206,14 @@ async def test_a_server_without_an_audit_keeps_no_events(tmp_path: Path) -> None
         assert await recorded(admin) == []
     finally:
         await app.stop()
+
+
+async def test_a_tenant_that_reads_its_audit_changes_no_row_of_another() -> None:
+    written = Written()
+    requests = RefusedRequests(written, now=lambda: NOW)
+    for tenant in ("acme", "other"):
+        requests.count(tenant, "key", refused(403))
+    await requests.flush("other")
+    requests.count("acme", "key", refused(403))
+    await requests.flush("acme")
+    assert [(row.tenant, row.count) for row in written.rows] == [("other", 1), ("acme", 2)]

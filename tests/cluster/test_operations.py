@@ -1,5 +1,6 @@
 """Health, documentation, logs, and the one shape of every error."""
 
+import json
 from collections.abc import Iterator
 
 import httpx
@@ -32,6 +33,20 @@ def test_the_log_file_of_each_replica_holds_our_records(server: Server) -> None:
     assert "all-MiniLM-L6-v2 runs on cpu (float32)" in server.log_of("Embedder")
     for deployment in ("Embedder", "Gateway", "Store"):
         assert "user_config applied: {}" in server.log_of(deployment)
+
+
+def test_the_log_files_are_json_lines(server: Server) -> None:
+    for deployment in ("Embedder", "Gateway", "Store"):
+        records = [json.loads(line) for line in server.log_of(deployment).splitlines() if line]
+        assert records and all({"levelname", "message", "asctime"} <= record.keys() for record in records)
+
+
+@pytest.mark.parametrize(("given", "kept"), [("my-request.1", True), ("with space", False), ("x" * 129, False)])
+def test_the_request_id_comes_back(http: httpx.Client, given: str, kept: bool) -> None:
+    answer = http.get("/v1/models", headers={"x-request-id": given})
+    assert (answer.headers["x-request-id"] == given) is kept
+    assert 1 <= len(answer.headers["x-request-id"]) <= 128
+    assert http.get("/v1/models").headers["x-request-id"] != http.get("/v1/models").headers["x-request-id"]
 
 
 @pytest.mark.parametrize(

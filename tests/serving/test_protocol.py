@@ -165,11 +165,37 @@ async def test_headers_that_serve_decodes_are_utf_8() -> None:
 
     async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
         latin, utf8 = "ü".encode("latin-1"), "ü".encode()
-        protocol.data_received(b"GET / HTTP/1.1\r\nx-request-id: " + latin + b"\r\nother: " + utf8 + b"\r\n\r\n")
+        protocol.data_received(b"GET / HTTP/1.1\r\nx-session-id: " + latin + b"\r\nother: " + utf8 + b"\r\n\r\n")
         await wire.until(lambda: len(wire.writes) > 0)
 
     await serve(app, ask)
-    assert told == [[(b"x-request-id", "ü".encode()), (b"other", "ü".encode())]]
+    assert told == [[(b"x-session-id", "ü".encode()), (b"other", "ü".encode())]]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (b"my-request.1", True),
+        (b"x" * 128, True),
+        (b"x" * 129, False),
+        (b"two words", False),
+        (b"\xff", False),
+        (b"", False),
+    ],
+)
+async def test_a_request_id_that_is_not_valid_is_left_out(given: bytes, kept: bool) -> None:
+    told: list[dict[bytes, bytes]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told.append(dict(scope["headers"]))
+        await Response()(scope, receive, send)
+
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.data_received(b"GET / HTTP/1.1\r\nX-Request-ID: " + given + b"\r\nother: one\r\n\r\n")
+        await wire.until(lambda: len(wire.writes) > 0)
+
+    await serve(app, ask)
+    assert told == [{b"other": b"one"} | ({b"x-request-id": given} if kept else {})]
 
 
 @pytest.mark.parametrize("upgrade", ["websocket", "h2c", "WebSocket"])
