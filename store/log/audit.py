@@ -6,9 +6,10 @@ Guarantees:
 - An event holds ids, numbers and times, and no text, metadata or vector.
 - Events are only added, until they are as old as the log is told to keep them. If a user is erased, its events lose the
   ids of the user and of its memories. Their times, keys, actions and counts stay.
-- Who reads page after page from a cursor misses no event, and sees none twice.
+- Who reads page after page from a cursor misses no event, and sees none twice. No reader makes a writer wait, and no
+  writer a reader.
 
-What may be lost: refusals are counted by each gateway, and written later. `Store.record_refusals` says what of them.
+What may be lost: refusals, which each gateway counts and writes later.
 
 An event names at most `IDS` memories. A larger write leaves several events.
 """
@@ -69,7 +70,13 @@ def write(connection: Connection, new: Iterable[NewEvent], now: int) -> None:
         }
         for event in new
     ]
+    _insert(connection, rows)
+
+
+def _insert(connection: Connection, rows: list[dict[str, Any]]) -> None:
     if rows:
+        if connection.dialect.name == "postgresql":
+            connection.execute(_BEGIN_WRITING)
         connection.execute(insert(events), rows)
 
 
@@ -97,8 +104,7 @@ def write_refusals(connection: Connection, refusals: Sequence[Refusals]) -> None
         | {"count": count}
         for (at, tenant, key_id, status, code), count in counts.items()
     ]
-    if rows:
-        connection.execute(insert(events), rows)
+    _insert(connection, rows)
 
 
 _PAGE = (select(events, users.c.user_id).select_from(events.outerjoin(users, users.c.uid == events.c.uid))).order_by(
@@ -119,22 +125,37 @@ def page(log: Log, tenant: str, limit: int, after: str | None) -> EventsPage:
         except InvalidInput as error:
             raise error.at("after") from error
     statement = _PAGE.where(events.c.tenant == tenant, events.c.eid > first).limit(check_limit(limit) + 1)
+    if log.path is None:
+        with log.read() as connection:
+            statement = statement.where(events.c.eid <= _last_complete(connection))
     with log.read() as connection:
-        _await_writers(connection)
         found = connection.execute(statement).all()
     shown = found[:limit]
     cursor = encode_cursor("events", [shown[-1].eid]) if shown else after
     return EventsPage([_event(row) for row in shown], cursor, len(found) > limit)
 
 
-def _await_writers(connection: Connection) -> None:
-    """PostgreSQL: wait for the transactions that have added events, and make others wait until the page is read.
+# PostgreSQL numbers an event before its transaction is committed. So a page could hold event 12 while event 11 is not
+# committed yet, and the next page would begin after 12. Therefore a transaction says, before it adds its first event,
+# which number was the last one then: it holds a shared advisory lock with that number, for which nobody ever waits. A
+# reader shows no event above the smallest of these numbers.
+_LOCKS = 1_163_284_558  # an arbitrary number that no other program should use for its advisory locks
+_NUMBERS = 1 << 31  # numbers that a lock can tell apart
+_LAST = "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS number FROM events_eid_seq"
+_BEGIN_WRITING = text(
+    f"SELECT pg_advisory_xact_lock_shared({_LOCKS}, (number % {_NUMBERS})::int) FROM ({_LAST}) AS last"
+)
+_WRITING = text(
+    "SELECT objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted "
+    f"AND classid::bigint = {_LOCKS} AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 
-    An event gets its number before its transaction is committed. Without the lock, a page could hold event 12 while
-    event 11 is not committed yet, and the next page would begin after 12.
-    """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("LOCK TABLE events IN SHARE MODE"))
+
+def _last_complete(connection: Connection) -> int:
+    """PostgreSQL: a number up to which all events are committed. The caller must begin its own transaction after it."""
+    last = int(connection.execute(text(_LAST)).scalar_one())  # before the locks are read: see above
+    writing = connection.execute(_WRITING).scalars().all()
+    return min([last, *(last - (last - number) % _NUMBERS for number in writing)])
 
 
 def _event(row: Any) -> Event:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -218,23 +217,35 @@ def test_a_wrong_page_is_refused(store: Store, options: dict[str, Any], field: s
     assert error.value.field == field
 
 
-def test_a_page_waits_for_events_that_are_not_committed_yet(postgres_url: str, clock: Clock) -> None:
-    """PostgreSQL numbers an event before it commits it: without a wait the cursor would pass it."""
-    with_events = Store.open(postgres_url, dim=DIM, model="fake", now=clock)
-    reader = Store.open(postgres_url, dim=DIM, model="fake", now=clock)
+def test_a_page_ends_before_events_that_are_not_committed_yet(postgres_url: str, clock: Clock) -> None:
+    """PostgreSQL numbers an event before it commits it: otherwise the cursor would pass it. Nobody waits."""
+    stores = [Store.open(postgres_url, dim=DIM, model="fake", now=clock) for _ in range(2)]
+    writer, other = stores
+
+    def seen(after: str | None = None) -> tuple[list[str], str | None]:
+        page = other.events("acme", after=after)
+        return [event.ids[0] for event in page.events], page.next_cursor
+
+    def made(id: str) -> list[audit.NewEvent]:
+        return [audit.NewEvent("acme", KEY, "key.created", None, [id], 1)]
+
     try:
-        pages = []
-        with with_events.log.write() as connection:
-            audit.write(connection, [audit.NewEvent("acme", KEY, "key.created", None, ["first"], 1)], 1)
-            reading = threading.Thread(target=lambda: pages.append(reader.events("acme")))
-            reading.start()
-            reading.join(0.2)
-            assert pages == []
-        reading.join()
-        assert [event.ids for event in pages[0].events] == [("first",)]
+        with writer.log.write() as first:
+            audit.write(first, made("first"), 1)
+            append(other, "ann", "second")
+            assert seen() == ([], None)
+        ids, cursor = seen()
+        assert ids == ["first", "second"]
+        with writer.log.write() as late:
+            append(other, "ann", "third")
+            audit.write(late, made("fourth"), 1)
+            append(other, "ann", "fifth")
+            ids, cursor = seen(cursor)
+            assert ids == ["third"]
+        assert seen(cursor)[0] == ["fourth", "fifth"]
     finally:
-        with_events.close()
-        reader.close()
+        for store in stores:
+            store.close()
 
 
 def test_old_events_are_removed(open_store: Callable[..., Store], clock: Clock) -> None:

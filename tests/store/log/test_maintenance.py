@@ -96,7 +96,10 @@ def test_a_wrong_size_of_a_user_is_found(store: Store, log: Log) -> None:
     size = store.user(T, "ann").bytes - 20 * 4 * DIM
     with log.write() as connection:
         connection.execute(update(users).values(text_bytes=7))
-    assert list(verify(log)) == [f"user 'ann': {size} bytes of texts where 7 were written"]
+    assert list(verify(log)) == [
+        f"user 'ann': {size} bytes of texts where 7 were written",
+        f"tenant '{T}': its users have 20 memories and 7 bytes of texts where 20 and {size} were written",
+    ]
 
 
 def test_a_compaction_removes_tombstones_and_remembers_the_deletions(store: Store, log: Log, clock: Clock) -> None:
