@@ -126,6 +126,19 @@ async def test_a_key_is_refused_once_it_is_revoked(keyed: LocalApp) -> None:
     assert refusals([await call("GET", "/v1/users")]) == {(401, "invalid_key")}
 
 
+async def test_a_page_that_may_call_the_server_needs_a_key_for_its_requests_alone(keyed: LocalApp) -> None:
+    origin = {"origin": "https://ours.example"}
+    api = build.build_api(
+        keyed.gateway, keyed.errors.append, find_key=keyed.gateway.find_key, cors_origins=[origin["origin"]]
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=api), base_url="http://memserve") as browser:
+        asked = {**origin, "access-control-request-method": "GET", "access-control-request-headers": "authorization"}
+        preflight = await browser.options("/v1/users", headers=asked)
+        answer = await browser.get("/v1/users", headers=origin)
+    assert (preflight.status_code, answer.status_code) == (200, 401)
+    assert {one.headers["access-control-allow-origin"] for one in (preflight, answer)} == {origin["origin"]}
+
+
 async def test_without_the_store_unknown_keys_get_503(keyed: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
     known = await caller(keyed, "acme")
     assert (await known("GET", "/v1/models")).status_code == 200
@@ -266,6 +279,20 @@ async def test_two_tenants_have_users_and_memories_of_the_same_names(keyed: Loca
         assert [user["memories"] for user in (await call("GET", "/v1/users")).json()["users"]] == [1]
     assert (await one("DELETE", "/v1/users/ann")).json()["deleted"] == 1
     assert (await other("GET", "/v1/users/ann")).json()["memories"] == 1
+
+
+async def test_a_cursor_of_one_tenant_is_refused_by_another(keyed: LocalApp) -> None:
+    one, other = await caller(keyed, "one"), await caller(keyed, "other")
+    for call in (one, other):
+        many = [{"user_id": user, "id": id, "text": f"{id} tea"} for user in ("ann", "bob") for id in ("m", "n")]
+        assert (await call("POST", "/v1/memories", json={"memories": many})).status_code == 201
+    for path in ("/v1/users", "/v1/users/ann/memories", "/v1/users/ann/memories/m/history"):
+        if path.endswith("history"):
+            assert (await one("PATCH", path.removesuffix("/history"), json={"text": "coffee"})).status_code == 200
+        cursor = (await one("GET", f"{path}?limit=1")).json()["next_cursor"]
+        assert (await one("GET", f"{path}?limit=1&cursor={cursor}")).status_code == 200
+        refused = await other("GET", f"{path}?limit=1&cursor={cursor}")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cursor")
 
 
 async def test_a_handle_call_names_its_tenant(keyed: LocalApp) -> None:
