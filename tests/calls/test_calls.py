@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray.exceptions
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 import deployments.calls.resilient
 from deployments.calls.embedder import EmbedderCalls
@@ -460,3 +460,22 @@ async def test_a_text_of_megabytes_counts_by_its_memory() -> None:
         task.cancel()
     await asyncio.gather(first, *waiting, return_exceptions=True)
     handle.gate.set()
+
+
+async def test_a_prompt_counts_with_each_text() -> None:
+    """The prompt of a reranker is the query, which it reads with each text: 42 + 6 characters are 14 tokens."""
+    handle = EmbedderHandle()
+    calls = calls_over(handle, call_tokens=28)
+    await calls.embed([f"text {n}" for n in range(8)], "what was it that my sister told me on phon", "end", realm="r")
+    assert [inputs for call in handle.calls for inputs in call] == [2] * 4
+
+
+async def test_errors_name_the_deployment_that_is_called() -> None:
+    class Lost(EmbedderHandle):
+        async def _info(self) -> Any:
+            raise RayServeException
+
+    calls = calls_over(Lost(), deployment="reranker")
+    with pytest.raises(Unavailable, match=r"^The reranker is not available; try again\.$") as caught:
+        await calls.embed(["a"], "", "end", realm="r")
+    assert caught.value.code == "reranker_unavailable"

@@ -66,6 +66,8 @@ def test_a_taken_port_is_reported_in_one_line(launch: Launch, tmp_path: Path) ->
         ),
         ({"queue": {"max_batch_size": 0}}, "queue.max_batch_size: Input should be greater than or equal to 1"),
         ({"model": {"name": "/no/such/model"}}, "There is no model at '/no/such/model'"),
+        ({"reranker": {"model": "/no/such/model"}}, "There is no model at '/no/such/model'"),
+        ({"reranker": {"model": "nobody/none", "allow_download": False}}, "reranker.model: 'nobody/none' is not"),
         ({"store": {"url": "sqlite:////proc/no/memserve.db"}}, "store.url: cannot make /proc/no"),
     ],
 )

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from deployments.embedding.engine import EmbedRequest, Engine
-from deployments.embedding.load import load_model
+from deployments.embedding.load import load_model, load_reranker
 from deployments.embedding.local.cuda import GRAPH_TOKENS
 from deployments.embedding.local.model import LocalModel
 from deployments.embedding.model import Tokens
@@ -127,3 +127,17 @@ async def test_out_of_memory_is_survived(model: LocalModel, reference: tuple[lis
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert worst_cosine(answer.vectors, np.tile(expected, (20, 1))) >= SAME
+
+
+async def test_scores_of_pairs_are_near_those_of_predict(tiny_cross_encoder: Callable[..., Path]) -> None:
+    """Through a graph with filler, and in the shape of the batch."""
+    folder = tiny_cross_encoder("bert", activation="Identity")
+    reranker = load_reranker(str(folder), device="cuda")
+    await reranker.warm_up(1024, 1)
+    query, texts = "the dog", ["a cat", "the dog of my sister", "thunder at night " * 8] * 30
+    expected = CrossEncoder(str(folder), device="cpu").predict([(query, text) for text in texts[:3]])
+    tokens = [one for one in await reranker.tokenize(texts, query, "end") if isinstance(one, Tokens)]
+    for batch in (tokens[:3], tokens):
+        logits = (await reranker.forward(batch))[:, 1]
+        assert np.abs(logits.reshape(-1, 3) - expected).max() <= 0.2  # bfloat16 has eight bits
+    await reranker.close()
