@@ -238,7 +238,8 @@ def measure(load: Load) -> Result:
     return result_of(load, seen)
 
 
-def main() -> None:
+def parser_of_loads() -> argparse.ArgumentParser:
+    """The parser of the command line. Its names are those of `Load`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     plain = Load()
     parser.add_argument("--url", default=plain.url)
@@ -255,7 +256,11 @@ def main() -> None:
     parser.add_argument("--measure-s", type=float, default=plain.measure_s)
     parser.add_argument("--drain-s", type=float, default=plain.drain_s, help="open loop: time to wait for answers")
     parser.add_argument("--seed", type=int, default=plain.seed)
-    print(json.dumps(asdict(measure(Load(**vars(parser.parse_args()))))))
+    return parser
+
+
+def main() -> None:
+    print(json.dumps(asdict(measure(Load(**vars(parser_of_loads().parse_args()))))))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,13 @@ concurrent batches are one batch of the 100 texts that 20 callers would have sen
 HTTP, with every add committed to disk before it is answered (SQLite, `synchronous` FULL), texts of 4 to 12 words and
 the client on the same cores. The absolute figures therefore compare two set-ups on two machines. The ratios show what
 each design gains over its own baseline.
+
+The column "in process" is nearer to theirs: the same calls on AgentMem's interface (`memserve.Memory.builder()`) in one
+process, with `memory://` and a queue of 32 texts, or without it. There is one model, so it has no row for several.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import machine, report
+from benchmarks import in_process, machine, report
+from benchmarks.load import Load, parser_of_loads
 from benchmarks.server import Args, Server, load, memserve, merged, parse_args, profile, replicas
 from benchmarks.workload import seed_of
 
@@ -56,6 +60,16 @@ class Scenario:
     base: str | None = None
     theirs: str | None = None
     their_ratio: str | None = None
+
+    @property
+    def in_process(self) -> bool:
+        """Whether one process can run it."""
+        return self.server != "several"
+
+    @property
+    def queued(self) -> bool:
+        """Whether it uses the queue."""
+        return self.server != "one, no queue"
 
 
 SCENARIOS = (
@@ -98,6 +112,14 @@ def chosen(names: Iterable[str]) -> list[Scenario]:
     return [scenario for scenario in SCENARIOS if scenario.name in wanted]
 
 
+def ratios(runs: Mapping[str, Sequence[dict[str, Any]]], scenario: Scenario) -> list[float]:
+    """The texts/s of each run of a scenario, by those of its base in the same round; none without a base."""
+    if scenario.base is None:
+        return []
+    both = zip(runs[scenario.name], runs[scenario.base], strict=True)
+    return [ours["texts_per_s"] / base["texts_per_s"] for ours, base in both if base["texts_per_s"]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", nargs="*", choices=[[], *BY_NAME], help="default: all of them")
@@ -113,11 +135,13 @@ def main() -> None:
     found: dict[str, Any] = {"kind": "reference", **machine.provenance(options.commit)}
     model: Args = {"model": {"name": options.model}} if options.model else {}
     runs: dict[str, list[dict[str, Any]]] = {scenario.name: [] for scenario in scenarios}
+    inside: dict[str, list[dict[str, Any]]] = {scenario.name: [] for scenario in scenarios}
     with ExitStack() as stack:
         servers: dict[str, Server] = {}
         for name in tqdm({scenario.server: None for scenario in scenarios}, desc="starting", unit="server"):
             servers[name] = stack.enter_context(memserve(profile(), SERVERS[name], model, options.args))
             found |= {key: servers[name].ready[key] for key in ("model", "device", "dtype")}
+        stores = stack.enter_context(in_process.Stores(options.model or "all-MiniLM-L6-v2"))
         with tqdm(total=options.rounds * len(scenarios), desc="reference") as bar:
             for turn in range(options.rounds):
                 for scenario in scenarios:
@@ -126,18 +150,17 @@ def main() -> None:
                     extra += ["--seed", seed_of(options.seed, turn, scenario.name)]
                     url = servers[scenario.server].url
                     runs[scenario.name].append(load(url, *scenario.load.split(), *extra))
+                    if scenario.in_process:
+                        given = parser_of_loads().parse_args([*scenario.load.split(), *map(str, extra)])
+                        inside[scenario.name].append(stores.measure(Load(**vars(given)), queued=scenario.queued))
                     bar.update()
     found["scenarios"] = [
         {
             **vars(scenario),
             "runs": runs[scenario.name],
-            "ratios": [
-                ours["texts_per_s"] / base["texts_per_s"]
-                for ours, base in zip(runs[scenario.name], runs[scenario.base], strict=True)
-                if base["texts_per_s"]
-            ]
-            if scenario.base
-            else [],
+            "ratios": ratios(runs, scenario),
+            "in_process": inside[scenario.name],
+            "ratios_in_process": ratios(inside, scenario) if scenario.in_process else [],
         }
         for scenario in scenarios
     ]

@@ -200,11 +200,15 @@ def test_a_missing_figure_is_not_fitted_and_errors_are_listed(tmp_path: Path) ->
 def test_the_table_of_the_reference_has_both_ratios(tmp_path: Path) -> None:
     batch = BY_NAME["batch"]
     scenario = {**vars(batch), "runs": [a_run(300.0), a_run(400.0)], "ratios": [15.0, 17.0]}
+    inside = {"in_process": [a_run(500.0), a_run(600.0)], "ratios_in_process": [20.0]}
     path = tmp_path / "reference.json"
-    path.write_text(json.dumps({"kind": "reference", **MACHINE, "scenarios": [scenario]}))
+    path.write_text(json.dumps({"kind": "reference", **MACHINE, "scenarios": [scenario, {**scenario, **inside}]}))
     (written,) = report.write(path)
     ratio = "| one batch of 50 | 13.16x | **16.0x** (15.0 to 17.0) | sequential |"
-    assert f"{ratio} 251 to 430 | 350 (300 to 400) | 1.00, 3.00 |" in written.read_text()
+    assert f"{ratio} 251 to 430 | 350 (300 to 400) | 1.00, 3.00 | - | - | - |" in written.read_text()
+    assert f"{ratio} 251 to 430 | 350 (300 to 400) | 1.00, 3.00 | **20.0x** | 550 (500 to 600) | 1.00, 3.00 |" in (
+        written.read_text()
+    )
 
 
 def test_a_chosen_scenario_brings_the_base_of_its_ratio() -> None:
