@@ -9,7 +9,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ FORMATS = {".ndjson": "ndjson", ".jsonl": "ndjson", ".npy": "npy", ".parquet": "
 _TEXTS = 16_384  # that are embedded and written at a time
 _WIDTH = 160  # of tables that are not printed to a terminal
 
+URL = click.option("--url", envvar="MEMSERVE_URL", show_envvar=True, help="The server. Default: http://127.0.0.1:8000.")
+API_KEY = click.option("--api-key", envvar="MEMSERVE_API_KEY", show_envvar=True, help="Its key, if it asks for keys.")
 USER = click.option("-u", "--user", required=True, help="The user's id.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 FILE = click.argument("file", default="-", type=click.Path(dir_okay=False, allow_dash=True))
@@ -53,8 +55,8 @@ class _Json(click.ParamType):
 def with_client(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command its client, as the first argument, and the options that say of what."""
 
-    @click.option("--url", envvar="MEMSERVE_URL", show_envvar=True, help="The server. Default: http://127.0.0.1:8000.")
-    @click.option("--api-key", envvar="MEMSERVE_API_KEY", show_envvar=True, help="Its key, if it asks for keys.")
+    @URL
+    @API_KEY
     @click.option("--local", metavar="FOLDER", help="Use the memories in FOLDER, or `memory://`, without a server.")
     @wraps(command)
     def connected(url: str | None, api_key: str | None, local: str | None, **options: Any) -> None:
@@ -68,11 +70,18 @@ def with_client(command: Callable[..., None]) -> Callable[..., None]:
 def _client(url: str | None, api_key: str | None, local: str | None) -> Iterator[Client]:
     """A client. Its errors, and those of files, are reported in one line."""
     from memserve.client import Client
+
+    with _reported(), Client.local(local) if local is not None else Client(url, api_key) as client:
+        yield client
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """A context for the work of a command: reports the errors of a client, or of a file, in one line."""
     from memserve.errors import MemserveError, NotReached
 
     try:
-        with Client.local(local) if local is not None else Client(url, api_key) as client:
-            yield client
+        yield
     except ModuleNotFoundError as error:
         raise needs_server(error) from error
     except NotReached as error:
@@ -286,6 +295,41 @@ def users(client: Client, limit: int | None, as_json: bool, **options: Any) -> N
 
 
 @click.command()
+@URL
+@API_KEY
+@click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many looks. Default: at Ctrl-C.")
+@AS_JSON
+def top(url: str | None, api_key: str | None, interval: float, count: int | None, as_json: bool) -> None:
+    """Watch a server: its replicas, queues, batches, texts/s and latencies.
+
+    The figures come from `GET /metrics`, which replicas update every few seconds. A server with keys asks for one with
+    the scope `admin`.
+
+    \b
+    Examples:
+      memserve top
+      memserve top --count 1 --interval 10 --json
+    """
+    from memserve.client import DEFAULT_URL
+    from memserve.http import HttpTransport
+    from memserve.top import looks, table
+
+    transport = HttpTransport(url or DEFAULT_URL, api_key, None)
+    with _reported(), closing(transport):
+        found = itertools.islice(looks(lambda: transport.text("/metrics", interval + 10), interval), count)
+        if as_json:
+            for one in found:
+                click.echo(json.dumps(one.as_json()))
+            return
+        from rich.live import Live
+
+        with Live("Waiting for the first figures ...", auto_refresh=False) as live, suppress(KeyboardInterrupt):
+            for one in found:
+                live.update(table(one, transport.name), refresh=True)
+
+
+@click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print what makes SHELL complete the commands and options of memserve.
@@ -303,4 +347,4 @@ def completion(shell: str) -> None:
     click.echo(kind(root, {}, "memserve", "_MEMSERVE_COMPLETE").source())
 
 
-COMMANDS = (embed, add, search, import_, export, users, completion)
+COMMANDS = (embed, add, search, import_, export, users, top, completion)

@@ -127,6 +127,14 @@ class HttpTransport:
                 yield from lines.feed(chunk)
             yield from lines.end()
 
+    def text(self, path: str, timeout_s: float | None) -> str:
+        """An answer that is not JSON."""
+        with _reported():
+            response = self._http.get(path, timeout=_timeout(timeout_s))
+        if not response.is_success:
+            raise _error(response)
+        return response.text
+
     def close(self) -> None:
         """Close all connections."""
         self._http.close()

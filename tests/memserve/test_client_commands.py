@@ -150,7 +150,7 @@ def test_an_error_is_one_line_and_a_status(
     assert status == 2 or len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["embed", "add", "search", "import", "export", "users", "completion"])
+@pytest.mark.parametrize("name", ["embed", "add", "search", "import", "export", "users", "top", "completion"])
 def test_every_help_has_an_example(name: str) -> None:
     assert "Example" in run(name, "--help").stdout
 
