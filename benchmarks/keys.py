@@ -49,7 +49,7 @@ async def _app(*_: Any) -> None:
 def door(asks_for_keys: bool) -> Authentication:
     """What a request passes before its route. The log is asked once, for the only key."""
 
-    async def find(_: Credential) -> Key:
+    async def find(_: Credential, __: bool) -> Key:
         return KEY
 
     find_key = KnownKeys(find).find if asks_for_keys else None

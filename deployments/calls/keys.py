@@ -6,7 +6,8 @@ Guarantees:
 - While the log cannot be asked, a key that was found before can be used on, for at most `UNCHECKED_S`, even if it was
   revoked meanwhile. Other keys are refused with `Unavailable`.
 - A key that expires is refused from that moment on, whether the log can be asked or not.
-- Memory is bounded. Credentials of no key are remembered apart from keys, so that they displace none.
+- Memory is bounded. Credentials of no key are remembered apart from keys, so that they displace none. However many of
+  them are looked up, keys that were found before are looked up first.
 
 Nothing here is durable: a gateway that starts knows no key.
 """
@@ -17,8 +18,9 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from deployments.errors import MemserveError, Unavailable
 from store import Credential, Key, StoreError
@@ -37,12 +39,19 @@ MAX_KEYS = 10_000
 MAX_REFUSED = 10_000
 
 
-class _Found(NamedTuple):
-    """A key, and when the lookup began that found it: what was revoked before is not found."""
+@dataclass(slots=True)
+class _Found:
+    """A key.
+
+    Attributes:
+        asked_at: when the lookup began that found it. A key that was revoked before is not found.
+        retry_at: it is not looked up before, because a lookup has failed.
+    """
 
     key: Key
     digest: bytes
     asked_at: float
+    retry_at: float = 0.0
 
 
 class _Lookup:
@@ -66,14 +75,15 @@ class KnownKeys:
     """The keys of one gateway. Belongs to one event loop.
 
     Args:
-        find: asks the log for a key. Lookups that are made at the same time should share a call.
+        find: asks the log for a key; the second argument says whether it was found before. Lookups that are made at the
+            same time should share a call.
         clock: seconds, monotonic.
         now: the time, which says whether a key has expired.
     """
 
     def __init__(
         self,
-        find: Callable[[Credential], Awaitable[Key | None]],
+        find: Callable[[Credential, bool], Awaitable[Key | None]],
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -84,7 +94,6 @@ class KnownKeys:
         self._found: OrderedDict[str, _Found] = OrderedDict()  # by public id
         self._refused: OrderedDict[bytes, float] = OrderedDict()  # digest of no key -> when its lookup began
         self._lookups: dict[bytes, _Lookup] = {}  # in progress, by digest
-        self._failed_at = -RETRY_S
 
     async def find(self, credential: Credential) -> Key | None:
         """The key of a credential; None if there is none, or if it was revoked or has expired.
@@ -115,15 +124,15 @@ class KnownKeys:
         asked_at = self._refused.get(credential.digest)
         if asked_at is not None and self._clock() - asked_at < FRESH_S:
             return None
-        lookup = self._look_up(credential)
+        lookup = self._look_up(credential, found_before=False)
         await self._wait_for(lookup)
         if not lookup.answered:
             raise _unavailable()
         return lookup.found
 
     async def _find_again(self, credential: Credential, found: _Found, age_s: float) -> _Found | None:
-        if self._clock() - self._failed_at >= RETRY_S:
-            lookup = self._look_up(credential)
+        if self._clock() >= found.retry_at:
+            lookup = self._look_up(credential, found_before=True)
             if age_s >= FRESH_S:
                 await self._wait_for(lookup)
                 if lookup.answered:
@@ -139,29 +148,35 @@ class KnownKeys:
         if remaining_s > 0:
             await asyncio.wait([lookup.task], timeout=remaining_s)
 
-    def _look_up(self, credential: Credential) -> _Lookup:
+    def _look_up(self, credential: Credential, *, found_before: bool) -> _Lookup:
         """The lookup of a credential that is in progress, or a new one."""
         lookup = self._lookups.get(credential.digest)
         if lookup is None:
             lookup = self._lookups[credential.digest] = _Lookup(self._clock())
             # It serves several requests, so it runs in the context of none (see Batcher).
             lookup.task = asyncio.get_running_loop().create_task(
-                self._ask(credential, lookup), context=contextvars.Context()
+                self._ask(credential, lookup, found_before), context=contextvars.Context()
             )
         return lookup
 
-    async def _ask(self, credential: Credential, lookup: _Lookup) -> None:
+    async def _ask(self, credential: Credential, lookup: _Lookup, found_before: bool) -> None:
+        key, failed = None, False
         try:
-            key = await self._find(credential)
+            key = await self._find(credential, found_before)
         except (MemserveError, StoreError):
-            self._failed_at = self._clock()
-            return
+            failed = True
         finally:
             del self._lookups[credential.digest]
+        found = self._found.get(credential.id)
+        if found is not None and found.digest != credential.digest:
+            found = None
+        if failed:
+            if found is not None:
+                found.retry_at = self._clock() + RETRY_S
+            return
         lookup.answered = True
         if key is None:
-            found = self._found.get(credential.id)
-            if found is not None and found.digest == credential.digest:
+            if found is not None:
                 del self._found[credential.id]
             _remember(self._refused, credential.digest, lookup.asked_at, MAX_REFUSED)
         else:

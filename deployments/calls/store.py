@@ -159,16 +159,17 @@ class StoreCalls:
     async def _find_keys(self, credentials: list[Credential]) -> Sequence[Key | None]:
         return await self._run(self._handle, Store.find_keys, Turn(), 0, credentials)
 
-    async def find_key(self, credential: Credential) -> Key | None:
+    async def find_key(self, credential: Credential, found_before: bool) -> Key | None:
         """`Store.find_keys` of one credential, in one call with the others that wait.
 
-        The caller is the credential, so that many lookups of unknown keys do not hold up another key's.
+        Keys that were found before go first. So lookups of keys that do not exist cannot delay what was revoked.
 
         Raises:
             StoreError: the log cannot be read.
             Overloaded, DeadlineExceeded, Unavailable: the store did not look the key up.
         """
-        return await self._key_lookups.submit(credential, Turn(credential.id, deadline=None))
+        turn = Turn(credential.id, bulk=not found_before, deadline=None)
+        return await self._key_lookups.submit(credential, turn)
 
     async def append(self, call: Sequence[Append]) -> list[AppendResult]:
         """Commit one call, all of it or nothing, in one transaction with the other calls that wait.

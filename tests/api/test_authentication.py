@@ -143,7 +143,7 @@ async def test_without_the_store_unknown_keys_get_503(keyed: LocalApp, monkeypat
     known = await caller(keyed, "acme")
     assert (await known("GET", "/v1/models")).status_code == 200
 
-    async def away(_: Any) -> Any:
+    async def away(*_: Any) -> Any:
         raise Unavailable("The store is not available; try again.")
 
     monkeypatch.setattr(keyed.gateway._keys, "_find", away)

@@ -40,7 +40,8 @@ class Log:
         self.at = 100.0
         self.known = KnownKeys(self._find, clock=lambda: self.at, now=lambda: BEGIN + timedelta(seconds=self.at - 100))
 
-    async def _find(self, sought: Credential) -> Key | None:
+    async def _find(self, sought: Credential, found_before: bool) -> Key | None:
+        assert found_before is (sought.id in self.known._found)
         self.asked.append(sought.id)
         await self.gate.wait()
         if self.error is not None:
@@ -195,6 +196,18 @@ async def test_a_key_that_was_revoked_without_the_log_is_refused_when_the_log_is
     del log.found["a"]
     assert await log.find() == key()  # it is not looked up again at once
     log.at += RETRY_S
+    assert await log.find() is None
+
+
+async def test_lookups_of_other_keys_that_fail_delay_no_revocation() -> None:
+    log = Log(key())
+    await log.find()
+    log.error = Overloaded("busy")
+    with pytest.raises(Unavailable):
+        await log.find("no key")
+    log.error = None
+    del log.found["a"]
+    log.at += FRESH_S
     assert await log.find() is None
 
 

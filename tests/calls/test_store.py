@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deployments.calls import resilient
-from deployments.calls.store import BULK_MEMORIES, StoreCalls
+from deployments.calls.store import BULK_MEMORIES, KEY_LOOKUPS, StoreCalls
 from deployments.errors import DeadlineExceeded, Overloaded
 from deployments.fair_queue import deadline_of_request
 from store import Append, AppendResult, Credential, NewMemory, Search, SearchResult, Store
@@ -249,8 +249,21 @@ async def test_lookups_of_keys_that_wait_share_a_call() -> None:
     handle = StoreHandle()
     calls = calls_over(handle)
     credentials = [Credential(f"{n}", bytes([n])) for n in range(20)]
-    async with started(*(calls.find_key(one) for one in credentials)):
+    async with started(*(calls.find_key(one, False) for one in credentials)):
         assert [(method, *args) for method, _, args in handle.calls] == [("find_keys", credentials)]
+
+
+async def test_a_key_that_was_found_before_is_looked_up_before_others() -> None:
+    handle = StoreHandle()
+    calls = calls_over(handle)
+    unknown = [Credential(f"no key {n}", b"") for n in range(3 * KEY_LOOKUPS)]
+    known = Credential("a", b"a")
+    async with started(*(calls.find_key(one, False) for one in unknown)), started(calls.find_key(known, True)):
+        assert [len(args[0]) for _, _, args in handle.calls] == [KEY_LOOKUPS, KEY_LOOKUPS]
+        handle.answer = [None] * KEY_LOOKUPS
+        handle.gate.set()
+        await turns()
+        assert [len(args[0]) for _, _, args in handle.calls[2:]] == [1, KEY_LOOKUPS]
 
 
 async def test_a_lookup_has_no_deadline_of_its_request_and_a_caller_of_its_own() -> None:
@@ -258,6 +271,6 @@ async def test_a_lookup_has_no_deadline_of_its_request_and_a_caller_of_its_own()
     handle.gate.set()
     handle.answer = [None]
     deadline_of_request.set(time.monotonic() - 1.0)
-    assert await calls_over(handle).find_key(Credential("a", b"a")) is None
+    assert await calls_over(handle).find_key(Credential("a", b"a"), True) is None
     ((_, (caller, bulk, remaining_s, _), _),) = handle.calls
     assert (caller.partition(":")[0], bulk, remaining_s) == ("request", False, None)
