@@ -439,8 +439,9 @@ class Memserve:
     async def _reranked(self, body: bodies.SearchBody, found: SearchResult, turn: Turn) -> SearchResult:
         """The best `top_k` of the results of a search by the reranker, with its scores."""
         assert body.query is not None
+        texts = [memory.text or " " for memory in found.results]  # logs of older programs may hold empty texts
         with located("query", in_list=False):
-            ranked = await self._reranking.scores(body.query, [memory.text for memory in found.results], turn=turn)
+            ranked = await self._reranking.scores(body.query, texts, turn=turn)
         order = ranked.order()[: body.top_k]
         best = []
         for place in order:

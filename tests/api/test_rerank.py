@@ -238,3 +238,20 @@ async def test_a_search_by_vector_cannot_be_reranked(api: httpx.AsyncClient) -> 
     answer = await api.post("/v1/users/anna/memories/search", json={"vector": [1.0] * 32, "rerank": True})
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == "rerank: needs a query"
+
+
+async def test_the_memories_around_a_result_move_with_it(app: LocalApp) -> None:
+    lines = ["the sea", "it rains", "dog dog dog", "a cat", "the dog fears thunder", "the end"]
+    await app.gateway.add("anna", [{"text": text, "thread": "talk"} for text in lines])
+    found = await app.gateway.search("anna", "the dog fears", top_k=1, context=1, rerank=True)
+    assert [(memory["text"], memory.get("context", False)) for memory in found] == [
+        ("a cat", True),
+        ("the dog fears thunder", False),
+        ("the end", True),
+    ]
+
+
+async def test_the_budget_holds_the_best_results_of_the_reranker(app: LocalApp) -> None:
+    await app.gateway.add("anna", ["dog", "the dog fears thunder at night", "cat"])
+    found = await app.gateway.search("anna", "the dog fears thunder", rerank=True, max_tokens=6)
+    assert [memory["text"] for memory in found] == ["the dog fears thunder at night"]
