@@ -13,9 +13,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from hashlib import blake2b
 from importlib.metadata import version
+from itertools import groupby
 
+import numpy as np
+import numpy.typing as npt
 import snowballstemmer
 
 VERSION = f"1, snowballstemmer {version('snowballstemmer')}, Unicode {unicodedata.unidata_version}"
@@ -31,7 +35,9 @@ _UNSPACED = (  # Thai and Lao, Myanmar, Khmer, kana, Han
     "\uf900-\ufaff\U00020000-\U0003fffd"
 )
 _PARTS = re.compile(f"([{_UNSPACED}]+)|[^ {_UNSPACED}]+")
-_ASCII = re.compile(r"[a-z0-9]+")
+_END = "\0"  # follows each text in a list of words; no text of a memory has it
+_ASCII = re.compile(f"[a-z0-9]+|{_END}")
+_END_KEY = 0
 
 STOP_WORDS = frozenset(
     re.findall(
@@ -62,14 +68,32 @@ class _Folding(dict[int, str]):
 
 
 _folding = _Folding()
-_known: dict[int, int] = {}  # from Python's hash of a word, which is another in each process, to its key
+_known = {hash(_END): _END_KEY}  # from Python's hash of a word, which is another in each process, to its key
 
 
 def keys_of(text: str) -> list[int]:
     """The key of each word of a text, in order."""
-    words = _words(text)
+    keys, _ = keys_of_all([text])
+    found: list[int] = keys.tolist()
+    return found
+
+
+def keys_of_all(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The keys (words,) of the words of texts, in order, and the number of words of each text (texts,)."""
+    words: list[str] = []
+    for is_ascii, group in groupby(texts, str.isascii):
+        if is_ascii:  # of all at once, since a call for each text would take longer than the search for its words
+            joined = _END.join(text[:_MAX_TEXT].replace(_END, " ") for text in group)
+            words += [*_ASCII.findall(joined.lower()), _END]
+        else:
+            for text in group:
+                words += [*_unicode_words(text[:_MAX_TEXT]), _END]
     keys = [*map(_known.get, map(hash, words))]
-    return [_remembered(word) if key is None else key for word, key in zip(words, keys, strict=True)]
+    if None in keys:
+        keys = [_remembered(word) if key is None else key for word, key in zip(words, keys, strict=True)]
+    found = np.array(keys, np.int64)
+    ends = np.flatnonzero(found == _END_KEY)
+    return np.delete(found, ends), np.diff(ends, prepend=-1) - 1
 
 
 def query_keys(query: str) -> Counter[int]:
@@ -85,15 +109,13 @@ def _remembered(word: str) -> int:
     if key is None:
         if len(_known) >= _MAX_KNOWN:
             _known.clear()
+            _known[hash(_END)] = _END_KEY
         key = _known[known] = _key(word)
     return key
 
 
-def _words(text: str) -> list[str]:
+def _unicode_words(text: str) -> list[str]:
     """The words of a text, folded, in order."""
-    text = text[:_MAX_TEXT]
-    if text.isascii():
-        return [word[:_MAX_WORD] for word in _ASCII.findall(text.lower())]
     folded = unicodedata.normalize("NFKD", text).casefold().translate(_folding)
     words: list[str] = []
     for match in _PARTS.finditer(unicodedata.normalize("NFC", folded)):
@@ -101,11 +123,12 @@ def _words(text: str) -> list[str]:
         if match[1] and len(word) > 1:
             words += [word[at : at + 2] for at in range(len(word) - 1)]
         else:
-            words.append(word[:_MAX_WORD])
+            words.append(word)
     return words
 
 
 def _key(word: str) -> int:
+    word = word[:_MAX_WORD]
     stem = _STEMMER.stemWord(word) if word.isascii() and word.isalpha() and word not in STOP_WORDS else word
     return int.from_bytes(blake2b(stem.encode(), digest_size=8).digest(), "little", signed=True)
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.index.matrix import Rows, grown
-from store.index.tokens import keys_of
+from store.index.tokens import keys_of_all
 
 Keys = Counter[int]
 """How often each word occurs in a query, by its key."""
@@ -146,13 +146,10 @@ class Words:
         """
         if len(rows) == 0:
             return
-        found = [keys_of(text) for text in texts]
+        words, lengths = keys_of_all(texts)
         self.extend(int(rows[-1]) + 1)
-        lengths = np.fromiter(map(len, found), np.int32, len(found))
         self._lengths[rows] = lengths
-        occurrences = int(lengths.sum())
-        self._total += occurrences
-        words = np.fromiter((word for words in found for word in words), np.int64, occurrences)
+        self._total += len(words)
         self._segments.append(_counted(words, np.repeat(rows.astype(np.int32), lengths)))
         start = self._uneven(most=_AT_ONCE)
         if start is not None:
