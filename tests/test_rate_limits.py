@@ -20,6 +20,7 @@ from deployments.rate_limits import (
     TokenBucket,
     duration,
 )
+from tests.repetitions import repetitions
 
 
 class Clock:
@@ -91,7 +92,7 @@ async def test_one_gateway_admits_exactly_what_the_bucket_would(limit: int, load
     bucket = TokenBucket(limit, cluster.clock.now)
     amounts = [1] if limit < 1000 else [1, limit // 100, limit // 10, 2 * limit]
     mean = sum(amounts) / len(amounts)
-    for number in range(1500):
+    for number in range(repetitions(1500, quick=700)):
         cluster.clock.now += rng.expovariate(load * limit / 60 / mean) if number % 500 else 90
         amount, now = rng.choice(amounts), cluster.clock.now
         expected = bucket.holds(amount, now)
@@ -119,7 +120,7 @@ async def test_gateways_admit_together_what_one_bucket_would(limit: int, shares:
     bucket = TokenBucket(limit, cluster.clock.now)
     admitted = ideal = asked = 0
     end = cluster.clock.now + 600
-    while cluster.clock.now < end and asked < 4_000:
+    while cluster.clock.now < end and asked < repetitions(4_000, quick=600):
         cluster.clock.now += rng.expovariate(load * limit / 60)
         asked += 1
         (gateway,) = rng.choices(range(len(shares)), shares)
