@@ -80,6 +80,10 @@ class Gateway(Memserve):
             if self._reranker is not None:
                 self._reranker.reconfigure(**reranker_limits(settings))
             self.limit_bodies(settings.gateway.max_body_bytes, settings.gateway.max_import_line_bytes)
+            self.rate_limits.reconfigure(
+                requests_per_minute=settings.limits.requests_per_minute,
+                tokens_per_minute=settings.limits.tokens_per_minute,
+            )
 
     # Serve calls this after the constructor and serves the application (ray.serve.ingress without an app).
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -322,6 +322,11 @@ class RateLimits:
         self._clock = clock
         self._buckets: OrderedDict[str, LeasedBucket] = OrderedDict()
 
+    def reconfigure(self, *, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
+        """Change these arguments of the constructor. A bucket whose limit changes begins anew."""
+        self._requests_per_minute = requests_per_minute
+        self._tokens_per_minute = tokens_per_minute
+
     def of_key(self, id: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> KeyLimits | None:
         """The limits of a key; None if it has none. The numbers are those of the key itself, if it has any."""
         requests = self._requests_per_minute if requests_per_minute is None else requests_per_minute

@@ -66,6 +66,8 @@ RELOADABLE = {
         "gateway.append_calls_in_flight",
         "gateway.append_call_memories",
         "gateway.max_queued_tokens",
+        "limits.requests_per_minute",
+        "limits.tokens_per_minute",
         "queue.max_wait_s",
     },
     "Store": {"log_level", "queue.max_wait_s", "store.index_budget_bytes"},

@@ -81,6 +81,16 @@ async def test_requests_beyond_the_limit_are_refused(start: Start, clock: Clock)
     assert [(await one("GET", "/v1/users")).status_code for _ in range(2)] == [200, 429]
 
 
+async def test_the_limits_change_while_the_server_runs(start: Start) -> None:
+    app = await start()
+    one = await caller(app, "acme")
+    assert limits(await one("GET", "/v1/users")) == {}
+    await app.gateway.reconfigure({"limits": {"requests_per_minute": 1}})
+    assert [(await one("GET", "/v1/users")).status_code for _ in range(2)] == [200, 429]
+    await app.gateway.reconfigure({"limits": {"requests_per_minute": None}})
+    assert (await one("GET", "/v1/users")).status_code == 200
+
+
 async def test_a_refused_request_is_not_read(start: Start) -> None:
     app = await start(requests_per_minute=1)
     one = await caller(app, "acme")
