@@ -354,6 +354,7 @@ class Memserve:
                 issued_at=origin.issued_at,
                 write_id=None if only_adds else origin.write_id,
                 by=who.key_id,
+                duplicate_score=options.duplicate_score,
             )
             for user_id, group in groups
         ]

@@ -81,6 +81,9 @@ class Append:
             the memory that has them. If that one would expire earlier, or has another vector than the given one, it
             gets the later expiry and the given vector, and the status is `updated`. A memory of another thread than the
             given one, or that tells of another time, is no duplicate.
+        duplicate_score: with `skip`, a memory is not added either if the cosine similarity of its vector and that of a
+            memory of the user is at least this much, in (0, 1]; the answer names the nearest such memory, which stays
+            as it is. One that would expire earlier is no duplicate.
         upsert: new content under an existing id replaces the old content. Without it that is a Conflict.
         issued_at: when the server accepted the call. A write that was issued before its user or its memory was erased
             is refused, so that it cannot restore what was erased.
@@ -97,6 +100,7 @@ class Append:
     issued_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     write_id: str | None = None
     by: str | None = None
+    duplicate_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 from sqlalchemy import Connection
 
@@ -43,6 +44,9 @@ from store.records import Filter, IndexOptions, Near, Search, SearchResult, Vect
 POOL = 100
 """So many memories are candidates by their vectors, and so many by their words, if both are ranked together."""
 
+
+NEAR = 50
+"""So many near duplicates of one memory are looked at."""
 
 MAX_CONTEXT = 20
 """So many memories before and after each result may be asked for."""
@@ -165,6 +169,37 @@ class Searcher:
                 raise InvalidInput("must be a string, unless the mode is vector", "query")
             words = query_keys(request.query)
         return Query(vector, words)
+
+    def warm_up(self, connection: Connection, uids: Iterable[int]) -> None:
+        """Bring the indexes of users up to date inside a read transaction, so that `near_duplicates` need not wait."""
+        for position in reading.positions(connection, uids).values():
+            self._caught_up(connection, position, with_words=False)
+
+    def near_duplicates(
+        self, connection: Connection, uid: int, vectors: Vector, least: float, *, now: int
+    ) -> list[list[bytes]]:
+        """The keys of a user's memories whose cosine similarity is at least that, the nearest first.
+
+        A list for each of the vectors (n, dim) float32 of length 1, of at most NEAR. The transaction must not have
+        written to the user yet.
+        """
+        index = self._caught_up(connection, reading.positions(connection, [uid])[uid], with_words=False)
+        index.expire(now)
+        labels = [self._near(connection, index, vector, least)[0].tolist() for vector in vectors]
+        keys = reading.keys_of(connection, uid, list({label for near in labels for label in near}))
+        return [[keys[label] for label in near if label in keys] for near in labels]
+
+    def _near(
+        self, connection: Connection, index: UserIndex, vector: Vector, least: float
+    ) -> tuple[Labels, npt.NDArray[np.float64]]:
+        """The labels and the scores of at most NEAR memories that score at least that, the best first."""
+
+        def fetch(labels: Labels) -> Vector:
+            return reading.vectors(connection, labels.tolist(), self._log.model_id, self._dim)
+
+        hits = index.search(vector, NEAR, fetch)
+        near = hits.scores >= least
+        return hits.labels[near], hits.scores[near]
 
     def _drop_foreign_index(self, index: UserIndex) -> LogDamaged:
         """Drop an index whose labels belong to another user: a backup of the log was restored while this store ran.

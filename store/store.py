@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +178,26 @@ class Store:
                 results.append(error)
         if accepted:
             names = [request.user for call in accepted for request in call]
+            self._warm_up(request.user for call in accepted for request in call if request.duplicate_score is not None)
             with self._users.writing(names) as (connection, locked):
                 now = self._micros()  # read under the lock, so that the times of a user's memories follow its versions
                 room = self._users.room(connection, names)
+                find = partial(self._searcher.near_duplicates, connection, now=now)
                 written = iter(
-                    appending.append(connection, accepted, locked, model=self.log.model_id, now=now, room=room)
+                    appending.append(
+                        connection, accepted, locked, model=self.log.model_id, now=now, room=room, find=find
+                    )
                 )
             results = [next(written) if result is None else result for result in results]
         return [result for result in results if result is not None]
+
+    def _warm_up(self, names: Iterable[tuple[str, str]]) -> None:
+        """Bring the indexes of users up to date before a transaction needs them, in which other writers would wait."""
+        wanted = list(dict.fromkeys(names))
+        if wanted:
+            with self._reading() as connection:
+                self._searcher.warm_up(connection, self._users.find(connection, wanted).values())
+            self.resident.trim()
 
     def update(
         self,

@@ -18,9 +18,10 @@ from sqlalchemy import Connection, insert
 from store.errors import Conflict, InvalidInput, QuotaExceeded, StoreError
 from store.log import audit, quotas, receipts
 from store.log.existing import State, Stored, load_first_versions, load_states, load_stored
-from store.log.rows import Checked, check_id, check_new_id, check_past, content_hash, micros, user_key
+from store.log.rows import Checked, check_id, check_new_id, check_past, content_hash, micros, unit_vectors, user_key
 from store.log.rows import checked as checked_memory
 from store.log.schema import memories
+from store.log.similar import Find, Found, NearDuplicates
 from store.log.threads import erase_unused_names, write_names
 from store.log.users import User
 from store.log.writing import contents_row, write_changes, write_contents
@@ -39,6 +40,7 @@ class CheckedAppend:
     first: int
     write_id: str | None
     by: str | None
+    duplicate_score: float | None = None
 
 
 def checked(call: Sequence[Append], dim: int, now: int, *, audited: bool) -> list[CheckedAppend]:
@@ -68,6 +70,8 @@ def checked(call: Sequence[Append], dim: int, now: int, *, audited: bool) -> lis
                 raise error.at(error.field, position) from error
         user = request.tenant, request.user_id
         skip = request.on_duplicate == "skip"
+        if request.duplicate_score is not None:
+            _check_duplicate_score(request.duplicate_score, skip=skip)
         issued_at = micros(request.issued_at, "issued_at")
         accepted.append(
             CheckedAppend(
@@ -79,10 +83,18 @@ def checked(call: Sequence[Append], dim: int, now: int, *, audited: bool) -> lis
                 first,
                 request.write_id,
                 request.by if audited else None,
+                request.duplicate_score,
             )
         )
         first += len(rows)
     return accepted
+
+
+def _check_duplicate_score(score: float, *, skip: bool) -> None:
+    if not skip:
+        raise InvalidInput("needs on_duplicate: skip", "duplicate_score")
+    if not isinstance(score, int | float) or isinstance(score, bool) or not 0 < score <= 1:
+        raise InvalidInput("must be a number above 0, and at most 1", "duplicate_score")
 
 
 def append(
@@ -93,6 +105,7 @@ def append(
     model: int,
     now: int,
     room: quotas.Room,
+    find: Find,
 ) -> list[list[AppendResult] | StoreError]:
     """Write the calls' memories in order. A call with a memory that cannot be written is left out whole.
 
@@ -101,12 +114,15 @@ def append(
     Args:
         locked: the calls' users, whose versions and counts are advanced.
         room: what their tenants may still add.
+        find: finds near duplicates in the log, as it is before this transaction.
     """
     keys = [_record_keys(call, locked) for call in calls]
     made = receipts.find(connection, [key for of_call in keys for key in of_call])
     new_calls = [call for call, of_call in zip(calls, keys, strict=True) if made.keys().isdisjoint(of_call)]
     new_requests = [request for call in new_calls for request in call]
-    batch = _Batch(model, now, room, *_load(connection, new_requests, locked, model, now))
+    near = _find_near(new_requests, locked, find)
+    states, by_hash = _load(connection, new_requests, locked, near, model=model, now=now)
+    batch = _Batch(model, now, room, states, by_hash, near=None if near is None else NearDuplicates(near))
     records: list[receipts.Record] = []
     results: list[list[AppendResult] | StoreError] = []
     for call, of_call in zip(calls, keys, strict=True):
@@ -165,11 +181,31 @@ def _recorded_results(
     return results
 
 
+def _find_near(requests: Sequence[CheckedAppend], locked: dict[tuple[str, str], User], find: Find) -> Found | None:
+    """The near duplicates in the log of the memories of requests. None if no request has a `duplicate_score`."""
+    wanted: defaultdict[tuple[int, float], dict[bytes, None]] = defaultdict(dict)
+    for request in requests:
+        if request.duplicate_score is not None:
+            of_user = wanted[locked[request.user].uid, request.duplicate_score]
+            of_user |= dict.fromkeys(memory.embedding for memory in request.memories)
+    found: Found = {}
+    for (uid, least), embeddings in wanted.items():
+        near = find(uid, unit_vectors(list(embeddings)), least)
+        found |= {(uid, least, embedding): keys for embedding, keys in zip(embeddings, near, strict=True)}
+    return found if wanted else None
+
+
 def _load(
-    connection: Connection, requests: Sequence[CheckedAppend], locked: dict[tuple[str, str], User], model: int, now: int
+    connection: Connection,
+    requests: Sequence[CheckedAppend],
+    locked: dict[tuple[str, str], User],
+    near: Found | None,
+    *,
+    model: int,
+    now: int,
 ) -> tuple[dict[bytes, State], dict[bytes, list[bytes]]]:
     """The memories in the log that the requests may affect: see `load_states`."""
-    keys: set[bytes] = set()
+    keys: set[bytes] = set().union(*near.values()) if near else set()
     hashes: set[bytes] = set()
     generated: set[bytes] = set()
     changing: set[bytes] = set()
@@ -230,7 +266,10 @@ class _Batch:
         room: quotas.Room,
         states: dict[bytes, State],
         by_hash: dict[bytes, list[bytes]],
+        *,
+        near: NearDuplicates | None,
     ) -> None:
+        self._near = near  # None if nobody asks for near duplicates
         self.waves = [_Wave()]
         self.events: list[audit.NewEvent] = []
         self._room = room
@@ -247,11 +286,14 @@ class _Batch:
         """Add the changes of one call, all or none, and advance its users."""
         plan = _Plan()
         before = [replace(locked[request.user]) for request in call]
+        mark = self._near.mark() if self._near is not None else {}
         try:
             results = [self._plan_request(request, locked[request.user], plan) for request in call]
             self._room.take(_growth(call, before, locked))
         except (Conflict, InvalidInput, QuotaExceeded) as error:
             locked.update((request.user, user) for request, user in zip(call, before, strict=True))
+            if self._near is not None:
+                self._near.forget_since(mark)
             return error
         self._take(plan)
         return results
@@ -298,7 +340,8 @@ class _Batch:
             raise Conflict(f"the call contains {memory.id!r} twice", "id", "duplicate_id")
         digest = content_hash(user.uid, memory.text, memory.canonical)
         state = plan.states.get(key) or self._states.get(key)
-        decision = decide(memory, digest, state, request, self._with_content(digest, plan))
+        near = self._near_to(memory, request.duplicate_score, user.uid, plan)
+        decision = decide(memory, digest, state, request, self._with_content(digest, plan), near=near)
         if isinstance(decision, Appended):
             return decision
         if decision.id == memory.id:
@@ -310,6 +353,8 @@ class _Batch:
             memory = replace(memory, embedding=state.stored.embedding, vector_crc=state.stored.vector_crc)
         plan.states[key] = new = self._next_state(memory, digest, state, decision, user)
         plan.by_hash.setdefault(digest, []).append(key)
+        if self._near is not None:
+            self._near.add(user.uid, key, memory.embedding)
         if memory.thread is not None:
             plan.names[user.uid].add(memory.thread)
         if state is not None and state.thread not in (None, new.thread):
@@ -365,6 +410,15 @@ class _Batch:
             if state.digest == digest and state.deleted_at is None:
                 yield state
 
+    def _near_to(self, memory: Checked, least: float | None, uid: int, plan: _Plan) -> Iterator[State]:
+        """The live memories whose vectors are that similar, the nearest first."""
+        if self._near is None or least is None:
+            return
+        for key in self._near.of(uid, memory.embedding, least):
+            state = plan.states.get(key) or self._states[key]
+            if state.deleted_at is None:
+                yield state
+
 
 def _growth(
     call: Sequence[CheckedAppend], before: Sequence[User], locked: dict[tuple[str, str], User]
@@ -388,7 +442,13 @@ class Change(NamedTuple):
 
 
 def decide(
-    memory: Checked, digest: bytes, state: State | None, request: CheckedAppend, duplicates: Iterable[State]
+    memory: Checked,
+    digest: bytes,
+    state: State | None,
+    request: CheckedAppend,
+    duplicates: Iterable[State],
+    *,
+    near: Iterable[State] = (),
 ) -> Appended | Change:
     """The effect of an append on one memory: the answer if it changes nothing, or else the new state.
 
@@ -396,6 +456,7 @@ def decide(
         digest: the content hash of the memory.
         state: of the memory with its id, if there is one.
         duplicates: live memories of the user with the same content, oldest first.
+        near: live memories of the user that are near duplicates, nearest first.
 
     Raises:
         Conflict: the id has other content, or the memory was deleted after the write was sent.
@@ -417,6 +478,10 @@ def decide(
     twin = _stand_in(memory, duplicates) if request.skip_duplicates and not live else None
     if twin is not None and _lasts(twin, memory.expires_at) and not _brings_vector(memory, twin):
         return Appended(twin.id, "unchanged", twin.version)
+    if twin is None and not live:
+        for similar in near:
+            if _is_of(memory, similar) and _lasts(similar, memory.expires_at):
+                return Appended(similar.id, "unchanged", similar.version)
     # Checked last: a write that is sent again returns the answer of the first time, even if it has expired by now.
     if memory.expires_at is not None and memory.expires_at <= request.issued_at:
         raise InvalidInput("must be in the future", "expires_at")

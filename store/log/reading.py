@@ -279,6 +279,17 @@ def by_label(connection: Connection, labels: Sequence[int], model: int) -> dict[
     return found
 
 
+def keys_of(connection: Connection, uid: int, labels: Sequence[int]) -> dict[int, bytes]:
+    """The keys of those of a user's memories that are live, by label."""
+    found: dict[int, bytes] = {}
+    for start in range(0, len(labels), CHUNK):
+        statement = select(memories.c.label, memories.c.key).where(
+            memories.c.label.in_(labels[start : start + CHUNK]), memories.c.uid == uid, memories.c.deleted == 0
+        )
+        found.update({label: key for label, key in connection.execute(statement)})
+    return found
+
+
 def vectors(connection: Connection, labels: Sequence[int], model: int, dim: int) -> Vector:
     """The vectors of memories, (n, dim) float32 as the model made them, in the order of the labels.
 

@@ -220,6 +220,13 @@ def load_vectors(blobs: Sequence[bytes], checksums: Sequence[int], dim: int) -> 
     return np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), dim).astype(np.float32)
 
 
+def unit_vectors(blobs: Sequence[bytes]) -> Vector:
+    """The stored vectors, none of them zero, as (n, dim) float32 of length 1."""
+    vectors = np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), -1).astype(np.float64)
+    unit: Vector = (vectors / np.sqrt((vectors**2).sum(axis=1))[:, None]).astype(np.float32)
+    return unit
+
+
 def text_bytes(text: str, metadata: str) -> int:
     """The size of a text and its metadata in UTF-8."""
     return sum(len(value) if value.isascii() else len(value.encode()) for value in (text, metadata))

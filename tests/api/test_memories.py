@@ -843,3 +843,34 @@ async def test_a_search_answers_with_context_in_an_order_and_within_a_budget(api
 )
 async def test_a_wrong_option_of_a_search_is_named(api: httpx.AsyncClient, options: dict[str, Any], param: str) -> None:
     assert refused(await api.post(f"{ANN}/search", json={"query": "a", **options}))[:2] == (400, param)
+
+
+async def test_a_near_duplicate_is_not_added(api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "green tea"})
+    vector = (await api.get(f"{ANN}/1?include_vectors=true")).json()["vector"]
+    near = {"text": "Green tea!", "vector": [vector[0] + 0.01, *vector[1:]]}
+    options = {"on_duplicate": "skip", "duplicate_score": 0.9}
+    added = await add(api, near, {"text": "green tea", "metadata": {"n": 1}}, {"id": "2", "text": "rain"}, **options)
+    assert [(one["id"], one["status"]) for one in added["memories"]] == [
+        ("1", "unchanged"),
+        ("1", "unchanged"),
+        ("2", "added"),
+    ]
+    many = {"memories": [{"user_id": "ann", **near}, {"user_id": "bob", **near, "id": "b"}], **options}
+    answer = (await api.post("/v1/memories", json=many)).json()
+    assert [one["id"] for one in answer["memories"]] == ["1", "b"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"duplicate_score": 0.9},
+        {"duplicate_score": 0, "on_duplicate": "skip"},
+        {"duplicate_score": 1.1, "on_duplicate": "skip"},
+        {"duplicate_score": "high", "on_duplicate": "skip"},
+    ],
+)
+async def test_a_wrong_duplicate_score_is_named(api: httpx.AsyncClient, options: dict[str, Any]) -> None:
+    assert refused(await api.post(ANN, json={"text": "a", **options}))[:2] == (400, "duplicate_score")
+    many = {"memories": [{"user_id": "ann", "text": "a"}], **options}
+    assert refused(await api.post("/v1/memories", json=many))[:2] == (400, "duplicate_score")

@@ -292,14 +292,14 @@ def test_the_document_of_a_body_takes_known_fields_only() -> None:
         (
             bodies.AddBody,
             {"text": "a"},
-            "id metadata created_at expires_at vector happened_at thread memories on_duplicate upsert",
+            "id metadata created_at expires_at vector happened_at thread memories on_duplicate duplicate_score upsert",
         ),
         (
             bodies.AddBody,
             {"memories": [{"text": "a"}]},
-            "text id metadata created_at expires_at vector happened_at thread on_duplicate upsert",
+            "text id metadata created_at expires_at vector happened_at thread on_duplicate duplicate_score upsert",
         ),
-        (bodies.AddManyBody, {"memories": [{"text": "a", "user_id": "ann"}]}, "on_duplicate upsert"),
+        (bodies.AddManyBody, {"memories": [{"text": "a", "user_id": "ann"}]}, "on_duplicate duplicate_score upsert"),
         (
             bodies.UserMemoryBody,
             {"text": "a", "user_id": "ann"},
