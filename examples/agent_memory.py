@@ -26,9 +26,9 @@ It prints:
 import sys
 import uuid
 
-import httpx
+import memserve
 
-URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
+URL = sys.argv[1] if len(sys.argv) > 1 else None  # MEMSERVE_URL, or http://127.0.0.1:8000
 
 CONVERSATION = [
     ("mia", "I am allergic to peanuts."),
@@ -41,40 +41,33 @@ CONVERSATION = [
 
 
 class UserMemory:
-    """One user's memories, over HTTP."""
+    """One user's memories."""
 
-    def __init__(self, http: httpx.Client, user_id: str) -> None:
-        self._http = http
-        self._path = f"/v1/users/{user_id}"
+    def __init__(self, client: memserve.Client, user_id: str) -> None:
+        self._client = client
+        self._user_id = user_id
 
-    def recall(self, message: str) -> list[str]:
-        """The texts that are closest in meaning. A search sees every memory that was acknowledged before it."""
-        body = {"query": message, "top_k": 3, "min_score": 0.3}  # the score is the cosine similarity
-        answer = self._http.post(f"{self._path}/memories/search", json=body).raise_for_status()
-        return [memory["text"] for memory in answer.json()["results"]]
+    def recall(self, message: str) -> list[memserve.Memory]:
+        """The memories that are closest in meaning. A search sees every memory that was acknowledged before it."""
+        return self._client.search(self._user_id, message, mode="vector", top_k=3, min_score=0.3)
 
     def remember(self, message: str) -> None:
-        """Keep a message. Returns when it is on disk.
-
-        With an Idempotency-Key the request may be sent again after a lost answer: it is written once.
-        """
-        headers = {"Idempotency-Key": str(uuid.uuid4())}
-        body = {"text": message, "metadata": {"role": "user"}}
-        self._http.post(f"{self._path}/memories", json=body, headers=headers).raise_for_status()
+        """Keep a message. Returns when it is on disk. The client may send it twice; it is kept once."""
+        self._client.add(self._user_id, [{"text": message, "metadata": {"role": "user"}}])
 
     def forget(self) -> int:
         """Erase the user: every memory, vector and history. Returns the number of memories."""
-        return self._http.delete(self._path).raise_for_status().json()["deleted"]
+        return self._client.delete_user(self._user_id).deleted
 
 
 def main() -> None:
     run = uuid.uuid4()  # the users of this run alone, so that running it twice prints the same
-    with httpx.Client(base_url=URL, timeout=30.0) as http:
-        users = {name: UserMemory(http, f"{name}-{run}") for name in ("mia", "noah")}
+    with memserve.Client(URL) as client:
+        users = {name: UserMemory(client, f"{name}-{run}") for name in ("mia", "noah")}
         for name, message in CONVERSATION:
             print(f"{name + ':':<5} {message}")
             recalled = users[name].recall(message)
-            print(f"      recalled: {'; '.join(recalled)}" if recalled else "      (nothing relevant yet)")
+            print(f"      recalled: {'; '.join(map(str, recalled))}" if recalled else "      (nothing relevant yet)")
             users[name].remember(message)
         print(f"forgot {users['mia'].forget()} memories of mia, {users['noah'].forget()} of noah")
 

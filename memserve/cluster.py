@@ -9,7 +9,7 @@ from typing import Any
 
 from deployments.serving import handles
 from memserve import direct
-from memserve.errors import TimedOut
+from memserve.errors import NotReached, TimedOut
 from memserve.requests import Request, Upload
 from store import DEFAULT_TENANT
 
@@ -25,9 +25,17 @@ def _reported() -> Iterator[None]:
 
 
 def handle_of(app: str) -> Any:
-    """The handle of an application on this cluster."""
-    with direct.reported():
-        return handles.handle_of(app)
+    """The handle of an application on this cluster.
+
+    Raises:
+        NotReached: there is no cluster.
+        Unavailable: the application does not run on it.
+    """
+    try:
+        with direct.reported():
+            return handles.handle_of(app)
+    except ConnectionError as error:
+        raise NotReached(str(error)) from error
 
 
 async def _read(upload: Upload) -> list[bytes]:
