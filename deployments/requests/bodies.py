@@ -27,6 +27,7 @@ from pydantic_core.core_schema import ChainSchema, any_schema, chain_schema, dic
 
 from deployments.errors import InvalidRequest
 from deployments.requests.fields import (
+    MAX_RERANK_QUERY,
     Cursor,
     EmbeddedText,
     Filter,
@@ -36,6 +37,7 @@ from deployments.requests.fields import (
     NewId,
     OrNull,
     Prefix,
+    RerankQuery,
     StoredId,
     Text,
     Thread,
@@ -359,7 +361,8 @@ class SearchBody(RequestBody):
     """Whether the memories are answered with their vectors."""
     rerank: OrNull[bool] = False
     """Whether the best 50 memories, or `top_k` if that is more, are sorted again by the reranker's scores, which become
-    their `score`. Needs a `query`, and `reranker.model`. `min_score` is of the scores before that."""
+    their `score`. Needs `reranker.model`, and a `query` of at most 32,768 characters. `min_score` is of the scores
+    before that."""
 
     @model_validator(mode="after")
     def _check_query_or_vector(self) -> "SearchBody":
@@ -369,6 +372,8 @@ class SearchBody(RequestBody):
             raise InvalidRequest(f"must be vector if there is no query, not {self.mode}", "mode")
         if self.rerank and self.query is None:
             raise InvalidRequest("needs a query", "rerank")
+        if self.rerank and self.query is not None and len(self.query) > MAX_RERANK_QUERY:
+            raise InvalidRequest(f"must have at most {MAX_RERANK_QUERY} characters to be reranked by", "query")
         if self.since is not None and self.until is not None and self.until <= self.since:
             raise InvalidRequest("must be later than since", "until")
         return self
@@ -416,8 +421,8 @@ def _check_documents(value: Any) -> list[str]:
 class RerankBody(RequestBody):
     """`POST /v1/rerank` and `POST /v2/rerank`: score documents for a query, in the form of Cohere and Jina."""
 
-    query: EmbeddedText
-    """What the documents are scored for."""
+    query: RerankQuery
+    """What the documents are scored for, at most 32,768 characters."""
     documents: Annotated[list[str], PlainValidator(_check_documents, json_schema_input_type=Documents)]
     """At most 2,048 texts, or objects with the field `text`, of which other fields are ignored."""
     model: str | None = None

@@ -11,6 +11,7 @@ from pydantic_core.core_schema import no_info_after_validator_function, nullable
 
 MAX_PAGE = 1_000
 MAX_METADATA_DEPTH = 32
+MAX_RERANK_QUERY = 32_768  # characters
 _DATE_OF_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
 
 Value = TypeVar("Value")
@@ -156,6 +157,13 @@ Text = Annotated[
 ]
 # A text that is embedded and not stored. White space alone has a vector, and so has NUL.
 EmbeddedText = Annotated[str, AfterValidator(_not_empty), WithJsonSchema({"type": "string", "minLength": 1})]
+# The text that others are scored for. It is sent with each part of the others, and tokenized whole with each.
+RerankQuery = Annotated[
+    str,
+    StringConstraints(max_length=MAX_RERANK_QUERY),
+    AfterValidator(_not_empty),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_RERANK_QUERY}),
+]
 Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
 Time = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
 # Validation stops at the first wrong number: a body has room for millions, and each would get an error of its own.

@@ -21,7 +21,7 @@ from deployments.requests.bodies import (
     as_list,
     check_inputs,
 )
-from deployments.requests.fields import EmbeddedText, OrNull
+from deployments.requests.fields import EmbeddedText, OrNull, RerankQuery
 
 
 class TeiBody(BaseModel):
@@ -152,8 +152,8 @@ class SimilarityBody(TeiBody):
 class RankBody(TruncationBody):
     """`POST /rerank`: score texts for a query."""
 
-    query: EmbeddedText
-    """What the texts are scored for."""
+    query: RerankQuery
+    """What the texts are scored for, at most 32,768 characters."""
     texts: list[EmbeddedText] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     """The texts."""
     raw_scores: OrNull[bool] = False

@@ -63,6 +63,7 @@ async def test_documents_that_are_too_long_are_cut_and_counted(api: httpx.AsyncC
     [
         ({"query": None}, "query", "Input should be a valid string", None),
         ({"query": ""}, "query", "must not be empty", None),
+        ({"query": "a" * 32_769}, "query", "String should have at most 32768 characters", None),
         ({"documents": []}, "documents", "must not be empty", "empty_input"),
         ({"documents": "one"}, "documents", "must be a list", None),
         ({"documents": ["a", ""]}, "documents.1", "must not be empty", "empty_input"),
@@ -238,6 +239,16 @@ async def test_a_search_by_vector_cannot_be_reranked(api: httpx.AsyncClient) -> 
     answer = await api.post("/v1/users/anna/memories/search", json={"vector": [1.0] * 32, "rerank": True})
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == "rerank: needs a query"
+
+
+async def test_a_query_that_is_too_long_is_not_sent_with_each_candidate(app: LocalApp) -> None:
+    query = "a" * 32_769
+    assert await app.gateway.search("anna", query) == []
+    with pytest.raises(InvalidRequest, match="at most 32768 characters") as caught:
+        await app.gateway.search("anna", query, rerank=True)
+    assert caught.value.param == "query"
+    answer = await app.http.post("/rerank", json={"query": query, "texts": ["a"]})
+    assert answer.json()["error"] == "query: String should have at most 32768 characters"
 
 
 async def test_the_memories_around_a_result_move_with_it(app: LocalApp) -> None:

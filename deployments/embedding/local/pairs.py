@@ -1,8 +1,7 @@
 """Tokenizes pairs for a cross-encoder: a query with each of many texts.
 
 Token ids, token types and truncation are those of CrossEncoder (`longest_first`), but the query is tokenized once for
-all texts of a call. If a query has more than 65,536 tokens, and a text has more still, the halves that are kept of them
-may be one token longer or shorter than CrossEncoder's.
+all texts of a call. Of a long text only a part is tokenized, as in tokenizers.py.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from deployments.embedding.local.spec import Spec
 from deployments.embedding.local.tokenizers import Tokenizers
 from deployments.embedding.model import InputType, Tokens, Truncate
 from deployments.errors import InvalidRequest, ModelUnavailable
-
-_QUERY_TOKENS = 65_536
 
 
 class Frame(NamedTuple):
@@ -80,11 +77,12 @@ class Pairs(Tokenizers):
         first, middle, last = self._frame
         added = len(first) + len(middle) + len(last)
         room = self._spec.info.limit(input_type) - added
-        (query,) = self._ids_of([prompt], truncate, max(room, _QUERY_TOKENS))
+        query = self.whole.encode(prompt, add_special_tokens=False).ids
         texts = [given for given in inputs if isinstance(given, str)]
         if len(texts) < len(inputs):
             raise InvalidRequest("must be a text: token ids make no pair", None, "token_ids_refused")
         answer: list[Tokens | int] = []
+        # Which part is cut depends on which is longer, so a text is read until it is longer than the query.
         for ids in self._ids_of(texts, truncate, max(room, len(query))):
             too_long = len(query) + len(ids) > room
             if too_long and truncate == "none":

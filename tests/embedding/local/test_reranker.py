@@ -14,6 +14,7 @@ from sentence_transformers import CrossEncoder
 
 from deployments.embedding.engine import EmbedRequest, Engine
 from deployments.embedding.load import load_reranker
+from deployments.embedding.local import unpadded
 from deployments.embedding.local.pairs import longest_first
 from deployments.embedding.local.reranker import LocalReranker
 from deployments.embedding.model import Tokens, Truncate
@@ -197,3 +198,22 @@ def test_a_model_whose_scores_would_differ_from_those_of_predict_is_refused(
     monkeypatch.setattr(LocalReranker, "_sample_prompt", lambda *_: "Another query.")
     with pytest.raises(ModelUnavailable, match=r"gives other scores here than predict does \(the relative difference"):
         LocalReranker(str(tiny_cross_encoder("bert")), device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])  # with token types, and without
+async def test_a_batch_filled_up_to_a_fixed_shape_gives_the_same_scores(
+    sentences: Sentences, tiny_cross_encoder: Make, kind: str
+) -> None:
+    """CUDA graphs replay such batches: filler texts follow the batch, empty texts precede it."""
+    model = LocalReranker(str(tiny_cross_encoder(kind)), device="cpu", dtype="float32")
+    tokens = [one for one in await model.tokenize(sentences(9, seed=3), QUERY, "end") if isinstance(one, Tokens)]
+    exact = (await model.forward(tokens))[:, 1:]
+    flat = model._forward._flatten(tokens)
+    assert len(flat.rows()) == (4 if kind == "bert" else 3)
+    bounded = unpadded.fill(flat, len(flat.ids) + 200, 40, 64)
+    assert {row.shape for row in bounded.rows()} == {(len(flat.ids) + 200,)}
+    with torch.inference_mode():
+        features = unpadded.features(bounded, torch.device("cpu"), torch.float32)
+        filled = model._forward._vectors(features).numpy()[bounded.place]
+    assert np.abs(filled - exact).max() <= 1e-5
+    await model.close()
