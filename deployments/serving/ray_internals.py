@@ -182,6 +182,9 @@ ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": _BALANCE_ALGORITHM,
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": _HEALTH_CHECK_INTER,
     "RAY_SERVE_HAPROXY_RETRIES": "6",
+    # Seconds after which HAProxy closes a connection whose client stops in the middle of its request, or does not read
+    # its answer. By default an hour, for which such a request would count as one in progress.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "300",
     # Bytes, headers included, of the largest request that can be resent. The default is 16,384.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_BUFFER_BYTES),
 }

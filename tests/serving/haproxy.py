@@ -28,6 +28,7 @@ def options() -> dict[str, Any]:
         "bufsize": int(ENVIRONMENT["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]),
         "balance_algorithm": ENVIRONMENT["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"],
         "health_check_inter": ENVIRONMENT["RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"],
+        "timeout_client_s": int(ENVIRONMENT["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]),
         "metrics_enabled": ENVIRONMENT["RAY_SERVE_HAPROXY_METRICS_ENABLED"] == "1",
     }
 

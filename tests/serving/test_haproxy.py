@@ -163,7 +163,7 @@ async def test_a_gateway_that_dies_while_it_answers_is_502(tmp_path: Path, answe
 
 
 async def test_a_gateway_that_is_too_slow_is_504(tmp_path: Path) -> None:
-    slow = {"timeout client 3600s": "timeout client 3600s\n    timeout server 50ms"}
+    slow = {"timeout client 300s": "timeout client 300s\n    timeout server 50ms"}
     async with proxied(tmp_path, slow) as (proxy, gateway):
         gateway.hold()
         assert error_of(await proxy.ask(GET)) == (
@@ -185,6 +185,45 @@ async def test_a_body_that_does_not_arrive_is_408(tmp_path: Path) -> None:
             None,
             {"type": "timeout_error", "code": "request_timeout", "message": "The request did not arrive in time."},
         )
+
+
+HALF_A_LARGE_BODY = b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 300_000
+
+
+async def test_a_client_that_stops_within_a_large_body_loses_its_connection(tmp_path: Path) -> None:
+    """If a body is larger than HAProxy's buffer, its beginning is sent to a gateway: the request is in progress."""
+    async with proxied(tmp_path, {"timeout client 300s": "timeout client 200ms"}) as (proxy, gateway):
+        gateway.hold()
+        task = await proxy.send(HALF_A_LARGE_BODY)
+        await gateway.arrived(1)
+        status, _, _ = await asyncio.wait_for(task, 20)
+        assert status == 400
+
+
+async def test_a_client_that_does_not_read_its_answer_loses_its_connection(tmp_path: Path) -> None:
+    async with proxied(tmp_path, {"timeout client 300s": "timeout client 200ms"}) as (proxy, gateway):
+        size = 32 << 20
+        gateway.answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size
+        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+            client.send(GET)
+            await gateway.arrived(1)
+            async with asyncio.timeout(20):
+                while any(one.raddr == client.getsockname() for one in proxy.process.net_connections("tcp")):  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+
+
+async def test_a_client_that_waits_for_its_answer_keeps_its_connection(tmp_path: Path) -> None:
+    """The time within which a client must go on is not that of a slow answer."""
+    async with proxied(tmp_path, {"timeout client 300s": "timeout client 100ms"}) as (proxy, gateway):
+        gateway.hold()
+        slow = await proxy.send(GET)
+        await gateway.arrived(1)
+        for _ in range(3):  # each takes as long as the time of a client
+            stopped = await proxy.send(HALF_A_LARGE_BODY)
+            await asyncio.wait_for(stopped, 20)
+        assert not slow.done()
+        gateway.let_go()
+        assert (await asyncio.wait_for(slow, 20))[0] == 200
 
 
 async def test_headers_that_are_too_large_are_431(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_haproxy_takes_these_values_from_the_variables() -> None:
         "bufsize": constants.RAY_SERVE_HAPROXY_TUNE_BUFSIZE,
         "balance_algorithm": constants.RAY_SERVE_HAPROXY_BALANCE_ALGORITHM,
         "health_check_inter": constants.RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER,
+        "timeout_client_s": constants.RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S,
         "metrics_enabled": constants.RAY_SERVE_HAPROXY_METRICS_ENABLED,
     }
     assert {name: getattr(haproxy.HAProxyConfig(), name) for name in fields} == fields
