@@ -20,12 +20,12 @@ from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
-import snowballstemmer
+import Stemmer
 
-VERSION = f"1, snowballstemmer {version('snowballstemmer')}, Unicode {unicodedata.unidata_version}"
+VERSION = f"1, PyStemmer {version('pystemmer')}, Unicode {unicodedata.unidata_version}"
 """Changes if the words of a text may have other hashes."""
 
-_STEMMER = snowballstemmer.stemmer("english")
+_STEMMER = Stemmer.Stemmer("english", 0)  # its own cache would keep words as text
 _MAX_TEXT = 200_000  # characters of a text; the rest is not read
 _MAX_WORD = 64  # characters of a word; a longer one is cut
 _MAX_KNOWN = 200_000  # words whose hash is remembered, 100 bytes each
