@@ -64,7 +64,7 @@ def save_backbone(folder: Path, vocabulary: Path, kind: str, head: str = "Model"
     config = getattr(transformers, f"{names[kind]}Config")(**shape, **more)
     getattr(transformers, f"{names[kind]}{head}")(config).save_pretrained(folder)
     names_of_inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    if kind not in ("bert", "deberta", "electra"):  # the others do not tell the parts of a pair apart
+    if head != "Model" and kind not in ("bert", "deberta", "electra"):  # which do not tell the parts of a pair apart
         names_of_inputs.remove("token_type_ids")
     tokenizer = transformers.AutoTokenizer.from_pretrained(vocabulary, model_input_names=names_of_inputs)
     tokenizer.save_pretrained(folder)
