@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 INSTALLED := $(VENV)/.installed
 WITHOUT_SERVER := --ignore=tests/cluster --ignore=tests/clients
 
-.PHONY: serve unit test clients fuzz audit check docs bench bench-peers clean
+.PHONY: serve unit test clients fuzz audit wheel check docs bench bench-peers clean
 
 # Serve until Ctrl-C: `make serve CONFIG=my.yaml` takes another configuration.
 serve: $(INSTALLED)
@@ -37,6 +37,10 @@ fuzz: $(INSTALLED)
 # Known vulnerabilities of the pinned versions, if the advisories of PyPI can be reached.
 audit: $(INSTALLED)
 	$(BIN)/python .ci/audit
+
+# Builds a wheel and tries it as a new user would: in new environments and empty folders. Takes a few minutes.
+wheel: $(INSTALLED)
+	.ci/wheel $(BIN)/python
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

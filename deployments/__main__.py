@@ -13,7 +13,8 @@ from deployments.serving import launch
 def main(argv: list[str]) -> int:
     """Serve until a signal arrives, check a config file, or print variables. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deployments", description="Serve memserve on this machine.")
-    parser.add_argument("config", nargs="?", default="serve_config.yaml", type=Path, help="a Serve config file")
+    default = "default: ./serve_config.yaml, or the one that comes with memserve"
+    parser.add_argument("config", nargs="?", type=Path, help=f"a Serve config file; {default}")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--check", action="store_true", help="check the config file and start nothing")
     only.add_argument(
@@ -22,9 +23,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.environment:
         return launch.print_environment()
-    if arguments.check:
-        return launch.check(arguments.config)
-    return launch.serve(arguments.config)
+    config = arguments.config or launch.default_config()
+    return launch.check(config) if arguments.check else launch.serve(config)
 
 
 if __name__ == "__main__":

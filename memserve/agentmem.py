@@ -22,7 +22,7 @@ from os import PathLike
 from typing import Any, Self, TypeVar
 
 from memserve.calls import Awaiting, Blocking, Calls, Steps, call
-from memserve.client import AsyncClient, Client
+from memserve.client import AsyncClient, Client, needs_server
 from memserve.results import Added, Memory
 
 T = TypeVar("T")
@@ -203,7 +203,8 @@ class Builder:
         """A store that blocks. Its errors are those of `Client.local`."""
         if self._server is not None:
             return MemoryStore(Client(*self._server))
-        from memserve.in_process import LocalTransport
+        with needs_server():
+            from memserve.in_process import LocalTransport
 
         return MemoryStore(Client.over(LocalTransport(self._storage, None, self._settings(), self._max_batch_size)))
 
@@ -211,7 +212,8 @@ class Builder:
         """A store to await. Its errors are those of `Client.local`."""
         if self._server is not None:
             return AsyncMemoryStore(AsyncClient(*self._server))
-        from memserve.in_process import AsyncLocalTransport
+        with needs_server():
+            from memserve.in_process import AsyncLocalTransport
 
         client = AsyncClient.over(AsyncLocalTransport(self._storage, None, self._settings(), self._max_batch_size))
         try:

@@ -14,8 +14,8 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from memserve.calls import Awaiting, Blocking, Calls, Steps
@@ -60,6 +60,16 @@ def _url(given: str | None) -> str:
 
 def _api_key(given: str | None) -> str | None:
     return given or os.environ.get("MEMSERVE_API_KEY") or None
+
+
+@contextmanager
+def needs_server() -> Iterator[None]:
+    """A context for an import of the server. If it is not installed, the error says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message = f'{error.name} is not installed; this needs the server: pip install "memserve[server]"'
+        raise ModuleNotFoundError(message, name=error.name) from error
 
 
 class Client(Blocking, Calls):
@@ -119,7 +129,8 @@ class Client(Blocking, Calls):
             ServerError: the model or the log cannot be opened.
             Conflict: the log was filled by another model.
         """
-        from memserve.in_process import LocalTransport
+        with needs_server():
+            from memserve.in_process import LocalTransport
 
         transport = LocalTransport(path, model, settings or {})
         return cls.over(transport, timeout, show_progress=show_progress)
@@ -137,7 +148,8 @@ class Client(Blocking, Calls):
 
         Connects to the cluster unless the process has done so.
         """
-        from memserve.cluster import HandleTransport, handle_of
+        with needs_server():
+            from memserve.cluster import HandleTransport, handle_of
 
         return cls.over(HandleTransport(handle_of(app), tenant), timeout, show_progress=show_progress)
 
@@ -169,24 +181,30 @@ class Client(Blocking, Calls):
 
     def _send_batch(self, batch: Batch) -> list[Any]:
         """The answers of all pieces. After an error no further piece is sent."""
+        failed: list[MemserveError] = []
+
+        def send(piece: Piece) -> Any:
+            if failed:
+                return None
+            try:
+                with piece.located():
+                    answer = self._send(piece.request)
+            except MemserveError as error:
+                failed.append(error)
+                return None
+            bar.update(piece.items)
+            return answer
+
         with (
             progress_bar(
                 batch.title, batch.unit, batch.items, self._show_progress if len(batch.pieces) > 1 else False
             ) as bar,
             ThreadPoolExecutor(1 if batch.in_order else IN_FLIGHT) as pool,
         ):
-            sent = {pool.submit(self._send_piece, piece): piece for piece in batch.pieces}
-            try:
-                for future in as_completed(sent):
-                    future.result()
-                    bar.update(sent[future].items)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-        return [future.result() for future in sent]
-
-    def _send_piece(self, piece: Piece) -> Any:
-        with piece.located():
-            return self._send(piece.request)
+            answers = [*pool.map(send, batch.pieces)]
+        if failed:
+            raise failed[0]
+        return answers
 
     def _pages(self, pages: Pages[T]) -> Iterator[T]:
         request: Request | None = pages.request
@@ -261,7 +279,8 @@ class AsyncClient(Awaiting, Calls):
         show_progress: bool | None = None,
     ) -> Self:
         """memserve in this process. See `Client.local`; the first call waits until the model is loaded."""
-        from memserve.in_process import AsyncLocalTransport
+        with needs_server():
+            from memserve.in_process import AsyncLocalTransport
 
         transport = AsyncLocalTransport(path, model, settings or {})
         return cls.over(transport, timeout, show_progress=show_progress)
@@ -276,7 +295,8 @@ class AsyncClient(Awaiting, Calls):
         show_progress: bool | None = None,
     ) -> Self:
         """A client over a Ray handle, for code on the cluster, deployments too. See `Client.in_cluster`."""
-        from memserve.cluster import AsyncHandleTransport, handle_of
+        with needs_server():
+            from memserve.cluster import AsyncHandleTransport, handle_of
 
         return cls.over(AsyncHandleTransport(handle_of(app), tenant), timeout, show_progress=show_progress)
 

@@ -18,7 +18,7 @@ from memserve.failures import Failed, needs_server
 
 DEFAULT_TENANT = "default"
 
-CONFIG = click.argument("config", default="serve_config.yaml", type=click.Path(path_type=Path))
+CONFIG = click.argument("config", required=False, type=click.Path(path_type=Path))
 LOG = click.option(
     "--log", "url", required=True, metavar="URL", help="The log: sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME."
 )
@@ -93,11 +93,12 @@ for _command in client_commands.COMMANDS:
 
 @memserve.command()
 @CONFIG
-def serve(config: Path) -> None:
+def serve(config: Path | None) -> None:
     """Serve CONFIG on this machine until Ctrl-C.
 
-    CONFIG is a Serve config file, ./serve_config.yaml by default. Prints one line when the server answers. When the
-    server ends, every process that it started has ended too.
+    CONFIG is a Serve config file. By default it is ./serve_config.yaml, or if there is none, the one that comes with
+    memserve. Prints one line when the server answers. When the server ends, every process that it started has ended
+    too.
 
     \b
     Exit status: 0 after Ctrl-C or SIGTERM, 1 if it cannot start.
@@ -109,15 +110,15 @@ def serve(config: Path) -> None:
     """
     with _needs_server():
         from deployments.serving import launch
-    click.get_current_context().exit(launch.serve(config))
+    click.get_current_context().exit(launch.serve(config or launch.default_config()))
 
 
 @memserve.command()
 @CONFIG
-def check(config: Path) -> None:
+def check(config: Path | None) -> None:
     """Check CONFIG, the model and the installed Ray, and start nothing.
 
-    CONFIG is a Serve config file, ./serve_config.yaml by default. Checks `args:` and each `user_config:`.
+    CONFIG is a Serve config file, by default that of `memserve serve`. Checks `args:` and each `user_config:`.
 
     \b
     Exit status: 0 if CONFIG is valid, 1 if not.
@@ -128,7 +129,7 @@ def check(config: Path) -> None:
     """
     with _needs_server():
         from deployments.serving import launch
-    click.get_current_context().exit(launch.check(config))
+    click.get_current_context().exit(launch.check(config or launch.default_config()))
 
 
 @memserve.command()

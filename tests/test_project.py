@@ -117,7 +117,8 @@ def test_the_wheel_has_the_command_the_three_packages_and_their_types() -> None:
         assert (ROOT / package / "py.typed").is_file()
         assert (ROOT / package / "__init__.py").is_file()
     data = PROJECT["tool"]["setuptools"]["package-data"]
-    assert data == {"*": ["py.typed"], "deployments.serving": ["haproxy.sh"]}
+    assert data == {"*": ["py.typed"], "deployments": ["serve_config.yaml"], "deployments.serving": ["haproxy.sh"]}
+    assert (ROOT / "deployments" / "serve_config.yaml").read_text() == (ROOT / "serve_config.yaml").read_text()
 
 
 def test_the_make_targets_are_those_that_are_documented() -> None:
@@ -130,6 +131,7 @@ def test_the_make_targets_are_those_that_are_documented() -> None:
         "clients",
         "fuzz",
         "audit",
+        "wheel",
         "check",
         "docs",
         "bench",

@@ -28,6 +28,12 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 FRAME = '\n  File "'  # how each frame of a traceback begins
 
 
+def default_config() -> Path:
+    """./serve_config.yaml if there is one, else the config file that comes with memserve."""
+    own = Path("serve_config.yaml")
+    return own if own.exists() else Path(__file__).parents[1] / "serve_config.yaml"
+
+
 def serve(config: Path) -> int:
     """Serve a config file in the foreground until a signal. Returns the exit status: 0 after a signal, else 1."""
     try:

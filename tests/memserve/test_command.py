@@ -92,6 +92,18 @@ def test_serve_ends_with_the_status_of_the_server(config: Path, status: int, mon
     assert served == [config, Path("serve_config.yaml"), config]
 
 
+def test_serve_and_check_work_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    packaged = ROOT / "deployments" / "serve_config.yaml"
+    served: list[Path] = []
+    monkeypatch.setattr(launch, "serve", lambda path: served.append(path) or 0)
+    assert run("serve").exit_code == 0
+    assert deployments_main([]) == 0
+    assert served == [packaged, packaged]
+    result = run("check")
+    assert (result.exit_code, result.output) == (0, f"{packaged} is valid\n")
+
+
 def test_env_prints_the_variables_for_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
     result = run("env")
     assert result.exit_code == 0

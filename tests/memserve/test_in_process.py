@@ -197,3 +197,18 @@ def test_a_reranker_is_loaded_if_it_is_named(folder: Path, threads: None, monkey
         assert [str(memory) for memory in client.search("anna", "the dog", rerank=True, top_k=1)] == ["a dog"]
     with memserve.local(folder, settings=FAKE) as client, pytest.raises(memserve.BadRequest, match=r"reranker\.model"):
         client.rerank("the dog", ["it rains"])
+
+
+@pytest.mark.parametrize(
+    ("missing", "code"),
+    [
+        ("sqlalchemy", "memserve.local('memory://')"),
+        ("sqlalchemy", "memserve.Memory.builder().build()"),
+        ("ray", "memserve.Client.in_cluster()"),
+    ],
+)
+def test_a_missing_server_is_named(tmp_path: Path, missing: str, code: str) -> None:
+    done = python(f"import sys; sys.modules[{missing!r}] = None; import memserve; {code}", tmp_path)
+    assert done.stderr.splitlines()[-1] == (
+        f'ModuleNotFoundError: {missing} is not installed; this needs the server: pip install "memserve[server]"'
+    )
