@@ -406,16 +406,20 @@ class Batcher(Generic[Item, Result]):
     def _next_lane(self) -> _Lane[Item] | None:
         """The lane of the next batch; None if nothing is queued that may run now."""
         urgent, bulk = self._urgent, self._bulk
+        if not urgent.queue.entries and not bulk.queue.entries:
+            return None
         if self._separate_slots:
-            if urgent.queue and bulk.running and urgent.running < SLOTS_BESIDE_BULK * self.in_flight:
-                return urgent
-            ready = (lane for lane in (urgent, bulk) if lane.queue and self._has_slot(lane.queue.cost, lane.running))
-            return next(ready, None)
+            if urgent.queue.entries:
+                if bulk.running and urgent.running < SLOTS_BESIDE_BULK * self.in_flight:
+                    return urgent
+                if self._has_slot(urgent.queue.cost, urgent.running):
+                    return urgent
+            return bulk if bulk.queue.entries and self._has_slot(bulk.queue.cost, bulk.running) else None
         if not self._has_slot(urgent.queue.cost + bulk.queue.cost, urgent.running + bulk.running):
             return None
-        if not bulk.queue:
-            return urgent if urgent.queue else None
-        if not urgent.queue or self._bulk_is_next or self._bulk_credit >= min(self.budget, bulk.queue.cost):
+        if not bulk.queue.entries:
+            return urgent
+        if not urgent.queue.entries or self._bulk_is_next or self._bulk_credit >= min(self.budget, bulk.queue.cost):
             return bulk
         return urgent
 
@@ -435,12 +439,12 @@ class Batcher(Generic[Item, Result]):
 
     def _start(self, lane: _Lane[Item]) -> None:
         """Run the next batch of a lane."""
-        contended = bool(self._urgent.queue and self._bulk.queue)
+        contended = bool(self._urgent.queue.entries and self._bulk.queue.entries)
         before = lane.queue.cost
         batch = lane.queue.take(self._chosen(lane))
         lane.patience.served([call.caller for call in {entry._call for entry in batch}])
         cost = before - lane.queue.cost
-        self._bulk_is_next = contended and lane is self._urgent and not lane.queue
+        self._bulk_is_next = contended and lane is self._urgent and not lane.queue.entries
         if not contended:
             self._bulk_credit = 0.0
         elif lane is self._bulk:

@@ -53,7 +53,7 @@ class Gateway(Memserve):
         store_calls = StoreCalls(store, partitions=settings.store.partitions, **store_limits(settings))
         super().__init__(
             calls,
-            Vectors(calls, settings.model.token_ids, self._metrics.embed),
+            Vectors(calls, settings.model.token_ids),
             store_calls,
             KnownKeys(store_calls.find_key),
             Reranking(self._reranker),
@@ -107,5 +107,5 @@ class Gateway(Memserve):
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The tokens that wait here, where most of a backlog waits. Serve reads them each second, for autoscaling."""
         waiting = self._vectors.queued_tokens
-        self._metrics.queue(waiting)
+        self._metrics.state(waiting)
         return {WAITING_TOKENS: waiting, WAITING_FOR_RERANKER: self._reranking.queued_tokens}

@@ -88,13 +88,9 @@ class GatewayMetrics:
         self._misses = Counter("memserve_cache_misses", "Inputs that had to be embedded.")
         self._bytes = Gauge("memserve_cache_bytes", "Bytes of vectors in the cache.")
 
-    def queue(self, queued_tokens: int) -> None:
-        """Record the tokens that wait, once a second and after each embedding."""
+    def state(self, queued_tokens: int) -> None:
+        """Record the queue and the cache, once a second."""
         self._queued.set(queued_tokens)
-
-    def embed(self, queued_tokens: int) -> None:
-        """Record the queue and the cache after an embedding."""
-        self.queue(queued_tokens)
         hits, misses = self._cache.hits, self._cache.misses
         if hits > self._seen[0]:
             self._hits.inc(hits - self._seen[0])

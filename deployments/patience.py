@@ -93,6 +93,8 @@ class PatienceOfCallers:
     def served(self, callers: Iterable[str]) -> None:
         """Count a batch: the caller of each call of which it has items."""
         self._batches += 1
+        if self._of_requests.is_forgotten and not self._known:
+            return
         for caller in callers:
             patience = self._of(caller)
             if patience is not None:
@@ -103,7 +105,9 @@ class PatienceOfCallers:
     @property
     def is_short(self) -> bool:
         """Whether many calls of any caller gave up lately."""
-        return self._of_requests.is_short or any(patience.is_short for patience in self._known.values())
+        if self._of_requests.is_short:
+            return True
+        return bool(self._known) and any(patience.is_short for patience in self._known.values())
 
     def fresh_s(self, caller: str, own_s: float | None) -> float | None:
         """The wait up to which an item of a caller is fresh; see `Patience.fresh_s`."""

@@ -14,7 +14,8 @@ from starlette.types import Scope
 from deployments.errors import Overloaded
 
 SMALL_BYTES = 1 << 16
-_HELD = "memserve.held_bytes"
+HELD = "memserve.held_bytes"
+"""The key in the scope of a request whose body counts."""
 
 
 class HeldBodies:
@@ -34,15 +35,15 @@ class HeldBodies:
         Raises:
             Overloaded: too many bytes are held for other requests.
         """
-        own = scope.get(_HELD, 0)
+        own = scope.get(HELD, 0)
         if size <= max(own, SMALL_BYTES):
             return
         others = self.bytes - own
         if others and 2 * size > self._max_bytes - others:
             raise Overloaded("The bodies of other requests take too much memory; try again later.")
         self.bytes = others + size
-        scope[_HELD] = size
+        scope[HELD] = size
 
     def release(self, scope: Scope) -> None:
         """Forget the body of a request that was answered, if it was counted."""
-        self.bytes -= scope.pop(_HELD, 0)
+        self.bytes -= scope.pop(HELD, 0)

@@ -4,7 +4,7 @@ The vectors of inputs and queries are cached under a hash, without the text, for
 of memories are never cached, so that an erasure leaves no copy of them here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,18 +24,11 @@ class Vectors:
     Args:
         embedder: the calls to the embedder.
         accepted: the token ids that are accepted in place of texts.
-        on_embed: called after every embedding with the tokens that wait, for metrics.
     """
 
-    def __init__(
-        self,
-        embedder: EmbedderCalls,
-        accepted: token_ids.Accepted,
-        on_embed: Callable[[int], None] = lambda queued_tokens: None,
-    ) -> None:
+    def __init__(self, embedder: EmbedderCalls, accepted: token_ids.Accepted) -> None:
         self._embedder = embedder
         self._accepted = accepted
-        self._on_embed = on_embed
 
     @property
     def queued_tokens(self) -> int:
@@ -133,10 +126,7 @@ class Vectors:
         turn: Turn,
     ) -> EmbedResult:
         token_ids.check(inputs, await self._embedder.info(), self._accepted)
-        try:
-            return await self._embedder.embed(inputs, prompt, truncate, realm=realm, turn=turn, input_type=input_type)
-        finally:
-            self._on_embed(self.queued_tokens)
+        return await self._embedder.embed(inputs, prompt, truncate, realm=realm, turn=turn, input_type=input_type)
 
 
 def _check_dimensions(dimensions: int | None, info: ModelInfo) -> None:

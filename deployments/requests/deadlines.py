@@ -20,9 +20,8 @@ HEADER = "x-request-timeout-ms"
 MAX_TIMEOUT_MS = 86_400_000  # a day
 
 
-@contextmanager
-def within_header(headers: Headers) -> Iterator[None]:
-    """A context for one HTTP request: its work has the deadline that its header gives, from now on.
+def deadline_in(headers: Headers) -> float | None:
+    """The deadline that a request's header gives, from now on, on this process's `time.monotonic`; None without one.
 
     Raises:
         InvalidRequest: the header is not a whole number from 1 to `MAX_TIMEOUT_MS`, or is given twice.
@@ -31,13 +30,11 @@ def within_header(headers: Headers) -> Iterator[None]:
     if len(given) > 1:
         raise InvalidRequest("must not be given twice", HEADER)
     if not given:
-        yield
-        return
+        return None
     digits = given[0]
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20 and 1 <= int(digits) <= MAX_TIMEOUT_MS):
         raise InvalidRequest(f"must be a whole number from 1 to {MAX_TIMEOUT_MS}", HEADER)
-    with until(time.monotonic() + int(digits) / 1e3):
-        yield
+    return time.monotonic() + int(digits) / 1e3
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -11,6 +12,7 @@ import numpy as np
 import orjson
 import pytest
 from jsonschema import ValidationError
+from starlette.routing import Match, Route
 
 from deployments.api import docs
 from deployments.api.build import build_api
@@ -258,6 +260,25 @@ async def test_each_route_is_registered_once_and_documented(app: LocalApp) -> No
     assert documented == {
         (path.replace(":path", ""), method) for path, method in served if method != "HEAD" and path not in of_the_page
     }
+
+
+async def test_a_route_matches_the_paths_that_starlette_says(app: LocalApp) -> None:
+    routes = [route for route in app.api.routes if type(route).__name__ == "_QuickRoute"]
+    assert len(routes) > 30
+    parts = ["v1", "users", "ann", "memories", "search", "a%2Fb", "", "é", "models", "org", "embeddings", ".."]
+    chance = random.Random(1)
+    paths = ["/" + "/".join(chance.choices(parts, k=chance.randrange(7))) for _ in range(1_000)]
+    paths += [route.path.replace("{", "").replace("}", "") + more for route in routes for more in ("", "/", "/x")]
+    matched = 0
+    for path in paths:
+        for method in ("GET", "POST", "HEAD", "OPTIONS"):
+            for root_path in ("", "/v1"):
+                scope = {"type": "http", "method": method, "path": path, "root_path": root_path}
+                for route in routes:
+                    found, child = route.matches(scope)
+                    assert (found, child) == Route.matches(route, scope)
+                    matched += found is Match.FULL
+    assert matched > 100
 
 
 async def test_the_document_describes_bodies_and_queries(api: httpx.AsyncClient) -> None:

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 
 from deployments.errors import InvalidRequest
 from deployments.fair_queue import deadline_of_request
-from deployments.requests.deadlines import HEADER, within, within_header
+from deployments.requests.deadlines import HEADER, deadline_in, until, within
 
 
 def headers(*values: str) -> Headers:
@@ -17,7 +17,7 @@ def headers(*values: str) -> Headers:
 
 def test_the_header_sets_the_deadline_while_the_request_is_answered() -> None:
     before = time.monotonic()
-    with within_header(headers("1500")):
+    with until(deadline_in(headers("1500"))):
         deadline = deadline_of_request.get()
     assert deadline is not None
     assert before + 1.5 <= deadline <= time.monotonic() + 1.5
@@ -25,20 +25,20 @@ def test_the_header_sets_the_deadline_while_the_request_is_answered() -> None:
 
 
 def test_without_a_header_or_a_timeout_there_is_no_deadline() -> None:
-    with within_header(headers()), within(None):
+    with until(deadline_in(headers())), within(None):
         assert deadline_of_request.get() is None
 
 
 @pytest.mark.parametrize("value", ["", "0", "-1", "1.5", "abc", "1e3", " 5", "²", "86400001", "9" * 400])
 def test_a_header_that_is_no_positive_number_is_refused(value: str) -> None:
-    with pytest.raises(InvalidRequest) as refused, within_header(headers(value)):
-        pass
+    with pytest.raises(InvalidRequest) as refused:
+        deadline_in(headers(value))
     assert (refused.value.field, refused.value.message) == (HEADER, "must be a whole number from 1 to 86400000")
 
 
 def test_a_header_given_twice_is_refused() -> None:
-    with pytest.raises(InvalidRequest) as refused, within_header(headers("5", "5")):
-        pass
+    with pytest.raises(InvalidRequest) as refused:
+        deadline_in(headers("5", "5"))
     assert (refused.value.field, refused.value.message) == (HEADER, "must not be given twice")
 
 
