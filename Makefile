@@ -17,7 +17,8 @@ WITHOUT_SERVER := --ignore=tests/cluster --ignore=tests/clients
 serve: $(INSTALLED)
 	@exec $(BIN)/memserve serve $(CONFIG)
 
-# The tests that start no Ray Serve and are not marked slow, in two processes.
+# The tests that start no Ray Serve and are not marked slow, in two processes. Of those for both databases, the ones with
+# SQLite.
 unit: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(WITHOUT_SERVER) -m "not slow" $(PYTEST_ARGS)
 

@@ -13,14 +13,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from store.log import database
 from tests import repetitions
-from tests.compiled import CompiledStatements
-from tests.local_app import LocalApp
+
+if TYPE_CHECKING:
+    from tests.local_app import LocalApp
 
 MEMORY = Path("/dev/shm")
 
@@ -30,6 +31,16 @@ def pytest_configure(config: pytest.Config) -> None:
     # The logs of the tests need not survive the machine. In memory no commit waits for a disk.
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # the tests run in other processes; the imports below would take seconds in this one
+    from hypothesis import settings
+
+    from store.log import database
+    from tests.compiled import CompiledStatements
+
+    # Tests must not fail because the machine is busy.
+    settings.register_profile("memserve", deadline=None, max_examples=repetitions.repetitions(100, quick=50))
+    settings.load_profile("memserve")
     compiled = {"compiled_cache": CompiledStatements()}
     database.create_engine = partial(database.create_engine, execution_options=compiled)
     gc.disable()  # imports make objects that stay: looking for garbage among them is a sixth of the time to collect
@@ -51,12 +62,14 @@ def loggers_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[LocalApp]:
+async def app(tmp_path: Path) -> "AsyncIterator[LocalApp]":
+    from tests.local_app import LocalApp
+
     app = await LocalApp.start(tmp_path)
     yield app
     await app.stop()
 
 
 @pytest.fixture
-def api(app: LocalApp) -> httpx.AsyncClient:
+def api(app: "LocalApp") -> httpx.AsyncClient:
     return app.http

@@ -63,27 +63,27 @@ async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("sent", ["whole", "in chunks", "gzip"])
 async def test_bodies_of_requests_in_progress_are_bounded(tmp_path: Path, sent: str) -> None:
-    app = await LocalApp.start(tmp_path, gateway={"max_body_bytes_in_flight": 1000 * KB})
+    app = await LocalApp.start(tmp_path, gateway={"max_body_bytes_in_flight": 200 * KB})
     held = app.api.state.held_bodies
     app.model.gate.clear()
-    first = asyncio.create_task(app.http.post("/v1/embeddings", content=body_of(800 * KB)))
+    first = asyncio.create_task(app.http.post("/v1/embeddings", content=body_of(160 * KB)))
     while not app.model.texts:
         await turns()
     large = {
-        "whole": body_of(300 * KB),
-        "in chunks": in_chunks(body_of(300 * KB)),
-        "gzip": gzip.compress(body_of(300 * KB)),
+        "whole": body_of(70 * KB),
+        "in chunks": in_chunks(body_of(70 * KB)),
+        "gzip": gzip.compress(body_of(70 * KB)),
     }
     headers = {"content-encoding": "gzip"} if sent == "gzip" else {}
     refused = await app.http.post("/v1/embeddings", content=large[sent], headers=headers)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
     assert refused.headers["retry-after"] == "1"
-    assert 800 * KB < held.bytes < 801 * KB
+    assert 160 * KB < held.bytes < 161 * KB
     lines = b"".join(orjson.dumps({"id": str(n), "text": "x" * 1000, "vector": [1.0] * 32}) + b"\n" for n in range(300))
     assert (await app.http.post("/v1/users/ann/import", content=lines)).json() == {"imported": 300, "unchanged": 0}
     small = asyncio.create_task(app.http.post("/v1/embeddings", content=body_of(1 * KB)))
     app.model.gate.set()
     assert [(await one).status_code for one in (first, small)] == [200, 200]
     assert held.bytes == 0
-    assert (await app.http.post("/v1/embeddings", content=body_of(900 * KB))).status_code == 200
+    assert (await app.http.post("/v1/embeddings", content=body_of(180 * KB))).status_code == 200
     await app.stop()

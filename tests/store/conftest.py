@@ -180,7 +180,9 @@ def postgres_url(request: pytest.FixtureRequest, postgres_database: PostgresData
     postgres_database.disconnect_others()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+# A server does the work of PostgreSQL, in processes of its own: with it the tests of the store take twice as long. In
+# `make unit` only those tests use it that are about PostgreSQL alone.
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """URL of a new log: the test runs once with SQLite and once with PostgreSQL. The file of SQLite is not made yet."""
     if request.param == "sqlite":
