@@ -160,12 +160,12 @@ def keys() -> None:
 
 @contextmanager
 def _log_of_keys(url: str | None) -> Iterator[str]:
-    """A context for the work of `memserve keys`, with the URL of the log: as given, or that of ./serve_config.yaml."""
+    """A context for the work of `memserve keys`, with the URL of the log: as given, or that of `memserve serve`."""
     with _needs_server():
-        from deployments.serving import plan
+        from deployments.serving import launch, plan
         from store import StoreError
     try:
-        yield plan.configured_log(Path("serve_config.yaml")) if url is None else url
+        yield plan.configured_log(launch.default_config()) if url is None else url
     except plan.CannotStart as error:
         raise Failed(f"{error}; name the log by --log") from error
     except (StoreError, OSError) as error:

@@ -121,10 +121,10 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
 def configured_log(path: Path) -> str:
     """The URL of the log that a config file or the environment names; the default one if neither does.
 
-    The file need not exist, and nothing else in it is checked. Raises CannotStart.
+    Nothing else in the file is checked. Raises CannotStart.
     """
     try:
-        settings = load(_parse(path).args if path.exists() else {})
+        settings = load(_parse(path).args)
     except ValidationError as error:
         raise CannotStart(f"{path}: {first_problem(error)}") from error
     return absolute_log_url(settings.store.url, Path.cwd())
