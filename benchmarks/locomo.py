@@ -3,9 +3,9 @@
     python -m benchmarks.locomo DATA.json [--reranker MODEL] [--quick]
 
 Each conversation becomes a user, and each turn a memory with the text `SPEAKER: TEXT`. Each question is asked over HTTP
-in every way that the server knows: by vectors, by words, by both, by both with neighbours in the conversation, with
-recency, and with a reranker if one is given. No language model takes part. The ways take turns, question by question,
-and the cache of vectors is off, so that each search embeds its question. Prints tables and writes
+in every way that the server knows: by vectors, by words, by both, by both with scores that neighbours in the
+conversation lend, with recency, and with a reranker if one is given. No language model takes part. The ways take turns,
+question by question, and the cache of vectors is off, so that each search embeds its question. Prints tables and writes
 benchmarks/results/locomo.json, its report and its plot, which hold figures and nothing of the data.
 
 The data is not a part of this project. It is a list of `{conversation, memories: [{id, session, when, speaker, text}],
@@ -34,7 +34,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "vector": {"mode": "vector"},
     "words": {"mode": "words"},
     "hybrid": {"mode": "hybrid"},
-    "hybrid, context": {"mode": "hybrid", "context": 1},
+    "hybrid, context": {"mode": "hybrid", "context": 0},
     "hybrid, recency": {"mode": "hybrid", "recency_half_life_s": 30 * 86_400},
     "hybrid, rerank": {"mode": "hybrid", "rerank": True},
 }

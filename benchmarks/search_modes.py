@@ -1,10 +1,10 @@
 """What words cost: searches by vectors, by words and by both, over HTTP and in the store.
 
-    python -m benchmarks.search_modes [--sizes 1000 100000] [--searches 500] [--quick] [--baseline FOLDER]
+    python -m benchmarks.search_modes [--sizes 1000 100000] [--searches 500] [--only http store] [--quick]
 
 Over HTTP, one client asks one user's memories in each way in turns, with texts that the server has to embed. In the
 store, without HTTP: the memory of vectors and of words, and the first search after a restart, with a snapshot and
-without. An add does no work for words; `--baseline` compares its latency with that of another checkout. Writes
+without. An add does no work for words; `--baseline FOLDER` compares its latency with that of another checkout. Writes
 benchmarks/results/search-modes.json and its report.
 """
 
@@ -166,10 +166,14 @@ def tables(found: Found) -> list[str]:
         ]
         for row in found["store"]
     ]
-    parts = ["## Over HTTP\n", report.table(head, rows) + "\n", "## In the store\n", report.table(kept, stored)]
+    parts = []
+    if rows:
+        parts += ["## Over HTTP\n", report.table(head, rows) + "\n"]
+    if stored:
+        parts += ["## In the store\n", report.table(kept, stored) + "\n"]
     if found["adds"]:
         adds = [[tree, _latency(latency)] for tree, latency in found["adds"].items()]
-        parts += ["\n## Adds of one short text\n", report.table(["checkout", "p50 (p99) ms"], adds)]
+        parts += ["## Adds of one short text\n", report.table(["checkout", "p50 (p99) ms"], adds)]
     return parts
 
 
@@ -197,19 +201,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--searches", type=int, default=500)
+    parser.add_argument("--only", nargs="+", choices=("http", "store"), default=["http", "store"])
     parser.add_argument("--quick", action="store_true", help="1,000 and 10,000 memories, 100 searches")
     parser.add_argument("--baseline", type=Path, help="another checkout, whose adds are measured, too")
     options = parser.parse_args()
     sizes, searches = ([1_000, 10_000], 100) if options.quick else (options.sizes, options.searches)
     found: Found = {"kind": "search-modes", **machine.provenance(), "http": [], "store": [], "adds": {}}
-    with memserve(merged(profile(), {"cache": {"max_bytes": 0}})) as server:
-        found |= server.ready
+    if "http" in options.only:
+        with memserve(merged(profile(), {"cache": {"max_bytes": 0}})) as server:
+            found |= server.ready
+            for size in sizes:
+                found["http"].append(over_http(server.url, size, searches))
+                print(found["http"][-1], flush=True, file=sys.stderr)
+    if "store" in options.only:
         for size in sizes:
-            found["http"].append(over_http(server.url, size, searches))
-            print(found["http"][-1], flush=True, file=sys.stderr)
-    for size in sizes:
-        found["store"].append(in_store(size))
-        print(found["store"][-1], flush=True, file=sys.stderr)
+            found["store"].append(in_store(size))
+            print(found["store"][-1], flush=True, file=sys.stderr)
     if options.baseline:
         found["adds"] = compare_adds([("this", machine.ROOT), ("baseline", options.baseline)], searches)
     print("\n".join(tables(found)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ stores = st.integers(0, 1)
 ids = st.sampled_from(["1", "2", "3", "4", "5", "6", "7", "8"])
 numbers = st.integers(0, 7)
 texts = st.sampled_from(["tea", "coffee", "rain", "Ä"])
+queries = st.sampled_from(["tea", "coffee rain", "rain coffee tea", "Ä", "snow"])
 vectors = st.integers(0, len(VECTORS) - 1)
 metadata = st.sampled_from([{}, {"k": 1}, {"k": 2}, {"k": "x", "l": [1]}])
 lifetimes = st.sampled_from([None, None, None, 5.0, 50.0])
@@ -393,6 +395,23 @@ class Replicas(RuleBasedStateMachine):
             assert replace(found, score=None, vector=None) == replace(own, vector=None)
             assert (found.vector is None) != request.include_vectors
             assert found.vector is None or np.array_equal(found.vector, own.vector)
+
+    @rule(n=stores, user=users, query=queries, k=st.sampled_from([1, 3, 100]), filter=filters)
+    def search_by_words(self, n: int, user: Any, query: str, k: int, filter: Any) -> None:
+        (result,) = self.stores[n].search([Search(*user, None, k, filter, query=query, mode="words")])
+        assert isinstance(result, SearchResult), result
+        matching = [m for m in self.live(user).values() if filter is None or matches(filter, m)]
+        having = Counter(m.text for m in matching)
+
+        def score(memory: Memory) -> float:
+            """BM25 of a text that is one word, apart from a factor that all have."""
+            return round(math.log1p((len(matching) - having[memory.text] + 0.5) / (having[memory.text] + 0.5)), 9)
+
+        found = [m for m in matching if m.text in query.split()]
+        expected = sorted(found, key=lambda m: (-score(m), -m.version))[:k]
+        assert [m.id for m in result.results] == [m.id for m in expected]
+        most = score(expected[0]) if expected else 1.0
+        assert [m.score for m in result.results] == pytest.approx([score(m) / most for m in expected], abs=2e-6)
 
     @rule(n=stores, user=users, limit=st.sampled_from([1, 3, 1000]), filter=filters, falling=st.booleans())
     def list(self, n: int, user: Any, limit: int, filter: Any, falling: bool) -> None:
