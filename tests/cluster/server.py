@@ -135,6 +135,11 @@ class Server:
         folder = Path(self._flag_of_raylet("session_dir")) / "logs" / "serve"
         return "".join(path.read_text() for path in sorted(folder.glob(f"replica_memserve_{deployment}_*.log")))
 
+    def log_files(self) -> dict[str, bytes]:
+        """The contents of all files that Ray and Serve log to, by name."""
+        folder = Path(self._flag_of_raylet("session_dir")) / "logs"
+        return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
     def _flag_of_raylet(self, flag: str) -> str:
         """A flag on the command line of this server's own raylet."""
         for name, command in self.programs():

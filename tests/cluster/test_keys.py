@@ -17,6 +17,7 @@ from tests.cluster.server import ROOT, Server
 from tests.cluster.test_handle import _call, _connect
 
 ARGS = {
+    "log_level": "DEBUG",
     "model": {"provider": "fake"},
     "auth": {"mode": "keys"},
     "embedder": {"num_cpus": 0.2},
@@ -106,6 +107,56 @@ def test_a_revoked_key_is_refused_by_every_gateway_within_five_seconds(keyed: Ke
             waiting = {url for url in waiting if client.get(url).status_code == 200}
             assert time.monotonic() - revoked_at < FRESH_S
         assert [client.get(url).json()["error"]["code"] for url in urls] == ["invalid_key"] * 2
+
+
+def test_the_gateways_share_the_limits_of_a_key(keyed: Keyed) -> None:
+    """Together they admit what one bucket would, within a fifth: 60 requests, and one more each second."""
+    limits = ("--requests-per-minute", "60", "--tokens-per-minute", "100000")
+    secret = keyed.keys("create", "--tenant", "limited", "--scopes", "read,admin", *limits)
+    urls = [f"http://127.0.0.1:{port}/v1/models" for port in _ports_of_gateways(keyed.server)]
+    began_at = time.monotonic()
+    with httpx.Client(trust_env=False, headers={"x-api-key": secret}) as client:
+        answers = [client.get(urls[n % 2]) for n in range(150)]
+    admitted = [answer.status_code for answer in answers].count(200)
+    assert 48 <= admitted <= 1.2 * (60 + time.monotonic() - began_at)
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (refused.headers["x-ratelimit-limit-requests"], refused.headers["x-ratelimit-remaining-tokens"]) == (
+        "60",
+        "100000",
+    )
+
+
+def test_the_audit_names_the_keys(keyed: Keyed) -> None:
+    secret = keyed.keys("create", "--tenant", "audited", "--scopes", "read,write,admin")
+    with keyed.client(secret) as client:
+        assert client.post("/v1/users/anna/memories", json={"id": "m", "text": "Anna drinks tea."}).status_code == 201
+        events = client.get("/v1/events").json()["events"]
+    assert [(event["action"], event["key_id"], event["ids"]) for event in events] == [
+        ("key.created", None, [secret.split("_")[1]]),
+        ("memories.added", secret.split("_")[1], ["m"]),
+    ]
+
+
+def test_no_log_file_holds_a_text_or_a_key(keyed: Keyed) -> None:
+    """At DEBUG. tests/api/test_planted.py plants values in requests to every route."""
+    planted = "xPLANTEDx"
+    secret = keyed.keys("create", "--tenant", "planted")
+    memory = {"id": "m", "text": f"{planted} text", "metadata": {"key": planted}}
+    with keyed.client(secret) as client:
+        assert client.post("/v1/users/anna/memories", json=memory).status_code == 201
+        search = {"query": planted, "filter": {"key": planted}}
+        assert client.post("/v1/users/anna/memories/search", json=search).status_code == 200
+        assert client.post("/v1/users/anna/memories", content=f'{{"text": "{planted}').status_code == 400
+        assert client.get("/v1/users/anna/memories", params={"order": planted}).status_code == 400
+        assert client.get("/v1/users/anna/memories", params={"filter": f'{{"key": "{planted}"}}'}).status_code == 200
+    with keyed.client(f"{secret}{planted}") as stranger:
+        assert stranger.get("/v1/users").status_code == 401
+    files = keyed.server.log_files()
+    tail = secret.split("_")[2].encode()
+    assert [name for name, content in files.items() if planted.encode() in content or tail in content] == []
+    assert any("replica_memserve_Gateway" in name for name in files)
 
 
 def _ports_of_gateways(server: Server) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -139,3 +140,21 @@ def test_two_stores_count_together(open_store: Callable[..., Store]) -> None:
     refused(append(one, "ann", "3"))
     refused(append(other, "eve", "4"))
     assert size(one) == Size(2, 6)
+
+
+def test_writers_at_the_same_time_exceed_a_quota_by_one_write_at_most(open_store: Callable[..., Store]) -> None:
+    """On PostgreSQL each counts what the other has committed. On SQLite writers follow each other."""
+    stores = [open_store(quotas=Quotas(memories=20)) for _ in range(2)]
+
+    def fill(number: int) -> None:
+        for n in range(20):
+            append(stores[number], f"user {number}", f"{number} {n}")
+
+    writers = [threading.Thread(target=fill, args=(number,)) for number in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert 20 <= size(stores[0]).memories <= 21
+    refused(append(stores[0], "another", "one"))
+    assert list(verify(stores[0].log)) == []
