@@ -179,7 +179,7 @@ class Store:
         if accepted:
             names = [request.user for call in accepted for request in call]
             self._warm_up(request.user for call in accepted for request in call if request.duplicate_score is not None)
-            with self._users.writing(names) as (connection, locked):
+            with self._users.writing(names, of_many=True) as (connection, locked):
                 now = self._micros()  # read under the lock, so that the times of a user's memories follow its versions
                 room = self._users.room(connection, names)
                 find = partial(self._searcher.near_duplicates, connection, now=now)

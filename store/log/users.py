@@ -143,8 +143,13 @@ class Users:
         self._uids: OrderedDict[Name, int] = OrderedDict()
 
     @contextmanager
-    def writing(self, names: Sequence[Name], *, make: bool = True) -> Iterator[tuple[Connection, dict[Name, User]]]:
+    def writing(
+        self, names: Sequence[Name], *, make: bool = True, of_many: bool = False
+    ) -> Iterator[tuple[Connection, dict[Name, User]]]:
         """A write transaction in which the rows of the users are locked. They are saved at its end.
+
+        Args:
+            of_many: the writes of several callers, each of which is refused alone. The caller asks `room` for them.
 
         Raises:
             NotFound: a user has no row, and `make` is false.
@@ -155,7 +160,7 @@ class Users:
             locked = self._lock(connection, names, make)
             before = {name: replace(user) for name, user in locked.items()}
             yield connection, locked
-            if self._limits.any():
+            if self._limits.any() and not of_many:
                 self.room(connection, names).take(quotas.growth(locked.values()))
             save_users(connection, [user for name, user in locked.items() if user != before[name]])
         self._remember({name: user.uid for name, user in locked.items()})
