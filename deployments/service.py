@@ -760,7 +760,7 @@ class Memserve:
 
     async def revoke_key(self, key_id: str, *, tenant: str = DEFAULT_TENANT) -> Fields:
         """Revoke a key of a tenant. Every gateway refuses it within `calls.keys.FRESH_S`. Raises store.NotFound."""
-        return await self.revoke_key_body(arguments.principal(tenant), key_id)
+        return await self.revoke_key_body(arguments.principal(tenant), arguments.key(key_id))
 
     async def revoke_key_body(self, who: Principal, key_id: str) -> Fields:
         """Revoke a key of the principal's tenant. Raises store.NotFound."""

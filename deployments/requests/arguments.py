@@ -22,6 +22,10 @@ class _Tenant(_Ids):
     tenant: NewId
 
 
+class _Key(_Ids):
+    key_id: StoredId
+
+
 class _NewUser(_Ids):
     user_id: NewId
 
@@ -37,6 +41,11 @@ class _Memory(_User):
 def principal(tenant: str) -> Principal:
     """The principal of a handle call for a tenant."""
     return Principal.of_tenant(check(_Tenant, {"tenant": tenant}).tenant)
+
+
+def key(key_id: str) -> str:
+    """The id of a key."""
+    return check(_Key, {"key_id": key_id}).key_id
 
 
 def items(given: Any, name: str) -> list[Any]:

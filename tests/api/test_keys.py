@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.errors import InvalidRequest
 from store import NotFound
 from tests.local_app import LocalApp
 
@@ -149,3 +150,7 @@ async def test_the_handle_manages_the_keys_of_the_tenant_that_it_names(keyed: Lo
     with pytest.raises(NotFound):
         await handle.revoke_key(made["id"])
     assert (await handle.revoke_key(made["id"], tenant="acme"))["id"] == made["id"]
+    for wrong in ("", 5, None):
+        with pytest.raises(InvalidRequest) as refused:
+            await handle.revoke_key(wrong)  # type: ignore[arg-type]
+        assert refused.value.field == "key_id"
