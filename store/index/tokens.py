@@ -36,8 +36,10 @@ _UNSPACED = (  # Thai and Lao, Myanmar, Khmer, kana, Han
 )
 _PARTS = re.compile(f"([{_UNSPACED}]+)|[^ {_UNSPACED}]+")
 _END = "\0"  # follows each text in a list of words; no text of a memory has it
-_ASCII = re.compile(f"[a-z0-9]+|{_END}")
 _END_KEY = 0
+_ASCII = bytes(ord(chr(n).lower()) if chr(n).isalnum() or chr(n) == _END else ord(" ") for n in range(128)) + bytes(128)
+"""From each ASCII character to what stands for it in a folded text."""
+
 
 STOP_WORDS = frozenset(
     re.findall(
@@ -68,30 +70,28 @@ class _Folding(dict[int, str]):
 
 
 _folding = _Folding()
-_known = {hash(_END): _END_KEY}  # from Python's hash of a word, which is another in each process, to its key
+_known: dict[int, int] = {}  # from Python's hash of a word, which is another in each process, to its key
 
 
 def keys_of(text: str) -> list[int]:
     """The key of each word of a text, in order."""
-    keys, _ = keys_of_all([text])
+    keys, _ = keys_of_all([text.replace(_END, " ")])
     found: list[int] = keys.tolist()
     return found
 
 
 def keys_of_all(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The keys (words,) of the words of texts, in order, and the number of words of each text (texts,)."""
+    """The keys (words,) of the words of texts without NUL, in order, and the number of words of each text (texts,)."""
     words: list[str] = []
-    for is_ascii, group in groupby(texts, str.isascii):
-        if is_ascii:  # of all at once, since a call for each text would take longer than the search for its words
-            joined = _END.join(text[:_MAX_TEXT].replace(_END, " ") for text in group)
-            words += [*_ASCII.findall(joined.lower()), _END]
+    for is_ascii, group in groupby([text[:_MAX_TEXT] for text in texts], str.isascii):
+        if is_ascii:  # all at once: a call for each text would take longer than what it does
+            words += f" {_END} ".join([*group, ""]).encode("ascii").translate(_ASCII).decode("ascii").split()
         else:
             for text in group:
-                words += [*_unicode_words(text[:_MAX_TEXT]), _END]
-    keys = [*map(_known.get, map(hash, words))]
-    if None in keys:
-        keys = [_remembered(word) if key is None else key for word, key in zip(words, keys, strict=True)]
-    found = np.array(keys, np.int64)
+                words += [*_unicode_words(text), _END]
+    keys = {word: _remembered(word) for word in dict.fromkeys(words) if word != _END}
+    keys[_END] = _END_KEY
+    found = np.fromiter(map(keys.__getitem__, words), np.int64, len(words))
     ends = np.flatnonzero(found == _END_KEY)
     return np.delete(found, ends), np.diff(ends, prepend=-1) - 1
 
@@ -109,7 +109,6 @@ def _remembered(word: str) -> int:
     if key is None:
         if len(_known) >= _MAX_KNOWN:
             _known.clear()
-            _known[hash(_END)] = _END_KEY
         key = _known[known] = _key(word)
     return key
 
