@@ -103,7 +103,10 @@ class Searcher:
             except (InvalidInput, LogDamaged) as error:
                 searched.append(error)
         labels = list({label for one in searched if isinstance(one, _Searched) for label in one.labels})
-        found = reading.by_label(connection, labels, self._log.model_id) if labels else {}
+        try:
+            found = reading.by_label(connection, labels, self._log.model_id) if labels else {}
+        except InvalidInput:  # together they are too large for one answer; each may be one
+            return [self._result_alone(connection, one) if isinstance(one, _Searched) else one for one in searched]
         return [self._result(connection, one, found) if isinstance(one, _Searched) else one for one in searched]
 
     def catch_up(self, connection: Connection, index: UserIndex, position: reading.Position) -> None:
@@ -253,6 +256,13 @@ class Searcher:
             labels = np.concatenate([kept, np.array(fit, np.int64)])
         index.remember(key, labels)
         return labels
+
+    def _result_alone(self, connection: Connection, searched: _Searched) -> SearchResult | StoreError:
+        try:
+            found = reading.by_label(connection, searched.labels, self._log.model_id)
+        except InvalidInput as error:
+            return error
+        return self._result(connection, searched, found)
 
     def _result(self, connection: Connection, searched: _Searched, found: dict[int, Any]) -> SearchResult | LogDamaged:
         request, index, best = searched.request, searched.user_index, searched.found

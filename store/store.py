@@ -465,13 +465,21 @@ class Store:
         """The memories with these ids in their order, each once; and the ids that are of no memory of the user.
 
         Raises:
-            InvalidInput: no memory can have the id at this position.
+            InvalidInput: no memory can have the id at this position; or the memories have more than 16 million
+                characters of text and metadata together (`answer_too_large`).
         """
         distinct = self._distinct(ids)
         with self._reading() as connection:
             uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id), 0)
             keys = [rows.user_key(uid, id) for id in distinct]
-            found = reading.by_keys(connection, keys, self.log.model_id, self._micros(), with_vectors=include_vectors)
+            found = reading.by_keys(
+                connection,
+                keys,
+                self.log.model_id,
+                self._micros(),
+                with_vectors=include_vectors,
+                for_answer=True,
+            )
         memories = [
             rows.memory(row, user_id, None, self._vector(row) if include_vectors else None)
             for row in (found.get(key) for key in keys)

@@ -24,6 +24,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from store.errors import InvalidInput
 from store.log.filter_sql import condition
 from store.log.rows import CONTENT, damaged, load_vectors
 from store.log.schema import CHUNK, THREAD_NAME, contents, history, memories, meta, names, not_expired, users
@@ -31,6 +32,8 @@ from store.records import Filter, Vector
 
 NEVER = np.iinfo(np.int64).max
 NO_THREAD = 0
+MAX_ANSWER = 16 << 20
+"""The most characters of texts and metadata in one answer, unless it has a single memory, which may be longer."""
 
 
 class byte_length(FunctionElement[int]):
@@ -271,12 +274,32 @@ def _texts(found: Sequence[Any]) -> Sequence[str]:
 
 
 def by_label(connection: Connection, labels: Sequence[int], model: int) -> dict[int, Any]:
-    """The CONTENT of live memories, by label."""
-    found = {}
+    """The CONTENT of live memories, by label.
+
+    Raises:
+        InvalidInput: they are too long for one answer; see MAX_ANSWER.
+    """
+    found: dict[int, Any] = {}
+    size = 0
     for start in range(0, len(labels), CHUNK):
         part = {"labels": labels[start : start + CHUNK], "serving": model}
-        found.update({row[0]: row for row in connection.execute(_BY_LABEL, part)})
+        with connection.execute(_BY_LABEL, part) as rows:
+            for row in rows:
+                found[row[0]] = row
+                size += _length(row)
+                _check_answer(size, len(found), "top_k")
     return found
+
+
+def _length(row: Any) -> int:
+    return len(row.text or "") + len(row.metadata or "")
+
+
+def _check_answer(size: int, number: int, field: str) -> None:
+    """Raise InvalidInput if memories are too long for one answer. `field` can ask for fewer of them."""
+    if size > MAX_ANSWER and number > 1:
+        message = f"asks for memories with more than {MAX_ANSWER} characters together"
+        raise InvalidInput(message, field, "answer_too_large")
 
 
 def keys_of(connection: Connection, uid: int, labels: Sequence[int]) -> dict[int, bytes]:
@@ -310,15 +333,33 @@ def by_key(connection: Connection, key: bytes, model: int, now: int) -> Any | No
 
 
 def by_keys(
-    connection: Connection, keys: Sequence[bytes], model: int, now: int, *, with_vectors: bool = False
+    connection: Connection,
+    keys: Sequence[bytes],
+    model: int,
+    now: int,
+    *,
+    with_vectors: bool = False,
+    for_answer: bool = False,
 ) -> dict[bytes, Any]:
-    """The CONTENT of those memories that were not deleted and have not expired, by key; and the VECTOR if wanted."""
+    """The CONTENT of those memories that were not deleted and have not expired, by key; and the VECTOR if wanted.
+
+    Raises:
+        InvalidInput: they are `for_answer` and too long for one; see MAX_ANSWER.
+    """
     statement = (
         select(*CONTENT, *(VECTOR if with_vectors else ()))
         .select_from(with_names(model))
         .where(memories.c.key.in_(keys), memories.c.deleted == 0, not_expired(memories.c.expires_at, now))
     )
-    return {row.key: row for row in connection.execute(statement)}
+    found: dict[bytes, Any] = {}
+    size = 0
+    with connection.execute(statement) as rows:
+        for row in rows:
+            found[row.key] = row
+            size += _length(row)
+            if for_answer:
+                _check_answer(size, len(found), "ids")
+    return found
 
 
 def deleted_at(connection: Connection, label: int) -> int:

@@ -31,7 +31,7 @@ from store import (
     UserStats,
     errors,
 )
-from store.log import listing
+from store.log import listing, reading
 from tests.store.conftest import DIM, Clock
 
 T = "default"
@@ -709,3 +709,22 @@ def test_large_users_are_searched_through_the_graph(open_store: Callable[..., St
     assert first.results == merged.results
     put(store, "ann", NewMemory("new", "x", vectors[7]))
     assert len(find(store, "ann", k=1000)) == 201
+
+
+def test_an_answer_that_would_be_too_large_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_ANSWER", 1000)
+    put(store, "ann", *(NewMemory(str(n), f"{n}" + 300 * "x", EYE[0] + n * EYE[1]) for n in range(4)))
+    put(store, "bob", NewMemory("1", 5000 * "x", EYE[0]), NewMemory("2", "short", EYE[1]))
+    asked = [Search(T, "ann", EYE[0], 3), Search(T, "ann", EYE[0], 4), Search(T, "bob", EYE[0], 1)]
+    few, many, one = store.search([*asked, Search(T, "nobody", EYE[0], 9)])[:3]
+    assert isinstance(few, SearchResult) and [memory.id for memory in few.results] == ["0", "1", "2"]
+    assert isinstance(many, InvalidInput) and (many.field, many.code) == ("top_k", "answer_too_large")
+    assert isinstance(one, SearchResult) and len(one.results[0].text) == 5000
+    assert store.search(asked[:1]) == [few]
+    found, missing = store.get_many(T, "ann", ["0", "1", "9", "2"])
+    assert ([memory.id for memory in found], missing) == (["0", "1", "2"], ["9"])
+    assert len(store.get_many(T, "bob", ["1"])[0]) == 1
+    with pytest.raises(InvalidInput) as refused:
+        store.get_many(T, "bob", ["1", "2"])
+    assert (refused.value.field, refused.value.code) == ("ids", "answer_too_large")
+    assert store.delete_many(T, "bob", ["1", "2"])[0] == 2
