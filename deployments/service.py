@@ -612,6 +612,17 @@ class Memserve:
         page = await self._store.read_user(Store.history_page, *who.user(user_id), memory_id, **query.model_dump())
         return {"events": [shapes.event(event) for event in page.events], "next_cursor": page.next_cursor}
 
+    async def duplicates(self, user_id: str, *, tenant: str = DEFAULT_TENANT, **options: Any) -> Fields:
+        """`{groups: [{memories}], next_cursor}`: a page of near duplicates; the options are those of DuplicatesBody."""
+        body = bodies.check(bodies.DuplicatesBody, options)
+        return await self.duplicates_body(arguments.principal(tenant), arguments.user(user_id), body)
+
+    async def duplicates_body(self, who: Principal, user_id: str, body: bodies.DuplicatesBody) -> Fields:
+        """`{groups: [{memories}], next_cursor}`: a page of groups of near duplicates."""
+        page = await self._store.read_user(Store.duplicates, *who.user(user_id), **body.model_dump())
+        groups = [{"memories": [shapes.memory(memory) for memory in group]} for group in page.groups]
+        return {"groups": groups, "next_cursor": page.next_cursor}
+
     # Users.
 
     async def user(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> Fields:

@@ -32,6 +32,7 @@ METHODS = frozenset(
         "delete",
         "delete_many",
         "delete_where",
+        "duplicates",
         "erase_user",
         "events",
         "export_page",

@@ -234,6 +234,17 @@ class Calls:
         return results.Got(memories=memories, missing=[id for answer in answers for id in answer["missing"]])
 
     @iterator
+    def duplicates(
+        self, user_id: str, *, score: float | None = None, limit: int | None = None, **options: Any
+    ) -> Pages[Sequence[results.Memory]]:
+        """Groups of memories that are nearly the same: the oldest first, then the newer ones with their `score`.
+
+        They are read page by page, `limit` groups at a time. `score` is the least cosine similarity.
+        """
+        request = Request("duplicates", user_id, **_given(score=score, limit=limit, **options))
+        return Pages(request, "groups", lambda group: [results.Memory(**memory) for memory in group["memories"]])
+
+    @iterator
     def list(
         self,
         user_id: str,

@@ -73,6 +73,7 @@ ROUTES: Mapping[str, Route] = {
     "search": Route("POST", f"{_MEMORIES}/search", ("query",), _field("results")),
     "get": Route("GET", _MEMORY),
     "get_many": Route("POST", f"{_MEMORIES}/get", ("ids",)),
+    "duplicates": Route("POST", f"{_MEMORIES}/duplicates"),
     "list": Route("GET", _MEMORIES),
     "update": Route("PATCH", _MEMORY),
     "delete": Route("DELETE", _MEMORY),

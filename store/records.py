@@ -235,6 +235,17 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class DuplicatesPage:
+    """Some groups of near duplicates. `next_cursor` is None if no memory is left to look at.
+
+    In each, the oldest memory comes first, without a score; the others have their similarity to it, the nearest first.
+    """
+
+    groups: list[list[Memory]]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryEvent:
     """One state of a memory. Deleting a memory removes the text and metadata of all its states."""
 

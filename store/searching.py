@@ -48,6 +48,9 @@ POOL = 100
 NEAR = 50
 """So many near duplicates of one memory are looked at."""
 
+LOOKED_AT = 200
+"""So many memories are compared with all others in one call that lists near duplicates."""
+
 MAX_CONTEXT = 20
 """So many memories before and after each result may be asked for."""
 
@@ -191,6 +194,34 @@ class Searcher:
         labels = [self._near(connection, index, vector, least)[0].tolist() for vector in vectors]
         keys = reading.keys_of(connection, uid, list({label for near in labels for label in near}))
         return [[keys[label] for label in near if label in keys] for near in labels]
+
+    def duplicates(
+        self, connection: Connection, position: reading.Position, after: int, *, least: float, limit: int, now: int
+    ) -> tuple[list[list[tuple[int, float | None]]], int | None]:
+        """Groups of near duplicates: the labels of their memories, and their similarity to the first.
+
+        Looks at no more than LOOKED_AT memories above the label `after`, in the order of labels, and ends with the
+        last of `limit` groups. Returns the groups and the label of the last memory that was looked at; None if no
+        memory is left.
+        """
+        index = self._caught_up(connection, position, with_words=False)
+        index.expire(now)
+        labels = index.live_labels()
+        labels = labels[labels.searchsorted(after, "right") :]
+        block = labels[:LOOKED_AT]
+        groups: list[list[tuple[int, float | None]]] = []
+        if not len(block):
+            return groups, None
+        vectors = normalised(reading.vectors(connection, block.tolist(), self._log.model_id, self._dim))
+        for place, (label, vector) in enumerate(zip(block.tolist(), vectors, strict=True), 1):
+            near, scores = self._near(connection, index, vector, least)
+            newer = near > label
+            if newer.any() and not (near < label).any():
+                others = zip(near[newer].tolist(), scores[newer].tolist(), strict=True)
+                groups.append([(label, None), *others])
+                if len(groups) == limit:
+                    return groups, label if place < len(labels) else None
+        return groups, int(block[-1]) if len(block) < len(labels) else None
 
     def _near(
         self, connection: Connection, index: UserIndex, vector: Vector, least: float

@@ -39,6 +39,7 @@ from store.records import (
     Append,
     AppendResult,
     Credential,
+    DuplicatesPage,
     EventsPage,
     Filter,
     HistoryEvent,
@@ -62,6 +63,9 @@ from store.records import (
     Vector,
 )
 from store.searching import Searcher
+
+MAX_GROUPS = 100
+"""Groups of near duplicates in a page."""
 
 
 class Store:
@@ -521,6 +525,46 @@ class Store:
                 now=self._micros(),
             )
         return Page([rows.memory(row, user_id) for row in found], self._cursors.seal(following, *of))
+
+    def duplicates(
+        self, tenant: str, user_id: str, *, score: float = 0.95, limit: int = 20, cursor: str | None = None
+    ) -> DuplicatesPage:
+        """Groups of memories that are near duplicates: a memory, and the newer ones that are as similar to it.
+
+        A memory that is that similar to an older one begins no group. The call looks at 200 memories at most, so a page
+        may have few groups or none: only `next_cursor` tells whether it is the last. A group has at most 50 memories.
+
+        Args:
+            score: the least cosine similarity.
+            limit: groups, 1 to 100.
+
+        Raises:
+            InvalidInput: the score or the limit is out of range, or the cursor belongs to another list.
+            LogDamaged: a memory of the user is not what was written.
+        """
+        if not isinstance(score, int | float) or not 0 < score <= 1:
+            raise InvalidInput("must be a number above 0, and at most 1", "score")
+        if not isinstance(limit, int) or not 1 <= limit <= MAX_GROUPS:
+            raise InvalidInput(f"must be an integer in 1 to {MAX_GROUPS}", "limit")
+        of = ("duplicates", tenant, user_id)
+        opened = self._cursors.open(cursor, *of)
+        after = 0 if opened is None else listing.decode_cursor(opened, "duplicates", (int,))[0]
+        with self._reading() as connection:
+            uid = self._users.find(connection, [(tenant, user_id)]).get((tenant, user_id))
+            if uid is None:
+                return DuplicatesPage([], None)
+            position = reading.positions(connection, [uid])[uid]
+            groups, last = self._searcher.duplicates(
+                connection, position, after, least=score, limit=limit, now=self._micros()
+            )
+            found = reading.by_label(connection, [label for group in groups for label, _ in group], self.log.model_id)
+        self.resident.trim()
+        memories = [
+            [rows.memory(found[label], user_id, similarity) for label, similarity in group if label in found]
+            for group in groups
+        ]
+        following = None if last is None else listing.encode_cursor("duplicates", [last])
+        return DuplicatesPage(memories, self._cursors.seal(following, *of))
 
     def history(self, tenant: str, user_id: str, id: str) -> Sequence[HistoryEvent]:
         """All states of one memory, oldest first. Raises as `history_page` does."""

@@ -273,6 +273,29 @@ class GotMemoriesAnswer(TypedDict):
     missing: Annotated[list[str], Field(description="The ids that are of no memory of the user.")]
 
 
+class DuplicateAnswer(MemoryAnswer):
+    """One memory of a group."""
+
+    score: NotRequired[
+        Annotated[float, Field(description="The cosine similarity to the first memory, which has no score.")]
+    ]
+
+
+class GroupAnswer(TypedDict):
+    """Memories that are nearly the same."""
+
+    memories: Annotated[
+        list[DuplicateAnswer], Field(description="The oldest first, then the newer ones by their similarity to it.")
+    ]
+
+
+class DuplicatesAnswer(TypedDict):
+    """A page of groups."""
+
+    groups: Annotated[list[GroupAnswer], Field(description="By the age of their first memory, the oldest first.")]
+    next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page; null on the last one.")]
+
+
 class DeletedAnswer(TypedDict):
     """The number of deleted memories."""
 

@@ -135,6 +135,7 @@ EXAMPLES: dict[str, Example] = {
     "POST /v1/users/{user_id}/memories/get": Example(
         {"ids": ["tea", "coffee"]}, {"memories": [_MEMORY], "missing": ["coffee"]}
     ),
+    "POST /v1/users/{user_id}/memories/duplicates": Example({"score": 0.9}, {"groups": [], "next_cursor": None}),
     "GET /v1/users/{user_id}/memories/{memory_id}": Example(None, _MEMORY),
     "PATCH /v1/users/{user_id}/memories/{memory_id}": Example(
         {"text": "I drink black tea now.", "if_version": 1},

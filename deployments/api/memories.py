@@ -25,6 +25,7 @@ BODIES = (
     bodies.AddManyBody,
     bodies.SearchBody,
     bodies.GetManyBody,
+    bodies.DuplicatesBody,
     bodies.UpdateBody,
     bodies.DeleteBody,
 )
@@ -106,6 +107,26 @@ async def post_get(memserve: Memserve, request: Request) -> Response:
     read_query(request, bodies.NoQuery)
     body = await parse_body(bodies.GetManyBody, await read_body(request, memserve.max_body_bytes))
     return json_response(await memserve.get_many_body(principal_of(request), user, body))
+
+
+@routes.add(
+    "POST",
+    f"{MEMORIES}/duplicates",
+    "read",
+    response_model=answers.DuplicatesAnswer,
+    openapi_extra=takes(body=bodies.DuplicatesBody, optional_body=True),
+)
+async def post_duplicates(memserve: Memserve, request: Request) -> Response:
+    """List memories of a user that are nearly the same, in groups. Nothing is deleted.
+
+    A group is a memory and the newer ones that are similar to it. A memory that is similar to an older one begins no
+    group. A page takes 200 memories into account, so it may have few groups or none.
+    """
+    user = _user_id(request)
+    read_query(request, bodies.NoQuery)
+    raw = await read_body(request, memserve.max_body_bytes)
+    body = await parse_body(bodies.DuplicatesBody, raw or b"{}")
+    return json_response(await memserve.duplicates_body(principal_of(request), user, body))
 
 
 @routes.add(

@@ -61,6 +61,7 @@ KEY_LOOKUPS_IN_FLIGHT = 2
 KEY_LOOKUP_MAX_WAIT_S = 10.0
 
 _PAGE = 200  # memories in a page of an export; assumed of erasures and deletions by filter
+_BULK_READS = frozenset({Store.duplicates.__name__})
 _BULK_WRITES = frozenset({Store.delete_where.__name__, Store.erase_user.__name__})
 
 
@@ -203,7 +204,7 @@ class StoreCalls:
         **options: Arguments.kwargs,
     ) -> Answer:
         """Call a method that reads one user (`Store.get`), on the replica that is warm for the user."""
-        memories = _named(args, options)
+        memories = _PAGE if method.__name__ in _BULK_READS else _named(args, options)
         turn = Turn.of_user(tenant, user_id).in_bulk(memories > BULK_MEMORIES)
         warm = self._by_partition[self._partition(tenant, user_id)]
         with self._unbatched.admit(turn):

@@ -52,6 +52,7 @@ MAX_INPUTS = 2_048
 MAX_TOP_K = 1_000
 MAX_CONTEXT = 20
 MAX_BUDGET = 1_000_000
+MAX_GROUPS = 100
 MAX_IDS = 1_000
 _IDS_AT_A_TIME = 8_192  # are checked by calls that hold the interpreter's lock
 
@@ -498,6 +499,17 @@ class GetManyBody(RequestBody):
     """The ids of the memories, at most 1,000. One that is given twice counts once."""
     include_vectors: OrNull[bool] = False
     """Whether the memories are answered with their vectors."""
+
+
+class DuplicatesBody(RequestBody):
+    """`POST /v1/users/{user_id}/memories/duplicates`: list memories that are nearly the same."""
+
+    score: OrNull[Annotated[float, Field(gt=0, le=1)]] = 0.95
+    """The least cosine similarity of near duplicates."""
+    limit: OrNull[Annotated[int, Field(ge=1, le=MAX_GROUPS)]] = 20
+    """How many groups a page has at most."""
+    cursor: Cursor | None = None
+    """The `next_cursor` of the page before. Default: the first page."""
 
 
 class DeleteBody(RequestBody):

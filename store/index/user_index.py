@@ -216,6 +216,10 @@ class UserIndex:
             scores[~tail] = normalised(fetch(self._labels[rows[~tail]])) @ query
         return np.clip(scores.round(6), -1.0, 1.0)
 
+    def live_labels(self) -> Labels:
+        """(n,) the labels of all live rows, ascending."""
+        return np.sort(self._labels[: self._rows][self._alive[: self._rows]])
+
     def labels_of(self, rows: Rows) -> Labels:
         """(n,) the labels of rows."""
         return self._labels[rows]

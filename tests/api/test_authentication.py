@@ -211,6 +211,7 @@ ABOUT_ANN: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("POST", "/v1/users/ann/memories/search", {"json": {"query": "tea"}}),
     ("POST", "/v1/users/ann/memories/search", {"json": {"vector": [1.0] * 32}}),
     ("POST", "/v1/users/ann/memories/get", {"json": {"ids": ["m"]}}),
+    ("POST", "/v1/users/ann/memories/duplicates", {"json": {"score": 0.5}}),
     ("GET", "/v1/users/ann/memories", {}),
     ("DELETE", "/v1/users/ann/memories", {"json": {"filter": {}}}),
     ("DELETE", "/v1/users/ann/memories", {"json": {"ids": ["m"]}}),

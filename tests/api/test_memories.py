@@ -874,3 +874,19 @@ async def test_a_wrong_duplicate_score_is_named(api: httpx.AsyncClient, options:
     assert refused(await api.post(ANN, json={"text": "a", **options}))[:2] == (400, "duplicate_score")
     many = {"memories": [{"user_id": "ann", "text": "a"}], **options}
     assert refused(await api.post("/v1/memories", json=many))[:2] == (400, "duplicate_score")
+
+
+async def test_near_duplicates_are_listed_and_kept(api: httpx.AsyncClient) -> None:
+    await add(api, {"id": "1", "text": "green tea"}, {"id": "2", "text": "rain"})
+    vector = (await api.get(f"{ANN}/1?include_vectors=true")).json()["vector"]
+    await add(api, {"id": "3", "text": "Green tea!", "vector": vector})
+    answer = await api.post(f"{ANN}/duplicates", json={"score": 0.99})
+    assert answer.status_code == 200
+    (group,) = answer.json()["groups"]
+    assert [(memory["id"], memory.get("score")) for memory in group["memories"]] == [("1", None), ("3", 1.0)]
+    assert answer.json()["next_cursor"] is None
+    assert (await api.post(f"{ANN}/duplicates")).json() == answer.json()
+    assert (await api.post("/v1/users/nobody/memories/duplicates")).json() == {"groups": [], "next_cursor": None}
+    assert len((await api.get(ANN)).json()["memories"]) == 3
+    for body, param in (({"score": 0}, "score"), ({"limit": 101}, "limit"), ({"cursor": "a"}, "cursor")):
+        assert refused(await api.post(f"{ANN}/duplicates", json=body))[:2] == (400, param)

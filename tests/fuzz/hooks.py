@@ -10,8 +10,8 @@ def ndjson(_: Any, value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
 
 
-# `get`, `search` and `self` are possible ids, so these paths have the methods of a memory or a key as well.
-_ALSO_IDS = ("/memories/get", "/memories/search", "/keys/self")
+# The last parts of these paths are possible ids, so the paths have the methods of a memory or a key as well.
+_ALSO_IDS = ("/memories/duplicates", "/memories/get", "/memories/search", "/keys/self")
 
 
 @schemathesis.hook

@@ -52,6 +52,10 @@ def search_of(rng: random.Random) -> Options:
         found["mode"] = rng.choice(["hybrid", "vector", "words"])
     if rng.random() < 0.2:
         found["include_vectors"] = True
+    if rng.random() < 0.3:
+        found |= {"context": rng.randrange(3), "order": rng.choice(["score", "-created_at"])}
+    if rng.random() < 0.2:
+        found |= {"max_tokens": 9, "until": FAR}
     return found
 
 
@@ -63,6 +67,7 @@ def changes(rng: random.Random) -> Options:
             {"metadata_merge": {"n": rng.randrange(3)}},
             {"text": rng.choice(TEXTS), "if_version": rng.randrange(1, 9)},
             {"expires_at": FAR},
+            {"thread": rng.choice(TAGS), "happened_at": FAR},
         ]
     )
 
@@ -156,6 +161,10 @@ ROUTES: Mapping[tuple[str, str], Callable[[random.Random], Play]] = {
         ["/v1/users", user(rng), "memories/get"],
         {"json": {"ids": [memory_id(rng), memory_id(rng)]}},
     ),
+    ("POST", "/v1/users/{user_id}/memories/duplicates"): lambda rng: (
+        ["/v1/users", user(rng), "memories/duplicates"],
+        {"json": {"score": rng.choice([0.5, 0.99])}},
+    ),
     ("GET", "/v1/users/{user_id}/memories"): lambda rng: (
         ["/v1/users", user(rng), "memories"],
         {"params": page(rng, "GET /v1/users/{user_id}/memories")},
@@ -192,6 +201,7 @@ METHODS: Mapping[str, Callable[[random.Random], Call]] = {
     "search": lambda rng: ([user(rng)], search_of(rng)),
     "get": lambda rng: ([user(rng), memory_id(rng)], {}),
     "get_many": lambda rng: ([user(rng), [memory_id(rng), memory_id(rng)]], {}),
+    "duplicates": lambda rng: ([user(rng)], {"score": rng.choice([0.5, 0.99])}),
     "list": lambda rng: ([user(rng)], page(rng, "list")),
     "update": lambda rng: ([user(rng), memory_id(rng)], changes(rng)),
     "delete": lambda rng: ([user(rng), memory_id(rng)], {}),

@@ -152,3 +152,54 @@ def test_a_wrong_score_is_refused(store: Store, options: dict[str, Any], message
     (refused,) = store.append([request(store, new("a", 0), **options)])
     assert isinstance(refused, InvalidInput)
     assert (refused.field, refused.message) == ("duplicate_score", message)
+
+
+def groups(store: Store, **options: Any) -> list[list[tuple[str, float | None]]]:
+    """The ids and scores of all groups, read page by page."""
+    found: list[list[tuple[str, float | None]]] = []
+    cursor = None
+    while True:
+        page = store.duplicates(T, "ann", cursor=cursor, **options)
+        found += [[(memory.id, memory.score) for memory in group] for group in page.groups]
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
+
+
+def test_near_duplicates_are_listed_in_groups(store: Store) -> None:
+    added = new("a", 0), new("b", 90), new("c", 12), new("d", 8), new("e", 180), new("f", 92), new("g", 15)
+    put(store, *added, score=None)
+    settle(store)
+    cosines = {n: round(float(np.cos(np.radians(n))), 6) for n in (2, 8, 12)}
+    expected = [[("a", None), ("d", cosines[8]), ("c", cosines[12])], [("b", None), ("f", cosines[2])]]
+    assert groups(store, score=0.97) == expected  # g is near c and d, which are near a
+    assert groups(store, score=0.97, limit=1) == expected
+    assert groups(store, score=0.9999) == []
+    assert store.duplicates(T, "ann", score=0.97, limit=2).next_cursor is not None
+    assert store.duplicates(T, "nobody") == store.duplicates(T, "bob")
+    store.delete(T, "ann", "a")
+    cosines = {n: round(float(np.cos(np.radians(n))), 6) for n in (2, 3, 4)}
+    assert groups(store, score=0.97) == [
+        [("b", None), ("f", cosines[2])],
+        [("c", None), ("g", cosines[3]), ("d", cosines[4])],
+    ]
+    assert store.user(T, "ann").memories == 6
+
+
+def test_a_page_of_groups_looks_at_some_memories(open_store: Callable[..., Store], monkeypatch: Any) -> None:
+    monkeypatch.setattr("store.searching.LOOKED_AT", 3)
+    store = open_store()
+    put(store, *(new(str(n), 40 * n) for n in range(7)), new("near", 241), score=None)
+    first = store.duplicates(T, "ann", score=0.99)
+    assert first.groups == [] and first.next_cursor is not None
+    assert groups(store, score=0.99) == [[("6", None), ("near", 0.999848)]]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"score": 0}, "score"), ({"score": 1.5}, "score"), ({"limit": 0}, "limit"), ({"cursor": "abc"}, "cursor")],
+)
+def test_a_wrong_option_of_the_list_is_named(store: Store, options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        store.duplicates(T, "ann", **options)
+    assert caught.value.field == field
