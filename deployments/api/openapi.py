@@ -105,7 +105,8 @@ _IDEMPOTENCY_KEY = {
     "in": "header",
     "required": False,
     "description": "A write with this key is made once. Sent again within an hour, it gets the first answer.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
+    # Printable ASCII; HTTP takes spaces at the ends away.
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH, "pattern": "^[!-~]([ -~]*[!-~])?$"},
 }
 _TIMEOUT = {
     "name": HEADER,
