@@ -41,7 +41,7 @@ user = f"dora-{uuid.uuid4()}"
 added = memserve.add.remote(user, ["The optician opens at nine.", "Leo practises Chopin."]).result()
 print(", ".join(memory["status"] for memory in added))
 
-(best,) = memserve.search.remote(user, "playing the piano", top_k=1).result()
+(best,) = memserve.search.remote(user, "playing the piano", mode="vector", top_k=1).result()
 print(f"{best['score']:.2f}  {best['text']}")
 
 # Errors are exceptions. Their classes are those of `store` and `deployments.errors`.

@@ -56,7 +56,7 @@ def test_a_whole_memory_comes_back(http: httpx.Client, user: str) -> None:
     metadata = {"source": {"app": "mail"}, "tags": ["a", "b"], "n": 3, "x": 1.5, "none": None, "yes": True}
     expires = (before + timedelta(days=1)).isoformat()
     add(http, user, {"text": "Tee 🍵 um fünf", "id": "m/1 ü", "metadata": metadata, "expires_at": expires})
-    (found,) = search(http, user, query="Tee 🍵 um fünf", include_vectors=True)["results"]
+    (found,) = search(http, user, query="Tee 🍵 um fünf", mode="vector", include_vectors=True)["results"]
     assert (found["id"], found["user_id"], found["text"], found["metadata"]) == (
         "m/1 ü",
         user,
@@ -118,7 +118,7 @@ def test_search_by_vector_and_by_text_agree(http: httpx.Client, user: str) -> No
     add(http, user, {"memories": [{"text": text} for text in ("tea", "coffee", "a train", "a plane", "snow")]})
     vector = http.post("/v1/embeddings", json={"input": "hot drinks"}).json()["data"][0]["embedding"]
     by_vector = search(http, user, vector=vector)["results"]
-    by_text = search(http, user, query="hot drinks")["results"]
+    by_text = search(http, user, query="hot drinks", mode="vector")["results"]
     assert [memory["id"] for memory in by_vector] == [memory["id"] for memory in by_text]
     assert np.allclose([m["score"] for m in by_vector], [m["score"] for m in by_text], atol=1e-5)
 
@@ -127,8 +127,9 @@ def test_top_k_and_min_score(http: httpx.Client, user: str) -> None:
     add(http, user, {"memories": [{"text": f"fact {n}"} for n in range(12)]})
     assert len(search(http, user, query="fact 3")["results"]) == 10
     assert len(search(http, user, query="fact 3", top_k=12)["results"]) == 12
-    best = search(http, user, query="fact 3", min_score=0.999)["results"]
-    assert [memory["text"] for memory in best] == ["fact 3"]
+    for mode in ("vector", "words", "hybrid"):
+        best = search(http, user, query="fact 3", mode=mode, min_score=0.999)["results"]
+        assert [memory["text"] for memory in best] == ["fact 3"]
     assert search(http, f"nobody-{user}", query="fact")["results"] == []
 
 

@@ -17,7 +17,8 @@ def test_a_memserve_in_front_of_a_memserve(server: Server, tmp_path: Path) -> No
             near, far = (http.post("/v1/embeddings", json={"input": texts}).json() for http in (ours, theirs))
             assert np.array_equal(*([entry["embedding"] for entry in answer["data"]] for answer in (near, far)))
             assert ours.post("/v1/users/u/memories", json={"text": texts[0]}).status_code == 201
-            (found,) = ours.post("/v1/users/u/memories/search", json={"query": texts[0]}).json()["results"]
+            body = {"query": texts[0], "mode": "vector"}
+            (found,) = ours.post("/v1/users/u/memories/search", json=body).json()["results"]
             assert found["score"] > 0.999
             wrong = ours.post("/v1/embeddings", json={"input": [[101, 999_999, 102]]})
             assert wrong.status_code == 400

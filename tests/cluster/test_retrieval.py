@@ -1,4 +1,4 @@
-"""Memories are ranked by meaning: no query shares key words with the memory that answers it."""
+"""Memories are ranked by meaning, even if no query shares key words with its answer; and found by names and numbers."""
 
 import httpx
 
@@ -47,14 +47,28 @@ QUERIES = {
     "lunar exploration": "moon",
 }
 
+TYPED = {
+    "gate B12": "flight",
+    "What is Rex afraid of?": "dog",
+    "dr weiss": "doctor",
+    "room 204": "school",
+    "carlsen": "chess",
+}
+
 
 def test_the_best_match_is_the_memory_that_was_meant(http: httpx.Client) -> None:
     items = [{"id": key, "text": text} for key, text in MEMORIES.items()]
     assert http.post("/v1/users/reader/memories", json={"memories": items}).status_code == 201
     right = 0
     for query, expected in QUERIES.items():
-        answer = http.post("/v1/users/reader/memories/search", json={"query": query, "top_k": 3}).json()
+        body: dict[str, object] = {"query": query, "mode": "vector", "top_k": 3}
+        answer = http.post("/v1/users/reader/memories/search", json=body).json()
         scores = [memory["score"] for memory in answer["results"]]
         assert scores == sorted(scores, reverse=True)
         right += answer["results"][0]["id"] == expected
     assert right >= 9
+    for query, expected in TYPED.items():
+        for mode in ("words", "hybrid"):
+            body = {"query": query, "mode": mode, "top_k": 3}
+            answer = http.post("/v1/users/reader/memories/search", json=body).json()
+            assert answer["results"][0]["id"] == expected
