@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from memserve.results import Event as Event
     from memserve.results import Got as Got
     from memserve.results import Imported as Imported
+    from memserve.results import Key as Key
     from memserve.results import Memory as Memory
+    from memserve.results import NewKey as NewKey
     from memserve.results import Ranked as Ranked
     from memserve.results import Ready as Ready
     from memserve.results import User as User
@@ -62,7 +64,20 @@ _MODULES = {
         "Unauthorized",
         "Unavailable",
     ),
-    "results": ("Added", "Deleted", "DeletedUser", "Event", "Got", "Imported", "Memory", "Ranked", "Ready", "User"),
+    "results": (
+        "Added",
+        "Deleted",
+        "DeletedUser",
+        "Event",
+        "Got",
+        "Imported",
+        "Key",
+        "Memory",
+        "NewKey",
+        "Ranked",
+        "Ready",
+        "User",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

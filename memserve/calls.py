@@ -347,6 +347,37 @@ class Calls:
         upload = Upload(lines, "importing", self._show_progress)
         return results.Imported(**(yield Request("import_lines", user_id, upload)))
 
+    # Keys, for which the client's own key needs the scope `admin`.
+
+    @call
+    def create_key(
+        self,
+        *,
+        user_id: str | None = None,
+        scopes: Sequence[str] | None = None,
+        label: str | None = None,
+        expires_at: Time | None = None,
+        **options: Any,
+    ) -> Steps[results.NewKey]:
+        """Make a key of the client's own tenant, for all of its users or for one.
+
+        It is not sent again after an error, as two keys would be made.
+        """
+        given = _given(user_id=user_id, label=label, expires_at=expires_at, **options)
+        if scopes is not None:
+            given["scopes"] = _items(scopes, "scopes")
+        return results.NewKey(**(yield Request("create_key", **given)))
+
+    @iterator
+    def keys(self, *, limit: int | None = None, **options: Any) -> Pages[results.Key]:
+        """All keys of the tenant, the newest first, those that were revoked or have expired included."""
+        return Pages(Request("keys", **_given(limit=limit, **options)), "keys", lambda fields: results.Key(**fields))
+
+    @call
+    def revoke_key(self, key_id: str) -> Steps[results.Key]:
+        """Revoke a key, by its public part. The server refuses it within five seconds. Raises NotFound."""
+        return results.Key(**(yield Request("revoke_key", key_id)))
+
     # Operations.
 
     @call

@@ -60,8 +60,12 @@ class Request:
 
     @property
     def may_be_sent_again(self) -> bool:
-        """Whether the request can be sent a second time. A stream that has been read cannot."""
-        return all(argument.replayable for argument in self.arguments if isinstance(argument, Upload))
+        """Whether the request can be sent a second time.
+
+        A stream that has been read cannot. If the request makes a key, a second one would be made.
+        """
+        uploads = [argument for argument in self.arguments if isinstance(argument, Upload)]
+        return self.name != "create_key" and all(upload.replayable for upload in uploads)
 
     def __repr__(self) -> str:
         return f"{self.name}{self.arguments!r}"

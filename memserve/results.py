@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 if TYPE_CHECKING:
     from memserve.agentmem import Builder
@@ -167,6 +167,34 @@ class Ranked(_Result):
 
     def __str__(self) -> str:
         return f"{self.index}: {self.relevance_score:.4f}"
+
+
+class Key(_Result):
+    """A key of a server that asks for keys, without the key itself.
+
+    Attributes:
+        id: the public part of the key.
+        user_id: the only user that it reaches; None if it reaches all users of the tenant.
+        used_at: the last minute in which it was used.
+    """
+
+    id: str
+    tenant: str
+    user_id: str | None
+    scopes: list[str]
+    label: str | None
+    created_at: datetime
+    expires_at: datetime | None = None
+    used_at: datetime | None = None
+    revoked_at: datetime | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+class NewKey(Key):
+    """A key that was made. `key` is the key itself, which nothing shows again."""
+
+    key: str = Field(repr=False)
 
 
 class Ready(_Result):

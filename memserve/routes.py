@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ NDJSON = "application/x-ndjson"
 
 
 Options = Mapping[str, Any]
+_NAMES = re.compile(r"{(\w+)}")
 
 
 def _whole(answer: Any, _: Options) -> Any:
@@ -49,7 +51,7 @@ class Route:
     """One row.
 
     Attributes:
-        method, path: of the request; each `{}` is an argument.
+        method, path: of the request; each `{name}` is an argument.
         fields: the fields of the body that the other arguments are.
         result: makes the answer that the handle would give of the route's answer and the request's options.
     """
@@ -60,10 +62,9 @@ class Route:
     result: Callable[[Any, Options], Any] = _whole
 
 
-_IDS = ("user_id", "memory_id")
-_USER = "/v1/users/{}"
+_USER = "/v1/users/{user_id}"
 _MEMORIES = f"{_USER}/memories"
-_MEMORY = f"{_MEMORIES}/{{}}"
+_MEMORY = f"{_MEMORIES}/{{memory_id}}"
 
 ROUTES: Mapping[str, Route] = {
     "embed": Route("POST", "/v1/embeddings", ("input",), _vectors),
@@ -85,6 +86,9 @@ ROUTES: Mapping[str, Route] = {
     "delete_user": Route("DELETE", _USER),
     "export": Route("GET", f"{_USER}/export"),
     "import_lines": Route("POST", f"{_USER}/import"),
+    "create_key": Route("POST", "/v1/keys"),
+    "keys": Route("GET", "/v1/keys"),
+    "revoke_key": Route("DELETE", "/v1/keys/{key_id}"),
     "check_ready": Route("GET", "/health/ready"),
 }
 
@@ -103,11 +107,10 @@ class HttpForm:
 def http_form(request: Request) -> HttpForm:
     """The HTTP form of a request."""
     route = ROUTES[request.name]
-    in_path = route.path.count("{}")
-    ids = zip(_IDS, request.arguments[:in_path], strict=False)
-    path = route.path.format(*(_segment(id, name) for name, id in ids))
+    names = _NAMES.findall(route.path)
+    path = route.path.format(**{name: _segment(id, name) for name, id in zip(names, request.arguments, strict=False)})
     headers = {} if request.key is None else {"idempotency-key": request.key}
-    rest = request.arguments[in_path:]
+    rest = request.arguments[len(names) :]
     if rest and isinstance(rest[0], Upload):
         return HttpForm(route.method, path, {}, {"content-type": NDJSON}, rest[0])
     fields = {**dict(zip(route.fields, rest, strict=True)), **request.options}

@@ -271,6 +271,22 @@ def test_an_invalid_argument_is_named(client: Any, user: str, call: Any, param: 
     assert str(caught.value).startswith(f"{param}: ")
 
 
+def test_keys(client: Any, user: str) -> None:
+    expires = datetime.now(UTC) + timedelta(days=1)
+    made = client.create_key(user_id=user, scopes=["read"], label="A phone", expires_at=expires, requests_per_minute=9)
+    assert made.key.startswith(f"ms_{made.id}")
+    assert made.key not in repr(made)
+    found = next(one for one in client.keys(limit=1) if one.id == made.id)
+    assert (found.tenant, found.user_id, found.scopes, found.label) == ("default", user, ["read"], "A phone")
+    assert (found.expires_at, found.requests_per_minute, found.revoked_at) == (expires, 9, None)
+    assert client.revoke_key(made.id).revoked_at is not None
+    with pytest.raises(memserve.NotFound):
+        client.revoke_key("no-such-key")
+    with pytest.raises(memserve.BadRequest) as caught:
+        client.create_key(scopes=["everything"])
+    assert caught.value.param == "scopes.0"
+
+
 def test_ready_names_the_model(client: Any) -> None:
     ready = client.ready()
     assert (ready.model, ready.device) == ("fake", "cpu")

@@ -137,6 +137,15 @@ def test_two_writes_have_two_keys_and_a_read_has_none(connect: Connect) -> None:
     assert none is None
 
 
+def test_a_key_is_not_made_twice(connect: Connect, slept: list[float]) -> None:
+    for refused in (failed(503), httpx.ReadError("lost")):
+        wire = Wire(refused)
+        with pytest.raises(memserve.MemserveError):
+            connect(wire).create_key()
+        assert len(wire.sent) == 1
+    assert slept == []
+
+
 def test_the_last_error_is_raised_when_the_time_is_up(connect: Connect, slept: list[float]) -> None:
     with pytest.raises(memserve.RateLimited) as caught:
         connect(Wire(failed(429, "2")), timeout=1.0).search("anna", "Tea.")

@@ -39,7 +39,7 @@ def python(code: str, folder: Path) -> "subprocess.CompletedProcess[str]":
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
 
@@ -212,3 +212,14 @@ def test_a_missing_server_is_named(tmp_path: Path, missing: str, code: str) -> N
     assert done.stderr.splitlines()[-1] == (
         f'ModuleNotFoundError: {missing} is not installed; this needs the server: pip install "memserve[server]"'
     )
+
+
+@pytest.mark.slow
+def test_the_default_model_is_loaded_without_a_word(tmp_path: Path) -> None:
+    code = (
+        "import sys, memserve; client = memserve.local(); client.add('anna', ['She plays the cello.', 'It rains.']);"
+        "print(client.search('anna', 'an instrument that she plays', mode='vector')[0]);"
+        "print(client.embed(['a']).shape, 'ray' in sys.modules)"
+    )
+    done = python(code, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "She plays the cello.\n(1, 384) False\n", "")

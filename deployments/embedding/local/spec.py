@@ -6,6 +6,7 @@ A model that needs something that is not supported here is refused, with one lin
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
 from tokenizers import Tokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from deployments.embedding.local import unpadded
 from deployments.embedding.local.revision import revision_of
@@ -91,6 +93,8 @@ def load_network(
     Raises:
         ModelUnavailable: it cannot be loaded, or it is of a kind that is not served.
     """
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # it would be lines of a log, or of a program that loads the model in its own process
     try:
         network = kind(path, device=device, local_files_only=not allow_download, model_kwargs={"dtype": dtype})
     except Exception as error:  # a foreign loader may raise anything, and an operator wants one line
