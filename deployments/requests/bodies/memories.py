@@ -1,31 +1,12 @@
-"""The bodies and queries of the routes. The handle API validates its arguments by the same models.
+"""The bodies and queries of the routes of memories and users."""
 
-A body is parsed and validated in one pass by pydantic's own JSON reader. The first violation becomes an
-`InvalidRequest` whose `param` is the path of the field (`memories.3.text`). If a body has room for millions of
-violations, validation stops at the first one, since pydantic would make an error of each.
+from typing import Annotated, Any, Literal
 
-Code below the service does not know these models.
-"""
-
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, cast
-
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    PlainValidator,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core.core_schema import ChainSchema, any_schema, chain_schema, dict_schema, literal_schema
+from pydantic import Field, model_validator
 
 from deployments.errors import InvalidRequest
+from deployments.requests.bodies.embeddings import MAX_INPUTS
+from deployments.requests.bodies.wire import Nested, RequestBody, Wire, body_config, required
 from deployments.requests.fields import (
     MAX_RERANK_QUERY,
     Cursor,
@@ -37,175 +18,20 @@ from deployments.requests.fields import (
     NewId,
     OrNull,
     Prefix,
-    RerankQuery,
     StoredId,
     Text,
     Thread,
     Time,
     Vector,
-    encodable,
 )
-from deployments.requests.principal import KeyScope
 from store import Mode, Order, ResultOrder
 
-MAX_INPUTS = 2_048
 MAX_TOP_K = 1_000
 MAX_CONTEXT = 20
 MAX_BUDGET = 1_000_000
 MAX_GROUPS = 100
 MAX_IDS = 1_000
-_IDS_AT_A_TIME = 8_192  # are checked by calls that hold the interpreter's lock
-
-Body = TypeVar("Body", bound=BaseModel)
-
-
-class _Wire(BaseModel):
-    # A field's docstring is its description in the OpenAPI document.
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), use_attribute_docstrings=True)
-
-
-def _refuse_unknown_field(name: str) -> str:
-    raise _unknown_field(name)
-
-
-def _unknown_field(path: str) -> InvalidRequest:
-    return InvalidRequest("unknown field", path, "unknown_field")
-
-
-def _body_config(**rules: Any) -> ConfigDict:
-    """The config of a body; `rules` are rules of JSON Schema about more than one field."""
-    return ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False, **rules})
-
-
-def _required(name: str, kind: str) -> dict[str, Any]:
-    """JSON Schema: the field is given, and is not null."""
-    return {"required": [name], "properties": {name: {"type": kind}}}
-
-
-class RequestBody(_Wire):
-    """A body. Validation stops at its first unknown field.
-
-    Pydantic would collect the ValueErrors of a validator; it lets other errors pass.
-    """
-
-    model_config = _body_config()
-    __pydantic_extra__: dict[Annotated[str, AfterValidator(_refuse_unknown_field)], Any]
-
-
-class Nested:
-    """Annotates a body within another.
-
-    Its first unknown field becomes a wrong key of a mapping, whose path pydantic knows.
-    """
-
-    def __get_pydantic_core_schema__(self, body: type[RequestBody], handler: GetCoreSchemaHandler) -> ChainSchema:
-        known = dict_schema(literal_schema([*body.model_fields]), any_schema(), fail_fast=True)
-        return chain_schema([known, handler(body)])
-
-    def __get_pydantic_json_schema__(self, schema: ChainSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return handler(chain_schema(schema["steps"][1:]))
-
-
-Ids = list[int] | list[list[int]]
-Inputs = str | list[str] | Ids
-# As JSON schemas describe them.
-_TokenIdsSchema = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-_TextSchema = Annotated[str, Field(min_length=1)]
-IdsSchema = _TokenIdsSchema | Annotated[list[_TokenIdsSchema], Field(min_length=1, max_length=MAX_INPUTS)]
-TextsSchema = _TextSchema | Annotated[list[_TextSchema], Field(min_length=1, max_length=MAX_INPUTS)]
-InputsSchema = TextsSchema | IdsSchema
 MemoryIds = Annotated[list[StoredId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
-
-
-def check_inputs(value: Any, name: str = "input") -> Any:
-    """Return `value` if it is a string, a list of strings, token ids, or a list of lists of token ids.
-
-    Pydantic's own union would make an error of every item, for every branch that the item does not fit.
-
-    Raises:
-        InvalidRequest: it is anything else, or one of its inputs is empty.
-    """
-    if isinstance(value, str):
-        _check_text(value, name)
-        return value
-    if not isinstance(value, list):
-        raise InvalidRequest("must be a string, a list of strings, or token ids", name)
-    if not value:
-        raise InvalidRequest("must not be empty", name, "empty_input")
-    kind = type(value[0])
-    if kind is int:
-        _check_token_ids(value, name)
-        return value
-    if len(value) > MAX_INPUTS:
-        raise InvalidRequest(f"must hold at most {MAX_INPUTS} items, not {len(value)}", name, "too_many_inputs")
-    for position, item in enumerate(value):
-        path = f"{name}.{position}"
-        if type(item) is not kind or kind not in (str, list):
-            raise InvalidRequest("must be a string; or every input must be a list of token ids", path)
-        if kind is str:
-            _check_text(item, path)
-        else:
-            _check_token_ids(item, path)
-    return value
-
-
-def is_single(given: Inputs) -> bool:
-    """Whether one input was given without a list around it."""
-    return isinstance(given, str) or isinstance(given[0], int)
-
-
-def as_list(given: Inputs) -> list[str] | list[list[int]]:
-    """The inputs as a list, which holds one if a single input was given."""
-    return cast(list[str] | list[list[int]], [given] if is_single(given) else given)
-
-
-def _check_text(text: str, path: str) -> None:
-    if not text:
-        raise InvalidRequest("must not be empty", path, "empty_input")
-    try:
-        encodable(text)
-    except ValueError as error:
-        raise InvalidRequest(str(error), path) from error
-
-
-def _check_token_ids(ids: list[Any], path: str) -> None:
-    if not ids:
-        raise InvalidRequest("must not be empty", path, "empty_input")
-    for start in range(0, len(ids), _IDS_AT_A_TIME):
-        piece = ids[start : start + _IDS_AT_A_TIME]
-        if set(map(type, piece)) == {int} and min(piece) >= 0 and max(piece) < 2**63:
-            continue
-        position = next(n for n, token in enumerate(piece) if type(token) is not int or not 0 <= token < 2**63)
-        raise InvalidRequest("must be a token id (a non-negative integer)", f"{path}.{start + position}")
-
-
-class EmbeddingsBody(RequestBody):
-    """`POST /v1/embeddings`: OpenAI's fields, with Cohere's `input_type`, `truncate` and output types."""
-
-    input: Annotated[Inputs, PlainValidator(check_inputs, json_schema_input_type=InputsSchema)]
-    """A text, a list of token ids, or a list of either with at most 2,048 items; none of them empty."""
-    model: str | None = None
-    """Must be the served model, if it is given; with or without its organisation on the hub."""
-    encoding_format: OrNull[Literal["float", "base64"]] = "float"
-    """`base64` is of the little-endian float32 values of a vector."""
-    dimensions: int | None = Field(None, ge=1)
-    """Keep so many dimensions and scale to length one again. At most the dimensions of the model."""
-    user: str | None = None
-    """Accepted for OpenAI's clients, and ignored."""
-    input_type: Literal["query", "document"] | None = None
-    """Chooses the prompt and the longest input of models that distinguish the two."""
-    truncate: OrNull[Literal["none", "end", "start"]] = "end"
-    """The end at which an input is cut that is longer than the model reads; `none` refuses it."""
-    output_dtype: OrNull[Literal["float", "int8", "uint8", "binary", "ubinary"]] = "float"
-    """The type of a dimension. `binary` and `ubinary` have one bit for each, eight to a byte. Not with `base64`."""
-
-    @model_validator(mode="after")
-    def _check_type_of_base64(self) -> "EmbeddingsBody":
-        # OpenAI's clients ask for base64 unless they are told otherwise, and read float32 from it, whatever it holds.
-        if self.encoding_format == "base64" and self.output_dtype != "float":
-            message = f'must be "float" if output_dtype is {self.output_dtype!r}: clients read float32 from base64'
-            raise InvalidRequest(message, "encoding_format", "base64_is_float32")
-        return self
 
 
 class NewMemoryBody(RequestBody):
@@ -249,7 +75,7 @@ def _check_duplicate_score(body: "AddBody | AddManyBody") -> None:
 class AddBody(NewMemoryBody):
     """`POST /v1/users/{user_id}/memories`: one memory inline, or a list under `memories`."""
 
-    model_config = _body_config(oneOf=[_required("text", "string"), _required("memories", "array")])
+    model_config = body_config(oneOf=[required("text", "string"), required("memories", "array")])
 
     text: Text | None = None  # type: ignore[assignment]
     """Must not be blank. For a single memory."""
@@ -325,7 +151,7 @@ class AddManyBody(RequestBody):
 class SearchBody(RequestBody):
     """`POST /v1/users/{user_id}/memories/search`: by text or by vector."""
 
-    model_config = _body_config(oneOf=[_required("query", "string"), _required("vector", "array")])
+    model_config = body_config(oneOf=[required("query", "string"), required("vector", "array")])
 
     query: EmbeddedText | None = None
     """The text to search for."""
@@ -384,58 +210,6 @@ class SearchBody(RequestBody):
         return self.mode or ("vector" if self.query is None else "hybrid")
 
 
-class DocumentBody(BaseModel):
-    """A document as an object, of which other fields are ignored."""
-
-    model_config = ConfigDict(extra="allow")
-
-    text: Annotated[str, Field(min_length=1)]
-
-
-Documents = Annotated[list[_TextSchema | DocumentBody], Field(min_length=1, max_length=MAX_INPUTS)]
-
-
-def _check_documents(value: Any) -> list[str]:
-    """The texts of documents. As in `check_inputs`, pydantic's union would make an error of every item."""
-    if not isinstance(value, list):
-        raise InvalidRequest("must be a list", "documents")
-    if not value:
-        raise InvalidRequest("must not be empty", "documents", "empty_input")
-    if len(value) > MAX_INPUTS:
-        raise InvalidRequest(f"must hold at most {MAX_INPUTS} items, not {len(value)}", "documents", "too_many_inputs")
-    texts = []
-    for position, item in enumerate(value):
-        path = f"documents.{position}"
-        text = item
-        if isinstance(item, Mapping):
-            path = f"{path}.text"
-            if "text" not in item:
-                raise InvalidRequest("is required", path, "missing_field")
-            text = item["text"]
-        if not isinstance(text, str):
-            raise InvalidRequest("must be a string", path)
-        _check_text(text, path)
-        texts.append(text)
-    return texts
-
-
-class RerankBody(RequestBody):
-    """`POST /v1/rerank` and `POST /v2/rerank`: score documents for a query, in the form of Cohere and Jina."""
-
-    query: RerankQuery
-    """What the documents are scored for, at most 32,768 characters."""
-    documents: Annotated[list[str], PlainValidator(_check_documents, json_schema_input_type=Documents)]
-    """At most 2,048 texts, or objects with the field `text`, of which other fields are ignored."""
-    model: str | None = None
-    """Must be the served reranker, if it is given; with or without its organisation on the hub."""
-    top_n: int | None = Field(None, ge=1)
-    """How many results are wanted. Default: all."""
-    return_documents: OrNull[bool] = False
-    """Whether results are answered with their documents."""
-    max_tokens_per_doc: int | None = Field(None, ge=1)
-    """Accepted for Cohere's clients, and ignored: what the model does not read of a document is cut off."""
-
-
 _REMOVABLE = ("expires_at", "happened_at", "thread")
 
 
@@ -446,12 +220,12 @@ class UpdateBody(RequestBody):
     another field changes nothing.
     """
 
-    model_config = _body_config(
+    model_config = body_config(
         anyOf=[
-            _required("text", "string"),
-            _required("vector", "array"),
-            _required("metadata", "object"),
-            _required("metadata_merge", "object"),
+            required("text", "string"),
+            required("vector", "array"),
+            required("metadata", "object"),
+            required("metadata_merge", "object"),
             {"required": ["expires_at"]},
             {"required": ["happened_at"]},
             {"required": ["thread"]},
@@ -515,7 +289,7 @@ class DuplicatesBody(RequestBody):
 class DeleteBody(RequestBody):
     """`DELETE /v1/users/{user_id}/memories`: delete the memories that match, or those with these ids."""
 
-    model_config = _body_config(oneOf=[_required("filter", "object"), _required("ids", "array")])
+    model_config = body_config(oneOf=[required("filter", "object"), required("ids", "array")])
 
     filter: Filter | None = None
     """The memories to delete, by a filter."""
@@ -531,38 +305,14 @@ class DeleteBody(RequestBody):
         return self
 
 
-PerMinute = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
-
-
-class CreateKeyBody(RequestBody):
-    """`POST /v1/keys`: make a key of your own tenant."""
-
-    user_id: NewId | None = None
-    """The only user that the key reaches. Default: all users of the tenant."""
-    scopes: OrNull[Annotated[list[KeyScope], Field(min_length=1)]] = Field(default=["read", "write"])
-    """What the key may do. `admin` makes, lists and revokes keys; not with `user_id`. Default: read and write."""
-    label: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
-    """Shown in lists. Printable characters."""
-    expires_at: Time | None = None
-    """A time in the future, with its time zone, from which the key is refused. Default: never."""
-    requests_per_minute: PerMinute | None = None
-    """The requests that the key may make in a minute. Default: `limits.requests_per_minute`."""
-    tokens_per_minute: PerMinute | None = None
-    """The tokens that the key may have embedded in a minute. Default: `limits.tokens_per_minute`."""
-
-
-class NoQuery(_Wire):
-    """The query of a route that takes no parameters."""
-
-
-class GetQuery(_Wire):
+class GetQuery(Wire):
     """`GET /v1/users/{user_id}/memories/{memory_id}`"""
 
     include_vectors: bool = False
     """Whether the memory is answered with its vector."""
 
 
-class ListQuery(_Wire):
+class ListQuery(Wire):
     """`GET /v1/users/{user_id}/memories`"""
 
     limit: Limit = 100
@@ -575,7 +325,7 @@ class ListQuery(_Wire):
     """The time by which memories are sorted; with `-` the newest come first."""
 
 
-class HistoryQuery(_Wire):
+class HistoryQuery(Wire):
     """`GET /v1/users/{user_id}/memories/{memory_id}/history`"""
 
     limit: Limit = 100
@@ -584,14 +334,14 @@ class HistoryQuery(_Wire):
     """The `next_cursor` of the page before. Default: the first page."""
 
 
-class DeleteQuery(_Wire):
+class DeleteQuery(Wire):
     """`DELETE /v1/users/{user_id}/memories`, for clients that cannot send a body with DELETE."""
 
     filter: FilterInQuery | None = None
     """The memories to delete, by a filter."""
 
 
-class UsersQuery(_Wire):
+class UsersQuery(Wire):
     """`GET /v1/users`"""
 
     limit: Limit = 100
@@ -600,60 +350,3 @@ class UsersQuery(_Wire):
     """The `next_cursor` of the page before. Default: the first page."""
     prefix: Prefix = ""
     """Only users whose id begins like this."""
-
-
-class KeysQuery(_Wire):
-    """`GET /v1/keys`"""
-
-    limit: Limit = 100
-    """How many keys a page has at most."""
-    cursor: Cursor | None = None
-    """The `next_cursor` of the page before. Default: the first page."""
-
-
-class EventsQuery(_Wire):
-    """`GET /v1/events`"""
-
-    limit: Limit = 100
-    """How many events a page has at most."""
-    after: Cursor | None = None
-    """The `next_cursor` of the page before, or of an earlier request. Default: the oldest events."""
-
-
-def check(model: type[Body], values: Mapping[str, Any]) -> Body:
-    """Validate the arguments of a handle call. Raises InvalidRequest as `parse` does."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise _first_violation(error) from error
-
-
-def parse(model: type[Body], raw: bytes) -> Body:
-    """Parse and validate a request body in one pass. Raises InvalidRequest with the path of the first wrong field."""
-    try:
-        return model.model_validate_json(raw)
-    except ValidationError as error:
-        raise _first_violation(error) from error
-
-
-def parse_query(model: type[Body], values: Mapping[str, str]) -> Body:
-    """Validate the parameters of a query. Raises InvalidRequest as `parse` does."""
-    try:
-        return model.model_validate_strings(values)
-    except ValidationError as error:
-        raise _first_violation(error) from error
-
-
-def _first_violation(error: ValidationError) -> InvalidRequest:
-    first = error.errors(include_url=False, include_input=False)[0]
-    kind, path = first["type"], ".".join(str(part) for part in first["loc"])
-    if kind == "json_invalid":
-        return InvalidRequest(f"The body is not valid JSON: {first['ctx']['error']}.", None, "invalid_json")
-    if kind == "extra_forbidden":
-        return _unknown_field(path)
-    if kind == "literal_error" and first["loc"][-1] == "[key]":  # `Nested`
-        return _unknown_field(path.removesuffix(".[key]"))
-    if kind == "missing":
-        return InvalidRequest("is required", path, "missing_field")
-    message = str(first["ctx"]["error"]) if kind == "value_error" else first["msg"]
-    return InvalidRequest(message, path or None)
