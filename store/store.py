@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,38 +22,30 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from store.access import Access
 from store.background import Background
 from store.errors import Conflict, InvalidInput, NotFound, StoreError
 from store.index.resident import Resident
 from store.index.snapshots import Snapshots
-from store.log import appending, audit, deleting, export, filters, importing, listing, reading, rows, updating
-from store.log.cursors import Cursors
+from store.log import appending, deleting, export, filters, importing, listing, reading, rows, updating
 from store.log.database import Log, Synchronous
 from store.log.export import ExportCursor, ExportPage
-from store.log.keys import Keys
 from store.log.ndjson import ImportLine, parse_lines
 from store.log.users import Users
 from store.records import (
     UNSET,
     Append,
     AppendResult,
-    Credential,
     DuplicatesPage,
-    EventsPage,
     Filter,
     HistoryEvent,
     HistoryPage,
     Imported,
     IndexOptions,
-    Key,
-    KeysPage,
     Memory,
-    NewKey,
     Order,
     Page,
     Quotas,
-    Refusals,
-    Scope,
     Search,
     SearchResult,
     Unset,
@@ -68,7 +59,7 @@ MAX_GROUPS = 100
 """Groups of near duplicates in a page."""
 
 
-class Store:
+class Store(Access):
     """A durable memory store. Made by `Store.open`."""
 
     def __init__(
@@ -83,17 +74,13 @@ class Store:
         audit_days: int,
         now: Callable[[], datetime],
     ) -> None:
+        super().__init__(log, audited=audit_days > 0, now=now)
         self.dim = dim
-        self.log = log
         self.resident = Resident(index_budget_bytes)
         self.snapshots = snapshots
-        self._now = now
         self._closed = False
-        self._audited = audit_days > 0
         self._users = Users(log, quotas, dim)
         self._searcher = Searcher(log, self.resident, snapshots, dim=dim, options=index)
-        self._keys = Keys(log)
-        self._cursors = Cursors(log.log_id)
         self._background = Background(log, self.resident, snapshots, self._searcher, audit_days)
 
     @classmethod
@@ -660,91 +647,6 @@ class Store:
                 now=self._micros(),
             )
 
-    # Keys
-
-    def create_key(
-        self,
-        tenant: str,
-        *,
-        user_id: str | None = None,
-        scopes: Sequence[Scope] = ("read", "write"),
-        label: str | None = None,
-        expires_at: datetime | None = None,
-        requests_per_minute: int | None = None,
-        tokens_per_minute: int | None = None,
-        by: str | None = None,
-    ) -> NewKey:
-        """Make a key of a tenant. Its secret is in this answer and nowhere else.
-
-        Args:
-            user_id: the only user that the key reaches. With None it reaches all users of the tenant.
-            label: 1 to 200 printable characters.
-            expires_at: with None, the key can be used until it is revoked.
-            requests_per_minute, tokens_per_minute: with None, the key has the limits of the settings.
-            by: the id of the key that asks for it, for the audit; None if no key does.
-
-        Raises:
-            InvalidInput: `field` is the name of the argument.
-        """
-        return self._keys.create(
-            tenant,
-            self._micros(),
-            user_id=user_id,
-            scopes=scopes,
-            label=label,
-            expires_at=expires_at,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            by=by,
-        )
-
-    def find_keys(self, credentials: Sequence[Credential]) -> Sequence[Key | None]:
-        """The key of each credential, in order; None if there is none, or if it was revoked or has expired.
-
-        Background steps save the minute in which a key was found last.
-        """
-        return self._keys.find(credentials, self._micros())
-
-    def keys(self, tenant: str, *, limit: int = 100, cursor: str | None = None) -> KeysPage:
-        """One page of a tenant's keys, those that were revoked or have expired included, the newest first.
-
-        Raises:
-            InvalidInput: the limit is not from 1 to 1000, or the cursor belongs to another list.
-        """
-        page = self._keys.page(tenant, limit, self._cursors.open(cursor, "keys", tenant))
-        return replace(page, next_cursor=self._cursors.seal(page.next_cursor, "keys", tenant))
-
-    def revoke_key(self, tenant: str, id: str, *, by: str | None = None) -> Key:
-        """Revoke a key of a tenant: it is not found from then on. If it is revoked already, nothing changes.
-
-        Args:
-            by: the id of the key that asks for it, for the audit; None if no key does.
-
-        Raises:
-            NotFound: the tenant has no such key.
-        """
-        return self._keys.revoke(tenant, id, self._micros(), by)
-
-    # Audit
-
-    def record_refusals(self, refusals: Sequence[Refusals]) -> None:
-        """Add refused requests to the audit, each minute's equal ones as one event."""
-        if self._audited and refusals:
-            with self.log.write() as connection:
-                audit.write_refusals(connection, refusals)
-
-    def events(self, tenant: str, *, limit: int = 100, after: str | None = None) -> EventsPage:
-        """One page of a tenant's events, the oldest first.
-
-        Args:
-            after: the `next_cursor` of the page before.
-
-        Raises:
-            InvalidInput: the limit is not from 1 to 1000, or `after` is no cursor of events.
-        """
-        page = audit.page(self.log, tenant, limit, self._cursors.open(after, "events", tenant, field="after"))
-        return replace(page, next_cursor=self._cursors.seal(page.next_cursor, "events", tenant))
-
     # The rest
 
     def background_step(self) -> bool:
@@ -809,6 +711,3 @@ class Store:
         """(dim,) float32 of a row of `reading.by_key`."""
         found: Vector = rows.load_vectors([row.embedding], [row.vector_crc], self.dim)[0]
         return found
-
-    def _micros(self) -> int:
-        return rows.micros(self._now(), "now")
