@@ -193,22 +193,34 @@ class Calls:
         user_id: str,
         query: str | None = None,
         *,
+        vector: Sequence[float] | np.ndarray | None = None,
+        mode: Literal["hybrid", "vector", "words"] | None = None,
         top_k: int | None = None,
         filter: Mapping[str, Any] | None = None,
         min_score: float | None = None,
-        vector: Sequence[float] | np.ndarray | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
+        context: int | None = None,
+        rerank: bool | None = None,
+        explain: bool | None = None,
         include_vectors: bool | None = None,
         **options: Any,
     ) -> Steps[MemoryList]:
         """Search a user's memories by a text, or by `vector`. The best come first.
 
-        A search sees every write that was answered before it.
+        A search sees every write that was answered before it. docs/search.md describes the options.
         """
         options = _given(
+            vector=vector,
+            mode=mode,
             top_k=top_k,
             filter=filter,
             min_score=min_score,
-            vector=vector,
+            since=since,
+            until=until,
+            context=context,
+            rerank=rerank,
+            explain=explain,
             include_vectors=include_vectors,
             **options,
         )

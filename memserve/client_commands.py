@@ -232,7 +232,7 @@ def search(client: Client, user: str, query: str, as_json: bool, **options: Any)
       memserve search -u anna cello --mode words --json | jq -r .text
     """
     columns: Columns = {
-        "score": lambda one: f"{one.score:.3f}",
+        "score": lambda one: "" if one.score is None else f"{one.score:.3f}",
         "text": lambda one: one.text,
         "created": lambda one: f"{one.created_at:%Y-%m-%d}",
         "id": lambda one: one.id,

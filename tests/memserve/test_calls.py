@@ -115,6 +115,17 @@ def test_search_sorts_by_score_and_filters(client: Any, user: str) -> None:
     assert client.search("nobody", "x") == []
 
 
+def test_search_explains_its_scores_and_brings_context(client: Any, user: str) -> None:
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    texts = ["We were in Oslo.", "Then we took a train.", "It snowed in Bergen."]
+    client.add(user, [{"text": text, "thread": "t", "happened_at": moment} for text in texts])
+    found = client.search(user, "train", mode="words", explain=True, context=1, since=moment, top_k=1)
+    assert {str(one) for one in found} == set(texts)
+    (hit,) = (one for one in found if not one.context)
+    assert (hit.text, hit.thread, hit.happened_at, hit.scores["words"]) == (texts[1], "t", moment, 1.0)
+    assert client.search(user, "train", until=moment - timedelta(days=1)) == []
+
+
 def test_list_goes_through_all_pages(client: Any, user: str) -> None:
     client.add(user, [{"id": str(n), "text": f"Number {n}.", "metadata": {"even": n % 2 == 0}} for n in range(7)])
     assert [one.id for one in client.list(user, order="created_at", limit=3)] == ["0", "1", "2", "3", "4", "5", "6"]
