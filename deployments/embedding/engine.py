@@ -263,8 +263,9 @@ class Engine:
             position, error = failed[0]
             raise _located(error, position) from error
         vectors = cast(list[_Vector], answers)
+        values = np.concatenate([vector.row for vector in vectors])
         return EmbedResult(
-            np.stack([vector.row for vector in vectors]),
+            values.reshape(len(vectors), -1),  # np.stack takes twice as long
             np.fromiter((len(one) for one in tokens), np.int32, len(tokens)),
             np.fromiter((one.truncated for one in tokens), np.bool_, len(tokens)),
             Timings(
