@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sqlalchemy import select
 
 from store import (
     UNSET,
@@ -32,6 +33,7 @@ from store import (
     SearchResult,
     Store,
 )
+from store.log.schema import THREAD_NAME, contents
 from tests.store.conftest import DIM, Clock
 from tests.store.log.test_filters import matches
 
@@ -46,6 +48,7 @@ queries = st.sampled_from(["tea", "coffee rain", "rain coffee tea", "Ä", "snow"
 vectors = st.integers(0, len(VECTORS) - 1)
 metadata = st.sampled_from([{}, {"k": 1}, {"k": 2}, {"k": "x", "l": [1]}])
 lifetimes = st.sampled_from([None, None, None, 5.0, 50.0])
+threads = st.sampled_from([None, None, "talk", "walk"])
 filters = st.sampled_from(
     [
         None,
@@ -58,10 +61,11 @@ filters = st.sampled_from(
         {"user_id": "ann", "text": {"icontains": "E"}},
         {"version": {"gt": 5}, "expires_at": None},
         {"expires_at": {"gt": "2026-01-01T00:00:10Z"}},
+        {"thread": {"in": ["talk", None]}},
     ]
 )
 new_memories = st.lists(
-    st.tuples(ids, texts, vectors, metadata, lifetimes), min_size=1, max_size=6, unique_by=lambda new: new[0]
+    st.tuples(ids, texts, vectors, metadata, lifetimes, threads), min_size=1, max_size=6, unique_by=lambda new: new[0]
 )
 
 
@@ -154,8 +158,9 @@ class Replicas(RuleBasedStateMachine):
                     VECTORS[vector],
                     data,
                     None if life is None else self.clock.now + timedelta(seconds=life),
+                    thread=thread,
                 )
-                for id, text, vector, data, life in new
+                for id, text, vector, data, life, thread in new
             )
             issued_at = self.clock.now - timedelta(seconds=age)
             requests.append(Append(tenant, user_id, memories, "skip" if skip else "add", upsert, issued_at))
@@ -197,21 +202,24 @@ class Replicas(RuleBasedStateMachine):
                 new.metadata,
                 new.expires_at,
             )
+            moves = old is not None and new.thread not in (None, old.thread)
             if done.id != new.id:
                 assert request.on_duplicate == "skip"
                 assert old is None
                 self._expect_skipped(user, new, done, now)
                 continue
             assert done.id == new.id
-            if same:
+            if same and not moves:
                 assert old is not None
                 assert (done.status, done.version) == ("unchanged", old.version)
                 continue
             if request.on_duplicate == "skip" and old is None:
                 live = self.live(user).values()
-                assert not any((m.text, m.metadata) == (new.text, new.metadata) for m in live), "a duplicate was added"
+                of_thread = [m for m in live if new.thread in (None, m.thread)]
+                twins = [m for m in of_thread if (m.text, m.metadata) == (new.text, new.metadata)]
+                assert not twins, "a duplicate was added"
             assert done.status == ("added" if old is None else "updated")
-            assert old is None or request.upsert
+            assert old is None or request.upsert or same
             assert done.version > known.version
             known.version = done.version
             known.deleted_at.pop(new.id, None)
@@ -228,6 +236,7 @@ class Replicas(RuleBasedStateMachine):
                 vector=old.vector
                 if old is not None and (old.text, old.metadata) == (new.text, new.metadata)
                 else new.vector,
+                thread=old.thread if old is not None and new.thread is None else new.thread,
             )
         assert result.version >= known.version
 
@@ -236,6 +245,7 @@ class Replicas(RuleBasedStateMachine):
         known = self.known[user]
         twin = known.memories[done.id]
         assert (twin.text, twin.metadata) == (new.text, new.metadata)
+        assert new.thread in (None, twin.thread)
         if twin.expires_at is None or (new.expires_at is not None and twin.expires_at >= new.expires_at):
             assert (done.status, done.version) == ("unchanged", twin.version)
             return
@@ -258,11 +268,14 @@ class Replicas(RuleBasedStateMachine):
         vector=vectors,
         data=st.none() | metadata,
         stale=st.booleans(),
+        thread=st.just(UNSET) | threads,
     )
-    def update(self, *, n: int, user: Any, number: int, text: Any, vector: int, data: Any, stale: bool) -> None:
+    def update(
+        self, *, n: int, user: Any, number: int, text: Any, vector: int, data: Any, stale: bool, thread: Any
+    ) -> None:
         id = self.pick(user, number)
         old = self.live(user).get(id)
-        changes: dict[str, Any] = {"metadata": UNSET if data is None else data}
+        changes: dict[str, Any] = {"metadata": UNSET if data is None else data, "thread": thread}
         if text is not None:
             changes |= {"text": text, "vector": VECTORS[vector]}
         if old is not None:
@@ -284,8 +297,10 @@ class Replicas(RuleBasedStateMachine):
             text=old.text if text is None else text,
             vector=old.vector if text is None else VECTORS[vector],
             metadata=old.metadata if data is None else data,
+            thread=old.thread if thread is UNSET else thread,
         )
-        if (new.text, new.metadata) != (old.text, old.metadata) or not np.array_equal(new.vector, old.vector):
+        after, before = ((one.text, one.metadata, one.thread) for one in (new, old))
+        if after != before or not np.array_equal(new.vector, old.vector):
             assert got.version > known.version
             known.version = got.version
             new = replace(new, version=got.version, updated_at=self.clock.now)
@@ -503,6 +518,13 @@ class Replicas(RuleBasedStateMachine):
                     known.deleted_at[id] = events[-1].at
                     self.bury(user, id)
                     known.version = max(known.version, events[-1].version)
+        threads = [{memory.thread for memory in known.memories.values()} - {None} for known in self.known.values()]
+        with self.stores[0].log.read() as connection:
+            statement = select(contents.c.text).where(contents.c.model == THREAD_NAME, contents.c.blank == 0)
+            names = sorted(connection.execute(statement).scalars())
+        assert names == sorted(
+            name for of_user in threads for name in of_user
+        )  # each once, none of a thread that ended
 
 
 _settings = settings(
