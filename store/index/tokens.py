@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from importlib.metadata import version
 from itertools import groupby
@@ -27,6 +27,7 @@ VERSION = f"1, PyStemmer {version('pystemmer')}, Unicode {unicodedata.unidata_ve
 
 _STEMMER = Stemmer.Stemmer("english", 0)  # its own cache would keep words as text
 _MAX_TEXT = 200_000  # characters of a text; the rest is not read
+_PIECE = 1_000_000  # characters of texts that are split at once
 _MAX_WORD = 64  # characters of a word; a longer one is cut
 _MAX_KNOWN = 200_000  # words whose hash is remembered, 100 bytes each
 
@@ -37,6 +38,7 @@ _UNSPACED = (  # Thai and Lao, Myanmar, Khmer, kana, Han
 _PARTS = re.compile(f"([{_UNSPACED}]+)|[^ {_UNSPACED}]+")
 _END = "\0"  # follows each text in a list of words; no text of a memory has it
 _END_KEY = 0
+_NONE = np.zeros(0, np.int64)
 _ASCII = bytes(ord(chr(n).lower()) if chr(n).isalnum() or chr(n) == _END else ord(" ") for n in range(128)) + bytes(128)
 """From each ASCII character to what stands for it in a folded text."""
 
@@ -82,8 +84,25 @@ def keys_of(text: str) -> list[int]:
 
 def keys_of_all(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The keys (words,) of the words of texts without NUL, in order, and the number of words of each text (texts,)."""
+    found = [_keys_of_some(piece) for piece in _pieces([text[:_MAX_TEXT] for text in texts])]
+    return np.concatenate([_NONE, *(keys for keys, _ in found)]), np.concatenate([_NONE, *(each for _, each in found)])
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The texts in pieces of about `_PIECE` characters: the words of a piece are in memory at once, as text."""
+    first = size = 0
+    for n, text in enumerate(texts):
+        size += len(text)
+        if size >= _PIECE:
+            yield texts[first : n + 1]
+            first, size = n + 1, 0
+    if first < len(texts):
+        yield texts[first:]
+
+
+def _keys_of_some(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     words: list[str] = []
-    for is_ascii, group in groupby([text[:_MAX_TEXT] for text in texts], str.isascii):
+    for is_ascii, group in groupby(texts, str.isascii):
         if is_ascii:  # all at once: a call for each text would take longer than what it does
             words += f" {_END} ".join([*group, ""]).encode("ascii").translate(_ASCII).decode("ascii").split()
         else:

@@ -14,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from store.index.matching import Matcher, Query
-from store.index.tokens import keys_of, query_keys
+from store.index.tokens import keys_of, keys_of_all, query_keys
 from store.index.user_index import UserIndex
 from store.index.words import Words
 from store.log.reading import NEVER, Changes
@@ -257,6 +257,18 @@ def test_a_merge_in_steps_makes_what_one_at_once_makes(monkeypatch: pytest.Monke
 
 def test_only_the_beginning_of_a_long_text_is_read() -> None:
     assert len(keys_of("tea " * 1_000_000)) == 50_000
+
+
+def test_many_texts_are_split_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["tea rain", "", "Ёлка 猫 tea", "x" * 300, "dog", "東京", "what?"]
+    whole = keys_of_all(texts)
+    for size in (1, 10, 300):
+        monkeypatch.setattr("store.index.tokens._PIECE", size)
+        keys, each = keys_of_all(texts)
+        assert (keys.tolist(), each.tolist()) == (whole[0].tolist(), whole[1].tolist())
+    assert each.tolist() == [2, 0, 3, 1, 1, 1, 1]
+    assert keys.tolist() == [key for text in texts for key in keys_of(text)]
+    assert [len(part) for part in keys_of_all([])] == [0, 0]
 
 
 def test_words_take_less_than_half_the_memory_of_vectors(rng: np.random.Generator) -> None:
