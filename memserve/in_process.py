@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from deployments.in_process import InProcess
 from deployments.settings import Settings, first_problem, load
 from memserve import direct
-from memserve.errors import NotReached, ServerError, TimedOut, Unavailable
+from memserve.errors import MemserveError, ServerError, TimedOut, Unavailable
 from memserve.requests import Request, Upload
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class _Local:
     def _begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         if self._loop.is_closed():
             coroutine.close()
-            raise NotReached("This client is closed.")
+            raise MemserveError("This client is closed.")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _opened(self) -> InProcess:

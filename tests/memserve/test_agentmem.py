@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import memserve
+from deployments.embedding import load
 from deployments.embedding.engine import Engine
 from memserve.agentmem import AsyncMemoryStore, MemoryStore
 from tests.memserve.transports import Loop, Server, finish
@@ -155,7 +156,8 @@ def test_what_cannot_be_built_is_refused(build: Any, message: str) -> None:
         build(memserve.Memory.builder())
 
 
-def test_a_model_that_is_missing_is_reported_when_it_is_built(tmp_path: Path) -> None:
+def test_a_model_that_is_missing_is_reported_when_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.in_process.load_model", lambda provider, name, **_: load.resolve(name))
     builder = memserve.Memory.builder().with_storage(tmp_path).with_embedder("sentence-transformers", "./nothing")
     with pytest.raises(memserve.ServerError, match="There is no model at"):
         builder.build()
