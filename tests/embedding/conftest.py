@@ -55,15 +55,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Calla
 
 @pytest.fixture(scope="session")
 def tiny_cross_encoder(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Callable[..., Path]:
-    """Makes the folder of a tiny cross-encoder: `tiny_cross_encoder(kind, labels=1, activation=None)`."""
+    """Makes the folder of a tiny cross-encoder: `tiny_cross_encoder(kind, labels=1, activation=None, **of_config)`."""
     made: dict[tuple[Any, ...], Path] = {}
 
-    def make(kind: str = "bert", labels: int = 1, activation: str | None = None, longest: int = 64) -> Path:
-        key = (kind, labels, activation, longest)
+    def make(kind: str = "bert", labels: int = 1, activation: str | None = None, **of_config: Any) -> Path:
+        key = (kind, labels, activation, *of_config.items())
         if key not in made:
             backbone = tmp_path_factory.mktemp("classifier")
-            save_backbone(backbone, minilm_folder, kind, head="ForSequenceClassification", num_labels=labels)
-            made[key] = save_cross_encoder(tmp_path_factory.mktemp("cross"), backbone, activation, longest)
+            save_backbone(
+                backbone, minilm_folder, kind, head="ForSequenceClassification", num_labels=labels, **of_config
+            )
+            made[key] = save_cross_encoder(tmp_path_factory.mktemp("cross"), backbone, activation)
         return made[key]
 
     return make

@@ -38,21 +38,23 @@ async def scores_of(model: LocalReranker, query: str, texts: list[str]) -> np.nd
 
 
 @pytest.mark.parametrize(
-    ("kind", "pads"),
+    ("kind", "of_config", "pads"),
     [
-        ("bert", False),
-        ("roberta", False),
-        ("distilbert", False),
-        ("electra", False),
-        ("modernbert", False),
-        ("deberta", True),  # its attention cannot be replaced
-        ("mpnet", True),  # its attention has a bias
+        ("bert", {}, False),
+        ("roberta", {}, False),
+        ("distilbert", {}, False),
+        ("electra", {}, False),
+        ("modernbert", {"classifier_pooling": "cls"}, False),
+        ("modernbert", {"classifier_pooling": "mean"}, True),  # its head reads all tokens of a row
+        ("deberta", {}, True),  # its attention cannot be replaced
+        ("mpnet", {}, True),  # its attention has a bias
     ],
+    ids=lambda one: "-".join(one.values()) if isinstance(one, dict) else str(one),
 )
 async def test_scores_are_those_of_predict(
-    sentences: Sentences, tiny_cross_encoder: Make, kind: str, pads: bool
+    sentences: Sentences, tiny_cross_encoder: Make, kind: str, of_config: dict[str, str], pads: bool
 ) -> None:
-    folder = tiny_cross_encoder(kind)
+    folder = tiny_cross_encoder(kind, **of_config)
     model = LocalReranker(str(folder), device="cpu", dtype="float32")
     texts = sentences(40, seed=1, longest=90)  # some pairs are longer than the model reads
     ours, theirs = await scores_of(model, QUERY, texts), reference(folder, QUERY, texts)
