@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEPLOYMENTS = ("Gateway", "Embedder", "Reranker", "Store")
 
+_HEALTH = "/-/healthz"
 _LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -35,12 +36,14 @@ Metrics = Mapping[str, list[Row]]
 
 
 def parse(text: str) -> Metrics:
-    """The metrics of a text in Prometheus' format."""
+    """The metrics of a text in Prometheus' format, without those of Serve's own health checks."""
     found: defaultdict[str, list[Row]] = defaultdict(list)
     for line in text.splitlines():
         if match := _LINE.match(line):
             name, labels, value = match.groups()
-            found[name.removeprefix("ray_")].append(Row(dict(_LABEL.findall(labels or "")), float(value)))
+            row = Row(dict(_LABEL.findall(labels or "")), float(value))
+            if row.labels.get("route") != _HEALTH and row.labels.get("application") != "":
+                found[name.removeprefix("ray_")].append(row)
     return found
 
 

@@ -38,6 +38,8 @@ ray_memserve_cache_hits_total{deployment="Gateway",replica="g1"} 30.0
 ray_memserve_cache_misses_total{deployment="Gateway",replica="g1"} 90.0
 ray_serve_num_http_requests_total{route="/v1/embeddings",status_code="200"} 90.0
 ray_serve_num_http_requests_total{route="/health",status_code="200"} 10.0
+ray_serve_num_http_requests_total{application="memserve",route="/-/healthz",status_code="200"} 70.0
+ray_serve_num_http_requests_total{application="",route="/",status_code="404"} 80.0
 ray_serve_num_http_error_requests_total{route="/a",error_code="429"} 4.0
 ray_serve_http_request_latency_ms_bucket{route="/a",le="10.0"} 55.0
 ray_serve_http_request_latency_ms_bucket{route="/b",le="10.0"} 0.0
