@@ -108,7 +108,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(repetitions(6, quick=3)))
 def test_files_hold_the_texts_that_can_be_read_and_no_other(
     sqlite_url: str, tmp_path: Path, clock: Clock, seed: int
 ) -> None:
@@ -132,7 +132,7 @@ def test_files_hold_the_texts_that_can_be_read_and_no_other(
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(repetitions(4, quick=2)))
 def test_a_crash_in_a_step_leaves_no_erased_text(sqlite_url: str, tmp_path: Path, clock: Clock, seed: int) -> None:
     """The machine stops while a step is written: the end of the write-ahead log is missing."""
     store = Store.open(sqlite_url, dim=DIM, model="fake", now=clock, index=IndexOptions(switch=50))
