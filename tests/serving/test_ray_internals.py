@@ -77,6 +77,7 @@ def test_haproxy_cfg_holds_each_of_our_lines_once(tmp_path: Path) -> None:
         "option http-buffer-request",
         "option redispatch 2",
         "option dontlog-normal",
+        'log-format "%ci:%cp [%tr] %ft %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %tsc %ac/%fc/%bc/%sc/%rc %sq/%bq %HM %ID"',
         "unique-id-format %[date(0,us)]-%[uuid]",
         f"unique-id-header {HEADER}",
         "timeout http-request 300s",
