@@ -90,7 +90,7 @@ def test_haproxy_cfg_holds_each_of_our_lines_once(tmp_path: Path) -> None:
     errorfiles = [number for number, line in enumerate(defaults) if line.startswith("errorfile")]
     assert max(errorfiles) < defaults.index(answers[0])
     assert lines.count("tune.bufsize 131072") == 1
-    assert [line for line in lines if line.startswith("unique-id")] == in_defaults[3:5]
+    assert [line for line in lines if line.startswith("unique-id")] == in_defaults[4:6]
 
     backend = lines[lines.index("backend memserve") :]
     *rules, server = rules
