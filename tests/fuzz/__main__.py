@@ -45,6 +45,7 @@ include-name = [
     "POST /v1/users/{user_id}/memories",
     "POST /v1/memories",
     "POST /v1/users/{user_id}/memories/search",
+    "POST /v1/users/{user_id}/memories/duplicates",
     "GET /v1/users/{user_id}/memories",
     "DELETE /v1/users/{user_id}/memories",
     "PATCH /v1/users/{user_id}/memories/{memory_id}",
