@@ -17,10 +17,10 @@ WITHOUT_SERVER := --ignore=tests/cluster --ignore=tests/clients
 serve: $(INSTALLED)
 	@exec $(BIN)/memserve serve $(CONFIG)
 
-# The tests that start no Ray Serve and are not marked slow, in two processes. Of those for both databases, the ones with
-# SQLite.
+# The tests that start no Ray Serve, load no PyTorch model and are not marked slow, in two processes. Of those for both
+# databases, the ones with SQLite.
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(WITHOUT_SERVER) -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(WITHOUT_SERVER) --ignore=tests/embedding/local -m "not slow" $(PYTEST_ARGS)
 
 # All tests: first those without Ray Serve, then those against a live server, which need both cores.
 test: $(INSTALLED)

@@ -9,25 +9,31 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from deployments.embedding.load import DEFAULT_MODEL, resolve
-from deployments.embedding.local.model import LocalModel
 from tests.local_app import LocalApp
+
+if TYPE_CHECKING:
+    from deployments.embedding.local.model import LocalModel
+
+pytestmark = pytest.mark.slow  # a real model reads bodies of 16 MiB
 
 BODY = (16 << 20) - 64
 LONGEST_S = 0.1
 
 
 @pytest.fixture(scope="module")
-def minilm() -> LocalModel:
+def minilm() -> "LocalModel":
+    from deployments.embedding.local.model import LocalModel
+
     return LocalModel(resolve(DEFAULT_MODEL), device="cpu", dtype="float32")
 
 
 @pytest.fixture
-async def local(tmp_path: Path, minilm: LocalModel) -> AsyncIterator[LocalApp]:
+async def local(tmp_path: Path, minilm: "LocalModel") -> AsyncIterator[LocalApp]:
     app = await LocalApp.start(tmp_path, model={"token_ids": "any"})
     engine, fake = app.model.engine, app.model.engine.model
     engine.model = minilm
@@ -57,13 +63,7 @@ BODIES: dict[str, tuple[str, int, Callable[[], Any]]] = {
 }
 
 
-# Their bodies take seconds of CPU to make and to parse, and are read by the code that reads others.
-SLOW = ("ideographs", "lists of token ids", "a text to embed", "a text to cut", "too much to decode")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in BODIES]
-)
+@pytest.mark.parametrize("name", BODIES)
 async def test_the_event_loop_does_not_stand_still(local: LocalApp, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     path, status, make = BODIES[name]
     body = json.dumps(make(), ensure_ascii=False, separators=(",", ":")).encode()

@@ -7,10 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import BertConfig, BertModel
 
 from benchmarks import gpu, growth
-from benchmarks.engine_sweep import matrix_flops
 from benchmarks.growth import memories, milliseconds, users
 from benchmarks.server import Failed
 
@@ -94,7 +92,12 @@ def test_a_card_without_a_name_has_a_row_too() -> None:
     assert lines == [["matrix products", "4.00 TFLOP/s", "", "a card, m, bfloat16, 01234567"]]
 
 
+@pytest.mark.slow
 def test_the_operations_of_a_model_are_those_for_every_token() -> None:
+    from transformers import BertConfig, BertModel
+
+    from benchmarks.engine_sweep import matrix_flops
+
     shape = {"vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2}
     bert = BertModel(BertConfig(**shape, intermediate_size=32, max_position_embeddings=16))
     assert bert.pooler is not None

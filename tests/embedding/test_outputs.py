@@ -7,7 +7,6 @@ import pickle
 
 import numpy as np
 import pytest
-from sentence_transformers.util import quantize_embeddings
 
 from deployments.embedding.outputs import Answers, EmbedResult, Scores, Timings, cut, quantise, to_base64
 from deployments.errors import EmbeddingFailed
@@ -30,7 +29,10 @@ def test_cut_keeps_the_first_dimensions_at_length_one() -> None:
     assert np.array_equal(cut(np.asarray([[0, 0, 1]], np.float32), 2), [[0, 0]])
 
 
+@pytest.mark.slow  # imports PyTorch
 def test_bits_are_packed_as_sentence_transformers_packs_them() -> None:
+    from sentence_transformers.util import quantize_embeddings
+
     vectors = units(7, 40)
     for precision in ("binary", "ubinary"):
         ours, theirs = quantise(vectors, precision), quantize_embeddings(vectors, precision)
