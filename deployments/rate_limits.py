@@ -12,6 +12,8 @@ Guarantees:
   bucket too.
 - A gateway asks about once a second for each bucket that it uses, and once for each lease that it uses up before. While
   it shares a bucket that is empty, it asks again after `EMPTY_S` at the earliest.
+- If a gateway takes more than its lease, because a request has more than the limit or is charged afterwards, it tells
+  the store replica at once. So the debt holds for all gateways.
 - A gateway that cannot ask admits by its own computation, so the limit then holds for each gateway.
 
 What may be lost: a bucket is in memory alone. If the replica ends, or replicas are added, a bucket may begin anew,
@@ -224,25 +226,35 @@ class LeasedBucket:
 
     def charge(self, amount: float) -> None:
         """Take an amount that is not refused, or give one back if it is negative."""
+        now = self._clock()
         self._used += amount
         self._lease -= amount
-        self._computed.add(-amount, self._clock())
+        self._computed.add(-amount, now)
+        if amount > 0 and self._renewal is None and self._lease + self._flown(now) < -_ROUNDING:
+            self._begin_to_ask(0.0)
+
+    def _flown(self, now: float) -> float:
+        """What has flown into the bucket since the last lease and may be used without asking."""
+        return min(now - self._leased_at, LEASE_S) * self.limit / 60 if self._alone else 0.0
 
     def _leased(self, now: float) -> float:
         """What may be taken without asking."""
-        flown = (now - self._leased_at) * self.limit / 60 if self._alone else 0.0
-        return min(self._lease + flown, self._computed.level(now))
+        return min(self._lease + self._flown(now), self._computed.level(now))
 
     async def _renew(self, needed: float) -> None:
         """Ask for a lease, or wait for the one that was asked for."""
-        if self._renewal is None:
-            # It serves several requests, so it runs in the context of none.
-            self._renewal = asyncio.get_running_loop().create_task(self._ask_for(needed), context=contextvars.Context())
-        await asyncio.wait([self._renewal])
+        await asyncio.wait([self._renewal or self._begin_to_ask(needed)])
+
+    def _begin_to_ask(self, needed: float) -> asyncio.Task[None]:
+        # It serves several requests, so it runs in the context of none.
+        loop = asyncio.get_running_loop()
+        self._renewal = loop.create_task(self._ask_for(needed), context=contextvars.Context())
+        return self._renewal
 
     async def _ask_for(self, needed: float) -> None:
+        """Ask for a lease, and tell what was used of the one before."""
         used, self._lease, self._leased_at = self._used, 0.0, -math.inf
-        level = self._computed.level(self._clock())
+        level, overdrawn = self._computed.level(self._clock()), False
         try:
             async with asyncio.timeout(ASK_S):
                 ask = Ask(self._name, self._gateway, self.limit, needed, self._granted - used, level)
@@ -257,9 +269,12 @@ class LeasedBucket:
             self._lease = lease.granted - self._used
             self._computed.set(lease.left + self._lease, now)
             self._empty_until, self._empty_for = (-math.inf if lease.alone else now + lease.wait_s), needed
+            overdrawn = self._lease < -_ROUNDING  # by amounts that were charged meanwhile
         finally:
             self._renewal = None
         self._leased_at = now
+        if overdrawn:
+            self._begin_to_ask(0.0)
 
     def _refusal(self, amount: float, wait_s: float) -> RateLimited:
         wait = max(1, math.ceil(wait_s))

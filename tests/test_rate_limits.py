@@ -190,6 +190,61 @@ async def test_what_a_gateway_gives_back_can_be_used_by_another() -> None:
     assert await cluster.admits(1, 80)
 
 
+async def turns(count: int = 5) -> None:
+    """Let the tasks that tell the store of a debt end."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_request_that_is_larger_than_the_limit_is_a_debt_in_all_gateways() -> None:
+    cluster = Cluster(2, 1000)
+    assert await cluster.admits(0, 50_000)
+    await turns()
+    cluster.clock.now += 61
+    assert not await cluster.admits(1, 50_000)
+    assert not await cluster.admits(1, 1)
+    cluster.clock.now += 50 * 60
+    assert await cluster.admits(1, 1)
+
+
+async def test_an_amount_that_is_charged_afterwards_is_a_debt_in_all_gateways() -> None:
+    """Before the gateway has asked for a lease, during its call, and when the lease is long used up."""
+    for admitted, pause_s in ((0, 0), (1, 0), (1, 60)):
+        cluster = Cluster(2, 1000)
+        for _ in range(admitted):
+            assert await cluster.admits(0)
+        cluster.clock.now += pause_s
+        cluster.gateways[0].charge(25_000)
+        await asyncio.sleep(0)
+        cluster.gateways[0].charge(25_000)
+        await turns()
+        cluster.clock.now += 61
+        assert not await cluster.admits(1, 900), (admitted, pause_s)
+
+
+async def test_a_debt_is_told_while_a_call_is_in_progress() -> None:
+    """By a second call that follows the first one, and none after it."""
+    cluster = Cluster(2, 1000)
+    called, answer = asyncio.Event(), asyncio.Event()
+    ask = cluster.ask
+
+    async def slow(one: Ask) -> Lease:
+        lease = await ask(one)
+        called.set()
+        await answer.wait()
+        return lease
+
+    cluster.gateways[0]._ask = slow
+    request = asyncio.create_task(cluster.admits(0))
+    await called.wait()
+    cluster.gateways[0].charge(50_000)
+    answer.set()
+    assert not await request
+    await turns()
+    assert cluster.asks == 2
+    assert not await cluster.admits(1, 900)
+
+
 async def test_a_limit_that_changes_begins_anew() -> None:
     clock = Clock()
     store = SharedBuckets(clock)
