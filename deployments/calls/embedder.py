@@ -8,6 +8,8 @@ Guarantees:
 - A request that is larger than a call is sent piece by piece: a few pieces of it wait or run at a time, and the next
   one follows when one of them is done. So its length does not make others wait, and it is admitted by its first piece.
 - What is queued for longer than `max_wait_s`, or past its deadline, is not sent.
+- A request that fails, or whose client disconnects, is charged the tokens of those of its pieces that were sent and
+  that the embedder did not refuse. The tokens of a piece without a result are estimated.
 
 Nothing is durable: queued requests are lost with the process.
 """
@@ -30,7 +32,14 @@ from deployments.embedding.engine import CHARACTERS_PER_TOKEN, MOST_CHARACTERS_P
 from deployments.embedding.model import InputType, ModelInfo, TextToken, Truncate
 from deployments.embedding.outputs import EmbedResult, Timings
 from deployments.embedding.packing import runs
-from deployments.errors import MemserveError, ShuttingDown, renumbered
+from deployments.errors import (
+    InvalidRequest,
+    MemserveError,
+    Overloaded,
+    ShuttingDown,
+    Unavailable,
+    renumbered,
+)
 from deployments.fair_queue import Turn
 from deployments.rate_limits import tokens_of_request
 
@@ -55,8 +64,24 @@ def estimated_tokens(given: object, limit: int, prompt: str = "") -> int:
     return min(limit, len(cast(list[int], given)))
 
 
-# A request for the embedder, and its deadline.
-_Queued = tuple[EmbedRequest, float | None]
+@dataclass(slots=True)
+class _Queued:
+    """A request for the embedder, its deadline, and whether it was sent."""
+
+    request: EmbedRequest
+    deadline: float | None
+    sent: bool = False
+
+
+@dataclass(slots=True)
+class _Spent:
+    """The tokens of the inputs of one request that the embedder has read, or may have read."""
+
+    tokens: int = 0
+
+
+_NOT_RUN = (InvalidRequest, Overloaded, Unavailable)
+"""The errors of requests whose inputs the embedder did not run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +91,7 @@ class _Work:
     Attributes:
         realm: part of the key in the cache; None if the cache is not used.
         revision: of the model, with its limit; part of the key in the cache.
+        spent: is charged if the request fails.
     """
 
     prompt: str
@@ -74,6 +100,7 @@ class _Work:
     turn: Turn
     realm: str | None
     revision: str
+    spent: _Spent
 
 
 class EmbedderCalls:
@@ -140,16 +167,17 @@ class EmbedderCalls:
 
     def _tokens_of(self, queued: _Queued) -> int:
         assert self._info is not None  # `embed` asks for it
-        request, _ = queued
+        request = queued.request
         limit = self._info.limit(request.input_type)
         return sum(estimated_tokens(given, limit, request.prompt) for given in request.inputs)
 
     async def _call(self, queued: list[_Queued]) -> Sequence[EmbedResult | Exception]:
         now = self._clock()
-        requests = [
-            request if deadline is None else replace(request, timeout_s=max(0.0, deadline - now))
-            for request, deadline in queued
-        ]
+        requests = []
+        for one in queued:
+            one.sent = True
+            left_s = None if one.deadline is None else max(0.0, one.deadline - now)
+            requests.append(one.request if left_s is None else replace(one.request, timeout_s=left_s))
         reply = await self._send(requests)
         not_begun = [n for n, answer in enumerate(reply) if isinstance(answer, ShuttingDown)]
         if not_begun:  # by a replica that is being stopped
@@ -213,7 +241,7 @@ class EmbedderCalls:
         total = sum(costs)
         turn = (turn or Turn()).in_bulk(len(inputs) > 1 and total > BULK_TOKENS)
         cached_for = realm if self.cache.max_bytes else None
-        work = _Work(prompt, truncate, input_type, turn, cached_for, f"{info.revision}-{limit}")
+        work = _Work(prompt, truncate, input_type, turn, cached_for, f"{info.revision}-{limit}", _Spent())
         limited = tokens_of_request.get()
         if limited is None:
             return await self._embed_work(work, inputs, costs)
@@ -221,13 +249,12 @@ class EmbedderCalls:
             limited.charge(total)
         else:
             await limited.take(total)
-        read = 0
         try:
             result = await self._embed_work(work, inputs, costs)
-            read = int(result.tokens.sum())
+            work.spent.tokens = int(result.tokens.sum())  # those of cached vectors are charged, too
             return result
         finally:
-            limited.charge(read - total)
+            limited.charge(work.spent.tokens - total)
 
     async def _embed_work(self, work: _Work, inputs: Inputs, costs: Sequence[int]) -> EmbedResult:
         pieces = list(runs(costs, self._call_tokens))
@@ -302,7 +329,17 @@ class EmbedderCalls:
         request = EmbedRequest(
             inputs, work.prompt, work.truncate, work.input_type, turn.caller, turn.bulk, begun=turn.begun
         )
-        return await self.batcher.submit((request, turn.deadline), turn)
+        queued = _Queued(request, turn.deadline)
+        try:
+            result = await self.batcher.submit(queued, turn)
+        except _NOT_RUN:
+            raise
+        except BaseException:  # also if the client has disconnected
+            if queued.sent:
+                work.spent.tokens += self._tokens_of(queued)
+            raise
+        work.spent.tokens += int(result.tokens.sum())
+        return result
 
     async def split(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[TextToken]]:
         """The tokens of each text, with their places in it. Raises InvalidRequest, Overloaded, DeadlineExceeded."""

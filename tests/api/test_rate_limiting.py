@@ -148,7 +148,7 @@ async def test_tokens_beyond_the_limit_are_refused_before_anything_is_queued(sta
     assert (await one("GET", "/v1/users")).status_code == 200  # embeds nothing
 
 
-async def test_a_request_that_fails_is_charged_no_tokens(start: Start) -> None:
+async def test_a_request_that_the_embedder_refuses_is_charged_no_tokens(start: Start) -> None:
     app = await start(tokens_per_minute=1000)
     one = await caller(app, "acme")
     answer = await one("POST", "/v1/embeddings", json={"input": ["word", 300 * "word "], "truncate": "none"})

@@ -26,6 +26,7 @@ from deployments.errors import (
     Unavailable,
 )
 from deployments.fair_queue import Turn
+from deployments.rate_limits import Ask, Lease, LeasedBucket, SharedBuckets, tokens_from
 from store.errors import OUTCOME_UNKNOWN
 
 
@@ -144,6 +145,59 @@ async def test_an_input_counts_at_most_the_tokens_that_the_model_reads() -> None
     handle.gate.set()
     assert (await documents).tokens.tolist() == [256] * 40
     await asyncio.gather(on_its_way, ids)
+
+
+def limit_of(tokens: int) -> LeasedBucket:
+    """A bucket that does not fill up while the test runs."""
+    shared = SharedBuckets(lambda: 0.0)
+
+    async def ask(one: Ask) -> Lease:
+        return shared.lease(one)
+
+    return LeasedBucket("key", tokens, ask, gateway="one", unit="tokens", clock=lambda: 0.0)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+async def test_a_request_that_is_cancelled_is_charged_for_the_pieces_that_were_sent(cache_bytes: int) -> None:
+    handle = EmbedderHandle()
+    calls, limit = calls_over(handle, call_tokens=30, cache_bytes=cache_bytes), limit_of(1000)
+    handle.gate.clear()
+    with tokens_from(limit):
+        asking = asyncio.create_task(calls.embed([f"text {n}" for n in range(100)], "", "end", realm="r"))
+        waiting = asyncio.create_task(calls.embed(["other"], "", "end", realm="r"))
+        await turns()
+        assert sum(sum(call) for call in handle.calls) == 20
+        asking.cancel()
+        waiting.cancel()
+        await asyncio.wait([asking, waiting])
+    assert limit.remaining == 1000 - 20 * 3  # an estimate
+    handle.gate.set()
+
+
+async def test_a_request_that_was_cancelled_before_it_was_sent_is_not_charged() -> None:
+    handle = EmbedderHandle()
+    calls, limit = calls_over(handle), limit_of(1000)
+    handle.gate.clear()
+    before = [asyncio.create_task(calls.embed([f"{n}"], "", "end", realm="r")) for n in range(2)]
+    await turns()
+    with tokens_from(limit):
+        asking = asyncio.create_task(calls.embed(["text"], "", "end", realm="r"))
+        await turns()
+        assert limit.remaining == 997
+        asking.cancel()
+        await asyncio.wait([asking])
+    assert (limit.remaining, handle.calls) == (1000, [[1, 1]])
+    handle.gate.set()
+    await asyncio.gather(*before)
+
+
+@pytest.mark.parametrize(("bad", "charged"), [("word " * 17, 0), ("a poison text", 5)])
+async def test_a_request_that_fails_is_charged_for_the_pieces_that_were_read(bad: str, charged: int) -> None:
+    """Of a piece that the embedder refuses it has read nothing; one that it fails on is charged by an estimate."""
+    calls, limit = calls_over(EmbedderHandle(), call_tokens=30), limit_of(1000)
+    with tokens_from(limit), pytest.raises((InvalidRequest, EmbeddingFailed)):
+        await calls.embed([*(f"text {n}" for n in range(20)), bad], "", "none", realm="r")
+    assert limit.remaining == 1000 - 20 * 2 - charged
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
