@@ -666,11 +666,13 @@ class Memserve:
         Raises:
             DeadlineExceeded: the next lines were still queued when the deadline passed that the request had when the
                 first lines were asked for.
+            Unauthorized: the key was revoked or has expired meanwhile.
         """
         tenant, user = who.user(user_id)
         deadline = deadline_of_request.get()  # the later pages are asked for after the request's context has ended
 
         async def page_after(cursor: ExportCursor | None) -> ExportPage:
+            await who.check()
             with deadlines.until(deadline):
                 return await self._store.export_page(tenant, user, cursor)
 
@@ -699,6 +701,9 @@ class Memserve:
         """Import NDJSON as it arrives, in chunks that may end anywhere.
 
         `{imported, unchanged}`, and `truncated`, the number of texts that were cut, if any was.
+
+        Raises:
+            Unauthorized: the key was revoked or has expired meanwhile. The lines before `param` are written.
         """
         tenant, user = who.user(user_id)
         epoch: int | None = None  # of the user; None until a page is written
@@ -724,6 +729,7 @@ class Memserve:
                 chunks,
                 max_line_bytes=self._max_import_line_bytes,
                 long_lines=self._long_lines,
+                check=who.check,
                 embed=embed,
                 write=write,
             )

@@ -4,6 +4,8 @@ Guarantees:
 - Every request that reaches a route has a principal. If keys are asked for, it is that of the request's key; without a
   usable key the request is refused, whatever its path, except for the paths that need none.
 - The body of a refused request is not read.
+- A key that is revoked, or expires, while a body is sent or an export is read writes and reads nothing more: it is
+  looked up again after the body, before each page of an import, and before each piece of an export.
 - All work of a request counts as its key's, so that callers of one key share what the queues give to one caller.
 
 Serve's health checks and a load balancer's probes carry no key, nor does a browser that opens the documentation. These
@@ -11,6 +13,7 @@ paths tell nothing of any tenant.
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -75,8 +78,9 @@ class Authentication:
                 self._count_refusal(None, None if credential is None else credential.id, to_http(error))
             await refusal(error, scope["path"], self._error_bodies)(scope, receive, send)
             return
+        principal = Principal.of_key(key, partial(find_key, credential))
         with work_of(f"key:{key.id}"):
-            await self.app(_with_state(scope, principal=Principal.of_key(key), key=key), receive, send)
+            await self.app(_with_state(scope, principal=principal, key=key), receive, send)
 
 
 def _with_state(scope: Scope, **added: Any) -> Scope:

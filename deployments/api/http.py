@@ -261,6 +261,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         TooLarge: as soon as it is known to be longer than `max_bytes`, compressed or unpacked.
         Overloaded: the bodies of other requests take too much memory.
         UnsupportedEncoding, InvalidRequest: see `body_chunks`.
+        Unauthorized: the key was revoked or has expired while the body was sent, which may take long.
     """
     declared, size = request.headers.get("content-length", ""), 0
     if declared.isdecimal():
@@ -270,6 +271,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
         _admit_body(request, size, max_bytes)
+    await principal_of(request).check()
     return b"".join(chunks)
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from deployments.errors import InvalidRequest, Overloaded, TooLarge, renumbered
+from deployments.errors import InvalidRequest, LocatedError, Overloaded, TooLarge, renumbered
 from store import Deduplicator, ExportCursor, ExportPage, Imported, ImportLine, parse_lines
 
 PIECE_LINES = 200
@@ -30,6 +30,7 @@ MAX_EMPTY_BYTES = 64 * 1024  # of empty lines, beyond those of other lines; read
 
 PageAfter = Callable[[ExportCursor | None], Awaitable[ExportPage]]
 Embed = Callable[[list[str]], Awaitable[np.ndarray]]
+Check = Callable[[], Awaitable[None]]
 Write = Callable[[Sequence[ImportLine]], Awaitable[Imported]]
 
 
@@ -87,13 +88,21 @@ async def export_pieces(page_after: PageAfter) -> AsyncIterator[bytes]:
 
 
 async def import_pieces(
-    chunks: AsyncIterable[bytes], *, max_line_bytes: int, long_lines: LongLines, embed: Embed, write: Write
+    chunks: AsyncIterable[bytes],
+    *,
+    max_line_bytes: int,
+    long_lines: LongLines,
+    check: Check,
+    embed: Embed,
+    write: Write,
 ) -> Imported:
     """Import lines as they arrive.
 
     Args:
         chunks: NDJSON, cut anywhere.
         long_lines: those of all imports of this process. A long line waits here until the one before is written.
+        check: is called before each piece, and raises an error if no more may be written. The error gets the number of
+            the first line that is not written.
         embed: (n, dim) float32 vectors of n texts. The position of an error is the index of its text.
         write: writes lines that all have a vector, at least one.
 
@@ -106,6 +115,10 @@ async def import_pieces(
     imported = unchanged = 0
     async with aclosing(split_lines(chunks, max_line_bytes, long_lines)) as lines_, aclosing(_pieces(lines_)) as pieces:
         async for piece in pieces:
+            try:
+                await check()
+            except LocatedError as error:
+                raise error.at(None, piece.first) from error
             lines = await asyncio.to_thread(_parsed, piece)  # a piece takes about 10 ms of CPU time
             done = await write(await _with_vectors(lines, embed))
             imported, unchanged = imported + done.imported, unchanged + done.unchanged

@@ -1,6 +1,7 @@
 """Who makes a request: the tenant and the user that it may reach, and what it may do there.
 
-A principal is made once, at the door, and is never changed. The tenant of everything that a request reads or writes
+A principal is made once, at the door, and is never changed. A request that lasts, such as an import, asks with `check`
+whether its key can still be used. The tenant of everything that a request reads or writes
 comes from it: `user` and `whole_tenant` name what a call is about, and refuse what the principal may not reach. They
 look nothing up, so a refusal is the same, and takes as long, whether the user exists or not.
 """
@@ -8,7 +9,7 @@ look nothing up, so a refusal is the same, and takes as long, whether the user e
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from deployments.errors import Forbidden, Unauthorized
@@ -17,6 +18,8 @@ from store import DEFAULT_TENANT, SCOPES, Credential, Key, NotFound, Scope, cred
 KeyScope: TypeAlias = Scope
 FindKey: TypeAlias = Callable[[Credential], Awaitable[Key | None]]
 """Looks up a key. Raises Unavailable if that is not possible at the moment."""
+FindAgain: TypeAlias = Callable[[], Awaitable[Key | None]]
+"""Looks up the key of one request, as `FindKey` does."""
 
 _SCHEMES = ("bearer", "token")
 _NOBODYS_KEY = ""
@@ -35,22 +38,34 @@ class Principal:
     Attributes:
         user_id: the only user that the request may reach; None if it may reach all users of its tenant.
         key_id: the public id of the key that was sent, for logs and metrics; None if no key was asked for.
+        find_again: looks the key up, for `check`; None if no key was asked for.
     """
 
     tenant: str
     user_id: str | None
     scopes: frozenset[KeyScope]
     key_id: str | None
+    find_again: FindAgain | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of_key(cls, key: Key) -> Principal:
+    def of_key(cls, key: Key, find_again: FindAgain | None = None) -> Principal:
         """The principal of a request that carries this key."""
-        return cls(key.tenant, key.user_id, frozenset(key.scopes), key.id)
+        return cls(key.tenant, key.user_id, frozenset(key.scopes), key.id, find_again)
 
     @classmethod
     def of_tenant(cls, tenant: str) -> Principal:
         """The principal of a handle call: code in the cluster may do everything, and names the tenant itself."""
         return ANYONE if tenant == DEFAULT_TENANT else cls(tenant, None, ANYONE.scopes, None)
+
+    async def check(self) -> None:
+        """Check again, in the middle of a request, that its key can be used.
+
+        Raises:
+            Unauthorized: the key was revoked or has expired since the request began.
+            Unavailable: the log cannot be asked, and this gateway no longer remembers the key.
+        """
+        if self.find_again is not None and await self.find_again() is None:
+            raise unknown_key()
 
     def may(self, scope: KeyScope) -> bool:
         """Whether the request may do what needs this scope. No scope includes another one."""

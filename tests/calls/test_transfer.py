@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.calls.transfer import MAX_EMPTY_BYTES, PIECE_BYTES, PIECE_LINES, LongLines, import_pieces, split_lines
-from deployments.errors import InvalidRequest, Overloaded, TooLarge
+from deployments.errors import InvalidRequest, Overloaded, TooLarge, Unauthorized
 from store import Imported, ImportLine, InvalidInput
 
 VECTOR = [1.0, 2.0]
@@ -32,10 +32,15 @@ class Target:
     def __init__(self) -> None:
         self.pieces: list[Sequence[ImportLine]] = []
         self.embedded: list[list[str]] = []
+        self.may_write: int | None = None
 
     @property
     def positions(self) -> list[list[int]]:
         return [[line.position for line in piece] for piece in self.pieces]
+
+    async def check(self) -> None:
+        if len(self.pieces) == self.may_write:
+            raise Unauthorized("no more")
 
     async def embed(self, texts: list[str]) -> np.ndarray:
         self.embedded.append(texts)
@@ -53,6 +58,7 @@ class Target:
             stream([data]),
             max_line_bytes=max_line_bytes,
             long_lines=LongLines(max_line_bytes),
+            check=self.check,
             embed=self.embed,
             write=self.write,
         )
@@ -200,7 +206,12 @@ async def test_one_long_line_at_a_time_is_held_in_memory() -> None:
                 yield data[2000:]
 
         running = import_pieces(
-            chunks(), max_line_bytes=1 << 22, long_lines=long_lines, embed=Target().embed, write=write
+            chunks(),
+            max_line_bytes=1 << 22,
+            long_lines=long_lines,
+            check=Target().check,
+            embed=Target().embed,
+            write=write,
         )
         return asyncio.create_task(running)
 
@@ -250,3 +261,13 @@ async def test_empty_lines_are_bounded() -> None:
     assert await target.run(whole) == Imported(1, 0)
     with pytest.raises(InvalidRequest):
         await target.run(whole + b"\n")
+
+
+async def test_an_import_that_may_not_go_on_names_the_first_line_that_is_not_written() -> None:
+    target = Target()
+    target.may_write = 1
+    data = b"\n" + b"".join(line(str(n)) for n in range(2 * PIECE_LINES))
+    with pytest.raises(Unauthorized) as refused:
+        await target.run(data)
+    assert refused.value.position == PIECE_LINES == target.positions[0][-1] + 1
+    assert len(target.pieces) == len(target.embedded) == 1
