@@ -39,8 +39,8 @@ MAY_IMPORT = {
     "deployments.embedding": "deployments.batcher deployments.errors deployments.fair_queue",
     "deployments.embedding.local": "deployments.embedding.model deployments.embedding.token_ids deployments.errors "
     "torch",
-    "deployments.serving": "deployments.embedding deployments.errors deployments.requests.origin deployments.settings "
-    "store.errors ray starlette",
+    "deployments.serving": "deployments.embedding deployments.errors deployments.requests.origin "
+    "deployments.requests.receive deployments.settings store.errors ray starlette",
     "deployments.batcher": "deployments.errors deployments.fair_queue deployments.patience",
     "deployments.fair_queue": "",
     "deployments.patience": "deployments.fair_queue",

@@ -45,6 +45,7 @@ from deployments.requests import bodies, deadlines
 from deployments.requests.fields import NewId, StoredId
 from deployments.requests.origin import Origin
 from deployments.requests.principal import KeyScope, Principal
+from deployments.requests.receive import RECEIVE
 from deployments.service import Memserve
 
 logger = logging.getLogger("memserve.api")
@@ -204,7 +205,10 @@ def _no_parameters() -> None:
 
 
 class RawPath:
-    """ASGI middleware that routes by the path as it was sent, so that `%2F` inside an id does not split the path."""
+    """ASGI middleware that routes by the path as it was sent, so that `%2F` inside an id does not split the path.
+
+    It also gives the application the `receive` that reads the body from the connection, if there is one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -213,7 +217,7 @@ class RawPath:
         raw = scope.get("raw_path")
         if scope["type"] == "http" and raw:
             scope = {**scope, "path": raw.split(b"?", 1)[0].decode("latin-1")}
-        await self.app(scope, receive, send)
+        await self.app(scope, scope.get(RECEIVE, receive), send)
 
 
 def decode_id(segment: str, name: str, *, new: bool = False) -> str:

@@ -5,9 +5,12 @@ between the two has sent half an answer, and HAProxy can then neither resend the
 it. An answer of one write arrives completely or not at all, and in the second case the request is resent
 (deployments/serving/ray_internals.py).
 
-The body of an import is not read ahead. Serve reads a body into memory, without a bound, to notice at once that its
-client has disconnected. An import may be larger than memory and is processed piece by piece, so Serve is told not to
-watch for the disconnect; the import reads the body itself and notices it there.
+The body of a request is read when the application asks for it, and no sooner. Serve would read it ahead into memory,
+without a bound, to notice at once that its client has disconnected. Serve is told of the disconnect alone, and the
+application reads from the connection, of which at most 64 KiB and one read more wait in memory. The disconnect of a
+client is noticed at once, unless more than this of its body is still unread.
+
+Serve is told not to watch for the disconnect of an import, which reads its body piece by piece and notices it there.
 
 A header that is not UTF-8 is taken for Latin-1. Serve decodes some headers, and would answer 500 if it could not.
 
@@ -27,10 +30,12 @@ from typing import Any
 
 import httptools
 import orjson
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deployments.errors import HttpError
-from deployments.serving.ray_internals import DO_NOT_READ_AHEAD, use_http_protocol
+from deployments.requests.receive import RECEIVE
+from deployments.serving.ray_internals import DO_NOT_WATCH, use_http_protocol
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _IMPORT = re.compile(rb"/v1/users/[^/?]+/import(\?|$)")
@@ -68,9 +73,28 @@ class CorkedTransport:
 class GatewayProtocol(HttpToolsProtocol):
     """One connection."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._application = self.app
+        self.app = self._answer
+        self._lost = asyncio.Event()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request: Serve waits for the disconnect, and the application alone reads the body."""
+        await self._application({**scope, RECEIVE: receive}, self._disconnected, send)
+
+    async def _disconnected(self) -> Message:
+        await self._lost.wait()
+        return {"type": "http.disconnect"}
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Put the collecting transport in front of the connection's own."""
         super().connection_made(CorkedTransport(transport))  # type: ignore[arg-type]  # used as a transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell Serve of the disconnect."""
+        self._lost.set()
+        super().connection_lost(exc)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Decode a value that is not UTF-8 as Latin-1. Leave out a request id that is not valid."""
@@ -82,9 +106,9 @@ class GatewayProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Tell Serve not to read the body of an import ahead."""
-        if _IMPORT.match(self.url) and DO_NOT_READ_AHEAD not in self.headers:
-            self.headers.append(DO_NOT_READ_AHEAD)
+        """Tell Serve not to watch for the disconnect of an import."""
+        if _IMPORT.match(self.url) and DO_NOT_WATCH not in self.headers:
+            self.headers.append(DO_NOT_WATCH)
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:

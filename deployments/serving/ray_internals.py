@@ -304,10 +304,16 @@ def use_http_protocol(path: str) -> None:
 
 
 # What: Serve reads a request's body ahead, into memory and without a bound, to notice at once that its client has
-#   disconnected. This header switches that off for one request; its last occurrence counts.
-# Why: an import may be larger than memory.
-# Without it: a large import ends its gateway by exhausting memory.
-DO_NOT_READ_AHEAD = (b"x-request-disconnect-disabled", b"?1")
+#   disconnected, and then cancels the request. It calls the `receive` that uvicorn gives it, on the event loop of the
+#   application, and passes the scope on with the keys that it does not know.
+# Why: deployments/serving/protocol.py gives Serve a `receive` that tells of the disconnect alone, and the application
+#   its own in the scope.
+# Without it: the bodies of requests that wait take any amount of memory.
+#
+# What: this header makes Serve not watch for the disconnect of one request; its last occurrence counts.
+# Why: an import notices the disconnect itself, between two pieces of its body.
+# Without it: an import is cancelled in the middle of a piece.
+DO_NOT_WATCH = (b"x-request-disconnect-disabled", b"?1")
 
 # --- Routing by user ------------------------------------------------------------------------------------------------
 #

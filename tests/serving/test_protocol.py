@@ -1,4 +1,4 @@
-"""Answers in one write, imports that are not read ahead, headers of any encoding, upgrades, and what is not HTTP."""
+"""Answers in one write, bodies that are not read ahead, headers of any encoding, upgrades, and what is not HTTP."""
 
 import asyncio
 import json
@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import uvicorn
+from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from ray.serve._private.http_util import parse_disconnect_disabled_header
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from deployments.api.http import RawPath
+from deployments.requests.receive import RECEIVE
 from deployments.serving.protocol import GatewayProtocol, install
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -19,10 +22,11 @@ LAST_REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
 
 
 class Wire(asyncio.Transport):
-    """A connection that keeps each write, and None for its close."""
+    """A connection that keeps each write, and None for its close. `reads` is whether it reads."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.reads = True
         self.writes: list[bytes | None] = []
         self._changed = asyncio.Event()
 
@@ -44,9 +48,18 @@ class Wire(asyncio.Transport):
     def is_closing(self) -> bool:
         return None in self.writes
 
-    def pause_reading(self) -> None: ...
+    def pause_reading(self) -> None:
+        self.reads = False
 
-    def resume_reading(self) -> None: ...
+    def resume_reading(self) -> None:
+        self.reads = True
+
+
+async def turns_until(condition: Callable[[], bool]) -> None:
+    """Let the event loop run until a condition holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
 
 
 async def serve(app: ASGIApp, ask: Callable[[GatewayProtocol, Wire], Awaitable[None]]) -> list[bytes | None]:
@@ -141,7 +154,7 @@ async def test_nothing_is_written_to_a_closed_connection() -> None:
         ("/v1/embeddings?/v1/users/ann/import", False),
     ],
 )
-async def test_serve_does_not_read_the_body_of_an_import(path: str, left: bool) -> None:
+async def test_serve_does_not_watch_for_the_disconnect_of_an_import(path: str, left: bool) -> None:
     told: list[bool] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,6 +167,84 @@ async def test_serve_does_not_read_the_body_of_an_import(path: str, left: bool) 
 
     await serve(app, ask)
     assert told == [left]
+
+
+def chunk(body: bytes) -> bytes:
+    return f"{len(body):x}\r\n".encode() + body + b"\r\n"
+
+
+async def test_a_body_waits_in_the_connection_until_the_application_reads_it() -> None:
+    """Serve's own reader stands between the connection and the application, as in a gateway."""
+    may_read, has_read, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    body = bytearray()
+
+    async def work(scope: Scope, receive: Receive, send: Send) -> None:
+        await may_read.wait()
+        more = True
+        while more:
+            message = await receive()
+            body.extend(message["body"])
+            more = message["more_body"]
+        has_read.set()
+        await asyncio.Event().wait()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        reader = ASGIDIReceiveProxy(scope, receive, asyncio.get_running_loop())
+        watch = reader.fetch_until_disconnect_task()
+        working = asyncio.create_task(RawPath(work)(scope, reader, send))
+        await asyncio.wait([watch, working], return_when=asyncio.FIRST_COMPLETED)
+        assert watch.done() and not working.done()
+        working.cancel()
+        cancelled.set()
+
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.data_received(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+        sent = 0
+
+        async def send_what_is_read() -> None:
+            nonlocal sent
+            while wire.reads and sent < 100:
+                protocol.data_received(chunk(b"%02d" % sent * 20_000))
+                sent += 1
+                for _ in range(10):
+                    await asyncio.sleep(0)
+
+        await send_what_is_read()
+        assert sent == 2
+        may_read.set()
+        await turns_until(lambda: wire.reads)
+        await send_what_is_read()
+        protocol.data_received(chunk(b""))
+        async with asyncio.timeout(10):
+            await has_read.wait()
+        assert bytes(body) == b"".join(b"%02d" % number * 20_000 for number in range(100))
+        assert wire.reads
+        assert not cancelled.is_set()
+        protocol.connection_lost(None)
+        async with asyncio.timeout(10):
+            await cancelled.wait()
+
+    await serve(app, ask)
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 1000])
+async def test_a_client_that_gives_up_is_noticed_before_its_body_is_read(body: bytes) -> None:
+    watching, noticed = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        watching.set()
+        assert await receive() == {"type": "http.disconnect"}
+        noticed.set()
+
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.data_received(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        await watching.wait()
+        assert not noticed.is_set()
+        protocol.connection_lost(None)
+        async with asyncio.timeout(10):
+            await noticed.wait()
+
+    await serve(app, ask)
 
 
 async def test_headers_that_serve_decodes_are_utf_8() -> None:
@@ -203,7 +294,7 @@ async def test_a_request_id_that_is_not_valid_is_left_out(given: bytes, kept: bo
 async def test_a_request_to_upgrade_is_answered_as_any_other(upgrade: str, body: bytes) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
-        message = await receive()
+        message = await scope[RECEIVE]()
         await Response(b"read " + message["body"])(scope, receive, send)
 
     async def ask(protocol: GatewayProtocol, wire: Wire) -> None:

@@ -138,10 +138,16 @@ def test_serve_starts_uvicorn_with_the_protocol_of_its_table(monkeypatch: pytest
 
 
 def test_serve_obeys_the_last_disconnect_header() -> None:
-    name, value = ray_internals.DO_NOT_READ_AHEAD
+    name, value = ray_internals.DO_NOT_WATCH
     assert name.decode() == constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER
     assert http_util.parse_disconnect_disabled_header(dict([(name, b"?0"), (name, value)]))
     assert not http_util.parse_disconnect_disabled_header({})
+
+
+def test_serve_waits_for_the_disconnect_with_the_receive_that_it_is_given() -> None:
+    source = " ".join(inspect.getsource(replica.Replica._direct_ingress_asgi).split())
+    assert "_call_http_entrypoint( user_method_info, scope, receive_proxy, send_user_message )" in source
+    assert "elif receive_task in done: request_task.cancel()" in source
 
 
 def test_the_router_takes_our_options() -> None:
