@@ -34,8 +34,33 @@ class Unset(Enum):
 UNSET: Final = Unset.UNSET
 
 
+class _Pickled:
+    """Pickles as the class and its fields. The default of frozen dataclasses takes twice as long in both directions.
+
+    The last fields are left out while they have their defaults. So a process of an older version, whose class lacks the
+    newest fields, can read a value that does not use them. New fields must be added at the end, with defaults.
+    """
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        values = tuple(map(self.__getattribute__, self.__slots__))
+        pickled: Any = type(self)
+        defaults = _defaults(pickled)
+        used = len(values)
+        while used and values[used - 1] is defaults[used - 1]:
+            used -= 1
+        return pickled, values[:used]
+
+
+@cache
+def _defaults(pickled: Any) -> tuple[Any, ...]:
+    """The default of each field; MISSING if it has none."""
+    return tuple(one.default for one in fields(pickled))
+
+
 @dataclass(frozen=True, slots=True)
-class NewMemory:
+class NewMemory(_Pickled):
     """A memory that is to be written to the log.
 
     Args:
@@ -73,7 +98,7 @@ class NewMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Append:
+class Append(_Pickled):
     """One caller's memories for one user. Either all of them are written or none.
 
     Args:
@@ -118,31 +143,6 @@ class AppendResult:
 
     memories: list[Appended]
     version: int
-
-
-class _Pickled:
-    """Pickles as the class and its fields. The default of frozen dataclasses takes twice as long in both directions.
-
-    The last fields are left out while they have their defaults. So a process of an older version, whose class lacks the
-    newest fields, can read a value that does not use them. New fields must be added at the end, with defaults.
-    """
-
-    __slots__ = ()
-
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        values = tuple(map(self.__getattribute__, self.__slots__))
-        pickled: Any = type(self)
-        defaults = _defaults(pickled)
-        used = len(values)
-        while used and values[used - 1] is defaults[used - 1]:
-            used -= 1
-        return pickled, values[:used]
-
-
-@cache
-def _defaults(pickled: Any) -> tuple[Any, ...]:
-    """The default of each field; MISSING if it has none."""
-    return tuple(one.default for one in fields(pickled))
 
 
 @dataclass(frozen=True, slots=True)

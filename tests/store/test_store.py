@@ -695,6 +695,19 @@ def test_answers_survive_pickling_and_stay_frozen(store: Store) -> None:
     assert replace(again, vector=request.vector) == request
 
 
+def test_a_write_that_uses_no_newer_field_is_pickled_without_it() -> None:
+    """So a process whose class lacks the newest fields can read it."""
+    memory = NewMemory("1", "tea", EYE[0], {"a": 1}, given_vector=True)
+    write = Append(T, "ann", (memory,), issued_at=datetime(2026, 1, 1, tzinfo=UTC), write_id="w")
+    assert memory.__reduce__() == (NewMemory, ("1", "tea", memory.vector, {"a": 1}, None, False, True))
+    assert write.__reduce__()[1][3:] == ("add", False, write.issued_at, "w")
+    again = pickle.loads(pickle.dumps(replace(write, memories=(replace(memory, thread="t"),), duplicate_score=0.5)))
+    (found,) = again.memories
+    assert np.array_equal(found.vector, EYE[0])
+    assert replace(found, vector=memory.vector, thread=None) == memory
+    assert replace(again, memories=write.memories, duplicate_score=None) == write
+
+
 def test_large_users_are_searched_through_the_graph(open_store: Callable[..., Store], rng: np.random.Generator) -> None:
     store = open_store(index=IndexOptions(switch=50))
     vectors = rng.normal(size=(200, DIM)).astype(np.float32)
