@@ -291,6 +291,10 @@ class KeyLimits(NamedTuple):
     requests: LeasedBucket | None
     tokens: LeasedBucket | None
 
+    def by_field(self) -> dict[str, LeasedBucket | None]:
+        """The buckets, by the field of a key that has their limit."""
+        return {"requests_per_minute": self.requests, "tokens_per_minute": self.tokens}
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The headers of an answer to this key, as OpenAI names and writes them."""
         found = []

@@ -7,6 +7,7 @@ from fastapi import Request, Response
 from deployments.api import answers
 from deployments.api.http import Routes, decode_id, json_response, parse_body, principal_of, read_body, read_query
 from deployments.api.openapi import fails, takes
+from deployments.errors import InvalidRequest
 from deployments.requests import bodies
 from deployments.requests.principal import KeyScope
 from deployments.service import Memserve
@@ -27,12 +28,31 @@ routes = Routes("keys")
 async def post_key(memserve: Memserve, request: Request) -> Response:
     """Make a key of your own tenant. The answer alone has the key itself: the server keeps its hash.
 
-    A request that is sent again makes another key.
+    It has at most the limits of the key of this request. A request that is sent again makes another key.
     """
     read_query(request, bodies.NoQuery)
     body = await parse_body(bodies.CreateKeyBody, await read_body(request, memserve.max_body_bytes) or b"{}")
-    made = await memserve.create_key_body(principal_of(request), body)
+    made = await memserve.create_key_body(principal_of(request), _limited(body, request.scope.get("state", {})))
     return json_response(made, 201, {"cache-control": "no-store"})
+
+
+def _limited(body: bodies.CreateKeyBody, state: dict[str, Any]) -> bodies.CreateKeyBody:
+    """The body with the own limits of the key that asks, unless it has limits. Raises InvalidRequest if one is higher.
+
+    Args:
+        state: of the request, with that key and its limits, its own or those of the settings.
+    """
+    maker, limits = state.get("key"), state.get("limits")
+    if maker is None or limits is None:
+        return body
+    inherited = {}
+    for field, bucket in limits.by_field().items():
+        asked = getattr(body, field)
+        if asked is None:
+            inherited[field] = getattr(maker, field)
+        elif bucket is not None and asked > bucket.limit:
+            raise InvalidRequest(f"must be at most {bucket.limit}, the limit of the key that asks", field)
+    return body.model_copy(update=inherited)
 
 
 @routes.add(

@@ -17,7 +17,7 @@ class RateLimiting:
     """ASGI middleware inside of Authentication.
 
     Args:
-        limits: of the keys.
+        limits: of the keys. Those of the request's key are `limits` in the state of its scope.
         count_refusal: is called with each refused request, if there is an audit.
         error_bodies: by path, the bodies of errors that do not have the OpenAI shape.
         on_error: is called with the error of each refused request.
@@ -44,6 +44,8 @@ class RateLimiting:
         if limits is None:
             await self.app(scope, receive, send)
             return
+
+        scope["state"]["limits"] = limits
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -113,6 +113,45 @@ async def test_a_key_has_limits_of_its_own(start: Start) -> None:
     assert limits(answers[1])["limit-tokens"] == "7"
 
 
+def own_limits(key: dict[str, Any]) -> tuple[int | None, int | None]:
+    return key["requests_per_minute"], key["tokens_per_minute"]
+
+
+async def test_an_admin_makes_no_key_with_higher_limits_than_its_own(start: Start) -> None:
+    app = await start(requests_per_minute=100)
+    admin = await caller(app, "acme", scopes=["admin"])
+    lower = await caller(app, "acme", scopes=["admin"], requests_per_minute=10, tokens_per_minute=50)
+    higher = await caller(app, "acme", scopes=["admin"], requests_per_minute=1000)
+
+    async def make(one: Caller, **options: Any) -> httpx.Response:
+        return await one("POST", "/v1/keys", json=options)
+
+    for one, most in ((admin, 100), (lower, 10), (higher, 1000)):
+        made = await make(one, requests_per_minute=most)
+        assert (made.status_code, made.json()["requests_per_minute"]) == (201, most)
+        refused = await make(one, requests_per_minute=most + 1)
+        assert (refused.status_code, refused.json()["error"]) == (
+            400,
+            {
+                "message": f"requests_per_minute: must be at most {most}, the limit of the key that asks",
+                "type": "invalid_request_error",
+                "param": "requests_per_minute",
+                "code": None,
+            },
+        )
+    assert (await make(lower, tokens_per_minute=51)).json()["error"]["param"] == "tokens_per_minute"
+    assert own_limits((await make(lower)).json()) == (10, 50)
+    assert own_limits((await make(lower, requests_per_minute=9, tokens_per_minute=None)).json()) == (9, 50)
+    assert own_limits((await make(admin, tokens_per_minute=7)).json()) == (None, 7)
+    assert own_limits((await make(admin, requests_per_minute=None)).json()) == (None, None)
+
+
+async def test_without_limits_an_admin_gives_any(start: Start) -> None:
+    admin = await caller(await start(), "acme", scopes=["admin"])
+    made = await admin("POST", "/v1/keys", json={"requests_per_minute": 1_000_000_000})
+    assert (made.status_code, own_limits(made.json())) == (201, (1_000_000_000, None))
+
+
 async def test_tokens_are_charged_as_they_are_read(start: Start, clock: Clock) -> None:
     app = await start(tokens_per_minute=60)
     one = await caller(app, "acme")

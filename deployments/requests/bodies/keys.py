@@ -23,9 +23,11 @@ class CreateKeyBody(RequestBody):
     expires_at: Time | None = None
     """A time in the future, with its time zone, from which the key is refused. Default: never."""
     requests_per_minute: PerMinute | None = None
-    """The requests that the key may make in a minute. Default: `limits.requests_per_minute`."""
+    """The requests that the key may make in a minute, at most the limit of the key that asks. Default: the own limit of
+    that key, or else `limits.requests_per_minute`."""
     tokens_per_minute: PerMinute | None = None
-    """The tokens that the key may have embedded in a minute. Default: `limits.tokens_per_minute`."""
+    """The tokens that the key may have embedded in a minute, likewise. Default: the own limit of the key that asks, or
+    else `limits.tokens_per_minute`."""
 
 
 class KeysQuery(Wire):
