@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import math
 import time
 from collections import OrderedDict
@@ -35,7 +36,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from deployments.errors import LocatedError, RateLimited
+from deployments.errors import LocatedError, RateLimited, trace_of
+
+logger = logging.getLogger("memserve.limits")
 
 LEASED = 0.1
 """The share of a limit that all gateways may have in leases."""
@@ -259,7 +262,9 @@ class LeasedBucket:
             async with asyncio.timeout(ASK_S):
                 ask = Ask(self._name, self._gateway, self.limit, needed, self._granted - used, level)
                 lease = await self._ask(ask)
-        except (LocatedError, TimeoutError):
+        except Exception as error:  # noqa: BLE001 - without an answer, requests would ask without end
+            if not isinstance(error, LocatedError | TimeoutError):  # such as that of a replica of another version
+                logger.error("A limit could not be asked for, and is computed here\n%s", trace_of(error))
             now = self._clock()
             self._lease, self._alone = self._computed.level(now), True
         else:

@@ -38,7 +38,7 @@ class Cluster:
         self.clock = Clock()
         self.store = SharedBuckets(self.clock)
         self.asks = 0
-        self.is_away = False
+        self.error: Exception | None = None
         self.gateways = [
             LeasedBucket("key requests", limit, self.ask, gateway=str(n), unit="requests", clock=self.clock)
             for n in range(gateways)
@@ -46,8 +46,8 @@ class Cluster:
 
     async def ask(self, ask: Ask) -> Lease:
         self.asks += 1
-        if self.is_away:
-            raise Unavailable("away")
+        if self.error is not None:
+            raise self.error
         return self.store.lease(ask)
 
     async def admits(self, gateway: int, amount: float = 1) -> bool:
@@ -170,13 +170,15 @@ async def test_requests_that_wait_for_a_lease_share_it() -> None:
     assert cluster.asks <= 12
 
 
-async def test_a_gateway_that_cannot_ask_counts_by_itself() -> None:
+@pytest.mark.parametrize("error", [Unavailable("away"), TimeoutError(), AttributeError("an older store")])
+async def test_a_gateway_that_cannot_ask_counts_by_itself(error: Exception) -> None:
     cluster = Cluster(2, 60)
-    cluster.is_away = True
+    cluster.error = error
     assert [sum([await cluster.admits(n) for _ in range(100)]) for n in range(2)] == [60, 60]
     cluster.clock.now += 10
     assert sum([await cluster.admits(0) for _ in range(100)]) == 10
-    cluster.is_away = False
+    assert cluster.asks == 3  # not once a request
+    cluster.error = None
     cluster.clock.now += LEASE_S
     assert sum([await cluster.admits(n % 2) for n in range(100)]) == 0  # the store is told of what was used meanwhile
 

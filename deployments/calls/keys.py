@@ -15,6 +15,7 @@ Nothing here is durable: a gateway that starts knows no key.
 import asyncio
 import contextvars
 import hmac
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -22,8 +23,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from deployments.errors import MemserveError, Unavailable
+from deployments.errors import MemserveError, Unavailable, trace_of
 from store import Credential, Key, StoreError
+
+logger = logging.getLogger("memserve.keys")
 
 Name = TypeVar("Name")
 Value = TypeVar("Value")
@@ -163,8 +166,10 @@ class KnownKeys:
         key, failed = None, False
         try:
             key = await self._find(credential, found_before)
-        except (MemserveError, StoreError):
+        except Exception as error:  # noqa: BLE001 - without the pause, each request would look the key up
             failed = True
+            if not isinstance(error, MemserveError | StoreError):  # such as that of a replica of another version
+                logger.error("A key could not be looked up\n%s", trace_of(error))
         finally:
             del self._lookups[credential.digest]
         found = self._found.get(credential.id)

@@ -23,6 +23,9 @@ def credential(id: str = "a", secret: str = "s") -> Credential:
     return Credential(id, f"{id} {secret}".encode())
 
 
+OLD = AttributeError("a store of an older version has no such method")
+
+
 class Log:
     """The log, which has the keys of `found`. Lookups wait for `gate`, and fail with `error`, if there is one.
 
@@ -172,7 +175,7 @@ async def test_a_key_expires_between_lookups() -> None:
     assert log.asked == ["a"]
 
 
-@pytest.mark.parametrize("error", [LogUnavailable("away"), Unavailable("away"), Overloaded("busy")])
+@pytest.mark.parametrize("error", [LogUnavailable("away"), Unavailable("away"), Overloaded("busy"), OLD])
 async def test_known_keys_work_on_without_the_log_and_others_do_not(error: Exception) -> None:
     log = Log(key(), key("b"))
     await log.find()
@@ -195,6 +198,23 @@ async def test_a_key_that_was_revoked_without_the_log_is_refused_when_the_log_is
     log.error = None
     del log.found["a"]
     assert await log.find() == key()  # it is not looked up again at once
+    log.at += RETRY_S
+    assert await log.find() is None
+
+
+async def test_a_lookup_that_fails_in_an_unknown_way_is_made_again_after_a_pause(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = Log(key())
+    await log.find()
+    log.error = OLD
+    log.at += FRESH_S
+    assert [await log.find() for _ in range(10)] == 10 * [key()]
+    assert log.asked == ["a", "a"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("A key could not be looked up\nbuiltins.AttributeError\n")
+    log.error = None
+    del log.found["a"]
     log.at += RETRY_S
     assert await log.find() is None
 
