@@ -514,7 +514,7 @@ class Memserve:
     async def update_body(
         self, who: Principal, user_id: str, memory_id: str, body: bodies.UpdateBody, origin: Origin
     ) -> Fields:
-        """Change a memory, as `update` does."""
+        """Change a memory, as `update` does. The answer has no content if the principal may not read."""
         ids, given = (*who.user(user_id), memory_id), body.changes()
         while True:
             stored, truncated = await self._stored_changes(ids, given)
@@ -527,7 +527,8 @@ class Memserve:
                 if error.code != "version_mismatch" or "if_version" in given:
                     raise
             else:
-                return shapes.memory(changed, truncated=truncated)
+                shape = shapes.memory if who.may("read") else shapes.changed
+                return shape(changed, truncated=truncated)
 
     async def _stored_changes(self, ids: tuple[str, str, str], given: Fields) -> tuple[Fields, bool]:
         """The arguments of `Store.update`, and whether the text was cut.

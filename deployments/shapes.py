@@ -39,6 +39,15 @@ def memory(found: Memory, *, truncated: bool = False) -> Fields:
     return fields
 
 
+_WITHOUT_CONTENT = ("id", "user_id", "created_at", "updated_at", "version", "truncated")
+
+
+def changed(found: Memory, *, truncated: bool = False) -> Fields:
+    """The fields of a memory that was changed by a caller that may not read it."""
+    fields = memory(found, truncated=truncated)
+    return {name: fields[name] for name in _WITHOUT_CONTENT if name in fields}
+
+
 def event(state: HistoryEvent) -> Fields:
     """The fields of a state of a memory; without text and metadata if they were erased."""
     fields: Fields = {"event": state.event, "at": state.at, "version": state.version}

@@ -285,10 +285,11 @@ class Calls:
         """Change the fields of a memory that are given. With `expires_at=None` it no longer expires.
 
         A new text is embedded, unless its `vector` is given. With `if_version` another version is a Conflict.
+        The answer has an empty text and empty metadata if the key has the scope `write` without `read`.
         """
         given = _given(text=text, metadata=metadata, metadata_merge=metadata_merge, if_version=if_version)
         answer = yield Request("update", user_id, memory_id, **given, **_plain(changes))
-        return results.Memory(**answer)
+        return results.Memory(**{"text": "", "metadata": {}, **answer})
 
     @call
     def delete(self, user_id: str, memory_id: str) -> Steps[None]:

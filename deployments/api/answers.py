@@ -134,6 +134,7 @@ class InfoAnswer(TypedDict):
     version: Annotated[str, Field(description="Of memserve.")]
 
 
+_READ = Field(description="Present if the key has the scope `read`, or if the server asks for no key.")
 _TRUNCATED = Field(
     description="Present if the text is longer than the model reads: it is stored as it is, and the vector is of its "
     "beginning."
@@ -191,9 +192,23 @@ class MemoryAnswer(TypedDict):
     vector: NotRequired[Annotated[list[float], Field(description="Present if the request asked for it.")]]
 
 
-class UpdatedMemoryAnswer(MemoryAnswer):
-    """One memory that was updated."""
+class UpdatedMemoryAnswer(TypedDict):
+    """One memory that was updated. A key without the scope `read` gets no content."""
 
+    id: str
+    user_id: str
+    text: NotRequired[Annotated[str, _READ]]
+    metadata: NotRequired[Annotated[dict[str, Any], _READ]]
+    created_at: Annotated[datetime, Field(description="When it was added, or the time that was given for that.")]
+    updated_at: Annotated[datetime, Field(description="When it was added or last changed.")]
+    version: Annotated[int, Field(description="The version of the user with which it was written.")]
+    expires_at: NotRequired[Annotated[datetime, Field(description="Present if the memory expires. Needs `read`.")]]
+    happened_at: NotRequired[
+        Annotated[datetime, Field(description="When what it tells happened; present if it was given. Needs `read`.")]
+    ]
+    thread: NotRequired[
+        Annotated[str, Field(description="The conversation that it is a part of, if one was given. Needs `read`.")]
+    ]
     truncated: NotRequired[Annotated[Literal[True], _TRUNCATED]]
 
 

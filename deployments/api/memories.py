@@ -184,7 +184,10 @@ async def get_memory(memserve: Memserve, request: Request) -> Response:
     openapi_extra=takes(body=bodies.UpdateBody, idempotency_key=True),
 )
 async def patch_memory(memserve: Memserve, request: Request) -> Response:
-    """Update a memory. A new text without a vector is embedded."""
+    """Update a memory. A new text without a vector is embedded.
+
+    A key without the scope `read` is answered without the content of the memory.
+    """
     user, memory = _user_id(request), _memory_id(request)
     read_query(request, bodies.NoQuery)
     raw = await read_body(request, memserve.max_body_bytes)

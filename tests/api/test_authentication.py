@@ -14,7 +14,7 @@ from deployments.api.http import Routes
 from deployments.errors import Unavailable
 from deployments.fair_queue import caller_of_request
 from deployments.service import Memserve
-from tests.local_app import LocalApp
+from tests.local_app import DIM, LocalApp
 
 NOBODY = f"ms_0123456789abcdef_{64 * 'a'}"
 GROUPS = (embeddings.routes, tei.routes, memories.routes, users.routes, keys.routes, audit.routes, build.operations)
@@ -150,6 +150,35 @@ async def test_without_the_store_unknown_keys_get_503(keyed: LocalApp, monkeypat
     answer = await keyed.http.get("/v1/models", headers=bearer(NOBODY))
     assert (refusals([answer]), answer.headers["retry-after"]) == ({(503, "keys_unavailable")}, "1")
     assert (await known("POST", "/v1/embeddings", json={"input": "tea"})).status_code == 200
+
+
+async def test_a_key_that_only_writes_gets_no_content_from_any_write(keyed: LocalApp) -> None:
+    owner, writer = [await caller(keyed, "acme", scopes=scopes) for scopes in (("read", "write"), ("write",))]
+    memory = {"id": "m", "text": "SECRET", "metadata": {"of": "SECRET"}, "thread": "SECRET"}
+    later = {"happened_at": "2031-01-01T00:00:00Z", "expires_at": "2031-01-01T00:00:00Z"}
+    writes = {(method, path_of(path)) for (method, path), scope in SCOPES.items() if scope == "write"}
+    for method, path, options in ABOUT_ANN:
+        if (method, path) in writes:
+            await owner("DELETE", "/v1/users/ann")
+            await owner("POST", "/v1/users/ann/memories", json={**memory, **later})
+            answer = await writer(method, path, **options)
+            assert answer.status_code != 403, path
+            assert "SECRET" not in answer.text and "2031" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "change", [{"metadata_merge": {}}, {"text": "tea"}, {"text": "coffee"}, {"vector": [1.0] * DIM}]
+)
+async def test_a_key_that_only_writes_gets_no_content_of_a_memory_that_it_changes(
+    keyed: LocalApp, change: dict[str, Any]
+) -> None:
+    owner, writer = [await caller(keyed, "acme", scopes=scopes) for scopes in (("read", "write"), ("write",))]
+    await owner("POST", "/v1/users/ann/memories", json={"id": "m", "text": "tea", "metadata": {"a": 1}, "thread": "t"})
+    answer = await writer("PATCH", "/v1/users/ann/memories/m", json=change)
+    found = (await owner("GET", "/v1/users/ann/memories/m")).json()
+    assert answer.status_code == 200
+    assert answer.json() == {name: found[name] for name in ("id", "user_id", "created_at", "updated_at", "version")}
+    assert (await owner("PATCH", "/v1/users/ann/memories/m", json={"metadata_merge": {}})).json() == found
 
 
 @pytest.mark.parametrize("scope", ["read", "write", "admin"])

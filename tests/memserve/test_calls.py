@@ -150,6 +150,16 @@ def test_more_ids_than_a_request_holds(client: Any, user: str) -> None:
     assert (deleted.deleted, deleted.missing) == (3, ids[3:])
 
 
+def test_an_update_by_a_key_that_only_writes_has_no_content() -> None:
+    at = "2026-01-01T00:00:00Z"
+    steps = calls.Calls.update(None, "ann", "m", text="tea")
+    next(steps)
+    with pytest.raises(StopIteration) as done:
+        steps.send({"id": "m", "user_id": "ann", "created_at": at, "updated_at": at, "version": 2})
+    changed = done.value.value
+    assert (changed.id, changed.version, changed.text, changed.metadata) == ("m", 2, "", {})
+
+
 def test_update_changes_what_is_given(client: Any, user: str) -> None:
     client.add(user, [{"id": "a", "text": "Tea.", "metadata": {"n": 1}, "expires_at": "2099-01-01T00:00:00Z"}])
     changed = client.update(user, "a", text="Green tea.", metadata_merge={"m": 2})
