@@ -132,7 +132,8 @@ class Room:
 
 def _check(unit: str, quota: int | None, total: int, grown: int) -> None:
     if quota is not None and grown > 0 and total > quota:
+        # Without the total, which would tell a key that is bound to one user how much the others hold.
         raise QuotaExceeded(
-            f"This would make it {total} {unit}, and {quota} is the quota of a tenant: delete some memories first.",
+            f"This would exceed a tenant's quota of {unit}, which is {quota}: delete some memories first.",
             code="quota_exceeded",
         )

@@ -187,12 +187,27 @@ async def test_a_write_beyond_the_quota_is_refused(tmp_path: Path) -> None:
         first, second = [await writer("POST", "/v1/users/ann/memories", json={"text": text}) for text in ("one", "two")]
         assert (first.status_code, second.status_code) == (201, 403)
         assert second.json()["error"] == {
-            "message": "This would make it 2 memories, and 1 is the quota of a tenant: delete some memories first.",
+            "message": "This would exceed a tenant's quota of memories, which is 1: delete some memories first.",
             "type": "permission_error",
             "param": None,
             "code": "quota_exceeded",
         }
         assert (await (await caller(app, "other"))("POST", "/v1/users/ann/memories", json={"text": "one"})).is_success
+    finally:
+        await app.stop()
+
+
+@pytest.mark.parametrize("limits", [{"memories_per_tenant": 3}, {"bytes_per_tenant": 600}])
+async def test_the_quota_tells_a_user_nothing_of_the_size_of_the_others(tmp_path: Path, limits: dict[str, int]) -> None:
+    app = await LocalApp.start(tmp_path, auth={"mode": "keys"}, limits=limits)
+    try:
+        ann = await caller(app, "acme", user_id="ann")
+        four = {"memories": [{"text": f"text {n}" * 20} for n in range(4)]}
+        answers = [await ann("POST", "/v1/users/ann/memories", json=four)]
+        await (await caller(app, "acme"))("POST", "/v1/users/bob/memories", json={"text": "of bob"})
+        answers.append(await ann("POST", "/v1/users/ann/memories", json=four))
+        assert [answer.json()["error"]["code"] for answer in answers] == ["quota_exceeded"] * 2
+        assert answers[0].content == answers[1].content
     finally:
         await app.stop()
 

@@ -75,7 +75,7 @@ def test_the_quota_of_memories_is_of_all_users_of_a_tenant(open_store: Callable[
     store = open_store(quotas=Quotas(memories=3))
     append(store, "ann", "1", "2")
     assert refused(append(store, "bob", "3", "4")) == (
-        "This would make it 4 memories, and 3 is the quota of a tenant: delete some memories first."
+        "This would exceed a tenant's quota of memories, which is 3: delete some memories first."
     )
     assert size(store).memories == 2
     assert isinstance(append(store, "bob", "3"), AppendResult)
@@ -93,7 +93,7 @@ def test_the_quota_of_bytes_counts_texts_metadata_and_vectors(open_store: Callab
     assert store.user("acme", "ann").bytes == exact
     with pytest.raises(QuotaExceeded) as error:
         store.update("acme", "ann", "1", metadata={"a": 1})
-    assert error.value.message.startswith(f"This would make it {exact + 5} bytes, and {exact} is the quota")
+    assert error.value.message.startswith(f"This would exceed a tenant's quota of bytes, which is {exact}:")
     assert store.get("acme", "ann", "1").metadata == {}
     assert store.user("acme", "ann").version == 2
 
