@@ -427,9 +427,10 @@ class GatewaySettings(Replicas):
     max_body_bytes_in_flight: int = Field(
         256 * 1024 * 1024,
         ge=1024,
-        description="The bytes of all bodies of more than 64 KiB that one gateway is reading or working on. A body of "
-        "more than half of what is left is answered with status 429, unless it is the only one. Parsed bodies take a "
-        "few times as much memory. Imports do not count, as they are read line by line.",
+        description="The bytes of all bodies of more than 64 KiB that one gateway is reading or working on. The bodies "
+        "of one key may have half of what those of other keys leave; without keys, each request counts as a key. A "
+        "body beyond that is answered with status 429, unless it is the only one. Parsed bodies take a few times as "
+        "much memory. Imports do not count, as they are read line by line.",
     )
     max_import_line_bytes: int | None = Field(
         None,

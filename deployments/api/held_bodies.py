@@ -3,8 +3,10 @@
 Guarantees:
 - Bodies of more than `SMALL_BYTES` have at most `max_bytes` together, from before they are read until their requests
   are answered. The texts and numbers that are parsed from them take a few times as much.
-- A body is refused if it has more than half of the bytes that are left, so the largest are refused first. A body that
-  is the only one is never refused. Small bodies are neither counted nor refused: the number of requests bounds them.
+- The bodies of one caller have at most half of the bytes that those of other callers leave, so no caller takes them
+  all, and the largest are refused first. The caller is the key of a request; without keys each request is a caller of
+  its own. A body that is the only one is never refused. Small bodies are neither counted nor refused: the number of
+  requests bounds them.
 
 An import is not counted: it is read line by line.
 """
@@ -12,22 +14,24 @@ An import is not counted: it is read line by line.
 from starlette.types import Scope
 
 from deployments.errors import Overloaded
+from deployments.fair_queue import Shares, caller_of_request
 
 SMALL_BYTES = 1 << 16
 HELD = "memserve.held_bytes"
-"""The key in the scope of a request whose body counts."""
+"""The key in the scope of a request whose body counts: the caller and the bytes."""
 
 
 class HeldBodies:
-    """The bodies of the requests that are in progress. Belongs to one event loop.
-
-    Attributes:
-        bytes: of all bodies that count.
-    """
+    """The bodies of the requests that are in progress. Belongs to one event loop."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self.bytes = 0
+        self._shares = Shares()
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all bodies that count."""
+        return self._shares.total
 
     def hold(self, scope: Scope, size: int) -> None:
         """Count a body, of which so many bytes have been read or announced.
@@ -35,15 +39,17 @@ class HeldBodies:
         Raises:
             Overloaded: too many bytes are held for other requests.
         """
-        own = scope.get(HELD, 0)
+        caller, own = scope.get(HELD) or (caller_of_request.get() or f"request:{id(scope)}", 0)
         if size <= max(own, SMALL_BYTES):
             return
-        others = self.bytes - own
-        if others and 2 * size > self._max_bytes - others:
+        of_caller = self._shares.of(caller)
+        left = self._max_bytes - (self.bytes - of_caller)
+        if self.bytes > own and 2 * (of_caller - own + size) > left:
             raise Overloaded("The bodies of other requests take too much memory; try again later.")
-        self.bytes = others + size
-        scope[HELD] = size
+        self._shares.add(caller, size - own)
+        scope[HELD] = caller, size
 
     def release(self, scope: Scope) -> None:
         """Forget the body of a request that was answered, if it was counted."""
-        self.bytes -= scope.pop(HELD, 0)
+        if HELD in scope:
+            self._shares.remove(*scope.pop(HELD))

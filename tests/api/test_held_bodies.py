@@ -1,15 +1,18 @@
-"""The bodies that a gateway holds take a bounded number of bytes, and the largest are refused first."""
+"""The bodies that a gateway holds take a bounded number of bytes. Each key gets a share; the largest are refused."""
 
 import asyncio
+import contextlib
 import gzip
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import orjson
 import pytest
+from starlette.types import Scope
 
 from deployments.api.held_bodies import SMALL_BYTES, HeldBodies
 from deployments.errors import Overloaded
+from deployments.fair_queue import work_of
 from tests.local_app import LocalApp
 
 KB = 1000
@@ -28,6 +31,48 @@ def test_a_body_may_have_half_of_the_bytes_that_are_left() -> None:
         held.release(scope)
         held.release(scope)
     assert held.bytes == 0
+
+
+def hold(held: HeldBodies, caller: str, sizes: list[int]) -> list[Scope]:
+    """Hold bodies of one caller. Returns the scopes of those that were admitted."""
+    admitted = []
+    with work_of(caller):
+        for size in sizes:
+            scope: Scope = {}
+            with contextlib.suppress(Overloaded):
+                held.hold(scope, size)
+                admitted.append(scope)
+    return admitted
+
+
+@pytest.mark.parametrize("sizes", [[16 << 20] * 15, [(16 << 20) >> n for n in range(8)] * 15])
+def test_the_bodies_of_one_caller_leave_half_of_the_bytes_to_others(sizes: list[int]) -> None:
+    held = HeldBodies(256 << 20)
+    first = hold(held, "key:first", sizes)
+    assert held.bytes == 128 << 20
+    second = hold(held, "key:second", [9_000_000] * 100)
+    assert len(second) == 7
+    assert hold(held, "key:first", [SMALL_BYTES + 1]) == []
+    for scope in first:
+        held.release(scope)
+    assert len(second + hold(held, "key:second", [9_000_000] * 100)) == 14
+    for scope in second:
+        held.release(scope)
+    assert held.bytes == 7 * 9_000_000
+
+
+def test_a_caller_is_counted_until_its_last_body_is_released() -> None:
+    held = HeldBodies(1000 * KB)
+    one, two = hold(held, "key:a", [200 * KB, 200 * KB])
+    with pytest.raises(Overloaded), work_of("key:a"):
+        held.hold(one, 301 * KB)
+    with work_of("key:a"):
+        held.hold(one, 300 * KB)
+    held.release(two)
+    assert held.bytes == 300 * KB
+    held.release(one)
+    assert held.bytes == 0
+    assert len(hold(held, "key:a", [5000 * KB])) == 1
 
 
 def test_a_body_that_is_the_only_one_is_never_refused() -> None:
@@ -86,4 +131,24 @@ async def test_bodies_of_requests_in_progress_are_bounded(tmp_path: Path, sent: 
     assert [(await one).status_code for one in (first, small)] == [200, 200]
     assert held.bytes == 0
     assert (await app.http.post("/v1/embeddings", content=body_of(180 * KB))).status_code == 200
+    await app.stop()
+
+
+async def test_a_key_that_fills_its_share_does_not_refuse_the_bodies_of_another(tmp_path: Path) -> None:
+    limits = {"max_body_bytes_in_flight": 400 * KB}
+    app = await LocalApp.start(tmp_path, auth={"mode": "keys"}, gateway=limits)
+    greedy, other = [{"authorization": f"Bearer {await app.make_key(tenant)}"} for tenant in ("a", "b")]
+    app.model.gate.clear()
+    first = asyncio.create_task(app.http.post("/v1/embeddings", content=body_of(150 * KB), headers=greedy))
+    while not app.model.texts:
+        await turns()
+    refused = await app.http.post("/v1/embeddings", content=body_of(70 * KB), headers=greedy)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+    second = asyncio.create_task(app.http.post("/v1/embeddings", content=body_of(110 * KB), headers=other))
+    held = app.api.state.held_bodies
+    while held.bytes < 260 * KB and not second.done():
+        await turns()
+    app.model.gate.set()
+    assert [(await one).status_code for one in (first, second)] == [200, 200]
+    assert held.bytes == 0
     await app.stop()
