@@ -80,9 +80,9 @@ def _insert(connection: Connection, rows: list[dict[str, Any]]) -> None:
         connection.execute(insert(events), rows)
 
 
-def forget_user(connection: Connection, uid: int) -> None:
-    """Remove the ids of a user, and of its memories, from its events."""
-    connection.execute(update(events).where(events.c.uid == uid).values(uid=None, ids=None))
+def forget_user(connection: Connection, uid: int) -> int:
+    """Remove the ids of a user, and of its memories, from its events. Returns the number of these events."""
+    return connection.execute(update(events).where(events.c.uid == uid).values(uid=None, ids=None)).rowcount
 
 
 def write_refusals(connection: Connection, refusals: Sequence[Refusals]) -> None:

@@ -91,8 +91,8 @@ def erase(connection: Connection, user: User, *, now: int, write_id: str | None,
     """Delete everything of a user. Returns the number of its memories, and its version after the erasure."""
 
     def make() -> receipts.Answer:
-        erased = writing.erase_user(connection, user, now)
-        if by is not None:
+        erased, changed = writing.erase_user(connection, user, now)
+        if by is not None and changed:
             audit.write(connection, [audit.NewEvent(user.tenant, by, "user.deleted", None, None, erased)], now)
         return [erased, user.version]
 

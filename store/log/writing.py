@@ -144,20 +144,24 @@ def delete_memories(connection: Connection, user: User, keys: Sequence[bytes], n
     user.removed_version = user.version
 
 
-def erase_user(connection: Connection, user: User, now: int) -> int:
-    """Delete everything of a user but its row. Returns how many live memories there were."""
-    remove_memories(connection, user)
-    audit.forget_user(connection, user.uid)
+def erase_user(connection: Connection, user: User, now: int) -> tuple[int, bool]:
+    """Delete everything of a user but its row. Returns how many live memories there were, and if there was anything."""
+    removed = remove_memories(connection, user)
+    removed += audit.forget_user(connection, user.uid)
     erased, user.live, user.text_bytes = user.live, 0, 0
     user.removed_version = user.stamp()
     user.epoch += 1
     user.erased_at = now
-    return erased
+    return erased, removed > 0
 
 
-def remove_memories(connection: Connection, user: User) -> None:
-    """Remove every state of a user's memories, their contents, and the answers of writes that name them."""
+def remove_memories(connection: Connection, user: User) -> int:
+    """Remove every state of a user's memories, their contents, and the answers of writes that name them.
+
+    Returns the number of states.
+    """
     receipts.clear_answers(connection, user.uid)
     erase_contents(connection, _OF_USER, {"of_uid": user.uid})
-    for table in (history, memories):
-        connection.execute(delete(table).where(table.c.uid == user.uid))
+    return sum(
+        connection.execute(delete(table).where(table.c.uid == user.uid)).rowcount for table in (history, memories)
+    )

@@ -78,6 +78,23 @@ def test_a_write_that_changes_nothing_leaves_no_event(store: Store) -> None:
     assert told(store) == [("memories.added", KEY, "ann", ("1",), 1)]
 
 
+def test_an_erasure_of_nothing_leaves_no_event(store: Store) -> None:
+    """Once a user was erased, or if it never had a memory. The ids of deleted memories are something to erase."""
+    store.erase_user("acme", "nobody", by=KEY)
+    store.delete_many("acme", "none", ["1"], write_id="w1", by=KEY)
+    store.erase_user("acme", "none", by=KEY)
+    assert told(store) == []
+    append(store, "ann", "1")
+    store.delete("acme", "ann", "1", by=KEY)
+    store.erase_user("acme", "ann", by=KEY)
+    store.erase_user("acme", "ann", by=KEY)
+    assert [event.action for event in store.events("acme").events] == [
+        "memories.added",
+        "memories.deleted",
+        "user.deleted",
+    ]
+
+
 def test_a_write_that_is_sent_again_leaves_one_event(pair: tuple[Store, Store]) -> None:
     writes: list[Callable[[Store], Any]] = [
         lambda store: append(store, "ann", "1", "2", write_id="a"),
@@ -281,15 +298,17 @@ def test_a_write_and_its_event_are_written_together(store: Store, monkeypatch: p
     def fail(*_: Any) -> None:
         raise RuntimeError
 
+    append(store, "bob", "1")  # so that there is something to erase
     monkeypatch.setattr(audit, "write", fail)
     for write in (
         lambda: append(store, "ann", "1"),
-        lambda: store.erase_user("acme", "ann", by=KEY),
+        lambda: store.erase_user("acme", "bob", by=KEY),
         lambda: store.create_key("acme"),
     ):
         with pytest.raises(RuntimeError):
             write()
     assert (store.user("acme", "ann").version, store.keys("acme").keys) == (0, [])
+    assert store.user("acme", "bob").version == 1
 
 
 def test_no_file_of_the_log_holds_the_ids_of_an_erased_user(tmp_path: Path, clock: Clock) -> None:
