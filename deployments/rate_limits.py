@@ -92,7 +92,8 @@ class Ask(NamedTuple):
         limit: of the bucket. If the bucket has another one, it begins anew.
         need: the least amount that is of use.
         unused: of the lease before; negative if more was used than the lease had.
-        level: of the bucket and the gateway's lease together, as the gateway has computed it.
+        level: of the bucket and the gateway's lease together, as the gateway has computed it; None if the gateway
+            does not know it yet, or no more.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Ask(NamedTuple):
     limit: int
     need: float
     unused: float
-    level: float
+    level: float | None
 
 
 class Lease(NamedTuple):
@@ -147,7 +148,7 @@ class SharedBuckets:
         while len(self._shared) > _MAX_BUCKETS:
             self._shared.popitem(last=False)
         bucket = shared.bucket
-        if shared.last == ask.gateway:  # it knows when it used what, and so how much has flown in
+        if shared.last == ask.gateway and ask.level is not None:  # it knows when it used what, and so what has flown in
             bucket.set(ask.level, now)
         else:
             bucket.add(ask.unused, now)
@@ -189,6 +190,7 @@ class LeasedBucket:
         self._unit = unit
         self._clock = clock
         self._computed = TokenBucket(limit, clock())  # the shared bucket and this gateway's lease together
+        self._answered = False  # whether the computed level is one of the shared bucket
         self._granted = 0.0  # by the last answer
         self._used = 0.0  # since then
         self._lease = 0.0  # what may still be used of it
@@ -257,7 +259,7 @@ class LeasedBucket:
     async def _ask_for(self, needed: float) -> None:
         """Ask for a lease, and tell what was used of the one before."""
         used, self._lease, self._leased_at = self._used, 0.0, -math.inf
-        level, overdrawn = self._computed.level(self._clock()), False
+        level, overdrawn = self._computed.level(self._clock()) if self._answered else None, False
         try:
             async with asyncio.timeout(ASK_S):
                 ask = Ask(self._name, self._gateway, self.limit, needed, self._granted - used, level)
@@ -269,6 +271,7 @@ class LeasedBucket:
             self._lease, self._alone = self._computed.level(now), True
         else:
             now = self._clock()
+            self._answered = True
             self._used -= used
             self._granted, self._alone = lease.granted, lease.alone
             self._lease = lease.granted - self._used

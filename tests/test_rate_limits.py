@@ -247,6 +247,15 @@ async def test_a_debt_is_told_while_a_call_is_in_progress() -> None:
     assert not await cluster.admits(1, 900)
 
 
+async def test_a_gateway_that_has_dropped_a_bucket_does_not_fill_it_up() -> None:
+    cluster = Cluster(1, 60)
+    assert sum([await cluster.admits(0) for _ in range(50)]) == 50
+    cluster.gateways[0] = LeasedBucket(
+        "key requests", 60, cluster.ask, gateway="0", unit="requests", clock=cluster.clock
+    )
+    assert 4 <= sum([await cluster.admits(0) for _ in range(50)]) <= 10
+
+
 async def test_a_limit_that_changes_begins_anew() -> None:
     clock = Clock()
     store = SharedBuckets(clock)
