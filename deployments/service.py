@@ -746,7 +746,6 @@ class Memserve:
     async def events_body(self, who: Principal, query: bodies.EventsQuery) -> Fields:
         """A page of the audit, with what this gateway has refused so far."""
         tenant = who.whole_tenant
-        await self.refused.flush_past()
         await self.refused.flush(tenant)
         page = await self._store.read(Store.events, tenant, **query.model_dump())
         events = [shapes.audited(event) for event in page.events]

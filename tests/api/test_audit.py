@@ -1,5 +1,6 @@
 """The audit over HTTP: what keys did, and what they were refused."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -178,6 +179,79 @@ async def test_refusals_are_kept_while_the_log_is_away() -> None:
     written.error = None
     await requests.flush("acme")
     assert [row.count for row in written.rows] == [2]
+
+
+class Stalled(Written):
+    """An audit whose writes wait. Attributes: begun, go_on: events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, refusals: Any) -> None:
+        self.begun.set()
+        await self.go_on.wait()
+        await super().__call__(refusals)
+
+
+@pytest.mark.parametrize("tenant", ["acme", None])
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_reader_that_is_cancelled_loses_no_refusal(tenant: str | None, away: bool) -> None:
+    written = Stalled()
+    requests = RefusedRequests(written, now=lambda: NOW)
+    requests.count(tenant, "key", refused(403))
+    requests._now = lambda: NOW + timedelta(minutes=1)
+    reader = asyncio.create_task(requests.flush("acme"))
+    await written.begun.wait()
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    if away:
+        written.error = LogUnavailable("away")
+    written.go_on.set()
+    await asyncio.wait(set(requests._writing))
+    written.error = None
+    await requests.flush_past()
+    assert [(row.tenant, row.count) for row in written.rows] == [(tenant, 1)]
+
+
+async def test_a_write_that_is_cancelled_loses_no_refusal() -> None:
+    written = Stalled()
+    requests = RefusedRequests(written, now=lambda: NOW)
+    requests.count("acme", "key", refused(403))
+    reader = asyncio.create_task(requests.flush("acme"))
+    await written.begun.wait()
+    for writing in requests._writing:
+        writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    written.go_on.set()
+    await requests.flush("acme")
+    assert [row.count for row in written.rows] == [1]
+
+
+async def test_a_tenant_that_reads_its_audit_writes_nothing_of_another() -> None:
+    written = Written()
+    requests = RefusedRequests(written, now=lambda: NOW)
+    requests.count("other", "key", refused(403))
+    requests._now = lambda: NOW + timedelta(minutes=1)
+    await requests.flush("acme")
+    assert written.rows == []
+    await requests.flush_past()
+    assert [row.tenant for row in written.rows] == ["other"]
+
+
+async def test_refusals_that_could_not_be_written_are_tried_again_later() -> None:
+    written = Written()
+    written.error = LogUnavailable("away")
+    requests = RefusedRequests(written, now=lambda: NOW)
+    requests.count("acme", "key", refused(403))
+    assert requests._later is not None
+    requests._later.cancel()
+    requests._later = None
+    with pytest.raises(LogUnavailable):
+        await requests.flush("acme")
+    assert requests._later is not None
 
 
 async def test_a_write_beyond_the_quota_is_refused(tmp_path: Path) -> None:
