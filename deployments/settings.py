@@ -509,6 +509,12 @@ class LimitsSettings(_Section):
         ge=0,
         description="The bytes of texts, metadata and vectors that a tenant's memories may take in the log, likewise.",
     )
+    keys_per_tenant: int | None = Field(
+        None,
+        ge=0,
+        description="The keys, neither revoked nor expired, up to which the admins of a tenant may make keys. Each key "
+        "has limits of its own. `memserve keys` and handle calls are not bound by it.",
+    )
 
 
 class AuditSettings(_Section):

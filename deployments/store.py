@@ -53,7 +53,11 @@ class StoreReplica(StoreWorker):
                 ),
                 index_budget_bytes=options.index_budget_bytes,
                 snapshot_dir=options.snapshot_dir,
-                quotas=Quotas(settings.limits.memories_per_tenant, settings.limits.bytes_per_tenant),
+                quotas=Quotas(
+                    memories=settings.limits.memories_per_tenant,
+                    bytes=settings.limits.bytes_per_tenant,
+                    keys=settings.limits.keys_per_tenant,
+                ),
                 audit_days=settings.audit.days,
             ),
             max_wait_s=settings.queue.max_wait_s,

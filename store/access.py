@@ -23,13 +23,15 @@ class Access:
 
     Args:
         audited: whether events are recorded.
+        most_keys: that a tenant may have, if one of its keys asks for another; None for no limit.
         now: the clock.
     """
 
-    def __init__(self, log: Log, *, audited: bool, now: Callable[[], datetime]) -> None:
+    def __init__(self, log: Log, *, audited: bool, most_keys: int | None, now: Callable[[], datetime]) -> None:
         self.log = log
         self._now = now
         self._audited = audited
+        self._most_keys = most_keys
         self._keys = Keys(log)
         self._cursors = Cursors(log.log_id)
 
@@ -56,6 +58,7 @@ class Access:
 
         Raises:
             InvalidInput: `field` is the name of the argument.
+            QuotaExceeded: a key asks for it, and the tenant has as many keys as it may.
         """
         return self._keys.create(
             tenant,
@@ -67,6 +70,7 @@ class Access:
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             by=by,
+            most=None if by is None else self._most_keys,
         )
 
     def find_keys(self, credentials: Sequence[Credential]) -> Sequence[Key | None]:

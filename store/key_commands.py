@@ -53,6 +53,7 @@ def create(
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             by=None,
+            most=None,
         )
     _print({**asdict(made.key), "key": made.secret} if as_json else made.secret)
     key = made.key

@@ -421,13 +421,15 @@ class Quotas:
 
     Args:
         bytes: of texts, metadata and vectors of memories, as `UserStats.bytes` counts them.
+        keys: that can be used. It bounds what admins make by their keys.
     """
 
     memories: int | None = None
     bytes: int | None = None
+    keys: int | None = None
 
     def any(self) -> bool:
-        """Whether there is a limit."""
+        """Whether there is a limit for memories."""
         return self.memories is not None or self.bytes is not None
 
 

@@ -74,7 +74,7 @@ class Store(Access):
         audit_days: int,
         now: Callable[[], datetime],
     ) -> None:
-        super().__init__(log, audited=audit_days > 0, now=now)
+        super().__init__(log, audited=audit_days > 0, most_keys=quotas.keys, now=now)
         self.dim = dim
         self.resident = Resident(index_budget_bytes)
         self.snapshots = snapshots

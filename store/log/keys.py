@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, func, select, update
 
-from store.errors import InvalidInput, NotFound
+from store.errors import InvalidInput, NotFound, QuotaExceeded
 from store.log import audit, rows
 from store.log.database import Log
 from store.log.listing import check_limit, decode_cursor, encode_cursor
@@ -38,6 +38,14 @@ _SAVE_USE = (
     update(keys)
     .where(keys.c.kid == bindparam("of_kid"), keys.c.revoked_at.is_(None))
     .values(used_at=bindparam("minute"))
+)
+
+
+_COUNT = (
+    select(func.count())
+    .select_from(keys)
+    .where(keys.c.tenant == bindparam("of_tenant"), keys.c.revoked_at.is_(None))
+    .where(keys.c.expires_at.is_(None) | (keys.c.expires_at > bindparam("now")))
 )
 
 
@@ -66,11 +74,16 @@ class Keys:
         requests_per_minute: int | None,
         tokens_per_minute: int | None,
         by: str | None,
+        most: int | None,
     ) -> NewKey:
         """Make a key.
 
+        Args:
+            most: the number of keys, neither revoked nor expired, that the tenant may have; None for no limit.
+
         Raises:
             InvalidInput: `field` is the name of the argument.
+            QuotaExceeded: the tenant has that many.
         """
         rows.check_new_id(tenant, "tenant")
         if user_id is not None:
@@ -98,6 +111,9 @@ class Keys:
             "tokens_per_minute": tokens_per_minute,
         }
         with self._log.write() as connection:
+            if most is not None and connection.execute(_COUNT, {"of_tenant": tenant, "now": now}).scalar_one() >= most:
+                message = f"A tenant may have {most} keys that can be used: revoke one first."
+                raise QuotaExceeded(message, code="quota_exceeded")
             connection.execute(keys.insert(), [row])
             audit.write(connection, [audit.NewEvent(tenant, by, "key.created", None, [id], 1)], now)
             made = connection.execute(select(keys).where(keys.c.id == id)).one()

@@ -152,6 +152,13 @@ async def test_without_limits_an_admin_gives_any(start: Start) -> None:
     assert (made.status_code, own_limits(made.json())) == (201, (1_000_000_000, None))
 
 
+async def test_admins_make_as_many_keys_as_their_tenant_may_have(start: Start) -> None:
+    admin = await caller(await start(keys_per_tenant=2), "acme", scopes=["admin"])
+    answers = [await admin("POST", "/v1/keys") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 403]
+    assert answers[1].json()["error"]["code"] == "quota_exceeded"
+
+
 async def test_tokens_are_charged_as_they_are_read(start: Start, clock: Clock) -> None:
     app = await start(tokens_per_minute=60)
     one = await caller(app, "acme")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,28 @@ def test_a_tenant_holds_what_its_users_hold(store: Store) -> None:
     store.erase_user("acme", "ann")
     assert size(store) == Size(0, 0)
     assert list(verify(store.log)) == []
+
+
+def test_the_keys_of_a_tenant_make_no_more_than_its_quota(open_store: Callable[..., Store], clock: Clock) -> None:
+    """Keys that were revoked or have expired do not count. An operator, who uses no key, makes any number."""
+    store = open_store(quotas=Quotas(keys=2))
+    first, _ = store.create_key("acme"), store.create_key("acme", expires_at=clock() + timedelta(days=1))
+
+    def make(tenant: str = "acme") -> None:
+        store.create_key(tenant, by=first.key.id)
+
+    with pytest.raises(QuotaExceeded, match="A tenant may have 2 keys") as refusal:
+        make()
+    assert (refusal.value.code, refusal.value.field) == ("quota_exceeded", None)
+    make("other")
+    clock.advance(86_400)
+    make()
+    with pytest.raises(QuotaExceeded):
+        make()
+    store.revoke_key("acme", first.key.id)
+    make()
+    assert len(store.keys("acme").keys) == 4
+    store.create_key("acme")
 
 
 def test_a_memory_that_expires_is_counted_no_more(store: Store, clock: Clock) -> None:
