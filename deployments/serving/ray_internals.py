@@ -110,7 +110,8 @@ _BALANCE_ALGORITHM = _lines("leastconn", *(f"http-error {answer}" for answer in 
 #   HAProxy 0.1 ms, and a gateway 0.5. A burst is admitted: HAProxy begins to refuse when there have been many requests
 #   without a pause for a second, and stops when there have been few for as long. It is CoDel's idea (RFC 8289), with
 #   requests in progress in place of waiting time. Callers that have few requests in progress are refused last. HAProxy
-#   tells callers by their Authorization header, or by their address.
+#   tells callers by their key, however its header is written, or by their address. Health checks are not refused when
+#   there are many requests, and need no key, so each address may have only few of them in progress.
 # Without it: more requests than the gateways can read make all answers late.
 MANY_REQUESTS = 256
 """Requests in progress for each gateway beyond which HAProxy answers 429 while it refuses."""
@@ -120,7 +121,8 @@ REFUSES_AFTER_MS = 1000
 MAX_REQUESTS = 2 * MANY_REQUESTS
 """Requests in progress for each gateway beyond which HAProxy answers 429 in any case."""
 FEW_OF_A_CALLER = 16
-"""A caller with at most this many requests in progress is refused only beyond `MAX_REQUESTS`."""
+"""A caller with at most this many requests in progress is refused only beyond `MAX_REQUESTS`. An address may have as
+many health checks in progress."""
 
 _OVERLOADED = _answer(429, "rate_limit_error", "Too many requests; try again later.", "overloaded", 1.0)
 _HEADERS_TOO_LARGE = _answer(
@@ -129,11 +131,13 @@ _HEADERS_TOO_LARGE = _answer(
 _HEALTH_CHECK_INTER = _lines(
     "5s",
     f"http-request return {_HEADERS_TOO_LARGE} if {{ req.hdrs_bin,length gt {_MAX_HEADER_BYTES} }}",
-    "acl is_health path_beg /health",
-    "acl is_health path /ping",
+    "acl is_health path /health /health/live /health/ready /ping",
     "stick-table type string len 40 size 100k expire 10s store conn_cur",
-    "http-request track-sc0 req.hdr(authorization),sha1,hex if { req.hdr(authorization) -m found }",
-    "http-request track-sc0 src if !{ req.hdr(authorization) -m found }",
+    # The first line that applies counts.
+    "http-request track-sc0 src,concat(-health) if is_health",
+    "http-request track-sc0 req.fhdr(authorization),word(-1,' '),sha1,hex if { req.fhdr(authorization) -m found }",
+    "http-request track-sc0 req.fhdr(x-api-key),word(-1,' '),sha1,hex if { req.fhdr(x-api-key) -m found }",
+    "http-request track-sc0 src",
     "http-request set-var(txn.now) date(0,ms)",
     "http-request set-var(txn.gateways) nbsrv",
     "http-request set-var(txn.gateways) int(1) if { nbsrv eq 0 }",
@@ -149,6 +153,7 @@ _HEALTH_CHECK_INTER = _lines(
     f"http-request set-var(proc.refuses) bool(true) if {{ var(txn.busy_ms) -m int gt {REFUSES_AFTER_MS} }}",
     f"http-request set-var(proc.refuses) bool(false) if {{ var(txn.calm_ms) -m int gt {REFUSES_AFTER_MS} }}",
     "acl refuses var(proc.refuses) -m bool",
+    f"http-request return {_OVERLOADED} if is_health of_a_caller",
     f"http-request return {_OVERLOADED} if !is_health refuses are_many of_a_caller or !is_health are_too_many",
     "default-server inter 5s",
 )

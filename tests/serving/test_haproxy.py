@@ -266,6 +266,11 @@ def test_haproxy_refuses_as_a_gateway_does() -> None:
     assert (ours.status, "1", {"type": ours.type, "code": ours.code, "message": ours.message}) == REFUSED
 
 
+def with_header(line: str) -> bytes:
+    """GET with one more header."""
+    return GET[:-2] + line.encode() + b"\r\n\r\n"
+
+
 async def fill(proxy: Proxy, gateway: Gateways, count: int) -> "list[asyncio.Task[tuple[int, dict[str, str], bytes]]]":
     """Send requests until this many are held by the gateway."""
     tasks = [await proxy.send(GET) for _ in range(count - len(gateway.paths))]
@@ -285,12 +290,13 @@ async def test_requests_are_refused_if_there_have_been_many_for_long(tmp_path: P
         assert (await proxy.ask(GET))[0] == 200
 
 
-@pytest.mark.parametrize("other", ["address", "key"])
+@pytest.mark.parametrize("other", ["address", "authorization: Bearer of another caller", "x-api-key: another"])
 async def test_a_caller_with_few_requests_is_refused_last(tmp_path: Path, other: str) -> None:
     async with proxied(tmp_path, AT_ONCE) as (proxy, gateway):
         gateway.hold()
-        get = GET[:-2] + b"authorization: Bearer of another caller\r\n\r\n" if other == "key" else GET
-        address = "127.0.0.2" if other == "address" else "127.0.0.1"
+        get, address = GET, "127.0.0.2"
+        if other != "address":
+            get, address = with_header(other), "127.0.0.1"
         waiting = await fill(proxy, gateway, MANY_REQUESTS)
         assert error_of(await proxy.ask(GET)) == REFUSED
         waiting += [await proxy.send(get, address) for _ in range(FEW_OF_A_CALLER)]
@@ -298,6 +304,19 @@ async def test_a_caller_with_few_requests_is_refused_last(tmp_path: Path, other:
         assert error_of(await proxy.ask(get, address)) == REFUSED
         gateway.let_go()
         assert {status for status, _, _ in await asyncio.gather(*waiting)} == {200}
+
+
+async def test_a_key_is_one_caller_however_its_header_is_written(tmp_path: Path) -> None:
+    spelled = ["Bearer K", "bEaReR K", "Token K", "Bearer    K", "bearer K   "]
+    ways = [*(f"authorization: {value}" for value in spelled), "x-api-key: K", "X-API-Key:  K "]
+    async with proxied(tmp_path, AT_ONCE) as (proxy, gateway):
+        gateway.hold()
+        await fill(proxy, gateway, MANY_REQUESTS)
+        for number in range(FEW_OF_A_CALLER):
+            await proxy.send(with_header(ways[number % len(ways)]))
+        await gateway.arrived(MANY_REQUESTS + FEW_OF_A_CALLER)
+        for way in ways:
+            assert error_of(await proxy.ask(with_header(way))) == REFUSED
 
 
 async def test_too_many_callers_with_few_requests_are_refused_too(tmp_path: Path) -> None:
@@ -316,6 +335,31 @@ async def test_health_is_never_refused(tmp_path: Path) -> None:
         assert error_of(await proxy.ask(GET)) == REFUSED
         for path in (b"/health", b"/health/live", b"/health/ready", b"/ping"):
             assert (await proxy.ask(GET.replace(b"/v1/models", path)))[0] == 200
+
+
+@pytest.mark.parametrize("path", [b"/healthy", b"/health/", b"/health/live/x", b"/pings"])
+async def test_a_path_like_that_of_a_health_check_is_refused(tmp_path: Path, path: bytes) -> None:
+    async with proxied(tmp_path, AT_ONCE) as (proxy, gateway):
+        gateway.hold()
+        await fill(proxy, gateway, MANY_REQUESTS)
+        assert error_of(await proxy.ask(GET.replace(b"/v1/models", path))) == REFUSED
+
+
+async def test_an_address_may_have_few_health_checks_in_progress(tmp_path: Path) -> None:
+    async with proxied(tmp_path, NEVER) as (proxy, gateway):
+        gateway.hold()
+        gateway.holds_health = True
+        paths = [b"/health", b"/health/live", b"/health/ready", b"/ping"]
+        for number in range(FEW_OF_A_CALLER):
+            path = paths[number % len(paths)]
+            await proxy.send(with_header(f"authorization: Bearer {number}").replace(b"/v1/models", path))
+        await gateway.arrived(FEW_OF_A_CALLER)
+        for path in paths:
+            assert error_of(await proxy.ask(GET.replace(b"/v1/models", path))) == REFUSED
+        gateway.holds_health = False
+        assert (await proxy.ask(GET.replace(b"/v1/models", b"/health"), "127.0.0.2"))[0] == 200
+        gateway.let_go()
+        assert (await proxy.ask(GET))[0] == 200
 
 
 async def test_a_burst_is_admitted_up_to_the_hard_limit(tmp_path: Path) -> None:
