@@ -507,7 +507,8 @@ class LimitsSettings(_Section):
     bytes_per_tenant: int | None = Field(
         None,
         ge=0,
-        description="The bytes of texts, metadata and vectors that a tenant's memories may take in the log, likewise.",
+        description="The bytes of texts, metadata and vectors that a tenant's memories may take in the log, likewise. "
+        "The history of memories is not counted.",
     )
     keys_per_tenant: int | None = Field(
         None,

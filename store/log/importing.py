@@ -259,6 +259,7 @@ def _plan(
             past = {"uid": user.uid, "version": version, "event": state.event, "at": state.at}
             plan.history.setdefault(key, []).append(past)
             if state.text is not None:
+                user.past_bytes += text_bytes(state.text, state.metadata)
                 plan.contents.append(contents_row(state, user.uid, version, model_id))
     return plan
 

@@ -34,6 +34,7 @@ class Sized(Protocol):
     text_bytes: int
     live_before: int
     text_bytes_before: int
+    past_bytes: int
 
 
 class Size(NamedTuple):
@@ -73,11 +74,17 @@ _SIZES = (
 )
 
 
-def growth(users: Iterable[Sized]) -> dict[str, Size]:
-    """By how much each tenant has grown in this transaction."""
+def growth(users: Iterable[Sized], *, with_past: bool = False) -> dict[str, Size]:
+    """By how much each tenant has grown in this transaction.
+
+    Args:
+        with_past: whether the past states that were imported count. There must be room for them when they are written,
+            and they are not a part of the size.
+    """
     found: dict[str, Size] = {}
     for user in users:
-        more = Size(user.live - user.live_before, user.text_bytes - user.text_bytes_before)
+        past = user.past_bytes if with_past else 0
+        more = Size(user.live - user.live_before, user.text_bytes - user.text_bytes_before + past)
         found[user.tenant] = found.get(user.tenant, _NOTHING).plus(more)
     return found
 

@@ -41,6 +41,7 @@ class User:
     tenant: str
     live_before: int  # as in the row
     text_bytes_before: int
+    past_bytes: int = 0  # of the past states that this transaction imports; they are in no row
 
     def stamp(self) -> int:
         """The version of the next row."""
@@ -161,7 +162,7 @@ class Users:
             before = {name: replace(user) for name, user in locked.items()}
             yield connection, locked
             if self._limits.any() and not of_many:
-                self.room(connection, names).take(quotas.growth(locked.values()))
+                self.room(connection, names).take(quotas.growth(locked.values(), with_past=True))
             save_users(connection, [user for name, user in locked.items() if user != before[name]])
         self._remember({name: user.uid for name, user in locked.items()})
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from store import Append, AppendResult, NewMemory, QuotaExceeded, Quotas, Store, StoreError
@@ -50,6 +51,31 @@ def test_a_tenant_holds_what_its_users_hold(store: Store) -> None:
     assert size(store) == Size(2, 3 + 5 + 2 + 7)
     store.erase_user("acme", "ann")
     assert size(store) == Size(0, 0)
+    assert list(verify(store.log)) == []
+
+
+def test_the_past_states_of_an_import_must_fit_into_the_rest_of_a_quota(open_store: Callable[..., Store]) -> None:
+    """They are not a part of the size. A user with the same history by its own changes keeps it."""
+    store = open_store(quotas=Quotas(bytes=1000))
+
+    def line(id: str, states: int) -> bytes:
+        at = "2026-01-01T00:00:00Z"
+        past = [
+            {"event": "updated" if n else "added", "at": at, "version": n + 1, "text": 98 * "t", "metadata": {}}
+            for n in range(states)
+        ]
+        memory = {"id": id, "text": "now", "vector": [1.0] * DIM, "version": states + 1, "event": "updated"}
+        return orjson.dumps({**memory, "history": past})
+
+    room = (1000 - 3 - 2 - VECTOR_BYTES) // 100
+    with pytest.raises(QuotaExceeded):
+        store.import_lines("acme", "ann", [line("1", room + 1)])
+    assert (size(store), store.users("acme").users) == (Size(0, 0), [])
+    store.import_lines("acme", "ann", [line("1", room)])
+    assert size(store) == Size(1, 5)
+    for n in range(20):
+        store.update("acme", "ann", "1", text=100 * chr(97 + n), vector=unit(n))
+    assert size(store) == Size(1, 102)
     assert list(verify(store.log)) == []
 
 
