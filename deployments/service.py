@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deployments import results, shapes
+from deployments.calls.readiness import SharedCheck
 from deployments.calls.refusals import RefusedRequests
 from deployments.calls.transfer import LongLines, export_pieces, import_pieces, to_line
 from deployments.embedding import outputs
@@ -105,6 +106,7 @@ class Memserve:
         self._keys = keys
         self._reranking = reranking
         self.refused = RefusedRequests(store.record_refusals)
+        self._readiness = SharedCheck(self._missing)
         self._model_name = model_name
         self._probe_embedder = probe_embedder
         self._long_lines = LongLines(max_body_bytes)
@@ -788,11 +790,20 @@ class Memserve:
     # Operations.
 
     async def check_ready(self) -> Fields:
-        """Ask an embedder and a store whether they answer. `{model, device, dtype}`.
+        """Find out whether an embedder and a store answer, or did within the last second. `{model, device, dtype}`.
 
         Raises:
             Unavailable: the message names each that does not.
         """
+        if reasons := await self._readiness():
+            raise Unavailable(f"Not ready. {'; '.join(reasons)}", None, "not_ready")
+        info = self._embedder.known_info
+        if info is None:
+            return {"model": self._model_name, "device": "none yet", "dtype": "none yet"}
+        return {"model": info.name, "device": info.device, "dtype": info.dtype}
+
+    async def _missing(self) -> Sequence[str]:
+        """Ask an embedder and a store whether they answer. Names each that does not."""
         checks: dict[str, Callable[[], Awaitable[None]]] = {"store": self._store.ping}
         if self._probe_embedder:
             checks["embedder"] = self._embedder.ping
@@ -807,9 +818,4 @@ class Memserve:
             return None
 
         found = await asyncio.gather(*(reason(*check) for check in sorted(checks.items())))
-        if reasons := [each for each in found if each]:
-            raise Unavailable(f"Not ready. {'; '.join(reasons)}", None, "not_ready")
-        info = self._embedder.known_info
-        if info is None:
-            return {"model": self._model_name, "device": "none yet", "dtype": "none yet"}
-        return {"model": info.name, "device": info.device, "dtype": info.dtype}
+        return [each for each in found if each]

@@ -60,6 +60,9 @@ KEY_LOOKUPS = 256  # in one call
 KEY_LOOKUPS_IN_FLIGHT = 2
 KEY_LOOKUP_MAX_WAIT_S = 10.0
 
+PROBES = "probes"
+"""The caller of checks of readiness."""
+
 _PAGE = 200  # memories in a page of an export; assumed of erasures and deletions by filter
 _BULK_READS = frozenset({Store.duplicates.__name__})
 _BULK_WRITES = frozenset({Store.delete_where.__name__, Store.erase_user.__name__})
@@ -335,8 +338,8 @@ class StoreCalls:
         )
 
     async def ping(self) -> None:
-        """Read the log, without queueing here."""
-        await self._run(self._handle, Store.ping, Turn(), 0)
+        """Read the log, without queueing here. All pings are one caller: no key says who asks for them."""
+        await self._run(self._handle, Store.ping, Turn(PROBES, deadline=None), 0)
 
 
 def _named(args: tuple[object, ...], options: Mapping[str, object]) -> int:

@@ -1,11 +1,19 @@
 """The answers to readiness probes, which must not start an embedder, in this process."""
 
+import asyncio
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
 from starlette.types import Receive, Scope, Send
 
 from deployments.api.build import build_api
+from deployments.calls.readiness import KEPT_S
+from deployments.calls.store import PROBES
+from deployments.fair_queue import SentTurn, work_of
+from deployments.requests import deadlines
 from deployments.requests.origin import HEADER
 from tests.local_app import LocalApp
 
@@ -14,12 +22,38 @@ FAKE = {"status": "ready", "model": "fake", "device": "cpu", "dtype": "float32"}
 
 async def test_ready_describes_the_model(app: LocalApp) -> None:
     app.embedder.calls.clear()
-    for path in ("/health/ready", "/health"):
-        answer = await app.http.get(path)
-        assert (answer.status_code, answer.json()) == (200, FAKE)
-    assert app.embedder.calls == [("info", None)] * 2  # each probe asks; a request after it does not
+    for seconds in (KEPT_S, 2 * KEPT_S):
+        app.gateway._readiness._clock = partial(float, seconds)
+        for path in ("/health/ready", "/health", "/ping"):
+            answer = await app.http.get(path)
+            assert (answer.status_code, answer.json()) == (200, FAKE)
+    assert app.embedder.calls == [("info", None)] * 2  # one probe in a second asks; a request after it does not
     await app.http.post("/v1/embeddings", json={"input": "tea"})
     assert app.embedder.calls[2:] == [("embed", None)]
+
+
+async def test_probes_at_the_same_time_share_one_check(app: LocalApp) -> None:
+    app.embedder.calls.clear()
+    app.store.calls.clear()
+    answers = await asyncio.gather(*(app.http.get("/health/ready") for _ in range(100)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert app.embedder.calls == [("info", None)]
+    assert [name for name, _ in app.store.calls] == ["ping"]
+
+
+async def test_readiness_is_checked_for_one_caller(app: LocalApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a client that waits has its turn after one check, however many probes there are."""
+    run, turns = app.store.deployment.run, []
+
+    async def remember(name: str, turn: SentTurn, *args: Any) -> Any:
+        turns.append(turn[:3])
+        return await run(name, turn, *args)
+
+    monkeypatch.setattr(app.store.deployment, "run", remember)
+    for caller in ("first", "second"):
+        with work_of(caller), deadlines.within(5.0):
+            await app.gateway._store.ping()
+    assert turns == [(PROBES, False, None)] * 2
 
 
 async def test_a_probe_starts_no_embedder_if_there_may_be_none(tmp_path: Path) -> None:
