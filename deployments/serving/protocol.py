@@ -18,6 +18,10 @@ Serve takes the id of a request from the header `x-request-id`, puts it into eac
 and answers with it; if there is none, it makes one. A value that is not 1 to 128 printable ASCII characters without
 spaces is left out, so that Serve makes one.
 
+Headers by which a client would tell Serve how to treat a request are left out. Serve would end the request after a time
+that the client chooses, with an answer in plain text, whether or not a write is being made; memserve has
+`x-request-timeout-ms` for that.
+
 A request that asks for an upgrade of the connection is answered as if it did not (RFC 9110, 7.8). uvicorn would lose
 its body, or begin a WebSocket whose handshake never ends. Java's HttpClient asks for HTTP/2 in its first request.
 
@@ -35,7 +39,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deployments.errors import HttpError
 from deployments.requests.receive import RECEIVE
-from deployments.serving.ray_internals import DO_NOT_WATCH, use_http_protocol
+from deployments.serving.ray_internals import DO_NOT_WATCH, HEADERS_FOR_SERVE, use_http_protocol
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _IMPORT = re.compile(rb"/v1/users/[^/?]+/import(\?|$)")
@@ -97,17 +101,20 @@ class GatewayProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Decode a value that is not UTF-8 as Latin-1. Leave out a request id that is not valid."""
+        """Decode a value that is not UTF-8 as Latin-1. Leave out Serve's headers and a request id that is not valid."""
+        name = name.lower()
+        if name in HEADERS_FOR_SERVE:
+            return
         try:
             value.decode()
         except UnicodeDecodeError:
             value = value.decode("latin-1").encode()
-        if name.lower() != b"x-request-id" or _REQUEST_ID.fullmatch(value):
+        if name != b"x-request-id" or _REQUEST_ID.fullmatch(value):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Tell Serve not to watch for the disconnect of an import."""
-        if _IMPORT.match(self.url) and DO_NOT_WATCH not in self.headers:
+        if _IMPORT.match(self.url):
             self.headers.append(DO_NOT_WATCH)
         super().on_headers_complete()
 

@@ -320,6 +320,12 @@ def use_http_protocol(path: str) -> None:
 # Without it: an import is cancelled in the middle of a piece.
 DO_NOT_WATCH = (b"x-request-disconnect-disabled", b"?1")
 
+# What: headers of a request by which its client tells Serve to end it after so many seconds, and not to watch for its
+#   disconnect.
+# Why: deployments/serving/protocol.py removes them from requests.
+# Without it: a client gets a 408 in plain text, even for a write that is made, or work goes on that nobody waits for.
+HEADERS_FOR_SERVE = (b"x-request-timeout-seconds", DO_NOT_WATCH[0])
+
 # --- Routing by user ------------------------------------------------------------------------------------------------
 #
 # What: an experimental router, and the option `session_id` of a handle that it hashes. It ignores keyword arguments

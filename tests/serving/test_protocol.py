@@ -289,6 +289,24 @@ async def test_a_request_id_that_is_not_valid_is_left_out(given: bytes, kept: bo
     assert told == [{b"other": b"one"} | ({b"x-request-id": given} if kept else {})]
 
 
+@pytest.mark.parametrize(
+    "line", [b"X-Request-Timeout-Seconds: 0.001", b"x-request-timeout-seconds:0", b"x-request-disconnect-disabled: ?1"]
+)
+async def test_a_client_cannot_tell_serve_how_to_treat_its_request(line: bytes) -> None:
+    told: list[list[tuple[bytes, bytes]]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told.append(list(scope["headers"]))
+        await Response()(scope, receive, send)
+
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.data_received(b"GET / HTTP/1.1\r\n" + line + b"\r\nx-request-timeout-ms: 5\r\n\r\n")
+        await wire.until(lambda: len(wire.writes) > 0)
+
+    await serve(app, ask)
+    assert told == [[(b"x-request-timeout-ms", b"5")]]
+
+
 @pytest.mark.parametrize("upgrade", ["websocket", "h2c", "WebSocket"])
 @pytest.mark.parametrize("body", [b"", b'{"input": "a"}'])
 async def test_a_request_to_upgrade_is_answered_as_any_other(upgrade: str, body: bytes) -> None:

@@ -144,6 +144,13 @@ def test_serve_obeys_the_last_disconnect_header() -> None:
     assert not http_util.parse_disconnect_disabled_header({})
 
 
+def test_serve_obeys_these_headers_of_a_client() -> None:
+    timeout, watch = (name.decode() for name in ray_internals.HEADERS_FOR_SERVE)
+    assert timeout == constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER
+    assert watch == constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER
+    assert http_util.parse_request_timeout_header({timeout.encode(): b"0.5"}, None) == 0.5
+
+
 def test_serve_waits_for_the_disconnect_with_the_receive_that_it_is_given() -> None:
     source = " ".join(inspect.getsource(replica.Replica._direct_ingress_asgi).split())
     assert "_call_http_entrypoint( user_method_info, scope, receive_proxy, send_user_message )" in source
