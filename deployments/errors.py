@@ -5,6 +5,7 @@
     ├── Unauthorized                401  authentication_error, with WWW-Authenticate
     ├── Forbidden                   403  permission_error
     ├── ModelNotFound               404  not_found_error
+    ├── TooSlow                     408  timeout_error
     ├── TooLarge                    413  invalid_request_error
     ├── UnsupportedEncoding         415  invalid_request_error
     ├── UnsupportedType             415  invalid_request_error
@@ -56,6 +57,10 @@ class Forbidden(MemserveError):
 
 class ModelNotFound(MemserveError):
     """The request names a model that is not served here."""
+
+
+class TooSlow(MemserveError):
+    """The body does not arrive in time."""
 
 
 class TooLarge(MemserveError):
@@ -225,6 +230,7 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (Unauthorized, 401, "authentication_error"),
     (Forbidden, 403, "permission_error"),
     (ModelNotFound, 404, "not_found_error"),
+    (TooSlow, 408, "timeout_error"),
     (TooLarge, 413, "invalid_request_error"),
     (UnsupportedEncoding, 415, "invalid_request_error"),
     (UnsupportedType, 415, "invalid_request_error"),

@@ -7,6 +7,7 @@ Guarantees:
   all, and the largest are refused first. The caller is the key of a request; without keys each request is a caller of
   its own. A body that is the only one is never refused. Small bodies are neither counted nor refused: the number of
   requests bounds them.
+- A body that counts must arrive at a least speed (`read_body` in deployments/api/http.py).
 
 An import is not counted: it is read line by line.
 """

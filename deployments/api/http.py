@@ -37,6 +37,7 @@ from deployments.errors import (
     InvalidRequest,
     LocatedError,
     TooLarge,
+    TooSlow,
     UnsupportedEncoding,
     to_http,
     trace_of,
@@ -55,6 +56,10 @@ _NUMBERS_A_SLICE = 1 << 17  # about 5 ms
 _NEW_ID = TypeAdapter(NewId)
 _STORED_ID = TypeAdapter(StoredId)
 _MAX_PARAMETERS = 32
+SLOW_START_S = 30.0
+"""The time that a body which takes memory from others may take in any case."""
+SLOWEST_BYTES_PER_S = 1 << 15
+"""How fast it must arrive beyond that, on the whole."""
 _LARGE_BODY_BYTES = 1 << 18  # takes about 1 ms to parse as text, 30 ms as token ids
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -263,6 +268,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         TooLarge: as soon as it is known to be longer than `max_bytes`, compressed or unpacked.
+        TooSlow: it counts as held and arrives at less than `SLOWEST_BYTES_PER_S`, after `SLOW_START_S`.
         Overloaded: the bodies of other requests take too much memory.
         UnsupportedEncoding, InvalidRequest: see `body_chunks`.
         Unauthorized: the key was revoked or has expired while the body was sent, which may take long.
@@ -271,10 +277,19 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     if declared.isdecimal():
         _admit_body(request, int(declared), max_bytes)
     chunks = []
-    async for chunk in body_chunks(request, max_bytes):
-        chunks.append(chunk)
-        size += len(chunk)
-        _admit_body(request, size, max_bytes)
+    started = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(None) as patience:
+            if HELD in request.scope:
+                patience.reschedule(started + SLOW_START_S)
+            async for chunk in body_chunks(request, max_bytes):
+                chunks.append(chunk)
+                size += len(chunk)
+                _admit_body(request, size, max_bytes)
+                if HELD in request.scope:
+                    patience.reschedule(started + SLOW_START_S + size / SLOWEST_BYTES_PER_S)
+    except TimeoutError as error:
+        raise TooSlow("The request did not arrive in time.", None, "request_timeout") from error
     await principal_of(request).check()
     return b"".join(chunks)
 
@@ -405,6 +420,8 @@ def api_without_routes(on_error: Callable[[Exception], None], error_bodies: Mapp
     )
 
     def response(request: Request, error: HttpError) -> Response:
+        if error.status == 408:  # HAProxy answers it too, in the one shape that it knows
+            return error_response(error)
         return error_response(error, error_bodies.get(request.scope["path"], HttpError.body))
 
     @api.exception_handler(LocatedError)

@@ -43,7 +43,7 @@ ERRORS: Mapping[int, str] = {
 """The errors of every route, by status. 413 and 415 are not answered to GET."""
 
 _OF_BODIES = frozenset({413, 415})
-_OF_HAPROXY = frozenset({408, 431})  # answered by HAProxy alone, which does not know TEI's shape
+_OF_HAPROXY = frozenset({408, 431})  # answered by HAProxy, which does not know TEI's shape
 _ERROR_EXAMPLES = (
     HttpError(400, "invalid_request_error", "must not be empty", "memories.3.text", None, None),
     HttpError(

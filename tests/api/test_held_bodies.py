@@ -10,6 +10,7 @@ import orjson
 import pytest
 from starlette.types import Scope
 
+from deployments.api import http
 from deployments.api.held_bodies import SMALL_BYTES, HeldBodies
 from deployments.errors import Overloaded
 from deployments.fair_queue import work_of
@@ -151,4 +152,43 @@ async def test_a_key_that_fills_its_share_does_not_refuse_the_bodies_of_another(
     app.model.gate.set()
     assert [(await one).status_code for one in (first, second)] == [200, 200]
     assert held.bytes == 0
+    await app.stop()
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed"])
+@pytest.mark.parametrize("sent", [b"", b"x" * 70 * KB])
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_large_body_that_does_not_arrive_is_408(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, sent: bytes, announced: bool
+) -> None:
+    monkeypatch.setattr(http, "SLOW_START_S", 0.0)
+    monkeypatch.setattr(http, "SLOWEST_BYTES_PER_S", 1e9)
+    app = await LocalApp.start(tmp_path)
+
+    async def stalls() -> AsyncIterator[bytes]:
+        yield sent or b"x" * (0 if announced else SMALL_BYTES + 1)
+        await asyncio.Event().wait()
+
+    headers = {"content-length": str(1000 * KB)} if announced else {}
+    refused = await asyncio.wait_for(app.http.post(path, content=stalls(), headers=headers), 20)
+    assert (refused.status_code, refused.json()["error"]) == (
+        408,
+        {
+            "message": "The request did not arrive in time.",
+            "type": "timeout_error",
+            "param": None,
+            "code": "request_timeout",
+        },
+    )
+    assert app.api.state.held_bodies.bytes == 0
+    await app.stop()
+
+
+async def test_a_large_body_that_arrives_fast_enough_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "SLOW_START_S", 0.0)
+    monkeypatch.setattr(http, "SLOWEST_BYTES_PER_S", 1.0)
+    app = await LocalApp.start(tmp_path)
+    app.http.event_hooks = {}  # they read the body again
+    answer = await app.http.post("/v1/embeddings", content=in_chunks(body_of(200 * KB)))
+    assert answer.status_code == 200
     await app.stop()
