@@ -85,7 +85,15 @@ class GatewayProtocol(HttpToolsProtocol):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: Serve waits for the disconnect, and the application alone reads the body."""
-        await self._application({**scope, RECEIVE: receive}, self._disconnected, send)
+
+        async def read() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message["more_body"]:
+                # uvicorn stops to read beside 64 KiB that wait, and the disconnect would not be noticed.
+                self.flow.resume_reading()
+            return message
+
+        await self._application({**scope, RECEIVE: read}, self._disconnected, send)
 
     async def _disconnected(self) -> Message:
         await self._lost.wait()

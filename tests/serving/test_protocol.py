@@ -227,6 +227,31 @@ async def test_a_body_waits_in_the_connection_until_the_application_reads_it() -
     await serve(app, ask)
 
 
+async def test_a_connection_is_read_on_after_a_large_body_that_came_at_once() -> None:
+    """A connection that is not read does not tell that its client has gone."""
+    has_read, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert await scope[RECEIVE]() == {"type": "http.request", "body": b"x" * 100_000, "more_body": False}
+        has_read.set()
+        await may_answer.wait()
+        await Response()(scope, receive, send)
+
+    async def ask(protocol: GatewayProtocol, wire: Wire) -> None:
+        protocol.data_received(b"POST / HTTP/1.1\r\ncontent-length: 100000\r\n\r\n")
+        for _ in range(10):
+            await asyncio.sleep(0)  # the application waits for the body
+        protocol.data_received(b"x" * 100_000)
+        assert not wire.reads
+        async with asyncio.timeout(10):
+            await has_read.wait()
+        assert wire.reads
+        may_answer.set()
+        await wire.until(lambda: len(wire.writes) > 0)
+
+    await serve(app, ask)
+
+
 @pytest.mark.parametrize("body", [b"", b"x" * 1000])
 async def test_a_client_that_gives_up_is_noticed_before_its_body_is_read(body: bytes) -> None:
     watching, noticed = asyncio.Event(), asyncio.Event()
