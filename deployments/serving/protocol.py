@@ -89,7 +89,7 @@ class GatewayProtocol(HttpToolsProtocol):
         async def read() -> Message:
             message = await receive()
             if message["type"] == "http.request" and not message["more_body"]:
-                # uvicorn stops to read beside 64 KiB that wait, and the disconnect would not be noticed.
+                # uvicorn stops reading while 64 KiB wait, and the disconnect would not be noticed.
                 self.flow.resume_reading()
             return message
 
