@@ -409,7 +409,7 @@ class Memserve:
                 filter=body.filter,
                 min_score=body.min_score,
                 include_vectors=body.include_vectors,
-                query=body.query,
+                query=None if body.ranked_by() == "vector" else body.query,
                 mode=body.ranked_by(),
                 explain=body.explain,
                 since=body.since,

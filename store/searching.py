@@ -235,15 +235,15 @@ class Searcher:
         near = hits.scores >= least
         return hits.labels[near], hits.scores[near]
 
-    def _drop_foreign_index(self, index: UserIndex) -> LogDamaged:
+    def drop_foreign_index(self, uid: int) -> LogDamaged:
         """Drop an index whose labels belong to another user: a backup of the log was restored while this store ran.
 
         Its snapshots go too, and the next search builds the index from the log. Returns the error for this search.
         """
-        self._resident.drop(index.uid)
+        self._resident.drop(uid)
         if self._snapshots is not None:
             with suppress(OSError):
-                self._snapshots.remove(index.uid)
+                self._snapshots.remove(uid)
         return LogDamaged("The log is older than the index of this user. The index is built again: try again.")
 
     def _caught_up(self, connection: Connection, position: reading.Position, *, with_words: bool) -> UserIndex:
@@ -299,7 +299,7 @@ class Searcher:
         request, index, best = searched.request, searched.user_index, searched.found
         labels = searched.labels
         if index is not None and any(label in found and found[label].uid != index.uid for label in labels):
-            return self._drop_foreign_index(index)
+            return self.drop_foreign_index(index.uid)
         try:
             if any(label not in found for label in labels):
                 raise rows.damaged("an indexed memory is missing")

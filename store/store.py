@@ -545,6 +545,8 @@ class Store(Access):
                 connection, position, after, least=score, limit=limit, now=self._micros()
             )
             found = reading.by_label(connection, [label for group in groups for label, _ in group], self.log.model_id)
+        if any(row.uid != uid for row in found.values()):
+            raise self._searcher.drop_foreign_index(uid)
         self.resident.trim()
         memories = [
             [rows.memory(found[label], user_id, similarity) for label, similarity in group if label in found]

@@ -22,11 +22,15 @@ import numpy as np
 import numpy.typing as npt
 import Stemmer
 
-VERSION = f"1, PyStemmer {version('pystemmer')}, Unicode {unicodedata.unidata_version}"
+from store.log.reading import TEXT_READ
+
+VERSION = f"2, PyStemmer {version('pystemmer')}, Unicode {unicodedata.unidata_version}"
 """Changes if the words of a text may have other hashes."""
 
 _STEMMER = Stemmer.Stemmer("english", 0)  # its own cache would keep words as text
-_MAX_TEXT = 200_000  # characters of a text; the rest is not read
+# Combining marks in a row; more are left out, as in the stream-safe format of Unicode (UAX 15). Normalisation sorts
+# them in a time that grows with the square of their number.
+_MAX_MARKS = 30
 _PIECE = 1_000_000  # characters of texts that are split at once
 _MAX_WORD = 64  # characters of a word; a longer one is cut
 _MAX_KNOWN = 200_000  # words whose hash is remembered, 100 bytes each
@@ -84,7 +88,7 @@ def keys_of(text: str) -> list[int]:
 
 def keys_of_all(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The keys (words,) of the words of texts without NUL, in order, and the number of words of each text (texts,)."""
-    found = [_keys_of_some(piece) for piece in _pieces([text[:_MAX_TEXT] for text in texts])]
+    found = [_keys_of_some(piece) for piece in _pieces([text[:TEXT_READ] for text in texts])]
     return np.concatenate([_NONE, *(keys for keys, _ in found)]), np.concatenate([_NONE, *(each for _, each in found)])
 
 
@@ -134,6 +138,7 @@ def _remembered(word: str) -> int:
 
 def _unicode_words(text: str) -> list[str]:
     """The words of a text, folded, in order."""
+    text = _MANY_MARKS.sub(r"\1", text)
     folded = unicodedata.normalize("NFKD", text).casefold().translate(_folding)
     words: list[str] = []
     for match in _PARTS.finditer(unicodedata.normalize("NFC", folded)):
@@ -151,4 +156,6 @@ def _key(word: str) -> int:
     return int.from_bytes(blake2b(stem.encode(), digest_size=8).digest(), "little", signed=True)
 
 
+_MARKS = "".join(mark for mark in map(chr, range(0x20000)) if unicodedata.combining(mark))
+_MANY_MARKS = re.compile(f"([{_MARKS}]{{{_MAX_MARKS}}})[{_MARKS}]+")
 _STOP_KEYS = frozenset(map(_key, STOP_WORDS))

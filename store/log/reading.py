@@ -161,14 +161,18 @@ _CHANGES = (
     .limit(CHUNK)
 )
 _LIVE = _CHANGES.where(memories.c.deleted == 0)
-_CHANGES_AND_TEXTS = _CHANGES.add_columns(contents.c.text)
-_LIVE_AND_TEXTS = _LIVE.add_columns(contents.c.text)
+TEXT_READ = 200_000
+"""The characters of a text whose words count."""
+_TEXT_CHUNK = 1_000  # rows with texts that are in memory at a time
+_TEXT_TO_SPLIT = func.substr(contents.c.text, 1, TEXT_READ)
+_CHANGES_AND_TEXTS = _CHANGES.add_columns(_TEXT_TO_SPLIT).limit(_TEXT_CHUNK)
+_LIVE_AND_TEXTS = _LIVE.add_columns(_TEXT_TO_SPLIT).limit(_TEXT_CHUNK)
 _TEXTS = (
-    select(memories.c.label, memories.c.version, contents.c.text)
+    select(memories.c.label, memories.c.version, _TEXT_TO_SPLIT)
     .select_from(_MEMORIES)
     .where(memories.c.uid == bindparam("of_uid"), memories.c.version > bindparam("after"), memories.c.deleted == 0)
     .order_by(memories.c.version)
-    .limit(CHUNK)
+    .limit(_TEXT_CHUNK)
 )
 _PLACES = select(memories.c.label, *_PLACE).where(memories.c.uid == bindparam("of_uid"), memories.c.deleted == 0)
 _BY_LABEL = (
@@ -207,18 +211,20 @@ def changes(
 ) -> Iterator[Changes]:
     """The rows of a user that changed after a version, a few thousand at a time; after 0, only the live ones.
 
+    Of each text the first `TEXT_READ` characters are read.
+
     Raises:
         LogDamaged: a vector is missing or is not the one that was written, or a text is missing.
     """
     if with_texts:
-        statement = _LIVE_AND_TEXTS if after == 0 else _CHANGES_AND_TEXTS
+        most, statement = _TEXT_CHUNK, _LIVE_AND_TEXTS if after == 0 else _CHANGES_AND_TEXTS
     else:
-        statement = _LIVE if after == 0 else _CHANGES
+        most, statement = CHUNK, _LIVE if after == 0 else _CHANGES
     while True:
         rows = connection.execute(statement, {"of_uid": uid, "after": after, "serving": model}).all()
         if rows:
             yield _changes(rows, dim, with_texts=with_texts)
-        if len(rows) < CHUNK:
+        if len(rows) < most:
             return
         after = rows[-1].version
 
@@ -252,7 +258,9 @@ def _places(found: Sequence[Any]) -> Places:
 
 
 def texts(connection: Connection, uid: int, model: int) -> Iterator[tuple[npt.NDArray[np.int64], Sequence[str]]]:
-    """The labels (n,) and the texts of a user's memories in the order of their versions, a few thousand at a time.
+    """The labels (n,) and the texts of a user's memories in the order of their versions, a thousand at a time.
+
+    Of each text the first `TEXT_READ` characters are read.
 
     Raises:
         LogDamaged: a text is missing.
@@ -261,7 +269,7 @@ def texts(connection: Connection, uid: int, model: int) -> Iterator[tuple[npt.ND
     while True:
         rows = connection.execute(_TEXTS, {"of_uid": uid, "after": after, "serving": model}).all()
         yield np.fromiter((row[0] for row in rows), np.int64, len(rows)), _texts([row[2] for row in rows])
-        if len(rows) < CHUNK:
+        if len(rows) < _TEXT_CHUNK:
             return
         after = rows[-1].version
 

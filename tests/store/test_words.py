@@ -52,6 +52,16 @@ def test_every_store_finds_a_word_as_soon_as_it_is_written(pair: tuple[Store, St
     assert ask(other, "heron") == []
 
 
+def test_the_words_of_more_memories_than_are_read_at_a_time(open_store: Callable[..., Store]) -> None:
+    one = open_store()
+    add(one, "heron", *(f"memory {n}" for n in range(2_100)))
+    assert texts(ask(one, "heron")) == ["heron"]  # reads the words of all memories
+    assert texts(ask(one, "2099")) == ["memory 2099"]
+    add(one, *(f"another {n}" for n in range(2_100)))
+    assert texts(ask(one, "another 2099", top_k=1)) == ["another 2099"]  # reads the changes
+    assert texts(ask(open_store(), "2099")) == ["another 2099", "memory 2099"]
+
+
 def test_users_and_tenants_do_not_share_words(store: Store) -> None:
     add(store, "tea with milk", "milk")
     add(store, "tea", user="bob")

@@ -90,6 +90,21 @@ def test_after_a_restored_backup_nobody_finds_another_users_memories(
     assert {memory.text for memory in result.results} == {f"ann {n}" for n in [*range(30), *range(50, 75)]}
 
 
+def test_after_a_restored_backup_no_group_of_similar_memories_has_another_users(
+    open_store: Callable[..., Store], tmp_path: Path, vectors: Any
+) -> None:
+    store, backup = grown_since_a_backup(open_store, tmp_path, vectors, {"index": IndexOptions(switch=20)})
+    store.log.engine.dispose()
+    (tmp_path / "log.db").write_bytes(backup)
+    add(store, "bob", vectors, range(20))
+    add(store, "ann", vectors, range(50, 75))
+    with pytest.raises(LogDamaged):
+        store.duplicates(T, "ann", score=0.01, limit=100)
+    found = store.duplicates(T, "ann", score=0.01, limit=100)
+    assert found.groups
+    assert {memory.text.split()[0] for group in found.groups for memory in group} == {"ann"}
+
+
 @pytest.mark.parametrize("at_the_end", [False, True])
 @pytest.mark.parametrize("again", [15, 20, 40])
 def test_a_label_that_is_given_again_is_found_by_its_own_vector(

@@ -259,6 +259,13 @@ def test_only_the_beginning_of_a_long_text_is_read() -> None:
     assert len(keys_of("tea " * 1_000_000)) == 50_000
 
 
+def test_a_long_run_of_combining_marks_takes_no_time() -> None:
+    """To normalise 200,000 marks at once would take minutes."""
+    marks = "\u0301" * 100_000 + "\u0316" * 100_000
+    assert keys_of("Cafe" + marks[:30]) == keys_of("cafe") == keys_of("Cafe" + marks)
+    assert keys_of("नमस्ते दुनिया") != keys_of("नमसत दनय")  # signs of a script are no accents
+
+
 def test_many_texts_are_split_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["tea rain", "", "Ёлка 猫 tea", "x" * 300, "dog", "東京", "what?"]
     whole = keys_of_all(texts)
