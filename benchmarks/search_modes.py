@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def over_http(url: str, size: int, searches: int) -> Found:
             for turn in range(len(MODES)):
                 mode = MODES[(number + turn) % len(MODES)]
                 body = {"query": next(source), "mode": mode}
-                took[mode].append(timed_ms(lambda body=body: post(f"{path}/search", body)) / 1e3)  # type: ignore[misc]
+                took[mode].append(timed_ms(partial(post, f"{path}/search", body)) / 1e3)
         row: Found = {mode: percentiles_ms(seconds) for mode, seconds in took.items()}
     return {"memories": size, **row}
 
@@ -82,11 +83,11 @@ def adds_ms(url: str, count: int) -> list[float]:
     source = texts("short", random.Random(seed_of("adds", time.time_ns())))
     with httpx.Client(base_url=url, timeout=60.0, trust_env=False) as http:
         bodies = [{"text": next(source)} for _ in range(count)]
-        took = [
-            timed_ms(lambda body=body: http.post("/v1/users/adds/memories", json=body).raise_for_status()) / 1e3  # type: ignore[misc]
-            for body in bodies
-        ]
-    return took
+
+        def add(body: Found) -> None:
+            http.post("/v1/users/adds/memories", json=body).raise_for_status()
+
+        return [timed_ms(partial(add, body)) / 1e3 for body in bodies]
 
 
 def in_store(size: int) -> Found:
@@ -127,11 +128,11 @@ def in_store(size: int) -> Found:
                 pass
             saved.close()
         for name in ("log", "snapshot"):
-            took: dict[str, list[float]] = {"vector": [], "hybrid": []}
+            took: dict[Mode, list[float]] = {"vector": [], "hybrid": []}
             for _ in range(_RESTARTS):
-                for mode in ("vector", "hybrid"):
+                for mode, seen in took.items():
                     fresh = opened(None if name == "log" else mode)
-                    took[mode].append(timed_ms(lambda fresh=fresh, mode=mode: search(fresh, mode)))  # type: ignore[misc]
+                    seen.append(timed_ms(partial(search, fresh, mode)))
                     fresh.log.close()
                     if fresh.snapshots is not None:
                         fresh.snapshots.close()

@@ -3,7 +3,7 @@
 Guarantees:
 - Calls are validated, batched, cached and answered by the code that the deployments run, so the results are the same.
 - The log is the one that a server would write. A server or other processes may use it at the same time.
-- A write is acknowledged only after the log has committed it. What waits is lost with the process.
+- A write is acknowledged only after the log has committed it. Calls that wait are lost with the process.
 """
 
 from __future__ import annotations

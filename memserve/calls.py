@@ -3,8 +3,8 @@
 A call is a generator. It yields requests and batches of requests, is sent their answers, and returns its result. The
 two clients differ only in how they execute what is yielded (memserve/client.py).
 
-Options have the names of the fields in the HTTP API. An option that is not declared here is sent as it is; a server
-that does not know it answers 400. An option that is None is left out, except for `expires_at` of an update.
+Options have the names of the fields in the HTTP API. An option that is not declared here is sent as it is, and a server
+that does not have it answers 400. None means that an option is not sent. Only `update(expires_at=None)` sends it.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def with_recency(candidates: Candidates, happened: npt.NDArray[np.int64], now: i
             now has the age 0.
     """
     ages_s = np.maximum(now - happened, 0) / 1e6
-    factors = np.maximum(np.exp2(-ages_s / half_life_s), LEAST_RECENCY)
+    with np.errstate(over="ignore"):  # by a very short half-life, after which the factor is 0
+        factors = np.maximum(np.exp2(-ages_s / half_life_s), LEAST_RECENCY)
     scores = np.where(candidates.scores < 0, candidates.scores / factors, candidates.scores * factors)
     return candidates._replace(scores=scores, parts={**candidates.parts, "recency": factors.round(6)})
 

@@ -150,7 +150,7 @@ class Users:
         """A write transaction in which the rows of the users are locked. They are saved at its end.
 
         Args:
-            of_many: the writes of several callers, each of which is refused alone. The caller asks `room` for them.
+            of_many: whether several callers write, each of which is refused alone. They must ask `room` themselves.
 
         Raises:
             NotFound: a user has no row, and `make` is false.

@@ -426,12 +426,12 @@ async def test_urgent_requests_are_sent_while_bulk_calls_are_in_progress() -> No
     handle.gate.clear()
     bulk = asyncio.create_task(calls.embed(BULK, "", "end", realm="r"))
     await turns()
-    lone = asyncio.create_task(calls.embed(["a lone text"], "", "end", realm="r"))
+    single = asyncio.create_task(calls.embed(["a single text"], "", "end", realm="r"))
     small = asyncio.create_task(calls.embed(["a", "small", "request"], "", "end", realm="r"))
     await turns()
     assert handle.calls[2:] == [[1, 3]]
     handle.gate.set()
-    await asyncio.gather(bulk, lone, small)
+    await asyncio.gather(bulk, single, small)
 
 
 async def test_after_an_error_no_further_piece_is_sent_and_the_first_error_is_raised() -> None:

@@ -44,3 +44,9 @@ def test_no_score_passes_1() -> None:
 def test_nothing_is_adjusted_if_there_are_no_candidates() -> None:
     empty = adjusting.with_neighbours(candidates(), np.zeros((0, 2), np.int64))
     assert adjusting.with_recency(empty, np.zeros(0, np.int64), 0, 1.0).scores.tolist() == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_very_short_half_life_gives_old_memories_the_floor() -> None:
+    found = adjusting.with_recency(candidates(1.0, 1.0), np.array([-1000 * DAY_US, 0]), 0, 5e-324)
+    assert found.scores.tolist() == [0.75, 1.0]

@@ -1,6 +1,6 @@
 """The bodies and queries of the routes of memories and users."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -67,12 +67,28 @@ class UserMemoryBody(NewMemoryBody):
     """The user who is to remember it. It need not exist yet."""
 
 
-def _check_duplicate_score(body: "AddBody | AddManyBody") -> None:
-    if body.duplicate_score is not None and body.on_duplicate != "skip":
-        raise InvalidRequest('needs "on_duplicate": "skip"', "duplicate_score")
+class AddOptions(RequestBody):
+    """What becomes of memories that a user already has."""
+
+    on_duplicate: OrNull[Literal["add", "skip"]] = "add"
+    """`skip` adds no memory whose text and metadata its user already has, and answers with the id of that one. If that
+    one would expire earlier, it gets the new expiry, and it gets a `vector` that is given: `updated`. A memory of
+    another `thread` or `happened_at` than the one that is given is no duplicate."""
+    duplicate_score: float | None = Field(None, gt=0, le=1)
+    """With `skip`, a memory is not added either if its vector has at least this cosine similarity to that of a memory
+    that the user has, or that the request adds. The answer has the id of the nearest, which stays as it is. A memory
+    that expires earlier is no duplicate."""
+    upsert: OrNull[bool] = False
+    """Whether other content under an id replaces what it holds. If not, that is a 409."""
+
+    @model_validator(mode="after")
+    def _check_score(self) -> Self:
+        if self.duplicate_score is not None and self.on_duplicate != "skip":
+            raise InvalidRequest('needs "on_duplicate": "skip"', "duplicate_score")
+        return self
 
 
-class AddBody(NewMemoryBody):
+class AddBody(NewMemoryBody, AddOptions):
     """`POST /v1/users/{user_id}/memories`: one memory inline, or a list under `memories`."""
 
     model_config = body_config(oneOf=[required("text", "string"), required("memories", "array")])
@@ -85,20 +101,9 @@ class AddBody(NewMemoryBody):
         None, min_length=1, max_length=MAX_INPUTS, fail_fast=True
     )
     """Several memories, which are all written or none."""
-    on_duplicate: OrNull[Literal["add", "skip"]] = "add"
-    """`skip` adds no memory whose text and metadata the user already has, and answers with the id of that one. If that
-    one would expire earlier, it gets the new expiry, and it gets a `vector` that is given: `updated`. A memory of
-    another `thread` or `happened_at` than the one that is given is no duplicate."""
-    duplicate_score: float | None = Field(None, gt=0, le=1)
-    """With `skip`, a memory is not added either if its vector has at least this cosine similarity to that of a memory
-    that the user has, or that the request adds. The answer has the id of the nearest, which stays as it is. A memory
-    that expires earlier is no duplicate."""
-    upsert: OrNull[bool] = False
-    """Whether other content under an id replaces what it holds. If not, that is a 409."""
 
     @model_validator(mode="after")
     def _check_one_form(self) -> "AddBody":
-        _check_duplicate_score(self)
         fields = ("created_at", "expires_at", "happened_at", "id", "metadata", "text", "thread", "vector")
         inline = [name for name in fields if getattr(self, name) is not None]
         if self.memories is None and self.text is None:
@@ -126,26 +131,11 @@ class AddBody(NewMemoryBody):
         ]
 
 
-class AddManyBody(RequestBody):
+class AddManyBody(AddOptions):
     """`POST /v1/memories`: memories of many users in one call."""
 
     memories: list[Annotated[UserMemoryBody, Nested()]] = Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
     """All of them are written or none."""
-    on_duplicate: OrNull[Literal["add", "skip"]] = "add"
-    """`skip` adds no memory whose text and metadata its user already has, and answers with the id of that one. If that
-    one would expire earlier, it gets the new expiry, and it gets a `vector` that is given: `updated`. A memory of
-    another `thread` or `happened_at` than the one that is given is no duplicate."""
-    duplicate_score: float | None = Field(None, gt=0, le=1)
-    """With `skip`, a memory is not added either if its vector has at least this cosine similarity to that of a memory
-    that the user has, or that the request adds. The answer has the id of the nearest, which stays as it is. A memory
-    that expires earlier is no duplicate."""
-    upsert: OrNull[bool] = False
-    """Whether other content under an id replaces what it holds. If not, that is a 409."""
-
-    @model_validator(mode="after")
-    def _check_score(self) -> "AddManyBody":
-        _check_duplicate_score(self)
-        return self
 
 
 class SearchBody(RequestBody):
