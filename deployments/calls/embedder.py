@@ -357,7 +357,7 @@ class EmbedderCalls:
         """Call a method of the embedder, which also takes the time that is left until the request's deadline."""
         turn = Turn()
         with self._unbatched.admit(turn):
-            answer = await resilient(lambda: method.remote(*args, turn.remaining_s(self._clock())), "embedder")
+            answer = await resilient(lambda: method.remote(*args, turn.remaining_s(self._clock())), self._deployment)
         if isinstance(answer, MemserveError):
             raise answer
         return answer
